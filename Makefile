@@ -1,0 +1,54 @@
+# Each target creates .venv when it is missing, or reuses it. Another interpreter: make PYTHON=python3.12 test
+PYTHON ?= python3
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quality bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
+		printf '%-14s %s\n' "$$target" "$$text"; done
+
+demo: $(INSTALLED)  ## train, cross-validate, publish to a folder and load back, on built-in data (writes out/demo)
+	$(VENV_PYTHON) training/demo.py --output_dir out/demo
+
+test: $(INSTALLED)  ## run the whole test suite
+	$(VENV_PYTHON) -m pytest -n 2 -q tests
+
+quality: $(INSTALLED)  ## lint, check the format and the types
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
+
+bench: $(INSTALLED)  ## run every benchmark
+	@for program in benchmarks/bench_*.py; do \
+		echo "$(VENV_PYTHON) $$program"; $(VENV_PYTHON) "$$program" || exit 1; done
+
+clean:  ## remove what the other targets made, .venv and out included
+	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An interrupted creation leaves a .venv without pip, or one whose python still installs outside it: create it again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(VENV_PYTHON) -c "$$REQUIRE_VENV" 2> /dev/null || \
+		{ $(PYTHON) -c "$$REQUIRE_PYTHON" && $(PYTHON) -m venv $(VENV); }
+	@$(VENV_PYTHON) -c "$$REQUIRE_PYTHON"
+	$(VENV_PYTHON) -m pip --require-virtualenv install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+define REQUIRE_PYTHON
+import sys
+if sys.version_info < (3, 10):
+    sys.exit("hf_blemo needs Python 3.10 or newer, found %d.%d at %s; choose another: make PYTHON=python3.12 ..."
+             % (sys.version_info[0], sys.version_info[1], sys.executable))
+endef
+export REQUIRE_PYTHON
+
+define REQUIRE_VENV
+import sys
+import pip
+sys.exit(sys.prefix == sys.base_prefix)
+endef
+export REQUIRE_VENV

@@ -1,0 +1,62 @@
+"""Blended emotion recognition by rank-aware fusion, with the BlEmoRE benchmark it is judged on.
+
+Importing the package is light: the names below load on first use, and the model families are registered with
+transformers' auto classes when those are imported, whether before or after this package.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hf_blemo._registration import AutoClassRegistrar
+
+if TYPE_CHECKING:
+    from hf_blemo import blemore
+    from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+    from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
+    from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "RankAwareFusionConfig",
+    "RankAwareFusionModel",
+    "RankAwareFusionProcessor",
+    "__version__",
+    "blemore",
+]
+
+_SUBPACKAGES = ("blemore",)
+
+# Where each public class is defined.
+_CLASSES = {
+    "RankAwareFusionConfig": "hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion",
+    "RankAwareFusionModel": "hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion",
+    "RankAwareFusionProcessor": "hf_blemo.rank_aware_fusion.processing_rank_aware_fusion",
+}
+
+# model_type -> auto class -> the family's class registered with it.
+_FAMILIES = {
+    "rank_aware_fusion": {
+        "AutoConfig": "RankAwareFusionConfig",
+        "AutoModel": "RankAwareFusionModel",
+        "AutoProcessor": "RankAwareFusionProcessor",
+    },
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CLASSES:
+        value = getattr(import_module(_CLASSES[name]), name)
+    elif name in _SUBPACKAGES:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+AutoClassRegistrar(_FAMILIES, _CLASSES).install()

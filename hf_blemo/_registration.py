@@ -1,0 +1,125 @@
+"""Registration of the model families with transformers' auto classes, without importing transformers.
+
+`AutoModel.register` needs the model class, hence torch, and importing transformers takes a second of its own. So each
+registration waits until both of its sides have been imported: the module of the auto class and that of the family's
+class. Python calls the registrar when one of these modules is imported, as it is a finder on `sys.meta_path`.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+
+AUTO_MODULES = {
+    "AutoConfig": "transformers.models.auto.configuration_auto",
+    "AutoModel": "transformers.models.auto.modeling_auto",
+    "AutoProcessor": "transformers.models.auto.processing_auto",
+}
+
+
+class Registration(NamedTuple):
+    """One call of `register`: `AutoConfig.register(model_type, class)`, `AutoModel.register(config_class, class)`."""
+
+    auto_class: str
+    model_type: str
+    config_class: str
+    family_class: str
+
+
+class AutoClassRegistrar:
+    """Registers each family's classes with the auto classes once the auto classes are imported.
+
+    Args:
+        families: For each model_type, the names of the auto classes and of the family's class registered with each;
+            "AutoConfig" must be among them.
+        classes: For each class named in `families`, the full name of the module that defines it.
+        auto_modules: For each auto class, the full name of the module that defines it.
+
+    Source: this project's choice.
+    """
+
+    def __init__(
+        self,
+        families: Mapping[str, Mapping[str, str]],
+        classes: Mapping[str, str],
+        auto_modules: Mapping[str, str] = AUTO_MODULES,
+    ) -> None:
+        self.classes = classes
+        self.auto_modules = auto_modules
+        self.registrations: dict[str, list[Registration]] = defaultdict(list)
+        for model_type, family in families.items():
+            for auto_class, family_class in family.items():
+                registration = Registration(auto_class, model_type, family["AutoConfig"], family_class)
+                sides = {auto_modules[auto_class], classes[registration.config_class], classes[family_class]}
+                for module_name in sides:
+                    self.registrations[module_name].append(registration)
+
+    def install(self) -> None:
+        """Registers with the auto classes that are imported already, and with the others when they are imported."""
+        sys.meta_path.insert(0, self)
+        for auto_module in self.auto_modules.values():
+            if auto_module in sys.modules:
+                self.register(auto_module)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Finds an awaited module as the finders after this one do, and registers after its import."""
+        if fullname not in self.registrations:
+            return None
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                spec.loader = cast("Loader", _NotifyingLoader(spec, self.register))
+                return spec
+        return None
+
+    def register(self, module_name: str) -> None:
+        """Makes the registrations that wait for a module, where the other side can be had.
+
+        A class that is missing belongs to a module whose import is still under way, as when the two sides import each
+        other: the end of that import calls this method again.
+
+        Args:
+            module_name: Full name of a module that has just been imported, of an auto class or of a family's class.
+        """
+        for registration in self.registrations[module_name]:
+            auto_module = sys.modules.get(self.auto_modules[registration.auto_class])
+            auto_class = getattr(auto_module, registration.auto_class, None)
+            if auto_class is None:
+                continue
+            config_class = self._find_class(registration.config_class)
+            family_class = self._find_class(registration.family_class)
+            if config_class is None or family_class is None:
+                continue
+            key = registration.model_type if registration.auto_class == "AutoConfig" else config_class
+            auto_class.register(key, family_class, exist_ok=True)
+
+    def _find_class(self, name: str) -> Any:
+        # A module under way in another thread is taken as it is: waiting for it while it waits for ours is a deadlock.
+        module = sys.modules.get(self.classes[name]) or import_module(self.classes[name])
+        return getattr(module, name, None)
+
+
+class _NotifyingLoader:
+    """The loader of a spec, which in addition calls back with the module's name after executing it."""
+
+    def __init__(self, spec: ModuleSpec, notify: Callable[[str], None]) -> None:
+        self._spec = spec
+        self._loader: Any = spec.loader
+        self._notify = notify
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The module keeps its own loader: readers of its source or resources never meet this one.
+        self._spec.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._notify(module.__name__)

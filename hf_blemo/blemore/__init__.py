@@ -1,0 +1,78 @@
+"""The BlEmoRE benchmark: labels, metrics, decoding, submission, and its features as a data set."""
+
+from .dataset_writing import is_dataset_folder
+from .decoding import (
+    BLEND_SHARE,
+    THRESHOLD_GRID,
+    Thresholds,
+    decode_expected_score,
+    decode_thresholds,
+    expected_scores,
+    fit_thresholds,
+    threshold_grid,
+)
+from .distribution import build_distribution_dataset
+from .feature_files import aggregate_statistics, load_feature_file
+from .features import encoder_widths, read_features
+from .labels import (
+    EMOTION_SETS,
+    EMOTIONS,
+    LABEL_MATRIX,
+    LABEL_SETS,
+    LABELS,
+    NEUTRAL_INDEX,
+    UNLABELLED,
+    ClipLabel,
+    clip_name,
+    decode_label_indices,
+    is_test_clip,
+    label_indices,
+    parse_clip_name,
+    prediction_label_indices,
+    soft_label,
+)
+from .metrics import acc_presence, acc_salience, confusion, score
+from .readers import load_features
+from .submission import check_submission, read_predictions, write_submission
+from .tables import build_table_dataset
+
+__all__ = [
+    "BLEND_SHARE",
+    "EMOTIONS",
+    "EMOTION_SETS",
+    "LABELS",
+    "LABEL_MATRIX",
+    "LABEL_SETS",
+    "NEUTRAL_INDEX",
+    "THRESHOLD_GRID",
+    "UNLABELLED",
+    "ClipLabel",
+    "Thresholds",
+    "acc_presence",
+    "acc_salience",
+    "aggregate_statistics",
+    "build_distribution_dataset",
+    "build_table_dataset",
+    "check_submission",
+    "clip_name",
+    "confusion",
+    "decode_expected_score",
+    "decode_label_indices",
+    "decode_thresholds",
+    "encoder_widths",
+    "expected_scores",
+    "fit_thresholds",
+    "is_dataset_folder",
+    "is_test_clip",
+    "label_indices",
+    "load_feature_file",
+    "load_features",
+    "parse_clip_name",
+    "prediction_label_indices",
+    "read_features",
+    "read_predictions",
+    "score",
+    "soft_label",
+    "threshold_grid",
+    "write_submission",
+]

@@ -1,0 +1,184 @@
+"""Writing a feature data set to disk: shard by shard, resumable, and visible only when it is whole."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .features import Clip, encode_clips
+
+if TYPE_CHECKING:
+    import datasets
+
+CLIPS_PER_SHARD = 128
+
+_BATCH_BYTES = 32 * 2**20
+_PLAN_FILE = "build.json"
+_STATE_FILE = "state.json"
+_INFO_FILE = "dataset_info.json"
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Whether a folder holds one data set as `save_to_disk` writes it.
+
+    Args:
+        path: a folder, which need not exist.
+
+    Returns:
+        True where its state and its info are there.
+
+    Source: the layout of datasets.Dataset.save_to_disk.
+    """
+    return (path / _STATE_FILE).is_file() and (path / _INFO_FILE).is_file()
+
+
+def refuse_existing(output: Path, overwrite: bool) -> None:
+    """Makes sure that writing to a path destroys nothing the caller did not name.
+
+    Args:
+        output: where a data set is to be written.
+        overwrite: whether a data set that is there may be replaced.
+
+    Raises:
+        FileExistsError: something is there, and it may not be replaced or is no data set.
+
+    Source: this project's choice.
+    """
+    if not output.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{output}: already exists; pass overwrite=True to replace it")
+    if not is_dataset_folder(output):
+        raise FileExistsError(f"{output}: exists and is not a data set, so it is not replaced")
+
+
+def write_dataset(
+    output: Path,
+    features: "datasets.Features",
+    num_clips: int,
+    read_clip: Callable[[int], Clip],
+    plan: Mapping[str, Any],
+    overwrite: bool = False,
+    progress: bool = False,
+) -> "datasets.Dataset":
+    """Writes clips to a folder that `datasets.load_from_disk` reads, holding no more than a few in memory.
+
+    Shards gather in `<output>.partial`, which is renamed at the end. A build that was interrupted goes on with the
+    first missing shard and ends in the same bytes.
+
+    Args:
+        output: folder to make.
+        features: column types, from `dataset_features`.
+        num_clips: number of rows.
+        read_clip: row number -> clip.
+        plan: what makes two builds the same, JSON values only; kept in the folder as `build.json`.
+        overwrite: replace a data set that is at `output`, and discard an unfinished build with another plan.
+        progress: show a progress bar.
+
+    Returns:
+        The data set, memory-mapped from `output`.
+
+    Raises:
+        FileExistsError: see `refuse_existing`.
+        ValueError: an unfinished build at `<output>.partial` has another plan.
+
+    Source: this project's choice; the layout of datasets.Dataset.save_to_disk.
+    """
+    import datasets
+    from tqdm.auto import tqdm
+
+    refuse_existing(output, overwrite)
+    partial = output.with_name(f"{output.name}.partial")
+    _start(partial, {**plan, "clips_per_shard": CLIPS_PER_SHARD, "num_clips": num_clips}, overwrite)
+    num_shards = -(-num_clips // CLIPS_PER_SHARD)
+    shards = [f"data-{shard:05d}-of-{num_shards:05d}.arrow" for shard in range(num_shards)]
+    with tqdm(total=num_clips, desc=output.name, unit="clip", disable=not progress) as bar:
+        for number, shard in enumerate(shards):
+            rows = range(number * CLIPS_PER_SHARD, min((number + 1) * CLIPS_PER_SHARD, num_clips))
+            if (partial / shard).is_file():
+                bar.update(len(rows))
+            else:
+                _write_shard(partial / shard, features, rows, read_clip, bar.update)
+    datasets.DatasetInfo(features=features).write_to_directory(str(partial))
+    _write_text(partial / _STATE_FILE, json.dumps(_state(partial, shards), indent=2))
+
+    if output.exists():
+        replaced = output.with_name(f"{output.name}.replaced")
+        if is_dataset_folder(replaced):
+            shutil.rmtree(replaced)
+        os.rename(output, replaced)
+        os.rename(partial, output)
+        shutil.rmtree(replaced)
+    else:
+        os.rename(partial, output)
+    return datasets.Dataset.load_from_disk(str(output))
+
+
+def _start(partial: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
+    text = json.dumps(plan, indent=2, sort_keys=True)
+    plan_file = partial / _PLAN_FILE
+    if partial.exists() and not plan_file.is_file():
+        raise FileExistsError(f"{partial}: exists and is not an unfinished build, so nothing is written there")
+    if partial.exists() and plan_file.read_text(encoding="utf-8") != text:
+        if not overwrite:
+            raise ValueError(
+                f"{partial}: found an unfinished build with other settings or clips; finish it with the same ones, "
+                "delete it, or pass overwrite=True to discard it"
+            )
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    _write_text(plan_file, text)
+
+
+def _write_shard(
+    path: Path,
+    features: "datasets.Features",
+    rows: range,
+    read_clip: Callable[[int], Clip],
+    advance: Callable[[int], Any],
+) -> None:
+    import pyarrow as pa
+
+    schema = features.arrow_schema
+    temporary = path.with_suffix(".tmp")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        batch: list[Clip] = []
+        num_bytes = 0
+        for row in rows:
+            clip = read_clip(row)
+            batch.append(clip)
+            num_bytes += sum(array.nbytes for array in clip.features.values() if array is not None)
+            if num_bytes >= _BATCH_BYTES:
+                writer.write_batch(encode_clips(batch, schema))
+                batch, num_bytes = [], 0
+            advance(1)
+        if batch:
+            writer.write_batch(encode_clips(batch, schema))
+    os.replace(temporary, path)
+
+
+def _state(folder: Path, shards: list[str]) -> dict[str, Any]:
+    # The library names its cache files after the fingerprint, so it has to follow the content.
+    fingerprint = hashlib.blake2b(digest_size=8)
+    for shard in shards:
+        with (folder / shard).open("rb") as file:
+            while block := file.read(2**20):
+                fingerprint.update(block)
+    return {
+        "_data_files": [{"filename": shard} for shard in shards],
+        "_fingerprint": fingerprint.hexdigest(),
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

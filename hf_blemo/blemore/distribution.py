@@ -1,0 +1,192 @@
+"""Reading the official BlEmoRE distribution into a data set."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .dataset_writing import refuse_existing, write_dataset
+from .feature_files import read_csv
+from .feature_folders import SPLITS, ClipSource, FeatureFileReader, encoder_folders, feature_files
+from .labels import (
+    EMOTIONS,
+    UNLABELLED,
+    is_test_clip,
+    parse_clip_name,
+    prediction_label_indices,
+)
+
+if TYPE_CHECKING:
+    import datasets
+
+METADATA_COLUMNS = (
+    "filename",
+    "video_id",
+    "gender",
+    "mix",
+    "emotion_1",
+    "version",
+    "intensity_level",
+    "situation",
+    "emotion_2",
+    "emotion_1_salience",
+    "emotion_2_salience",
+    "fold",
+)
+_METADATA_FILE = "train_metadata.csv"
+
+
+def build_distribution_dataset(
+    root: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    encoders: Sequence[str] | None = None,
+    split: str = "train",
+    feature_dtype: str = "auto",
+    aggregate: str | None = None,
+    allow_missing: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> "datasets.Dataset":
+    """Builds a data set from the official distribution, clip by clip, resumably.
+
+    Args:
+        root: folder with `train_metadata.csv` and `pre_extracted_{train,test}_data/<encoder>_{train,test}/`.
+        output: folder to make, readable by `datasets.load_from_disk`.
+        encoders: names without the suffix `_train` or `_test`; all that are there by default.
+        split: "train", whose clips, labels and folds are those of the metadata; or "test", unlabelled.
+        feature_dtype: "auto" stores float16 where the first clip of an encoder fits its range; "float16"; "float32".
+        aggregate: "statistics" stores the seven official statistics, (1, 7 * D), instead of the sequence.
+        allow_missing: a clip may lack the file of an encoder, which becomes null; else that is an error.
+        overwrite: replace the data set at `output`.
+        progress: show a progress bar.
+
+    Returns:
+        The data set: `clip`, `features`, `labels`, `fold`.
+
+    Raises:
+        FileNotFoundError: a folder, the metadata or a feature file is missing.
+        FileExistsError: `output` is there and `overwrite` is not given.
+        ValueError: an option is unknown, the metadata contradicts a clip's name, or a feature file is damaged, holds
+            NaN or infinity, or differs in width from the first.
+
+    Source: spec blemore_protocol, Features as distributed.
+    """
+    root, output = Path(root), Path(output)
+    if split not in SPLITS:
+        raise ValueError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
+    refuse_existing(output, overwrite)
+    folders = encoder_folders(root / f"pre_extracted_{split}_data", split)
+    names = sorted(folders) if encoders is None else list(encoders)
+    for name in names:
+        if name not in folders:
+            raise ValueError(f"encoder {name!r}: found {', '.join(sorted(folders))} in {root}, expected it among them")
+    files = {name: feature_files(folders[name]) for name in names}
+    rows = _read_metadata(root / _METADATA_FILE) if split == "train" else _test_clips(files)
+    sources = [
+        ClipSource(clip, labels, fold, {name: files[name][clip] for name in names if clip in files[name]})
+        for clip, labels, fold in rows
+    ]
+    _check_missing(sources, {name: folders[name] for name in names}, allow_missing)
+    reader = FeatureFileReader(sources, names, feature_dtype, aggregate)
+    plan = {
+        "split": split,
+        "feature_dtype": feature_dtype,
+        "aggregate": aggregate,
+        "encoders": {name: list(reader.types[name]) for name in names},
+        "clips_digest": _digest(sources),
+    }
+    return write_dataset(output, reader.features, len(sources), reader, plan, overwrite, progress)
+
+
+def _read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected the metadata of the training clips")
+    columns, lines = read_csv(path)
+    missing = [column for column in METADATA_COLUMNS if column not in columns]
+    if missing:
+        raise ValueError(f"{path}: found the columns {columns}, expected {missing[0]!r} among them")
+    rows = [_metadata_row(row, f"{path}, line {number}") for number, row in lines]
+    if not rows:
+        raise ValueError(f"{path}: found no clip, expected at least one")
+    seen: set[str] = set()
+    for name, _, _ in rows:
+        if name in seen:
+            raise ValueError(f"{path}: clip {name!r} comes more than once")
+        seen.add(name)
+    return rows
+
+
+def _metadata_row(row: Mapping[str, str | None], where: str) -> tuple[str, np.ndarray, int]:
+    named = parse_clip_name(row["filename"] or "")
+    cells = {column: _cell(row[column]) for column in METADATA_COLUMNS}
+    fold = _number(cells["fold"], f"{where}, column fold")
+    if cells["emotion_2"] is None:
+        label = [{"emotion": cells["emotion_1"], "salience": 100.0}]
+    else:
+        label = [
+            {
+                "emotion": cells[f"emotion_{part}"],
+                "salience": _number(cells[f"emotion_{part}_salience"], f"{where}, column emotion_{part}_salience"),
+            }
+            for part in (1, 2)
+        ]
+    if prediction_label_indices([label])[0] != named.label_index:
+        columns = " + ".join(f"{part['emotion']} {part['salience']}" for part in label)
+        name = " + ".join(f"{e} {s}" for e, s in zip(named.emotions, named.saliences, strict=True))
+        raise ValueError(f"{where}: clip {named.name!r} has the label {columns}, expected {name} as in its name")
+    if fold is not None and not (fold.is_integer() and 0 <= fold <= 127):
+        raise ValueError(f"{where}: clip {named.name!r} has the fold {fold}, expected a whole number from 0")
+    return named.name, named.soft_label, -1 if fold is None else int(fold)
+
+
+def _cell(text: str | None) -> str | None:
+    stripped = (text or "").strip()
+    return None if stripped.lower() in ("", "nan") else stripped
+
+
+def _number(text: str | None, where: str) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise ValueError(f"{where}: found {text!r}, expected a number") from None
+
+
+def _test_clips(files: Mapping[str, Mapping[str, Path]]) -> list[tuple[str, np.ndarray, int]]:
+    names = sorted({name for paths in files.values() for name in paths})
+    for name in names:
+        if not is_test_clip(name):
+            raise ValueError(f"clip {name!r}: found among the test features, expected test_0001 to test_0594")
+    if not names:
+        raise ValueError("found no test clip, expected test_0001 to test_0594")
+    return [(name, np.full(len(EMOTIONS), UNLABELLED), -1) for name in names]
+
+
+def _check_missing(sources: Sequence[ClipSource], folders: Mapping[str, Path], allow_missing: bool) -> None:
+    missing = [(source.name, encoder) for source in sources for encoder in folders if encoder not in source.files]
+    if missing and not allow_missing:
+        clip, encoder = missing[0]
+        raise FileNotFoundError(
+            f"clip {clip!r}, encoder {encoder!r}: found no feature file, expected {folders[encoder] / clip}.npy (or "
+            f".csv); {len(missing)} are missing in all; pass allow_missing=True to leave them out"
+        )
+    for source in sources:
+        if not source.files:
+            raise FileNotFoundError(
+                f"clip {source.name!r}: found no feature file of any encoder, expected at least one"
+            )
+    for encoder, folder in folders.items():
+        if not any(encoder in source.files for source in sources):
+            raise FileNotFoundError(
+                f"encoder {encoder!r}: found no file of any clip in {folder}, expected at least one"
+            )
+
+
+def _digest(sources: Sequence[ClipSource]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        parts: list[Any] = [source.name, source.labels.tolist(), source.fold, sorted(source.files)]
+        digest.update(repr(parts).encode())
+    return digest.hexdigest()

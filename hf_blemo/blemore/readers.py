@@ -1,0 +1,68 @@
+"""Features of any clips, labelled or not, from whatever holds them: a built data set, a table, or a folder."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .dataset_writing import is_dataset_folder
+from .feature_folders import ClipSource, FeatureFileReader, encoder_folders, encoder_name, feature_files
+from .features import encode_clips, encoder_widths
+from .labels import label_or_unlabelled
+from .tables import TABLE_SUFFIXES, build_table_dataset
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto") -> "datasets.Dataset":
+    """Opens the features of some clips, whichever of the known forms they are in.
+
+    Args:
+        path: a folder a data set was built in; a table (`.parquet`, `.npz`, `.csv`); a folder with one sub-folder of
+            feature files per encoder, with or without the suffix `_train` or `_test`; or the folder of one encoder.
+        feature_dtype: "auto", "float16" or "float32", for folders of feature files; tables keep float32.
+
+    Returns:
+        The data set: `clip`, `features`, `labels`, `fold`. A clip whose name carries no label is unlabelled (-100). A
+        clip need not have every encoder.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it holds none of these forms, or a file is damaged.
+
+    Source: this project's choice.
+    """
+    import datasets
+    import pyarrow as pa
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder, expected features")
+    if path.is_file():
+        if path.suffix not in TABLE_SUFFIXES:
+            raise ValueError(f"{path}: found the suffix {path.suffix!r}, expected one of {', '.join(TABLE_SUFFIXES)}")
+        return build_table_dataset(path, require_labels=False)
+    if is_dataset_folder(path):
+        dataset = datasets.Dataset.load_from_disk(str(path))
+        if "clip" not in dataset.column_names:
+            raise ValueError(f"{path}: found the columns {dataset.column_names}, expected 'clip' and 'features'")
+        encoder_widths(dataset)
+        return dataset
+    if (path / "dataset_dict.json").is_file():
+        raise ValueError(f"{path}: found a data set of several splits, expected the folder of one of them")
+    inner = sorted(folder.name for folder in path.glob("pre_extracted_*_data"))
+    if inner:
+        raise ValueError(f"{path}: found the whole distribution, expected one folder of it: {' or '.join(inner)}")
+    path = path.resolve()
+    folders = {encoder_name(path): path} if feature_files(path) else encoder_folders(path)
+    files = {name: feature_files(folder) for name, folder in folders.items()}
+    clips = sorted({clip for paths in files.values() for clip in paths})
+    sources = [
+        ClipSource(
+            clip, label_or_unlabelled(clip), -1, {name: files[name][clip] for name in files if clip in files[name]}
+        )
+        for clip in clips
+    ]
+    reader = FeatureFileReader(sources, list(files), feature_dtype, aggregate=None)
+    batches = [encode_clips([reader(row)], reader.features.arrow_schema) for row in range(len(sources))]
+    return datasets.Dataset(pa.Table.from_batches(batches))

@@ -1,0 +1,180 @@
+"""The challenge's submission file: written atomically, checked against the rules, read back."""
+
+import json
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .labels import LABELS, NUM_TEST_CLIPS, clip_name, decode_label_indices, is_test_clip, prediction_label_indices
+
+SUBMISSION_FILE = "submission_template.json"
+
+_SUFFIX = ".mov"
+_NUM_SHOWN = 3
+
+
+def write_submission(
+    path: str | os.PathLike[str],
+    clips: Iterable[str],
+    predictions: Sequence[Sequence[Mapping[str, Any]]],
+    strict: bool = False,
+) -> Path:
+    """Writes predictions in the challenge's format; the file appears whole or not at all.
+
+    Args:
+        path: a `.zip`, which gets `submission_template.json` at its root, or a `.json` for the bare file.
+        clips: N clip names or paths; each is written with the suffix `.mov`.
+        predictions: N lists of {"emotion": str, "salience": per cent}, each one of the 36 labels.
+        strict: also require exactly the 594 test clips.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: the path's suffix is another, a clip comes twice, a prediction is none of the 36 labels, lengths
+            differ, or `strict` and the clips are not the test clips.
+
+    Source: spec blemore_protocol, Submission.
+    """
+    target = Path(path)
+    if target.suffix not in (".zip", ".json"):
+        raise ValueError(f"{target}: found the suffix {target.suffix!r}, expected .zip or .json")
+    names = [clip_name(clip) for clip in clips]
+    if len(names) != len(predictions):
+        raise ValueError(f"{target}: found {len(names)} clips and {len(predictions)} predictions, expected as many")
+    problems = [
+        *_prediction_problems(zip(names, predictions, strict=True)),
+        *(_clip_problems(names) if strict else _repeated(names)),
+    ]
+    if problems:
+        raise ValueError(f"{target}: {_first_few(problems)}")
+    canonical = decode_label_indices(prediction_label_indices(predictions))
+    content = json.dumps(
+        {"predictions": {f"{name}{_SUFFIX}": row for name, row in zip(names, canonical, strict=True)}}, indent=2
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if target.suffix == ".zip":
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+                # A fixed date makes equal predictions equal files.
+                archive.writestr(zipfile.ZipInfo(SUBMISSION_FILE), content, zipfile.ZIP_DEFLATED)
+        else:
+            temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def check_submission(path: str | os.PathLike[str]) -> list[str]:
+    """Looks for everything that would make the challenge reject a submission or count a clip as wrong.
+
+    Args:
+        path: a `.zip` or `.json` submission.
+
+    Returns:
+        One line per problem; empty where the file holds a valid prediction for each of the 594 test clips.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+
+    Source: spec blemore_protocol, Submission.
+    """
+    try:
+        pairs = _read_pairs(Path(path))
+    except ValueError as error:
+        return [str(error)]
+    bare = [key for key, _ in pairs if not key.endswith(_SUFFIX)]
+    return [
+        *(f"clip {key!r}: expected the suffix {_SUFFIX}" for key in bare),
+        *_clip_problems([clip_name(key) for key, _ in pairs]),
+        *_prediction_problems(pairs),
+    ]
+
+
+def read_predictions(path: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
+    """Reads the predictions of a submission.
+
+    Args:
+        path: a `.zip` or `.json` submission, of any number of clips.
+
+    Returns:
+        Clip name without suffix -> prediction.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a submission, a clip comes twice, or a prediction is none of the 36 labels.
+
+    Source: spec blemore_protocol, Submission.
+    """
+    pairs = _read_pairs(Path(path))
+    problems = [*_prediction_problems(pairs), *_repeated([clip_name(key) for key, _ in pairs])]
+    if problems:
+        raise ValueError(f"{path}: {_first_few(problems)}")
+    return {clip_name(key): prediction for key, prediction in pairs}
+
+
+def _read_pairs(path: Path) -> list[tuple[str, Any]]:
+    """The file's clips and predictions as a list, because a dict would hide a clip that comes twice."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected a submission (.zip or .json)")
+    if path.suffix == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                content = archive.read(SUBMISSION_FILE)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path}: found a damaged zip ({error}), expected a zip with {SUBMISSION_FILE}") from None
+        except KeyError:
+            raise ValueError(f"{path}: found no {SUBMISSION_FILE} at the root of the zip") from None
+    else:
+        content = path.read_bytes()
+    try:
+        document = json.loads(content, object_pairs_hook=_Object)
+    except ValueError as error:
+        raise ValueError(f"{path}: found text that is not JSON ({error})") from None
+    predictions = dict(document).get("predictions") if isinstance(document, _Object) else None
+    if not isinstance(predictions, _Object):
+        raise ValueError(f"{path}: expected a JSON object {{'predictions': {{clip: prediction}}}}")
+    return [
+        (clip, [dict(part) if isinstance(part, _Object) else part for part in prediction])
+        if isinstance(prediction, list)
+        else (clip, prediction)
+        for clip, prediction in predictions
+    ]
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as its (key, value) pairs."""
+
+
+def _prediction_problems(pairs: Iterable[tuple[str, Any]]) -> list[str]:
+    rows = list(pairs)
+    indices = prediction_label_indices([prediction for _, prediction in rows])
+    return [
+        f"clip {clip!r}: found the prediction {prediction!r}, expected one of the {len(LABELS)} labels"
+        for (clip, prediction), index in zip(rows, indices, strict=True)
+        if index < 0
+    ]
+
+
+def _clip_problems(names: Sequence[str]) -> list[str]:
+    expected = [f"test_{number:04d}" for number in range(1, NUM_TEST_CLIPS + 1)]
+    present = set(names)
+    return [
+        *_repeated(names),
+        *(f"clip {name!r}: is not a test clip" for name in names if not is_test_clip(name)),
+        *(f"clip {name!r}: is missing" for name in expected if name not in present),
+    ]
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [f"clip {name!r}: comes {count} times" for name, count in Counter(names).items() if count > 1]
+
+
+def _first_few(problems: Sequence[str]) -> str:
+    rest = len(problems) - _NUM_SHOWN
+    return "; ".join(problems[:_NUM_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")

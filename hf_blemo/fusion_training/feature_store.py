@@ -1,0 +1,134 @@
+"""Features of a data set as the trainer needs them: pooled once where pooling has no weights, read on demand where it has."""
+
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from hf_blemo import blemore
+from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusionPooling
+from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
+
+ROWS_AT_ONCE = 64
+
+
+class FeatureStore:
+    """Rows of a data set, checked once.
+
+    `mean` and `statistics` pooling have no weights: those encoders are pooled while the data set is read, kept in
+    memory as (N, P) and fed to the model as pooled vectors. Encoders with `attention` pooling stay memory-mapped.
+
+    Args:
+        dataset: columns `clip`, `features` and, where present, `labels` and `fold`.
+        config: the model's config; encoders of the data set that it does not name are left out.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: a row the processor refuses; the message names the clip.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, config: RankAwareFusionConfig, progress: bool = True):
+        self.dataset = dataset
+        self.clips: list[str] = list(dataset["clip"])
+        self.config = config
+        self.processor = RankAwareFusionProcessor(config.encoders)
+        self.poolings = {name: RankAwareFusionPooling(options) for name, options in config.encoders.items()}
+        num_rows = len(dataset)
+        self.pooled: dict[str, torch.Tensor] = {}
+        self.present = {name: torch.zeros(num_rows, dtype=torch.bool) for name in config.encoders}
+        # Sum, sum of squares and number of what is standardised, per row: any part's statistics follow from them.
+        self._sums = {
+            name: torch.zeros(3, num_rows, pooling.output_size, dtype=torch.float64)
+            for name, pooling in self.poolings.items()
+        }
+        for name, options in config.encoders.items():
+            if options["pooling"] != "attention":
+                self.pooled[name] = torch.zeros(num_rows, self.poolings[name].output_size)
+        labels = dataset["labels"] if "labels" in dataset.column_names else [None] * num_rows
+        self.labels = torch.full((num_rows, 6), -100.0)
+        bar = tqdm(total=num_rows, desc="reading features", unit="clip", disable=not progress, leave=False)
+        for start in range(0, num_rows, ROWS_AT_ONCE):
+            rows = list(range(start, min(start + ROWS_AT_ONCE, num_rows)))
+            batch = self._process(rows, [labels[row] for row in rows])
+            self.labels[rows] = batch["labels"]
+            for name, values in batch["features"].items():
+                mask = batch["feature_mask"][name]
+                pooled = self.poolings[name].pool(values, mask)
+                self.present[name][rows] = mask.any(1)
+                if name in self.pooled:
+                    self.pooled[name][rows] = pooled
+                    pooled, mask = pooled.unsqueeze(1), mask.any(1, keepdim=True)
+                pooled = torch.where(mask.unsqueeze(-1), pooled, pooled.new_zeros(())).double()
+                count = mask.sum(1, keepdim=True).double().expand(-1, pooled.shape[-1])
+                self._sums[name][:, rows] = torch.stack([pooled.sum(1), pooled.square().sum(1), count])
+            bar.update(len(rows))
+        bar.close()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def folds(self) -> np.ndarray:
+        """(N,) fold of each row; -1 where the data set has none."""
+        if "fold" not in self.dataset.column_names:
+            return np.full(len(self), -1)
+        return np.asarray(self.dataset["fold"])
+
+    def _process(self, rows: Sequence[int], labels: Sequence | None = None):
+        samples = [
+            {name: values for name, values in sample.items() if name in self.config.encoders}
+            for sample in blemore.read_features(self.dataset, rows)
+        ]
+        return self.processor(samples, labels=labels, clips=[self.clips[row] for row in rows])
+
+    def statistics(self, rows: np.ndarray) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Mean and deviation of every encoder over some rows.
+
+        Args:
+            rows: (R,) row numbers; the training part alone.
+
+        Returns:
+            Encoder name -> mean (P,) and standard deviation (P,); 0 and 1 for an encoder that no row has.
+        """
+        result = {}
+        for name, sums in self._sums.items():
+            total, squares, count = sums[:, torch.from_numpy(rows)].sum(1)
+            mean = total / count.clamp_min(1)
+            std = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
+            result[name] = (mean.float(), torch.where(count > 0, std, torch.ones_like(std)).float())
+        return result
+
+    def batch(self, rows: np.ndarray, device: torch.device, labels: bool = True) -> dict:
+        """Model inputs for some rows.
+
+        Args:
+            rows: row numbers of any shape; the tensors get that shape in place of the batch axis.
+            device: where they go.
+            labels: whether to include them.
+
+        Returns:
+            `features`, `feature_mask` and `labels` for the model.
+        """
+        flat = torch.from_numpy(rows.reshape(-1))
+        features, feature_mask = {}, {}
+        for name, values in self.pooled.items():
+            features[name] = values[flat]
+            feature_mask[name] = self.present[name][flat].unsqueeze(1)
+        if len(self.pooled) < len(self.config.encoders):
+            read = self._process(flat.tolist())
+            for name in self.config.encoders:
+                if name in read["features"] and name not in self.pooled:
+                    features[name], feature_mask[name] = read["features"][name], read["feature_mask"][name]
+        batch: dict = {"features": features, "feature_mask": feature_mask}
+        if labels:
+            batch["labels"] = self.labels[flat]
+
+        def place(value):
+            if isinstance(value, dict):
+                return {name: place(entry) for name, entry in value.items()}
+            return value.unflatten(0, rows.shape).to(device, non_blocking=True)
+
+        return place(batch)

@@ -1,0 +1,78 @@
+"""Settings of a training run of the fusion."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_blemo.fusion_training.protocol import PROTOCOLS
+
+
+@dataclass
+class FusionSettings:
+    """What `training/train_fusion.py` reads from YAML and command line.
+
+    Args:
+        data: a built data set (folder), a table, a Hub id, or `synthetic`.
+        output_dir: where model, processor, metrics, plots, card and predictions go.
+        test_data: clips to predict with the final models; scored where they have labels.
+        unlabelled_data: target rows of the domain adaptation; their labels, if any, are not read.
+        encoders: which encoders of the data to use; all of them by default.
+        encoder_options: encoder -> entries of `config.encoders` (`pooling`, `modality`, `transform`, ...).
+        pooling, transform: of encoders whose options do not say.
+        model: further settings of `RankAwareFusionConfig`.
+        protocol: `honest`, `published_style` or `none`.
+        seeds: one complete run each; the final models are an ensemble of them.
+        num_epochs: at most; with `protocol: none` exactly.
+        patience: epochs without a better epoch for any scored fold before training ends; 0 never ends early.
+        selection: what chooses the epoch: `loss` (joint negative log-likelihood) or `score`.
+        decoding: what turns probabilities into the reported and published predictions.
+        batch_size, unlabelled_batch_size: rows per step and member over all processes.
+        evaluation_batch_size: rows at once and process in evaluation.
+        learning_rate, weight_decay, schedule, max_grad_norm: of AdamW; `schedule` is `constant` or `cosine`; a norm of
+            0 does not clip.
+        checkpoint_every: epochs between checkpoints; 0 writes none.
+        resume: whether to go on from the newest checkpoint in `output_dir`.
+        trackers: of Accelerate, for instance `[tensorboard]`.
+        synthetic: settings of the built-in data.
+    """
+
+    data: str = "synthetic"
+    output_dir: str = "out/fusion"
+    test_data: str | None = None
+    unlabelled_data: str | None = None
+    encoders: list[str] | None = None
+    encoder_options: dict[str, dict] = field(default_factory=dict)
+    pooling: str = "mean"
+    transform: str = "none"
+    model: dict[str, Any] = field(default_factory=dict)
+    protocol: str = "honest"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    num_epochs: int = 30
+    patience: int = 8
+    selection: str = "loss"
+    decoding: str = "expected_score"
+    batch_size: int = 64
+    unlabelled_batch_size: int = 64
+    evaluation_batch_size: int = 512
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    schedule: str = "constant"
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 0
+    resume: bool = False
+    trackers: list[str] = field(default_factory=list)
+    synthetic: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, choices in (
+            ("protocol", tuple(PROTOCOLS)),
+            ("selection", ("loss", "score")),
+            ("decoding", ("expected_score", "thresholds")),
+            ("schedule", ("constant", "cosine")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(choices)}")
+        for name in ("num_epochs", "batch_size", "unlabelled_batch_size", "evaluation_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be different non-negative integers, at least one, found {self.seeds}")

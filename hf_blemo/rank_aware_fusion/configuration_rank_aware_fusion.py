@@ -1,0 +1,170 @@
+"""Configuration of rank-aware selective fusion."""
+
+from dataclasses import field
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+MODALITIES = ("video", "audio", "audiovisual")
+POOLINGS = ("mean", "statistics", "attention")
+TRANSFORMS = ("none", "log_softmax")
+NUM_STATISTICS = 7
+EMOTIONS = ("ang", "disg", "fea", "hap", "sad", "neu")
+ENCODER_DEFAULTS = {"modality": "video", "pooling": "mean", "transform": "none"}
+# Read by the packages that extract features, kept with the model so that it knows how to make its own inputs.
+ENCODER_PROVENANCE = ("model_id", "revision")
+
+
+def check_encoder(name: str, options: Any) -> dict[str, Any]:
+    """Completes one entry of `encoders` with its defaults.
+
+    Args:
+        name: name of the encoder.
+        options: `feature_size` (int, required), `modality`, `pooling`, `transform`, `model_id`, `revision`.
+
+    Returns:
+        The options with every default filled in.
+
+    Raises:
+        ValueError: the entry has no positive `feature_size`, an unknown key or a value outside its choices.
+    """
+    if not isinstance(options, dict):
+        raise ValueError(f"encoders[{name!r}]: expected a dict with 'feature_size', found {type(options).__name__}")
+    known = ("feature_size", *ENCODER_DEFAULTS, *ENCODER_PROVENANCE)
+    for key in options:
+        if key not in known:
+            raise ValueError(f"encoders[{name!r}]: unknown key {key!r}; expected some of {', '.join(known)}")
+    size = options.get("feature_size")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"encoders[{name!r}]: 'feature_size' must be a positive integer, found {size!r}")
+    complete = {**ENCODER_DEFAULTS, **options}
+    for key, choices in (("modality", MODALITIES), ("pooling", POOLINGS), ("transform", TRANSFORMS)):
+        if complete[key] not in choices:
+            raise ValueError(f"encoders[{name!r}]: {key} {complete[key]!r} is not one of {', '.join(choices)}")
+    return complete
+
+
+@strict
+class RankAwareFusionConfig(PreTrainedConfig):
+    """Settings of a [`RankAwareFusionModel`]; the naive baselines are settings of the same class.
+
+    | method | gate | fusion | top_n |
+    |---|---|---|---|
+    | rank-aware selective fusion | `attention` | `rank_aware` | n |
+    | the same without rank order | `attention` | `weighted_sum` | n |
+    | static top-n | `static` | `rank_aware` | n |
+    | concatenation of all | `uniform` | `concatenation` | number of encoders |
+    | mean of all | `uniform` | `weighted_sum` | number of encoders |
+    | a single encoder | any, with one entry in `encoders` | | |
+
+    Args:
+        encoders: encoder name -> `{"feature_size": D, "modality": "video" | "audio" | "audiovisual",
+            "pooling": "mean" | "statistics" | "attention", "transform": "none" | "log_softmax"}`; optionally the Hub
+            `model_id` and `revision` the features come from. `statistics` is the official seven (mean, standard
+            deviation, percentiles 10, 25, 50, 75, 90). `log_softmax` is for inputs that are another model's logits.
+            The order of the dict is the order of `encoder_weights`.
+        top_n: number of encoders fused per sample; where fewer are present, all of them.
+        hidden_size: width of the shared latent space.
+        gate: `attention` (sample-wise, learned), `static` (one fixed ranking, the buffer `static_scores`), `uniform`.
+        fusion: `rank_aware` (selected encoders in rank order with rank embeddings), `weighted_sum`, `concatenation`
+            (every encoder at its own place, the unselected as zeros).
+        gate_context: whether the gate's query sees the sample's mean latent beside the learned query (ours).
+        gate_noise: standard deviation of the normal noise on the gate's scores in training, against collapse (ours).
+        gate_balance_weight: weight of the balance term on the full softmax: squared coefficient of variation of the
+            encoders' mean weight over the batch (ours, after load balancing in mixtures of experts).
+        encoder_loss_weight: weight of the presence and salience losses of every encoder alone through the shared
+            heads, which teaches the projections of encoders the gate does not select (ours).
+        gate_loss_weight: weight of the Kullback-Leibler divergence from the gate to the softmax of minus the
+            encoders' own losses; needs `encoder_loss_weight` > 0 (ours).
+        dropout: rate on the latents and the fused vector.
+        encoder_dropout: rate at which a present encoder is hidden in training; one always stays.
+        modality_dropout: rate at which all encoders of one modality are hidden in training; one encoder always stays.
+        head_fusion: `geometric` (geometric mean of the two heads' probabilities), `presence` or `salience` alone.
+        head_exponent: exponent of presence in the geometric mean, between 0 and 1; salience has the rest.
+        learn_head_exponent: whether the exponent is trained.
+        joint_interaction: whether the joint distribution adds a linear term of the fused vector to the energies that
+            follow from the heads (ours).
+        presence_loss_weight, salience_loss_weight, alignment_loss_weight: weights of the three losses of the method.
+        joint_loss_weight: weight of the negative log-likelihood of the label under the joint distribution (ours).
+        domain_adaptation: `none`, `mmd`, `coral` or `adversarial`, between labelled and unlabelled rows of a batch.
+        domain_adaptation_weight: its weight in the loss.
+        initializer_range: standard deviation of the rank and encoder embeddings.
+
+    Source: "Ordering Matters: Rank-Aware Selective Fusion for Blended Emotion Recognition", arXiv 2605.21417, abstract;
+    what is marked ours is this project's choice.
+    """
+
+    model_type = "rank_aware_fusion"
+    keys_to_ignore_at_inference = [
+        "presence_logits",
+        "salience_logits",
+        "encoder_weights",
+        "selected_encoders",
+        "fused_features",
+        "domain_adaptation_loss",
+    ]
+
+    encoders: dict[str, dict] = field(default_factory=dict)
+    encoder_order: list[str] | None = None
+    top_n: int = 3
+    hidden_size: int = 64
+    gate: Literal["attention", "static", "uniform"] = "attention"
+    fusion: Literal["rank_aware", "weighted_sum", "concatenation"] = "rank_aware"
+    gate_context: bool = True
+    gate_noise: float | int = 0.5
+    gate_balance_weight: float | int = 0.01
+    encoder_loss_weight: float | int = 0.0
+    gate_loss_weight: float | int = 0.0
+    dropout: float | int = 0.2
+    encoder_dropout: float | int = 0.0
+    modality_dropout: float | int = 0.0
+    head_fusion: Literal["geometric", "presence", "salience"] = "geometric"
+    head_exponent: float | int = 0.5
+    learn_head_exponent: bool = True
+    joint_interaction: bool = True
+    presence_loss_weight: float | int = 1.0
+    salience_loss_weight: float | int = 1.0
+    alignment_loss_weight: float | int = 1.0
+    joint_loss_weight: float | int = 1.0
+    domain_adaptation: Literal["none", "mmd", "coral", "adversarial"] = "none"
+    domain_adaptation_weight: float | int = 1.0
+    initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs):
+        # A config file is saved with sorted keys: without this list the encoders would change places on reload.
+        order = list(self.encoders) if self.encoder_order is None else list(self.encoder_order)
+        if sorted(order) != sorted(self.encoders):
+            raise ValueError(f"encoder_order {order} must name each of encoders {sorted(self.encoders)} once")
+        self.encoders = {name: check_encoder(name, self.encoders[name]) for name in order}
+        self.encoder_order = order
+        kwargs.setdefault("id2label", dict(enumerate(EMOTIONS)))
+        kwargs.setdefault("label2id", {name: index for index, name in enumerate(EMOTIONS)})
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self):
+        """Checks that sizes are positive and rates are rates."""
+        for name in ("top_n", "hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("dropout", "encoder_dropout", "modality_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
+        if not 0 < self.head_exponent < 1:
+            raise ValueError(f"head_exponent must be in (0, 1), found {self.head_exponent}")
+
+    def validate_losses(self):
+        """Checks that no loss weight is negative and that the gate's target exists where it is asked for."""
+        for name in vars(self):
+            if name.endswith("_weight") and getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if self.gate_loss_weight > 0 and self.encoder_loss_weight == 0:
+            raise ValueError("gate_loss_weight > 0 needs encoder_loss_weight > 0: its target is the encoders' own loss")
+
+    def pooled_size(self, name: str) -> int:
+        """Width of encoder `name` after temporal pooling."""
+        options = self.encoders[name]
+        return options["feature_size"] * (NUM_STATISTICS if options["pooling"] == "statistics" else 1)
+
+
+RankAwareFusionConfig.register_for_auto_class()

@@ -1,0 +1,82 @@
+"""From probabilities to blends: the benchmark's thresholds and the decoding that maximises the expected Score.
+
+The family travels to the Hub alone, so the two rules stand here beside `hf_blemo.blemore.decoding`; a test holds the two
+against each other.
+"""
+
+import numpy as np
+
+from .configuration_rank_aware_fusion import EMOTIONS
+
+NEUTRAL = EMOTIONS.index("neu")
+# Share of blends among the 3,050 clips of BlEmoRE.
+BLEND_SHARE = 1660 / 3050
+SALIENCES = (70.0, 50.0, 30.0)
+BLENDS = [
+    (first, second, salience)
+    for first in range(NEUTRAL)
+    for second in range(first + 1, NEUTRAL)
+    for salience in SALIENCES
+]
+
+
+def blend(first: int, second: int, salience: float) -> list[dict[str, str | float]]:
+    """Two emotions, `salience` per cent of the first."""
+    return [
+        {"emotion": EMOTIONS[first], "salience": salience},
+        {"emotion": EMOTIONS[second], "salience": 100.0 - salience},
+    ]
+
+
+def decode_thresholds(probabilities: np.ndarray, alpha: float, beta: float) -> list[list[dict[str, str | float]]]:
+    """Decodes by the official thresholds.
+
+    Args:
+        probabilities: (B, 6).
+        alpha: presence threshold: what is below it is not predicted.
+        beta: salience threshold: a difference of at most this much is a 50/50 blend.
+
+    Returns:
+        One or two emotions with their salience in per cent for each sample.
+
+    Source: BlEmoRE, arXiv 2601.13225.
+    """
+    # The official code compares in the precision of the probabilities.
+    alpha, beta = probabilities.dtype.type(alpha), probabilities.dtype.type(beta)
+    predictions = []
+    for row, order in zip(probabilities, np.argsort(-probabilities, axis=1, kind="stable"), strict=True):
+        best, second = order[:2]
+        if row[second] < alpha or row[second] <= 0:
+            chosen = best
+        elif NEUTRAL in (best, second):
+            other = second if best == NEUTRAL else best
+            chosen = other if row[other] >= row[NEUTRAL] else NEUTRAL
+        else:
+            first, second = sorted((best, second))
+            difference = row[first] - row[second]
+            salience = 50.0 if abs(difference) <= beta else (70.0 if difference > 0 else 30.0)
+            predictions.append(blend(first, second, salience))
+            continue
+        predictions.append([{"emotion": EMOTIONS[chosen], "salience": 100.0}])
+    return predictions
+
+
+def decode_expected_score(joint: np.ndarray, blend_share: float = BLEND_SHARE) -> list[list[dict[str, str | float]]]:
+    """Decodes to the valid label with the highest expected Score.
+
+    Args:
+        joint: (B, 36) probabilities of the valid labels.
+        blend_share: share of true blends among the clips to be scored.
+
+    Returns:
+        One or two emotions with their salience in per cent for each sample.
+
+    Source: the Score of BlEmoRE (a right set is worth 0.5 / N, a right blend label another 0.5 / N_blends).
+    """
+    blends = joint[:, 6:].reshape(len(joint), -1, len(SALIENCES))
+    blend_score = 0.5 * blends.sum(-1, keepdims=True) + 0.5 * blends / blend_share
+    best = np.concatenate([0.5 * joint[:, :6], blend_score.reshape(len(joint), -1)], 1).argmax(1)
+    return [
+        blend(*BLENDS[index - 6]) if index >= 6 else [{"emotion": EMOTIONS[index], "salience": 100.0}]
+        for index in best
+    ]

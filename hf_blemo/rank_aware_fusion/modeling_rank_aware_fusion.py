@@ -1,0 +1,505 @@
+"""PyTorch model of rank-aware selective fusion."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_rank_aware_fusion import MODALITIES, RankAwareFusionConfig
+from .domain_adaptation_rank_aware_fusion import (
+    RankAwareFusionDomainDiscriminator,
+    correlation_alignment,
+    domain_weights,
+    maximum_mean_discrepancy,
+)
+from .pooling_rank_aware_fusion import RankAwareFusionPooling
+
+IGNORED_LABEL = -100
+
+
+def valid_labels() -> torch.Tensor:
+    """The 36 valid labels as soft labels, (36, 6): six singles, then the pairs of the first five in lexicographic
+    order, each as 70/30, 50/50, 30/70."""
+    rows = [[float(row == column) for column in range(6)] for row in range(6)]
+    for first in range(5):
+        for second in range(first + 1, 5):
+            for share in (0.7, 0.5, 0.3):
+                row = [0.0] * 6
+                row[first], row[second] = share, round(1 - share, 1)
+                rows.append(row)
+    return torch.tensor(rows)
+
+
+@dataclass
+class RankAwareFusionOutput(ModelOutput):
+    """What [`RankAwareFusionModel`] returns; B samples, E encoders in the order of `config.encoders`.
+
+    Args:
+        loss: scalar, when `labels` were given.
+        probabilities: (B, 6), the fused probabilities of the emotions, summing to 1.
+        presence_logits: (B, 6).
+        salience_logits: (B, 6).
+        joint_probabilities: (B, 36), over the valid labels in the order of `valid_labels`.
+        encoder_weights: (B, E), the gate's softmax over the encoders that are present.
+        selected_encoders: (B, top_n) int64, the fused encoders in rank order; -1 where fewer are present.
+        fused_features: (B, H), what the heads and the domain adaptation see.
+        domain_adaptation_loss: scalar, unweighted; zero without unlabelled rows or with `domain_adaptation="none"`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    probabilities: torch.FloatTensor | None = None
+    presence_logits: torch.FloatTensor | None = None
+    salience_logits: torch.FloatTensor | None = None
+    joint_probabilities: torch.FloatTensor | None = None
+    encoder_weights: torch.FloatTensor | None = None
+    selected_encoders: torch.LongTensor | None = None
+    fused_features: torch.FloatTensor | None = None
+    domain_adaptation_loss: torch.FloatTensor | None = None
+
+
+class RankAwareFusionProjection(nn.Module):
+    """Projects one pooled encoder into the shared latent space.
+
+    Without a norm, here and in the fusion: the length of a latent tells how sure its encoder is, and a norm would hide
+    it (measured on the real out-of-fold logits).
+    """
+
+    def __init__(self, input_size: int, config: RankAwareFusionConfig):
+        super().__init__()
+        self.linear = nn.Linear(input_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        pooled = pooled.to(self.linear.weight.dtype)
+        return self.dropout(nn.functional.gelu(self.linear(pooled)))
+
+
+class RankAwareFusionGate(nn.Module):
+    """Scores the encoders of each sample; the scores order the encoders and their softmax weighs them.
+
+    `attention` is a scaled dot product of one query per sample (a learned vector plus, with `gate_context`, a map of
+    the sample's mean latent) with the encoders' keys and embeddings: this project's choice.
+    """
+
+    def __init__(self, config: RankAwareFusionConfig):
+        super().__init__()
+        self.kind = config.gate
+        self.noise = float(config.gate_noise)
+        num_encoders, size = len(config.encoders), config.hidden_size
+        if self.kind == "static":
+            self.register_buffer("static_scores", torch.zeros(num_encoders))
+        if self.kind == "attention":
+            self.query = nn.Parameter(torch.zeros(size))
+            self.encoder_embedding = nn.Parameter(torch.zeros(num_encoders, size))
+            self.key = nn.Linear(size, size)
+            self.context = nn.Linear(size, size) if config.gate_context else None
+
+    def forward(self, latents: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores the encoders.
+
+        Args:
+            latents: (B, E, H).
+            present: (B, E) bool.
+
+        Returns:
+            Weights (B, E), zero for absent encoders and summing to 1 over the others; order (B, E) int64, encoders
+            from the most to the least important, absent ones last.
+        """
+        if self.kind == "attention":
+            keys = self.key(latents) + self.encoder_embedding
+            query = self.query.expand(latents.shape[0], -1)
+            if self.context is not None:
+                count = present.sum(-1, keepdim=True).clamp_min(1)
+                query = query + self.context((latents * present.unsqueeze(-1)).sum(1) / count)
+            scores = (keys * query.unsqueeze(1)).sum(-1).float() / latents.shape[-1] ** 0.5
+            if self.training and self.noise > 0:
+                scores = scores + self.noise * torch.randn_like(scores)
+        elif self.kind == "static":
+            # The ranking alone: the weights of the selected are equal, as a fixed selection is commonly used.
+            scores = self.static_scores.float().expand(latents.shape[0], -1)
+        else:
+            scores = present.float()
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~present, lowest)
+        order = scores.sort(dim=-1, descending=True, stable=True).indices
+        if self.kind == "static":
+            scores = torch.where(present, scores.new_zeros(()), scores)
+        return scores.softmax(-1) * present, order
+
+
+class RankAwareFusionFusion(nn.Module):
+    """Joins the latents of the selected encoders into one vector."""
+
+    def __init__(self, config: RankAwareFusionConfig):
+        super().__init__()
+        self.kind = config.fusion
+        self.num_encoders = len(config.encoders)
+        size = config.hidden_size
+        self.num_ranks = min(config.top_n, self.num_encoders)
+        places = {"rank_aware": self.num_ranks, "weighted_sum": 1, "concatenation": self.num_encoders}[self.kind]
+        if self.kind == "rank_aware":
+            self.rank_embedding = nn.Parameter(torch.zeros(self.num_ranks, size))
+        self.linear = nn.Linear(places * size, size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, latents: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Fuses.
+
+        Args:
+            latents: (..., R, H), the selected encoders in rank order.
+            indices: (..., R) int64, which encoders they are.
+            weights: (..., R), summing to 1 over the ranks in use, 0 at the others.
+
+        Returns:
+            (..., H).
+        """
+        used = weights > 0
+        if self.kind == "weighted_sum":
+            joined = (weights.unsqueeze(-1) * latents).sum(-2)
+        else:
+            # Relative weights (1 where all are equal): the scale of the input does not depend on how many are fused.
+            relative = (weights * used.sum(-1, keepdim=True)).unsqueeze(-1)
+            placed = relative * latents
+            if self.kind == "rank_aware":
+                placed = placed + self.rank_embedding * used.unsqueeze(-1)
+            else:
+                places = nn.functional.one_hot(indices, self.num_encoders).to(placed.dtype)
+                placed = places.mT @ placed
+            joined = placed.flatten(-2)
+        joined = joined.to(self.linear.weight.dtype)
+        return self.dropout(nn.functional.gelu(self.linear(joined)))
+
+
+class RankAwareFusionHeads(nn.Module):
+    """Presence and salience heads, their fusion as probabilities and the joint distribution over valid labels."""
+
+    def __init__(self, config: RankAwareFusionConfig):
+        super().__init__()
+        self.kind = config.head_fusion
+        self.presence = nn.Linear(config.hidden_size, 6)
+        self.salience = nn.Linear(config.hidden_size, 6)
+        self.initial_exponent = float(config.head_exponent)
+        exponent = torch.tensor(0.0)
+        if config.learn_head_exponent and self.kind == "geometric":
+            self.exponent_logit = nn.Parameter(exponent)
+        else:
+            self.register_buffer("exponent_logit", exponent)
+        self.joint_scale = nn.Parameter(torch.zeros(2))
+        self.joint_bias = nn.Parameter(torch.zeros(36))
+        self.interaction = nn.Linear(config.hidden_size, 36, bias=False) if config.joint_interaction else None
+        self.register_buffer("label_matrix", valid_labels())
+
+    def forward(self, fused: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Predicts from fused features.
+
+        Args:
+            fused: (..., H).
+
+        Returns:
+            `presence_logits`, `salience_logits`, `log_probabilities` (..., 6), `log_joint` (..., 36), in float32.
+
+        Source: spec of probability-level fusion; the geometric mean and the joint energies (log-likelihood of the
+        present set, minus the divergence of the label from the salience distribution) are this project's choice.
+        """
+        presence = self.presence(fused).float()
+        salience = self.salience(fused).float()
+        log_present = nn.functional.logsigmoid(presence)
+        log_absent = nn.functional.logsigmoid(-presence)
+        log_salience = salience.log_softmax(-1)
+        labels = self.label_matrix.float()
+        sets = (labels > 0).float()
+        energy = self.joint_bias.float().expand(*fused.shape[:-1], 36)
+        presence_scale, salience_scale = self.joint_scale.float().exp()
+        if self.kind != "salience":
+            energy = energy + presence_scale * (log_present @ sets.T + log_absent @ (1 - sets).T)
+        if self.kind != "presence":
+            entropy = -torch.special.xlogy(labels, labels).sum(-1)
+            energy = energy + salience_scale * (log_salience @ labels.T + entropy)
+        if self.interaction is not None:
+            energy = energy + self.interaction(fused).float()
+        exponent = self.exponent_logit.float().sigmoid()
+        mixed = {
+            "geometric": lambda: exponent * log_present + (1 - exponent) * log_salience,
+            "presence": lambda: log_present,
+            "salience": lambda: log_salience,
+        }[self.kind]()
+        return {
+            "presence_logits": presence,
+            "salience_logits": salience,
+            "log_probabilities": mixed.log_softmax(-1),
+            "log_joint": energy.log_softmax(-1),
+        }
+
+    def losses(self, heads: dict[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The four losses of each row, unweighted.
+
+        Args:
+            heads: what [`forward`] returned, leading shape (...).
+            labels: (..., 6) soft labels.
+
+        Returns:
+            `presence` (binary cross-entropy, mean over the six), `salience` and `alignment` (KL from the soft label),
+            `joint` (negative log-likelihood of the nearest valid label), each of shape (...).
+        """
+        present = (labels > 0).float()
+        entropy = torch.special.xlogy(labels, labels).sum(-1)
+        nearest = (labels.unsqueeze(-2) - self.label_matrix.float()).abs().sum(-1).argmin(-1)
+        presence = nn.functional.binary_cross_entropy_with_logits(heads["presence_logits"], present, reduction="none")
+        return {
+            "presence": presence.mean(-1),
+            "salience": entropy - (labels * heads["salience_logits"].log_softmax(-1)).sum(-1),
+            "alignment": entropy - (labels * heads["log_probabilities"]).sum(-1),
+            "joint": -heads["log_joint"].gather(-1, nearest.unsqueeze(-1)).squeeze(-1),
+        }
+
+
+class RankAwareFusionPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and the flags of the family."""
+
+    config_class = RankAwareFusionConfig
+    config: RankAwareFusionConfig
+    base_model_prefix = "model"
+    main_input_name = "features"
+    supports_gradient_checkpointing = False
+    _no_split_modules = ["RankAwareFusionProjection", "RankAwareFusionFusion", "RankAwareFusionHeads"]
+    # forward takes no **kwargs; said aloud because a loss normalised by the number of label elements would be wrong.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, RankAwareFusionPooling):
+            init.zeros_(module.feature_mean)
+            init.ones_(module.feature_std)
+        elif isinstance(module, RankAwareFusionGate):
+            if module.kind == "static":
+                init.zeros_(module.static_scores)
+            if module.kind == "attention":
+                init.normal_(module.query, std=self.config.initializer_range)
+                init.normal_(module.encoder_embedding, std=self.config.initializer_range)
+        elif isinstance(module, RankAwareFusionFusion):
+            if module.kind == "rank_aware":
+                init.normal_(module.rank_embedding, std=self.config.initializer_range)
+        elif isinstance(module, RankAwareFusionHeads):
+            init.constant_(module.exponent_logit, torch.tensor(module.initial_exponent).logit().item())
+            init.zeros_(module.joint_scale)
+            init.zeros_(module.joint_bias)
+            init.copy_(module.label_matrix, valid_labels())
+            if module.interaction is not None:
+                init.zeros_(module.interaction.weight)
+
+
+class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
+    """Recognises blended emotions from the features of many encoders, fusing the top-n of each sample in rank order.
+
+    Args:
+        config: [`RankAwareFusionConfig`] with at least one encoder.
+
+    Raises:
+        ValueError: `config.encoders` is empty.
+
+    Source: "Ordering Matters: Rank-Aware Selective Fusion for Blended Emotion Recognition", arXiv 2605.21417.
+    """
+
+    def __init__(self, config: RankAwareFusionConfig):
+        super().__init__(config)
+        if not config.encoders:
+            raise ValueError("config.encoders is empty: name at least one encoder with its feature_size")
+        self.encoder_names = list(config.encoders)
+        # By position, not by name: an encoder's name may hold characters that a module's name may not.
+        self.poolings = nn.ModuleList(RankAwareFusionPooling(config.encoders[name]) for name in self.encoder_names)
+        self.projections = nn.ModuleList(
+            RankAwareFusionProjection(pooling.output_size, config) for pooling in self.poolings
+        )
+        self.gate = RankAwareFusionGate(config)
+        self.fusion = RankAwareFusionFusion(config)
+        self.heads = RankAwareFusionHeads(config)
+        if config.domain_adaptation == "adversarial":
+            self.discriminator = RankAwareFusionDomainDiscriminator(config.hidden_size)
+        modality = [MODALITIES.index(config.encoders[name]["modality"]) for name in self.encoder_names]
+        self.modality_indices = modality
+        self.post_init()
+
+    def set_feature_statistics(self, name: str, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Sets what encoder `name` is standardised with; fit it on the training part alone.
+
+        Args:
+            name: an encoder of the config.
+            mean, std: (P,), P the pooled width (`config.pooled_size(name)`); a deviation of zero becomes 1.
+        """
+        pooling = self.poolings[self.encoder_names.index(name)]
+        with torch.no_grad():
+            pooling.feature_mean.copy_(mean)
+            pooling.feature_std.copy_(torch.where(std > 1e-8, std, torch.ones_like(std)))
+
+    def set_static_scores(self, scores: dict[str, float]) -> None:
+        """Sets the ranking of `gate="static"`.
+
+        Args:
+            scores: encoder name -> validation score, the higher the more important.
+        """
+        if self.config.gate != "static":
+            raise ValueError(f"static scores are used by gate='static', this model has gate={self.config.gate!r}")
+        with torch.no_grad():
+            self.gate.static_scores.copy_(torch.tensor([float(scores[name]) for name in self.encoder_names]))
+
+    def _pooled(
+        self, features: dict[str, torch.Tensor], feature_mask: dict[str, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (B, E, H) and presence (B, E); an encoder missing from the batch is absent in every sample."""
+        for name in features:
+            if name not in self.encoder_names:
+                raise ValueError(f"unknown encoder {name!r}: this model has {', '.join(self.encoder_names)}")
+        if not features:
+            raise ValueError(f"features is empty: expected some of {', '.join(self.encoder_names)}")
+        batch_size = next(iter(features.values())).shape[0]
+        latents, present = [], []
+        for name, pooling, projection in zip(self.encoder_names, self.poolings, self.projections, strict=True):
+            values = features.get(name)
+            if values is None:
+                weight = projection.linear.weight
+                # Projected like any other, so that every parameter takes part in every step (DDP asks for that).
+                values = weight.new_zeros(batch_size, pooling.output_size)
+                mask = torch.zeros(batch_size, 1, dtype=torch.bool, device=weight.device)
+            else:
+                size = pooling.output_size if values.dim() == 2 else pooling.feature_size
+                if values.dim() not in (2, 3) or values.shape[0] != batch_size or values.shape[-1] != size:
+                    raise ValueError(
+                        f"encoder {name!r}: expected features of shape ({batch_size}, time, {pooling.feature_size}) or, "
+                        f"pooled, ({batch_size}, {pooling.output_size}), found {tuple(values.shape)}"
+                    )
+                mask = None if feature_mask is None else feature_mask.get(name)
+                if mask is None:
+                    mask = torch.ones(batch_size, values.shape[1] if values.dim() == 3 else 1, device=values.device)
+                mask = mask.bool()
+                if values.dim() == 3 and mask.shape != values.shape[:2]:
+                    raise ValueError(
+                        f"encoder {name!r}: feature_mask has shape {tuple(mask.shape)}, expected "
+                        f"{tuple(values.shape[:2])}"
+                    )
+            latents.append(projection(pooling(values, mask)))
+            present.append(mask.any(1))
+        return torch.stack(latents, 1), torch.stack(present, 1)
+
+    def _drop_encoders(self, present: torch.Tensor) -> torch.Tensor:
+        """Hides encoders at random in training; a sample keeps what it has where everything would be hidden."""
+        for rate, columns in (
+            (self.config.encoder_dropout, list(range(len(self.encoder_names)))),
+            (self.config.modality_dropout, self.modality_indices),
+        ):
+            if rate > 0:
+                draws = torch.rand(present.shape[0], max(columns) + 1, device=present.device)
+                kept = present & (draws >= rate)[:, columns]
+                present = torch.where(kept.any(-1, keepdim=True), kept, present)
+        return present
+
+    def _encoder_losses(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Joint loss of each encoder alone at the first rank, (B, E), as if all others were absent."""
+        batch_size, num_encoders, size = latents.shape
+        num_ranks = self.fusion.num_ranks
+        alone = torch.cat([latents.unsqueeze(2), latents.new_zeros(batch_size, num_encoders, num_ranks - 1, size)], 2)
+        indices = torch.arange(num_encoders, device=latents.device).view(1, -1, 1)
+        indices = indices.expand(batch_size, num_encoders, num_ranks)
+        weights = torch.zeros(num_ranks, device=latents.device)
+        weights = torch.where(torch.arange(num_ranks, device=latents.device) == 0, weights + 1, weights)
+        fused = self.fusion(alone, indices, weights.expand(batch_size, num_encoders, num_ranks))
+        return self.heads.losses(self.heads(fused), labels.unsqueeze(1).expand(-1, num_encoders, -1))["joint"]
+
+    def _loss(
+        self,
+        heads: dict[str, torch.Tensor],
+        latents: torch.Tensor,
+        present: torch.Tensor,
+        weights: torch.Tensor,
+        fused: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted sum of all losses, and the unweighted domain adaptation loss."""
+        config = self.config
+        labels = labels.float()
+        labelled = ~(labels == IGNORED_LABEL).all(-1)
+        rows = labelled.float() / labelled.sum().clamp_min(1)
+        labels = torch.where(labelled.unsqueeze(-1), labels, self.heads.label_matrix[0].float())
+        terms = self.heads.losses(heads, labels)
+        loss = sum(getattr(config, f"{name}_loss_weight") * (rows * term).sum() for name, term in terms.items())
+        if config.gate == "attention" and config.gate_balance_weight > 0 and len(self.encoder_names) > 1:
+            share = weights.sum(0) / present.sum(0).clamp_min(1)
+            balance = share.var(unbiased=False) / share.mean().square().clamp_min(1e-12)
+            loss = loss + config.gate_balance_weight * balance
+        if config.encoder_loss_weight > 0:
+            alone = self._encoder_losses(latents, labels)
+            usable = present.float() / present.sum(-1, keepdim=True).clamp_min(1)
+            loss = loss + config.encoder_loss_weight * (rows.unsqueeze(-1) * usable * alone).sum()
+            if config.gate_loss_weight > 0 and config.gate == "attention":
+                lowest = torch.finfo(alone.dtype).min
+                target = (-alone.detach()).masked_fill(~present, lowest).softmax(-1) * present
+                divergence = torch.special.xlogy(target, target) - target * weights.clamp_min(1e-12).log()
+                loss = loss + config.gate_loss_weight * (rows * divergence.sum(-1)).sum()
+        source, target = domain_weights(labelled)
+        adaptation = loss.new_zeros(())
+        if config.domain_adaptation == "mmd":
+            adaptation = maximum_mean_discrepancy(fused.float(), source, target)
+        elif config.domain_adaptation == "coral":
+            adaptation = correlation_alignment(fused.float(), source, target)
+        elif config.domain_adaptation == "adversarial":
+            adaptation = self.discriminator(fused, source, target)
+        return loss + config.domain_adaptation_weight * adaptation, adaptation
+
+    @can_return_tuple
+    def forward(
+        self,
+        features: dict[str, torch.Tensor],
+        feature_mask: dict[str, torch.Tensor] | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> RankAwareFusionOutput:
+        """Predicts the blends of a batch.
+
+        Args:
+            features: encoder name -> (B, T, D) steps of that encoder, padded, or (B, P) already pooled vectors.
+                Encoders may be missing.
+            feature_mask: encoder name -> (B, T) bool, true at valid steps ((B, 1) for pooled vectors); a row without
+                one marks the encoder as absent in that sample. Without an entry all steps are valid.
+            labels: (B, 6) soft labels; a row of -100 is unlabelled and takes part in domain adaptation only.
+
+        Returns:
+            [`RankAwareFusionOutput`].
+
+        Raises:
+            ValueError: an encoder the config does not name, or features of another shape than the config's.
+        """
+        latents, present = self._pooled(features, feature_mask)
+        if self.training:
+            present = self._drop_encoders(present)
+        weights, order = self.gate(latents, present)
+        num_ranks = self.fusion.num_ranks
+        selected = order[:, :num_ranks]
+        used = present.gather(1, selected)
+        selected_weights = weights.gather(1, selected) * used
+        selected_weights = selected_weights / selected_weights.sum(-1, keepdim=True).clamp_min(1e-12)
+        chosen = latents.gather(1, selected.unsqueeze(-1).expand(-1, -1, latents.shape[-1]))
+        fused = self.fusion(chosen, selected, selected_weights)
+        heads = self.heads(fused)
+        loss = adaptation = None
+        if labels is not None:
+            loss, adaptation = self._loss(heads, latents, present, weights, fused, labels)
+        missing = selected.new_full((selected.shape[0], self.config.top_n - num_ranks), -1)
+        return RankAwareFusionOutput(
+            loss=loss,
+            probabilities=heads["log_probabilities"].exp(),
+            presence_logits=heads["presence_logits"],
+            salience_logits=heads["salience_logits"],
+            joint_probabilities=heads["log_joint"].exp(),
+            encoder_weights=weights,
+            selected_encoders=torch.cat([torch.where(used, selected, -1), missing], -1),
+            fused_features=fused,
+            domain_adaptation_loss=adaptation,
+        )
+
+
+RankAwareFusionModel.register_for_auto_class("AutoModel")

@@ -1,0 +1,117 @@
+"""From one encoder's steps over time to one standardised vector per sample."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .configuration_rank_aware_fusion import NUM_STATISTICS
+
+PERCENTILES = (0.10, 0.25, 0.50, 0.75, 0.90)
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the valid steps.
+
+    Args:
+        values: (B, T, D); what stands at masked steps does not matter.
+        mask: (B, T) bool, true at valid steps.
+
+    Returns:
+        (B, D); zeros for a sample without a valid step.
+    """
+    values = torch.where(mask.unsqueeze(-1), values, values.new_zeros(()))
+    return values.sum(1) / mask.sum(1).clamp_min(1).unsqueeze(-1)
+
+
+def masked_statistics(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean, standard deviation and percentiles 10, 25, 50, 75, 90 over the valid steps, concatenated in that order.
+
+    Args:
+        values: (B, T, D).
+        mask: (B, T) bool.
+
+    Returns:
+        (B, 7 * D); zeros for a sample without a valid step. Equal to numpy's `mean`, `std` and `percentile` (linear).
+
+    Source: aggregation of the BlEmoRE baselines, arXiv 2601.13225.
+    """
+    mean = masked_mean(values, mask)
+    deviation = masked_mean((values - mean.unsqueeze(1)).square(), mask).sqrt()
+    ordered = torch.where(mask.unsqueeze(-1), values, values.new_full((), torch.inf)).sort(dim=1).values
+    last = (mask.sum(1) - 1).clamp_min(0)
+    statistics = [mean, deviation]
+    for percentile in PERCENTILES:
+        position = last * percentile
+        lower = position.floor().long()
+        upper = position.ceil().long()
+        index = torch.stack([lower, upper], 1).unsqueeze(-1).expand(-1, -1, values.shape[-1])
+        bounds = ordered.gather(1, index)
+        low, high = bounds[:, 0], bounds[:, 1]
+        statistics.append(low + (high - low) * (position - lower).unsqueeze(-1))
+    pooled = torch.cat(statistics, -1)
+    return torch.where(mask.any(1, keepdim=True), pooled, pooled.new_zeros(()))
+
+
+class RankAwareFusionPooling(nn.Module):
+    """Transforms, pools over time and standardises the features of one encoder.
+
+    `mean` and `statistics` are standardised after pooling, `attention` before it, step by step. The statistics are
+    buffers: they are fitted on the training part alone and travel with the checkpoint.
+
+    Args:
+        options: one complete entry of `config.encoders`.
+    """
+
+    def __init__(self, options: dict[str, Any]):
+        super().__init__()
+        self.pooling = options["pooling"]
+        self.transform = options["transform"]
+        self.feature_size = options["feature_size"]
+        self.output_size = self.feature_size * (NUM_STATISTICS if self.pooling == "statistics" else 1)
+        self.register_buffer("feature_mean", torch.zeros(self.output_size))
+        self.register_buffer("feature_std", torch.ones(self.output_size))
+        if self.pooling == "attention":
+            size = min(self.feature_size, 128)
+            self.attention_hidden = nn.Linear(self.feature_size, size)
+            self.attention_score = nn.Linear(size, 1)
+
+    def pool(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Applies the transform and, for `mean` and `statistics`, the pooling; without standardisation.
+
+        Args:
+            values: (B, T, D).
+            mask: (B, T) bool.
+
+        Returns:
+            (B, D) for `mean`, (B, 7 * D) for `statistics`, the transformed (B, T, D) for `attention`.
+        """
+        values = values.float()
+        if self.transform == "log_softmax":
+            values = values.log_softmax(-1)
+        if self.pooling == "mean":
+            return masked_mean(values, mask)
+        if self.pooling == "statistics":
+            return masked_statistics(values, mask)
+        return values
+
+    def forward(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Pools one encoder.
+
+        Args:
+            values: (B, T, D), or what [`pool`] returned for them.
+            mask: (B, T) bool.
+
+        Returns:
+            (B, output_size), standardised; zeros for a sample without a valid step.
+        """
+        pooled = values.float() if values.dim() == 2 else self.pool(values, mask)
+        standard = (pooled - self.feature_mean.float()) / self.feature_std.float()
+        if standard.dim() == 3:
+            # Masked steps may hold anything, NaN included, and a zero weight would not silence that.
+            standard = torch.where(mask.unsqueeze(-1), standard, standard.new_zeros(()))
+            standard = standard.to(self.attention_hidden.weight.dtype)
+            score = self.attention_score(torch.tanh(self.attention_hidden(standard))).squeeze(-1).float()
+            weight = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(-1)
+            standard = (weight.unsqueeze(-1) * standard.float()).sum(1)
+        return torch.where(mask.any(1, keepdim=True), standard, standard.new_zeros(()))

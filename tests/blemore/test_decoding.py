@@ -1,0 +1,214 @@
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_blemo import blemore
+from hf_blemo.blemore import EMOTIONS, LABEL_MATRIX, LABELS, THRESHOLD_GRID
+
+DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "blemore_hicmae_logits.parquet"
+
+
+def reference_prediction(row, alpha, beta):
+    """One clip, by the rules as they are written down; alpha and beta in the dtype of the row."""
+    best, other = sorted(range(6), key=lambda index: (-row[index], index))[:2]
+    if row[best] < alpha:
+        return {EMOTIONS[best]: 100.0}
+    kept = sorted(index for index in (best, other) if row[index] >= alpha and row[index] > 0)
+    if len(kept) < 2:
+        return {EMOTIONS[best]: 100.0}
+    first, second = kept
+    if second == EMOTIONS.index("neu"):
+        return {EMOTIONS[second if row[second] > row[first] else first]: 100.0}
+    if abs(row[first] - row[second]) <= beta:
+        return {EMOTIONS[first]: 50.0, EMOTIONS[second]: 50.0}
+    if row[first] > row[second]:
+        return {EMOTIONS[first]: 70.0, EMOTIONS[second]: 30.0}
+    return {EMOTIONS[first]: 30.0, EMOTIONS[second]: 70.0}
+
+
+def reference_search(probabilities, labels):
+    """The official loop: every pair of thresholds, sorted by Score, the first of equals."""
+    cast = probabilities.dtype.type
+    truth = [{part["emotion"]: part["salience"] for part in LABELS[index]} for index in blemore.label_indices(labels)]
+    grid = []
+    for alpha, beta in itertools.product(THRESHOLD_GRID.tolist(), repeat=2):
+        predictions = [reference_prediction(row, cast(alpha), cast(beta)) for row in probabilities]
+        pairs = list(zip(predictions, truth, strict=True))
+        presence = np.mean([set(prediction) == set(label) for prediction, label in pairs])
+        blends = [prediction == label for prediction, label in pairs if len(label) == 2]
+        grid.append((alpha, beta, presence, np.mean(blends) if blends else 0.0))
+    return grid, sorted(grid, key=lambda cell: 0.5 * cell[2] + 0.5 * cell[3], reverse=True)[0]
+
+
+def softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def make_probabilities(kind, generator, num_clips):
+    if kind == "softmax":
+        return softmax(2 * generator.standard_normal((num_clips, 6)))
+    if kind == "twentieths":
+        return generator.integers(0, 20, (num_clips, 6)) / 20
+    if kind == "grid values":
+        return generator.choice([0.0, *THRESHOLD_GRID, *np.diff(THRESHOLD_GRID)], (num_clips, 6))
+    if kind == "neutral-heavy":
+        return softmax(generator.standard_normal((num_clips, 6)) + np.array([0, 0, 0, 0, 0, 1.5]))
+    return generator.integers(0, 4, (num_clips, 6)) / 100  # all below the lowest threshold, zero rows among them
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["softmax", "twentieths", "grid values", "neutral-heavy", "below"])
+@pytest.mark.parametrize("singles_only", [False, True])
+def test_search_equals_the_official_loop(kind, dtype, singles_only):
+    generator = np.random.default_rng(len(kind) + singles_only)
+    probabilities = make_probabilities(kind, generator, 60).astype(dtype)
+    labels = LABEL_MATRIX[generator.integers(0, 6 if singles_only else 36, 60)]
+    # Half of the labels are near the prediction, so that hits of every kind occur.
+    near = blemore.decode_thresholds(probabilities[:30], 0.2, 0.1)
+    if not singles_only:
+        labels[:30] = LABEL_MATRIX[blemore.prediction_label_indices(near)]
+    grid, (alpha, beta, presence, salience) = reference_search(probabilities, labels)
+
+    thresholds = blemore.fit_thresholds(probabilities, labels)
+    assert thresholds == (alpha, beta, presence, salience)
+    presence_grid, salience_grid = blemore.threshold_grid(probabilities, labels)
+    assert presence_grid.ravel().tolist() == [cell[2] for cell in grid]
+    assert salience_grid.ravel().tolist() == [cell[3] for cell in grid]
+
+    predictions = blemore.decode_thresholds(probabilities, thresholds.alpha, thresholds.beta)
+    assert blemore.acc_presence(predictions, labels) == thresholds.acc_presence
+    assert blemore.acc_salience(predictions, labels) == thresholds.acc_salience
+
+
+@pytest.mark.parametrize("alpha, beta", [(0.1, 0.1), (0.0, 0.0), (0.05, 0.95), (0.5, 0.2), (-1.0, -1.0)])
+def test_decoding_equals_the_rules(alpha, beta):
+    generator = np.random.default_rng(0)
+    for kind in ("softmax", "twentieths", "neutral-heavy", "below"):
+        probabilities = make_probabilities(kind, generator, 200)
+        for row, prediction in zip(probabilities, blemore.decode_thresholds(probabilities, alpha, beta), strict=True):
+            expected = reference_prediction(row, alpha, beta)
+            assert prediction == [
+                {"emotion": emotion, "salience": expected[emotion]} for emotion in EMOTIONS if emotion in expected
+            ]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([0.3, 0.3, 0.3, 0.1, 0, 0], {"ang": 50.0, "disg": 50.0}),  # three equal: the lower two
+        ([0.19, 0.1, 0.1, 0.1, 0.1, 0.1], {"ang": 100.0}),  # largest below alpha
+        ([0.2, 0.5, 0, 0, 0, 0], {"ang": 30.0, "disg": 70.0}),  # equal to alpha stays
+        ([0.199, 0.5, 0, 0, 0, 0], {"disg": 100.0}),
+        ([0.4, 0, 0, 0, 0, 0.4], {"ang": 100.0}),  # neutral loses a tie
+        ([0.4, 0, 0, 0, 0, 0.41], {"neu": 100.0}),
+        ([0.25, 0, 0.5, 0, 0, 0], {"ang": 50.0, "fea": 50.0}),  # difference equal to beta
+        ([0, 0, 0, 0, 0, 0], {"ang": 100.0}),
+    ],
+)
+def test_the_rules_by_hand(row, expected):
+    prediction = blemore.decode_thresholds(np.array([row]), alpha=0.2, beta=0.25)[0]
+    assert {part["emotion"]: part["salience"] for part in prediction} == expected
+
+
+def test_thresholds_are_compared_in_the_dtype_of_the_probabilities():
+    probabilities = np.array([[0.7, 0.7, 0, 0, 0, 0]], dtype=np.float32)
+    assert float(probabilities[0, 0]) < 0.7
+    assert blemore.decode_thresholds(probabilities, 0.7, 0.05)[0] == LABELS[7]
+    assert blemore.decode_thresholds(probabilities.astype(np.float64), 0.7, 0.05)[0] == LABELS[0]
+
+
+def test_ties_of_the_search_take_the_lowest_thresholds():
+    # Right at every threshold, so the first cell wins.
+    thresholds = blemore.fit_thresholds(np.eye(6), LABEL_MATRIX[:6])
+    assert thresholds == (0.05, 0.05, 1.0, 0.0)
+
+
+def test_the_search_scores_clips_by_name():
+    probabilities = np.array([[0.9, 0.1, 0, 0, 0, 0], [0.4, 0, 0, 0.6, 0, 0]])
+    thresholds = blemore.fit_thresholds(probabilities, ["A1_ang_int1_ver1", "A1_mix_ang_hap_30_70_ver1"])
+    assert thresholds.alpha == pytest.approx(0.05 + 2 * 0.9 / 19)
+    assert (thresholds.beta, thresholds.acc_presence, thresholds.acc_salience) == (0.05, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rows_that_are_not_finite_are_named(bad):
+    probabilities = np.full((3, 6), 1 / 6)
+    probabilities[1, 2] = bad
+    with pytest.raises(ValueError, match="probabilities: row 1"):
+        blemore.decode_thresholds(probabilities, 0.1, 0.1)
+    with pytest.raises(ValueError, match="probabilities: row 1"):
+        blemore.fit_thresholds(probabilities, LABEL_MATRIX[:3])
+    joint = np.full((3, 36), 1 / 36)
+    joint[1, 2] = bad
+    with pytest.raises(ValueError, match="joint_probabilities: row 1"):
+        blemore.decode_expected_score(joint)
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"shape \(6,\), expected \(N, 6\)"):
+        blemore.decode_thresholds(np.full(6, 1 / 6), 0.1, 0.1)
+    with pytest.raises(ValueError, match="2 probabilities and 3 labels"):
+        blemore.fit_thresholds(np.full((2, 6), 1 / 6), LABEL_MATRIX[:3])
+    with pytest.raises(ValueError, match=r"expected \(N, 36\)"):
+        blemore.decode_expected_score(np.full((2, 6), 1 / 6))
+    assert blemore.decode_thresholds(np.zeros((0, 6)), 0.1, 0.1) == []
+
+
+def test_expected_scores_are_the_mean_score_over_the_joint_distribution():
+    joint = np.random.default_rng(0).dirichlet(np.ones(36), size=3)
+    share = 0.4
+    expected = np.zeros((3, 36))
+    for predicted, true in itertools.product(range(36), repeat=2):
+        set_hit = blemore.LABEL_SETS[predicted] == blemore.LABEL_SETS[true]
+        blend_hit = predicted == true and true >= 6
+        expected[:, predicted] += joint[:, true] * (0.5 * set_hit + 0.5 * blend_hit / share)
+    np.testing.assert_allclose(blemore.expected_scores(joint, share), expected, rtol=1e-12)
+    best = blemore.prediction_label_indices(blemore.decode_expected_score(joint, share))
+    assert best.tolist() == expected.argmax(axis=1).tolist()
+
+
+def test_expected_score_prefers_a_likely_set_to_a_likely_label():
+    joint = np.zeros((1, 36))
+    joint[0, 0] = 0.4  # anger alone is the most probable label
+    joint[0, [6, 7, 8]] = [0.15, 0.25, 0.2]  # but anger and disgust together the most probable set
+    assert blemore.decode_expected_score(joint)[0] == LABELS[7]
+
+
+def test_expected_score_ties_and_shares():
+    assert blemore.decode_expected_score(np.full((1, 36), 1 / 36))[0] == LABELS[6]
+    assert blemore.decode_expected_score(np.eye(36)) == list(LABELS)
+    assert blemore.expected_scores(np.eye(36))[6, 6] == 0.5 + 0.5 * 3050 / 1660
+    for share in (0.0, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="blend_share"):
+            blemore.expected_scores(np.eye(36), share)
+    with pytest.raises(ValueError, match="row 0 holds a negative number"):
+        blemore.expected_scores(-np.eye(36))
+
+
+@pytest.mark.skipif(not DATA.is_file(), reason="the HiCMAE logits are not beside this checkout")
+def test_real_predictions_reproduce_the_published_table():
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(DATA)
+    clips = table.column("filename").to_pylist()
+    variants = ("hicmae_ce_50", "hicmae_ce_100", "hicmae_kl_50", "hicmae_kl_100")
+    probabilities = {
+        variant: softmax(np.array(table.column(variant).to_pylist(), dtype=np.float32)) for variant in variants
+    }
+    probabilities["mean"] = np.mean([probabilities[variant] for variant in variants], axis=0)
+    expected = {
+        "hicmae_ce_50": (0.1447, 0.0500, 0.23982, 0.13424),
+        "hicmae_ce_100": (0.0974, 0.1921, 0.24634, 0.15460),
+        "hicmae_kl_50": (0.1447, 0.0974, 0.24959, 0.14178),
+        "hicmae_kl_100": (0.1447, 0.0974, 0.27117, 0.14480),
+        "mean": (0.1921, 0.0974, 0.27891, 0.13047),
+    }
+    for variant, (alpha, beta, presence, salience) in expected.items():
+        thresholds = blemore.fit_thresholds(probabilities[variant], clips)
+        assert round(thresholds.alpha, 4) == alpha
+        assert round(thresholds.beta, 4) == beta
+        assert round(thresholds.acc_presence, 5) == presence
+        assert round(thresholds.acc_salience, 5) == salience

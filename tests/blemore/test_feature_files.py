@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+
+from hf_blemo.blemore import aggregate_statistics, load_feature_file
+
+OPENFACE = """emotion_index,gaze_yaw,gaze_pitch,action_units
+0,0.5,-0.25,"[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, nan]"
+,nan,0.75,"[0.3 0.4 0.5 nan 0.7 0.8 0.9 nan]"
+4,1.5,0.25,
+"""
+
+
+def test_sequences_segments_and_vectors(tmp_path):
+    array = np.arange(12, dtype=np.float16).reshape(4, 3)
+    for name, value, expected in [
+        ("sequence", array, array),
+        ("segments", array[:, None, :], array),
+        ("vector", array[0], array[:1]),
+        ("one", array[:1, None, :], array[:1]),
+        ("whole numbers", array.astype(np.int64), array.astype(np.float32)),
+        ("double", array.astype(np.float64), array.astype(np.float64)),
+    ]:
+        np.save(tmp_path / f"{name}.npy", value)
+        found = load_feature_file(tmp_path / f"{name}.npy")
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_files_that_hold_something_else_are_named(tmp_path):
+    path = tmp_path / "x.npy"
+    for value, message in [
+        (np.zeros((2, 2, 3)), r"x.npy: found shape \(2, 2, 3\), expected \(T, D\)"),
+        (np.float32(1), r"found shape \(\)"),
+        (np.zeros((3, 0)), r"found shape \(3, 0\)"),
+        (np.array(["a"]), "found <U1, expected an array of numbers"),
+        (np.array([None]), "x.npy: found a damaged or foreign file"),
+    ]:
+        np.save(path, value, allow_pickle=True)
+        with pytest.raises(ValueError, match=message):
+            load_feature_file(path)
+    np.save(path, np.zeros((10, 4), dtype=np.float32))
+    whole = path.read_bytes()
+    for length in (0, 5, 50, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="x.npy: found a damaged or foreign file"):
+            load_feature_file(path)
+    with pytest.raises(FileNotFoundError, match="absent.npy"):
+        load_feature_file(tmp_path / "absent.npy")
+    with pytest.raises(ValueError, match="'.txt', expected .npy or .csv"):
+        load_feature_file(tmp_path / "x.txt")
+
+
+def test_openface_fills_gaps_with_the_clips_mean(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(OPENFACE)
+    frames = load_feature_file(path)
+    assert frames.dtype == np.float32
+    expected = [
+        [0, 0.5, -0.25, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0],
+        [2, 1.0, 0.75, 0.3, 0.4, 0.5, 0.4, 0.7, 0.8, 0.9, 0],
+        [4, 1.5, 0.25, 0.2, 0.3, 0.4, 0.4, 0.6, 0.7, 0.8, 0],
+    ]
+    np.testing.assert_allclose(frames, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", r"x.csv: found the columns \['a', 'b'\], expected 'emotion_index'"),
+        (OPENFACE.replace("0.1, ", ""), "x.csv, line 2: found 7 action units, expected 8"),
+        (OPENFACE.replace("0.5,-0.25", "left,-0.25"), "x.csv, line 2: .*'left'.*expected numbers"),
+        (OPENFACE.replace("0.5,-0.25", "inf,-0.25"), "x.csv: found infinity"),
+        ("", "x.csv: found the columns"),
+    ],
+)
+def test_openface_files_that_are_damaged_are_named(tmp_path, text, message):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_feature_file(path)
+
+
+def test_a_csv_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="x.csv: found a damaged file"):
+        load_feature_file(tmp_path / "x.csv")
+
+
+def test_statistics_are_the_seven_in_order():
+    features = np.array([[1, 10], [2, 10], [3, 10], [4, 10], [10, 10]], dtype=np.float16)
+    statistics = aggregate_statistics(features)
+    assert statistics.shape == (1, 14)
+    assert statistics.dtype == np.float32
+    expected = [4, np.sqrt(10), 1.4, 2, 3, 4, 7.6]
+    np.testing.assert_allclose(statistics[0, 0::2], expected, rtol=1e-6)
+    np.testing.assert_allclose(statistics[0, 1::2], [10, 0, 10, 10, 10, 10, 10])
+
+
+def test_statistics_of_float16_do_not_overflow():
+    features = np.full((1000, 1), 60000, dtype=np.float16)
+    assert aggregate_statistics(features)[0, 0] == np.float16(60000)

@@ -1,0 +1,162 @@
+import datasets
+import numpy as np
+import pytest
+
+from hf_blemo import blemore
+from hf_blemo.blemore.features import Clip, dataset_features, encode_clips, stored_dtype, to_stored
+
+TYPES = {"wavlm": (8, "float16"), "face": (3, "float32")}
+
+
+def make_clips(num_clips=7):
+    generator = np.random.default_rng(0)
+    clips = []
+    for row in range(num_clips):
+        features = {
+            "wavlm": generator.standard_normal((1 + row, 8)).astype(np.float16) if row != 2 else None,
+            "face": generator.standard_normal((2, 3)).astype(np.float32) if row % 3 else None,
+        }
+        labels = blemore.LABEL_MATRIX[row] if row else np.full(6, -100.0)
+        clips.append(Clip(f"clip {row}", features, labels, row % 3 - 1))
+    return clips
+
+
+def make_dataset(clips, batches=1):
+    import pyarrow as pa
+
+    features = dataset_features(TYPES)
+    parts = np.array_split(np.arange(len(clips)), batches)
+    return datasets.Dataset(
+        pa.Table.from_batches([encode_clips([clips[row] for row in part], features.arrow_schema) for part in parts])
+    )
+
+
+def assert_same_features(found, clip):
+    expected = {name: array for name, array in clip.features.items() if array is not None}
+    assert list(found) == list(expected)
+    for name, array in found.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_columns_are_those_of_the_design():
+    clips = make_clips()
+    dataset = make_dataset(clips)
+    assert dataset.features == dataset_features(TYPES)
+    row = dataset[2]
+    assert row["features"]["wavlm"] is None
+    assert np.shape(row["features"]["face"]) == (2, 3)
+    assert (row["clip"], row["fold"]) == ("clip 2", 1)
+    np.testing.assert_allclose(row["labels"], blemore.LABEL_MATRIX[2])
+    assert dataset[0]["labels"] == [-100.0] * 6
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_read_features_in_any_order(batches):
+    clips = make_clips()
+    dataset = make_dataset(clips, batches)
+    for rows in (None, [6, 0, 3, 3, 2], np.array([1, 5]), range(2, 5), [4], []):
+        found = blemore.read_features(dataset, rows)
+        expected = list(range(7)) if rows is None else list(rows)
+        assert len(found) == len(expected)
+        for features, row in zip(found, expected, strict=True):
+            assert_same_features(features, clips[row])
+    shuffled = dataset.select([5, 1, 2])
+    for features, row in zip(blemore.read_features(shuffled), [5, 1, 2], strict=True):
+        assert_same_features(features, clips[row])
+    with pytest.raises(IndexError):
+        blemore.read_features(dataset, [7])
+
+
+def test_read_features_is_a_copy():
+    dataset = make_dataset(make_clips())
+    blemore.read_features(dataset, [1])[0]["face"][:] = 0
+    assert np.abs(blemore.read_features(dataset, [1])[0]["face"]).min() > 0
+
+
+def test_disk_and_parquet_round_trips(tmp_path):
+    clips = make_clips()
+    dataset = make_dataset(clips, 2)
+    dataset.save_to_disk(tmp_path / "saved")
+    dataset.to_parquet(tmp_path / "x.parquet")
+    cache = str(tmp_path / "cache")
+    from_parquet = datasets.Dataset.from_parquet(str(tmp_path / "x.parquet"), cache_dir=cache)
+    for loaded in (datasets.load_from_disk(tmp_path / "saved"), from_parquet):
+        assert loaded.features == dataset.features
+        assert blemore.encoder_widths(loaded) == {"wavlm": 8, "face": 3}
+        for features, clip in zip(blemore.read_features(loaded), clips, strict=True):
+            assert_same_features(features, clip)
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        datasets.Array2D((None, 2), "float32"),
+        datasets.List(datasets.List(datasets.Value("float64"))),
+        datasets.List(datasets.List(datasets.Value("float32"), length=2)),
+        datasets.List(datasets.List(datasets.Value("float16"), length=2), length=3),
+    ],
+)
+def test_other_types_of_sequences_are_read_alike(feature):
+    sequence = [[1, 2], [3, 4], [5, 6]]
+    dataset = datasets.Dataset.from_dict(
+        {"features": [{"a": None}, {"a": sequence}]}, features=datasets.Features({"features": {"a": feature}})
+    )
+    assert blemore.encoder_widths(dataset) == {"a": 2}
+    for rows in ([0, 1], [1, 0, 1]):
+        for row, found in zip(rows, blemore.read_features(dataset, rows), strict=True):
+            assert {name: array.tolist() for name, array in found.items()} == ({"a": sequence} if row else {})
+
+
+@pytest.mark.parametrize("length", [-1, 3])
+def test_vectors_are_sequences_of_one(length):
+    feature = datasets.List(datasets.Value("float32"), length=length)
+    dataset = datasets.Dataset.from_dict(
+        {"features": [{"a": None}, {"a": [1, 2, 3]}]}, features=datasets.Features({"features": {"a": feature}})
+    )
+    assert blemore.encoder_widths(dataset) == {"a": 3}
+    assert blemore.read_features(dataset)[1]["a"].tolist() == [[1, 2, 3]]
+
+
+def test_features_of_another_shape_are_refused():
+    ragged = datasets.Dataset.from_dict({"features": [{"a": [[1.0, 2.0], [3.0]]}]})
+    with pytest.raises(ValueError, match="a: row 0 has widths of 1 to 2"):
+        blemore.read_features(ragged)
+    holes = datasets.Dataset.from_dict({"features": [{"a": [[1.0]]}, {"a": [[None]]}]})
+    with pytest.raises(ValueError, match="a: row 1 has an empty value"):
+        blemore.read_features(holes)
+    text = datasets.Dataset.from_dict({"features": [{"a": ["x"]}]})
+    with pytest.raises(ValueError, match="a: found .*string"):
+        blemore.read_features(text)
+    with pytest.raises(ValueError, match="expected a nested column 'features'"):
+        blemore.read_features(datasets.Dataset.from_dict({"clip": ["x"]}))
+    with pytest.raises(ValueError, match="encoder 'a': no clip"):
+        feature = datasets.List(datasets.List(datasets.Value("float32")))
+        blemore.encoder_widths(
+            datasets.Dataset.from_dict(
+                {"features": [{"a": None}]}, features=datasets.Features({"features": {"a": feature}})
+            )
+        )
+
+
+def test_stored_dtypes():
+    assert stored_dtype(np.dtype("float16"), True, "float32") == "float16"
+    assert stored_dtype(np.dtype("float32"), True, "float32") == "float32"
+    assert stored_dtype(np.dtype("float64"), True, "auto") == "float16"
+    assert stored_dtype(np.dtype("float64"), False, "auto") == "float32"
+    assert stored_dtype(np.dtype("float64"), False, "float16") == "float16"
+    with pytest.raises(ValueError, match="'half', expected one of auto, float16, float32"):
+        stored_dtype(np.dtype("float32"), True, "half")
+
+
+def test_to_stored_names_what_does_not_fit():
+    array = np.full((2, 3), 65504.0, dtype=np.float32)
+    assert to_stored(array, 3, "float16", "file").dtype == np.float16
+    for change, message in [
+        (array * 2, "file: found 131008, expected at most 65504 as the data set stores float16"),
+        (array * np.nan, "file: found NaN or infinity"),
+        (array[:0], "file: found no time step"),
+        (array[:, :2], "file: found features of width 2, expected 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            to_stored(change, 3, "float16", "file")

@@ -1,0 +1,24 @@
+"""The environment of every test, set before any test imports torch or a Hugging Face library."""
+
+import os
+import tempfile
+
+import pytest
+
+# Workers share the machine's cores, so torch may not start a thread per core in each.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A test that reaches for the network fails at once instead of depending on it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+# The caches of an earlier run, or the user's own, must not decide what a test sees. Workers inherit the variable.
+if not IS_XDIST_WORKER:
+    hf_home = tempfile.TemporaryDirectory(prefix="hf_blemo_tests_", ignore_cleanup_errors=True)
+    os.environ["HF_HOME"] = hf_home.name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not IS_XDIST_WORKER:
+        hf_home.cleanup()

@@ -1,0 +1,192 @@
+"""The front door: a light import, lazy names, and registration with the auto classes in any order of imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_blemo
+from hf_blemo._registration import AutoClassRegistrar
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def run_python(code: str, *arguments: str | Path, directory: Path = REPOSITORY) -> str:
+    """Runs code in a fresh interpreter and returns what it prints; its stderr is shown when it fails."""
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=directory, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+# --- Importing the package ---
+
+
+def test_import_is_fast_and_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys, time; start = time.perf_counter(); import hf_blemo; dir(hf_blemo); "
+        "print(time.perf_counter() - start, *sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    # The fastest of three: a busy machine slows one start, not the package.
+    runs = [run_python(code).split() for _ in range(3)]
+    assert [run[1:] for run in runs] == [[], [], []]
+    assert min(float(run[0]) for run in runs) < 0.3
+
+
+def test_every_public_name_loads_and_is_listed():
+    assert set(hf_blemo.__all__) <= set(dir(hf_blemo))
+    for name in hf_blemo.__all__:
+        value = getattr(hf_blemo, name)
+        if isinstance(value, type):
+            assert value.__name__ == name
+    assert hf_blemo.blemore.__name__ == "hf_blemo.blemore"
+
+
+def test_unknown_attribute_is_an_attribute_error_that_names_it():
+    with pytest.raises(AttributeError, match="module 'hf_blemo' has no attribute 'RankAwareFusion'"):
+        _ = hf_blemo.RankAwareFusion
+    assert not hasattr(hf_blemo, "torch")
+
+
+# --- Registration with transformers ---
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory) -> Path:
+    """A folder with a tiny model and its processor."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    encoders = {
+        "wavlm": {"feature_size": 4, "modality": "audio", "pooling": "attention"},
+        "videomae": {"feature_size": 3, "modality": "video", "pooling": "attention"},
+    }
+    config = hf_blemo.RankAwareFusionConfig(encoders=encoders, top_n=1)
+    hf_blemo.RankAwareFusionModel(config).save_pretrained(folder)
+    hf_blemo.RankAwareFusionProcessor(config.encoders).save_pretrained(folder)
+    return folder
+
+
+IMPORTS = {
+    "package first": "import hf_blemo; from transformers import AutoConfig, AutoModel, AutoProcessor",
+    "auto classes first": "from transformers import AutoConfig, AutoModel, AutoProcessor; import hf_blemo",
+    "auto config first": "from transformers import AutoConfig; import hf_blemo, transformers; "
+    "AutoModel, AutoProcessor = transformers.AutoModel, transformers.AutoProcessor",
+    "model module first": "import hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion; "
+    "from transformers import pipeline, AutoConfig, AutoModel, AutoProcessor",
+}
+
+
+@pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS.keys())
+def test_auto_classes_load_the_family_in_any_order_of_imports(imports, saved_model):
+    code = (
+        f"import sys; {imports}; "
+        "loaded = [auto.from_pretrained(sys.argv[1]) for auto in (AutoConfig, AutoModel, AutoProcessor)]; "
+        "print(*[type(one).__module__ + '.' + type(one).__name__ for one in loaded])"
+    )
+    assert run_python(code, saved_model).split() == [
+        "hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion.RankAwareFusionConfig",
+        "hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion.RankAwareFusionModel",
+        "hf_blemo.rank_aware_fusion.processing_rank_aware_fusion.RankAwareFusionProcessor",
+    ]
+
+
+# --- The mechanism, on a stand-in for transformers that imports in microseconds ---
+
+AUTO_SOURCE = """
+class {name}:
+    registered = []
+
+    @classmethod
+    def register(cls, key, value, exist_ok):
+        assert exist_ok
+        if (key, value) not in cls.registered:
+            cls.registered.append((key, value))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """The folder of modules auto_config, auto_model, family_config and family_model, and a registrar not installed."""
+    (tmp_path / "auto_config.py").write_text(AUTO_SOURCE.format(name="AutoConfig"))
+    (tmp_path / "auto_model.py").write_text("import auto_config\n" + AUTO_SOURCE.format(name="AutoModel"))
+    (tmp_path / "family_config.py").write_text("class FamilyConfig: ...\n")
+    (tmp_path / "family_model.py").write_text("from family_config import FamilyConfig\nclass FamilyModel: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    names = ("auto_config", "auto_model", "family_config", "family_model")
+    registrar = AutoClassRegistrar(
+        {"family": {"AutoConfig": "FamilyConfig", "AutoModel": "FamilyModel"}},
+        {"FamilyConfig": "family_config", "FamilyModel": "family_model"},
+        {"AutoConfig": "auto_config", "AutoModel": "auto_model"},
+    )
+    yield tmp_path, registrar
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def assert_registered() -> None:
+    """Each auto class has the family's class, once, under its own kind of key."""
+    loaded = sys.modules
+    config, model = loaded["family_config"].FamilyConfig, loaded["family_model"].FamilyModel
+    assert loaded["auto_config"].AutoConfig.registered == [("family", config)]
+    assert loaded["auto_model"].AutoModel.registered == [(config, model)]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("install", "auto_model"),
+        ("auto_model", "install"),
+        ("auto_config", "install", "auto_model"),
+        ("install", "family_model", "auto_model"),
+        ("family_model", "auto_model", "install"),
+    ],
+    ids=" ".join,
+)
+def test_registration_in_any_order_of_imports(stand_in, order):
+    _, registrar = stand_in
+    for step in order:
+        if step == "install":
+            registrar.install()
+        else:
+            __import__(step)
+    assert_registered()
+
+
+def test_the_family_is_imported_only_with_the_auto_class_that_needs_it(stand_in):
+    _, registrar = stand_in
+    registrar.install()
+    assert not {"auto_config", "family_config"} & set(sys.modules)
+    __import__("auto_config")
+    assert "family_config" in sys.modules
+    assert not {"auto_model", "family_model"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("first", ["auto_model", "family_model"])
+def test_registration_when_the_family_imports_the_auto_class(stand_in, first):
+    folder, registrar = stand_in
+    family = "from family_config import FamilyConfig\nfrom auto_model import AutoModel\nclass FamilyModel: ...\n"
+    (folder / "family_model.py").write_text(family)
+    registrar.install()
+    __import__(first)
+    assert_registered()
+
+
+def test_awaited_modules_keep_their_own_loader(stand_in):
+    folder, registrar = stand_in
+    registrar.install()
+    module = __import__("auto_config")
+    assert module.__loader__ is module.__spec__.loader
+    assert module.__loader__.get_filename("auto_config") == str(folder / "auto_config.py")
+    assert type(module.__loader__) is type(sys.modules["family_config"].__loader__) is type(pytest.__loader__)
+
+
+def test_an_error_in_the_family_is_raised_where_the_auto_class_is_imported(stand_in):
+    folder, registrar = stand_in
+    (folder / "family_model.py").write_text("raise RuntimeError('torch is broken')\n")
+    registrar.install()
+    with pytest.raises(RuntimeError, match="torch is broken"):
+        __import__("auto_model")
+    assert "auto_model" not in sys.modules
