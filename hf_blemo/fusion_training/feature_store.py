@@ -1,4 +1,4 @@
-"""Features of a data set as the trainer needs them: pooled once where pooling has no weights, read on demand where it has."""
+"""Features of a data set as the trainer needs them: pooled once where pooling has no weights, else read on demand."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,10 @@ from tqdm.auto import tqdm
 from hf_blemo import blemore
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusionPooling
-from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
+from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import (
+    RankAwareFusionBatch,
+    RankAwareFusionProcessor,
+)
 
 ROWS_AT_ONCE = 64
 
@@ -24,13 +27,21 @@ class FeatureStore:
     Args:
         dataset: columns `clip`, `features` and, where present, `labels` and `fold`.
         config: the model's config; encoders of the data set that it does not name are left out.
+        align_folds: whether the pooled features of each fold are shifted and scaled to the mean and deviation of all
+            rows, for out-of-fold predictions of another model.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: a row the processor refuses; the message names the clip.
+        ValueError: a row the processor refuses; the message names the clip. `align_folds` with attention pooling.
     """
 
-    def __init__(self, dataset: datasets.Dataset, config: RankAwareFusionConfig, progress: bool = True):
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        config: RankAwareFusionConfig,
+        align_folds: bool = False,
+        progress: bool = True,
+    ):
         self.dataset = dataset
         self.clips: list[str] = list(dataset["clip"])
         self.config = config
@@ -66,6 +77,8 @@ class FeatureStore:
                 self._sums[name][:, rows] = torch.stack([pooled.sum(1), pooled.square().sum(1), count])
             bar.update(len(rows))
         bar.close()
+        if align_folds:
+            self._align_folds()
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -77,12 +90,48 @@ class FeatureStore:
             return np.full(len(self), -1)
         return np.asarray(self.dataset["fold"])
 
-    def _process(self, rows: Sequence[int], labels: Sequence | None = None):
-        samples = [
-            {name: values for name, values in sample.items() if name in self.config.encoders}
-            for sample in blemore.read_features(self.dataset, rows)
-        ]
-        return self.processor(samples, labels=labels, clips=[self.clips[row] for row in rows])
+    def vectors(self, name: str) -> torch.Tensor:
+        """(N, P) one vector per row: the pooled features, or the mean over time of an encoder pooled by attention."""
+        if name in self.pooled:
+            return self.pooled[name]
+        total, _, count = self._sums[name]
+        return (total / count.clamp_min(1)).float()
+
+    def _align_folds(self) -> None:
+        """Gives the features of every fold the mean and deviation of all rows.
+
+        Out-of-fold predictions of another model come from a different network in every fold, each with its own scale
+        and offset: a shift between folds that a stacked model should not learn, and that the features alone tell. No
+        label is read, but the moments of a scored fold are those of its own clips (transductive, as AdaBN is).
+        Features of a single network need none of this.
+        """
+        for name in self.config.encoders:
+            if name not in self.pooled:
+                raise ValueError(f"align_folds aligns pooled vectors; encoder {name!r} has attention pooling")
+            values, present = self.pooled[name], self.present[name]
+            overall_mean, overall_std = values[present].mean(0), values[present].std(0)
+            for fold in np.unique(self.folds):
+                rows = torch.from_numpy(self.folds == fold) & present
+                if rows.sum() > 1:
+                    part = values[rows]
+                    values[rows] = (part - part.mean(0)) / part.std(0).clamp_min(1e-6) * overall_std + overall_mean
+            pooled = torch.where(present.unsqueeze(-1), values, values.new_zeros(())).double()
+            self._sums[name][0], self._sums[name][1] = pooled, pooled.square()
+
+    def _process(self, rows: Sequence[int], labels: Sequence | None = None) -> RankAwareFusionBatch:
+        """Checks and pads some rows; a row whose encoders are all outside the config has none present."""
+        samples, hidden = [], []
+        for position, sample in enumerate(blemore.read_features(self.dataset, rows)):
+            known = {name: values for name, values in sample.items() if name in self.config.encoders}
+            if sample and not known:
+                name, options = next(iter(self.config.encoders.items()))
+                known = {name: np.zeros((1, options["feature_size"]), np.float32)}
+                hidden.append(position)
+            samples.append(known)
+        batch = self.processor(samples, labels=labels, clips=[self.clips[row] for row in rows])
+        for mask in batch["feature_mask"].values():
+            mask[hidden] = False
+        return batch
 
     def statistics(self, rows: np.ndarray) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Mean and deviation of every encoder over some rows.

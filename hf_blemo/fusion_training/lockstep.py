@@ -81,9 +81,10 @@ class Lockstep:
             raise ValueError(f"domain_adaptation {config.domain_adaptation!r} needs unlabelled rows, found none")
         self.unlabelled_batch_size = settings.unlabelled_batch_size if adapts else 0
         statistics = {rows.tobytes(): store.statistics(rows) for rows in self.rows}
+        ranking: Sequence[dict[str, float] | None] = static_scores or [None] * len(self.members)
         models = [
-            initial_model(config, member.seed, statistics[rows.tobytes()], static_scores and static_scores[index])
-            for index, (member, rows) in enumerate(zip(self.members, self.rows, strict=True))
+            initial_model(config, member.seed, statistics[rows.tobytes()], scores)
+            for member, rows, scores in zip(self.members, self.rows, ranking, strict=True)
         ]
         self.template = models[0]
         stacked = StackedModels(models)
@@ -114,7 +115,9 @@ class Lockstep:
         for purpose, size in ((LABELLED, self.settings.batch_size), (UNLABELLED, self.unlabelled_batch_size)):
             if size:
                 part = [
-                    row_stream(member.seed, purpose, rows if purpose == LABELLED else self.unlabelled_rows, step * size, size)
+                    row_stream(
+                        member.seed, purpose, rows if purpose == LABELLED else self.unlabelled_rows, step * size, size
+                    )
                     for member, rows in zip(self.members, self.rows, strict=True)
                 ]
                 columns.append(np.stack(part)[:, rank::world])

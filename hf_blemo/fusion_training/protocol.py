@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 PROTOCOLS = {
-    "honest": "Epoch and thresholds are chosen for each scored fold on the other folds alone: models trained without two "
-    "folds predict both of them, the predictions for one choose the settings under which the other is scored. The scored "
-    "predictions come from a model trained on all folds but the scored one.",
-    "published_style": "Epoch and thresholds are chosen on the very fold that is scored, as the published baselines do: "
-    "optimistic.",
+    "honest": "Epoch and thresholds are chosen for each scored fold on the other folds alone: models trained without "
+    "two folds predict both of them, the predictions for one choose the settings under which the other is scored. The "
+    "scored predictions come from a model trained on all folds but the scored one.",
+    "published_style": "Epoch and thresholds are chosen on the very fold that is scored, as the published baselines "
+    "do: optimistic.",
     "none": "No cross-validation: trained on all labelled clips for the given number of epochs.",
 }
 

@@ -17,10 +17,14 @@ class FusionSettings:
         unlabelled_data: target rows of the domain adaptation; their labels, if any, are not read.
         encoders: which encoders of the data to use; all of them by default.
         encoder_options: encoder -> entries of `config.encoders` (`pooling`, `modality`, `transform`, ...).
-        pooling, transform: of encoders whose options do not say.
+        pooling, transform: of encoders whose options do not say. Their modality is known for the encoders of the
+            BlEmoRE distribution and `video` for others.
+        align_folds: whether the features of each fold are shifted and scaled to the moments of all, for data sets of
+            out-of-fold predictions, where every fold comes from another network; reads no label.
         model: further settings of `RankAwareFusionConfig`.
         protocol: `honest`, `published_style` or `none`.
         seeds: one complete run each; the final models are an ensemble of them.
+        seeds_at_once: seeds trained in lockstep; 0 trains all together. Fewer need less memory.
         num_epochs: at most; with `protocol: none` exactly.
         patience: epochs without a better epoch for any scored fold before training ends; 0 never ends early.
         selection: what chooses the epoch: `loss` (joint negative log-likelihood) or `score`.
@@ -43,9 +47,11 @@ class FusionSettings:
     encoder_options: dict[str, dict] = field(default_factory=dict)
     pooling: str = "mean"
     transform: str = "none"
+    align_folds: bool = False
     model: dict[str, Any] = field(default_factory=dict)
     protocol: str = "honest"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds_at_once: int = 0
     num_epochs: int = 30
     patience: int = 8
     selection: str = "loss"
@@ -76,3 +82,17 @@ class FusionSettings:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be different non-negative integers, at least one, found {self.seeds}")
+
+
+@dataclass
+class AblationSettings(FusionSettings):
+    """What `training/ablate_fusion.py` reads: the settings of a training run, every row of the table differing in one.
+
+    Args:
+        only: names of rows (or their beginnings) to compute; all by default.
+        adaptation_weights: weight of the domain adaptation per kind.
+    """
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    only: list[str] = field(default_factory=list)
+    adaptation_weights: dict[str, float] = field(default_factory=dict)

@@ -32,7 +32,7 @@ class StackedModels(nn.Module):
         for index, value in enumerate(buffers.values()):
             self.register_buffer(f"buffer_{index}", value.clone())
         # In a tuple, so that it is no submodule: its weights are placeholders that functional_call replaces.
-        self._template = (copy.deepcopy(models[0]).to("meta"),)
+        self._template = (nn.Module.to(copy.deepcopy(models[0]), "meta"),)
 
     def train(self, mode: bool = True) -> "StackedModels":
         self._template[0].train(mode)
@@ -44,7 +44,8 @@ class StackedModels(nn.Module):
 
     def optimizer_groups(self, weight_decay: float) -> list[dict]:
         """Matrices decay; biases, norms, embeddings and scales do not."""
-        decayed, others = [], []
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, value in zip(self.parameter_names, self.stacked, strict=True):
             (decayed if name.endswith(".weight") and value.dim() == 3 else others).append(value)
         return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -91,8 +91,8 @@ class RankAwareFusionConfig(PreTrainedConfig):
         domain_adaptation_weight: its weight in the loss.
         initializer_range: standard deviation of the rank and encoder embeddings.
 
-    Source: "Ordering Matters: Rank-Aware Selective Fusion for Blended Emotion Recognition", arXiv 2605.21417, abstract;
-    what is marked ours is this project's choice.
+    Source: "Ordering Matters: Rank-Aware Selective Fusion for Blended Emotion Recognition", arXiv 2605.21417,
+    abstract; what is marked ours is this project's choice.
     """
 
     model_type = "rank_aware_fusion"
@@ -159,7 +159,9 @@ class RankAwareFusionConfig(PreTrainedConfig):
             if name.endswith("_weight") and getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if self.gate_loss_weight > 0 and self.encoder_loss_weight == 0:
-            raise ValueError("gate_loss_weight > 0 needs encoder_loss_weight > 0: its target is the encoders' own loss")
+            raise ValueError(
+                "gate_loss_weight > 0 needs encoder_loss_weight > 0: its target is the encoders' own loss"
+            )
 
     def pooled_size(self, name: str) -> int:
         """Width of encoder `name` after temporal pooling."""

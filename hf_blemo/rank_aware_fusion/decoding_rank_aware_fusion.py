@@ -1,7 +1,7 @@
 """From probabilities to blends: the benchmark's thresholds and the decoding that maximises the expected Score.
 
-The family travels to the Hub alone, so the two rules stand here beside `hf_blemo.blemore.decoding`; a test holds the two
-against each other.
+The family travels to the Hub alone, so the two rules stand here beside `hf_blemo.blemore.decoding`; a test holds the
+two against each other.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Unsupervised domain adaptation on the feature level: MMD, CORAL, adversarial with gradient reversal.
 
-Every term takes one batch of features with two weight vectors, one per domain, instead of two tensors: a row belongs to
-a domain where its weight is not zero. The same code then serves any mixture of source and target rows, also under
+Every term takes one batch of features with two weight vectors, one per domain, instead of two tensors: a row belongs
+to a domain where its weight is not zero. The same code then serves any mixture of source and target rows, also under
 `torch.vmap`, where slices of varying size cannot exist. A batch without rows of one domain gives zero.
 """
 
@@ -43,7 +43,7 @@ def maximum_mean_discrepancy(features: torch.Tensor, source: torch.Tensor, targe
     squared = (features.unsqueeze(0) - features.unsqueeze(1)).square().sum(-1)
     num_rows = features.shape[0]
     scale = (squared.detach().sum() / max(num_rows * (num_rows - 1), 1)).clamp_min(1e-12)
-    kernel = sum(torch.exp(-squared / (2 * factor * scale)) for factor in BANDWIDTHS) / len(BANDWIDTHS)
+    kernel = torch.stack([torch.exp(-squared / (2 * factor * scale)) for factor in BANDWIDTHS]).mean(0)
     difference = source - target
     both = (source.sum() > 0) & (target.sum() > 0)
     return torch.where(both, (difference @ kernel @ difference).clamp_min(0), kernel.new_zeros(()))

@@ -49,15 +49,15 @@ class RankAwareFusionOutput(ModelOutput):
         domain_adaptation_loss: scalar, unweighted; zero without unlabelled rows or with `domain_adaptation="none"`.
     """
 
-    loss: torch.FloatTensor | None = None
-    probabilities: torch.FloatTensor | None = None
-    presence_logits: torch.FloatTensor | None = None
-    salience_logits: torch.FloatTensor | None = None
-    joint_probabilities: torch.FloatTensor | None = None
-    encoder_weights: torch.FloatTensor | None = None
-    selected_encoders: torch.LongTensor | None = None
-    fused_features: torch.FloatTensor | None = None
-    domain_adaptation_loss: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
+    presence_logits: torch.Tensor | None = None
+    salience_logits: torch.Tensor | None = None
+    joint_probabilities: torch.Tensor | None = None
+    encoder_weights: torch.Tensor | None = None
+    selected_encoders: torch.Tensor | None = None
+    fused_features: torch.Tensor | None = None
+    domain_adaptation_loss: torch.Tensor | None = None
 
 
 class RankAwareFusionProjection(nn.Module):
@@ -83,6 +83,8 @@ class RankAwareFusionGate(nn.Module):
     `attention` is a scaled dot product of one query per sample (a learned vector plus, with `gate_context`, a map of
     the sample's mean latent) with the encoders' keys and embeddings: this project's choice.
     """
+
+    static_scores: torch.Tensor
 
     def __init__(self, config: RankAwareFusionConfig):
         super().__init__()
@@ -131,7 +133,12 @@ class RankAwareFusionGate(nn.Module):
 
 
 class RankAwareFusionFusion(nn.Module):
-    """Joins the latents of the selected encoders into one vector."""
+    """Joins the latents of the selected encoders into one vector.
+
+    `rank_aware`: each rank scales the latent that stands there by a vector of its own and adds its embedding, then the
+    weighted sum over the ranks is mapped on. Untrained ranks are alike, so the method starts as the weighted sum and
+    the order comes to matter as far as the data ask for it (this project's choice).
+    """
 
     def __init__(self, config: RankAwareFusionConfig):
         super().__init__()
@@ -139,8 +146,9 @@ class RankAwareFusionFusion(nn.Module):
         self.num_encoders = len(config.encoders)
         size = config.hidden_size
         self.num_ranks = min(config.top_n, self.num_encoders)
-        places = {"rank_aware": self.num_ranks, "weighted_sum": 1, "concatenation": self.num_encoders}[self.kind]
+        places = self.num_encoders if self.kind == "concatenation" else 1
         if self.kind == "rank_aware":
+            self.rank_scale = nn.Parameter(torch.ones(self.num_ranks, size))
             self.rank_embedding = nn.Parameter(torch.zeros(self.num_ranks, size))
         self.linear = nn.Linear(places * size, size)
         self.dropout = nn.Dropout(config.dropout)
@@ -156,25 +164,23 @@ class RankAwareFusionFusion(nn.Module):
         Returns:
             (..., H).
         """
-        used = weights > 0
-        if self.kind == "weighted_sum":
-            joined = (weights.unsqueeze(-1) * latents).sum(-2)
+        if self.kind == "concatenation":
+            # Relative weights, 1 where all are equal: the input's scale does not depend on how many are fused.
+            relative = weights * (weights > 0).sum(-1, keepdim=True)
+            places = nn.functional.one_hot(indices, self.num_encoders).to(latents.dtype)
+            joined = (places.mT @ (relative.unsqueeze(-1) * latents)).flatten(-2)
         else:
-            # Relative weights (1 where all are equal): the scale of the input does not depend on how many are fused.
-            relative = (weights * used.sum(-1, keepdim=True)).unsqueeze(-1)
-            placed = relative * latents
             if self.kind == "rank_aware":
-                placed = placed + self.rank_embedding * used.unsqueeze(-1)
-            else:
-                places = nn.functional.one_hot(indices, self.num_encoders).to(placed.dtype)
-                placed = places.mT @ placed
-            joined = placed.flatten(-2)
-        joined = joined.to(self.linear.weight.dtype)
-        return self.dropout(nn.functional.gelu(self.linear(joined)))
+                latents = latents * self.rank_scale + self.rank_embedding
+            joined = (weights.unsqueeze(-1) * latents).sum(-2)
+        return self.dropout(nn.functional.gelu(self.linear(joined.to(self.linear.weight.dtype))))
 
 
 class RankAwareFusionHeads(nn.Module):
     """Presence and salience heads, their fusion as probabilities and the joint distribution over valid labels."""
+
+    exponent_logit: torch.Tensor
+    label_matrix: torch.Tensor
 
     def __init__(self, config: RankAwareFusionConfig):
         super().__init__()
@@ -283,8 +289,13 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
             if module.kind == "attention":
                 init.normal_(module.query, std=self.config.initializer_range)
                 init.normal_(module.encoder_embedding, std=self.config.initializer_range)
+                # Near zero, so that the gate starts uniform and leaves that only where it pays.
+                for linear in (module.key, module.context):
+                    if linear is not None:
+                        init.normal_(linear.weight, std=self.config.initializer_range)
         elif isinstance(module, RankAwareFusionFusion):
             if module.kind == "rank_aware":
+                init.ones_(module.rank_scale)
                 init.normal_(module.rank_embedding, std=self.config.initializer_range)
         elif isinstance(module, RankAwareFusionHeads):
             init.constant_(module.exponent_logit, torch.tensor(module.initial_exponent).logit().item())
@@ -315,7 +326,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         # By position, not by name: an encoder's name may hold characters that a module's name may not.
         self.poolings = nn.ModuleList(RankAwareFusionPooling(config.encoders[name]) for name in self.encoder_names)
         self.projections = nn.ModuleList(
-            RankAwareFusionProjection(pooling.output_size, config) for pooling in self.poolings
+            RankAwareFusionProjection(config.pooled_size(name), config) for name in self.encoder_names
         )
         self.gate = RankAwareFusionGate(config)
         self.fusion = RankAwareFusionFusion(config)
@@ -334,6 +345,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
             mean, std: (P,), P the pooled width (`config.pooled_size(name)`); a deviation of zero becomes 1.
         """
         pooling = self.poolings[self.encoder_names.index(name)]
+        assert isinstance(pooling, RankAwareFusionPooling)
         with torch.no_grad():
             pooling.feature_mean.copy_(mean)
             pooling.feature_std.copy_(torch.where(std > 1e-8, std, torch.ones_like(std)))
@@ -363,21 +375,22 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         for name, pooling, projection in zip(self.encoder_names, self.poolings, self.projections, strict=True):
             values = features.get(name)
             if values is None:
-                weight = projection.linear.weight
                 # Projected like any other, so that every parameter takes part in every step (DDP asks for that).
-                values = weight.new_zeros(batch_size, pooling.output_size)
-                mask = torch.zeros(batch_size, 1, dtype=torch.bool, device=weight.device)
+                values = torch.zeros(batch_size, self.config.pooled_size(name), device=self.device)
+                mask = torch.zeros(batch_size, 1, dtype=torch.bool, device=self.device)
             else:
-                size = pooling.output_size if values.dim() == 2 else pooling.feature_size
+                feature_size, pooled_size = self.config.encoders[name]["feature_size"], self.config.pooled_size(name)
+                size = pooled_size if values.dim() == 2 else feature_size
                 if values.dim() not in (2, 3) or values.shape[0] != batch_size or values.shape[-1] != size:
                     raise ValueError(
-                        f"encoder {name!r}: expected features of shape ({batch_size}, time, {pooling.feature_size}) or, "
-                        f"pooled, ({batch_size}, {pooling.output_size}), found {tuple(values.shape)}"
+                        f"encoder {name!r}: expected features of shape ({batch_size}, time, {feature_size}) or, "
+                        f"pooled, ({batch_size}, {pooled_size}), found {tuple(values.shape)}"
                     )
-                mask = None if feature_mask is None else feature_mask.get(name)
-                if mask is None:
-                    mask = torch.ones(batch_size, values.shape[1] if values.dim() == 3 else 1, device=values.device)
-                mask = mask.bool()
+                if feature_mask is not None and name in feature_mask:
+                    mask = feature_mask[name].bool()
+                else:
+                    steps = values.shape[1] if values.dim() == 3 else 1
+                    mask = torch.ones(batch_size, steps, dtype=torch.bool, device=values.device)
                 if values.dim() == 3 and mask.shape != values.shape[:2]:
                     raise ValueError(
                         f"encoder {name!r}: feature_mask has shape {tuple(mask.shape)}, expected "
@@ -425,7 +438,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         labels = labels.float()
         labelled = ~(labels == IGNORED_LABEL).all(-1)
         rows = labelled.float() / labelled.sum().clamp_min(1)
-        labels = torch.where(labelled.unsqueeze(-1), labels, self.heads.label_matrix[0].float())
+        labels = torch.where(labelled.unsqueeze(-1), labels, self.heads.label_matrix.float()[0])
         terms = self.heads.losses(heads, labels)
         loss = sum(getattr(config, f"{name}_loss_weight") * (rows * term).sum() for name, term in terms.items())
         if config.gate == "attention" and config.gate_balance_weight > 0 and len(self.encoder_names) > 1:

@@ -63,6 +63,9 @@ class RankAwareFusionPooling(nn.Module):
         options: one complete entry of `config.encoders`.
     """
 
+    feature_mean: torch.Tensor
+    feature_std: torch.Tensor
+
     def __init__(self, options: dict[str, Any]):
         super().__init__()
         self.pooling = options["pooling"]

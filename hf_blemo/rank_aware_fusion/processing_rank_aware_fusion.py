@@ -95,8 +95,8 @@ class RankAwareFusionProcessor(ProcessorMixin):
             is_label = row.shape == (6,) and bool(((valid - row).abs().amax(-1) < 1e-3).any())
             if not is_label and not (row.shape == (6,) and bool((row == IGNORED_LABEL).all())):
                 raise ValueError(
-                    f"{names[index]}: labels {row.tolist()} are no valid blend; expected one emotion, two of the first "
-                    f"five at 70/30, 50/50 or 30/70, or {IGNORED_LABEL} six times for an unlabelled sample"
+                    f"{names[index]}: labels {row.tolist()} are no valid blend; expected one emotion, two of the "
+                    f"first five at 70/30, 50/50 or 30/70, or {IGNORED_LABEL} six times for an unlabelled sample"
                 )
             rows[index] = row
         return rows

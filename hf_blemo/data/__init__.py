@@ -1,0 +1,1 @@
+"""Data sets made by the package itself."""

@@ -1,0 +1,224 @@
+"""One table of what every part of the design is worth, on one data set."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import datasets
+import numpy as np
+from accelerate import Accelerator
+
+from hf_blemo import blemore
+from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
+from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
+from hf_blemo.fusion_training.feature_store import FeatureStore
+from hf_blemo.fusion_training.report import plus_minus
+from hf_blemo.fusion_training.results import CrossValidationResults, spread
+from hf_blemo.fusion_training.selection import measure
+from hf_blemo.fusion_training.settings import AblationSettings, FusionSettings
+from hf_blemo.prediction import predict_blends
+from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
+
+ADAPTATIONS = ("none", "mmd", "coral", "adversarial")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Args:
+        name: as printed.
+        model: what it changes in the model's settings.
+        encoders: the encoders it uses; all by default.
+        settings: what it changes in the other settings.
+    """
+
+    name: str
+    model: dict[str, Any] = field(default_factory=dict)
+    encoders: tuple[str, ...] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def variants(settings: FusionSettings, encoder_names: list[str]) -> Iterator[Variant]:
+    """The rows for a data set: baselines, the method for every n, and the method with one part changed at a time."""
+    every, model = len(encoder_names), settings.model
+    top_n = model.get("top_n", 3)
+    for name in encoder_names:
+        yield Variant(f"single encoder: {name}", {"gate": "uniform", "fusion": "weighted_sum", "top_n": 1}, (name,))
+    yield Variant("mean of all", {"gate": "uniform", "fusion": "weighted_sum", "top_n": every})
+    yield Variant("concatenation of all", {"gate": "uniform", "fusion": "concatenation", "top_n": every})
+    for number in sorted({min(number, every) for number in (1, 2, top_n)}):
+        yield Variant(f"static top-{number}", {"gate": "static", "top_n": number})
+    for number in range(1, every + 1):
+        mark = " (the method as configured)" if number == top_n else ""
+        yield Variant(f"rank-aware, n = {number}{mark}", {"top_n": number})
+    yield Variant("  without rank order (weighted sum)", {"fusion": "weighted_sum"})
+    yield Variant("  gated concatenation", {"fusion": "concatenation"})
+    yield Variant("  presence head alone", {"head_fusion": "presence"})
+    yield Variant("  salience head alone", {"head_fusion": "salience"})
+    yield Variant("  without joint interaction", {"joint_interaction": False})
+    yield Variant("  without joint loss", {"joint_loss_weight": 0.0})
+    yield Variant("  gate without context", {"gate_context": False})
+    yield Variant("  without gate noise", {"gate_noise": 0.0})
+    yield Variant("  without balance term", {"gate_balance_weight": 0.0})
+    yield Variant("  without gate loss", {"gate_loss_weight": 0.0})
+    yield Variant("  without encoder loss", {"encoder_loss_weight": 0.0, "gate_loss_weight": 0.0})
+    yield Variant("  without encoder dropout", {"encoder_dropout": 0.0})
+    if settings.align_folds:
+        yield Variant("  without alignment of the folds", settings={"align_folds": False})
+
+
+def planted_share(results: CrossValidationResults, data: datasets.Dataset) -> float | None:
+    """Share of clips whose selected encoders are exactly the planted ones, mean over seeds, out of fold.
+
+    Returns:
+        None where the data has no planted truth.
+    """
+    if "informative" not in data.column_names:
+        return None
+    row_of = {clip: row for row, clip in enumerate(data["clip"])}
+    truth = np.asarray(data["informative"])[[row_of[clip] for clip in results.clips]]
+    shares = []
+    for seed in results.seeds:
+        selected = results.pooled([seed])["selected_encoders"]
+        if selected.shape[1] != truth.shape[1]:
+            return None
+        shares.append(float((np.sort(selected, 1) == np.sort(truth, 1)).all(1).mean()))
+    return float(np.mean(shares))
+
+
+def ablate(settings: AblationSettings) -> dict[str, Any]:
+    """Cross-validates every variant with the same budget, folds and seeds.
+
+    Args:
+        settings: of the run.
+
+    Returns:
+        `rows`, one per variant: `name`, the metrics' mean and std over seeds for both decodings (`expected_score`,
+        `thresholds`), the seed `ensemble`, `planted` (see [`planted_share`]) and `seconds`; and, on the built-in data,
+        `adaptation` (see [`compare_adaptations`]).
+    """
+    accelerator = Accelerator()
+    data = load_data(settings.data, settings)
+    base = model_config(data, settings)
+    names = list(base.encoders)
+    rows = []
+    for variant in variants(settings, names):
+        if settings.only and not variant.name.strip().startswith(tuple(settings.only)):
+            continue
+        changes = {key: value for key, value in variant.model.items() if settings.model.get(key) != value}
+        unchanged = all(getattr(base, key) == value for key, value in changes.items()) and not variant.settings
+        if variant.name.startswith("  ") and unchanged:
+            continue
+        start = time.perf_counter()
+        own = replace(
+            settings,
+            model={**settings.model, **variant.model},
+            encoders=list(variant.encoders) if variant.encoders else settings.encoders,
+            encoder_options={
+                name: options
+                for name, options in settings.encoder_options.items()
+                if variant.encoders is None or name in variant.encoders
+            },
+            **variant.settings,
+        )
+        store = FeatureStore(data, model_config(data, own), own.align_folds, progress=False)
+        results, _ = cross_validate(accelerator, store.config, store, own, description=variant.name.strip())
+        row = {
+            "name": variant.name,
+            "expected_score": spread(results.seed_means("expected_score")),
+            "thresholds": spread(results.seed_means("thresholds")),
+            "ensemble": spread(results.ensemble("expected_score")[0]),
+            "planted": planted_share(results, data),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        rows.append(row)
+        print(table_row(row), flush=True)
+    result: dict[str, Any] = {"rows": rows}
+    if settings.data == "synthetic" and (not settings.only or "adaptation" in settings.only):
+        result["adaptation"] = compare_adaptations(accelerator, settings, data)
+    return result
+
+
+HEADER = ("method", "Score", "presence", "salience", "Score, thresholds", "Score, ensemble", "gate = planted")
+
+
+def table_row(row: dict[str, Any]) -> str:
+    """A row as Markdown; mean ± std over seeds of the mean over folds."""
+    planted = "" if row["planted"] is None else f"{row['planted']:.3f}"
+    cells = [row["name"].replace("  ", "&nbsp;&nbsp;")]
+    cells += [plus_minus(row["expected_score"][metric]) for metric in ("score", "acc_presence", "acc_salience")]
+    cells += [plus_minus(row["thresholds"]["score"]), f"{row['ensemble']['score']['mean']:.4f}", planted]
+    return "| " + " | ".join(cells) + " |"
+
+
+def compare_adaptations(
+    accelerator: Accelerator, settings: AblationSettings, source: datasets.Dataset
+) -> list[dict[str, Any]]:
+    """What every kind of domain adaptation recovers of a known shift's loss.
+
+    Trained on the source with its labels and on one set of target clips without theirs; scored on further target
+    clips, with the shift and, the same clips, without it. The budget is `settings.num_epochs` for every kind; no label
+    of the target chooses anything.
+
+    Args:
+        accelerator: of this run.
+        settings: of the run.
+        source: the labelled source.
+
+    Returns:
+        One row per kind: Score on the shifted clips (`score`, per seed), on the same clips unshifted (`unshifted`),
+        and `recovered`, the share of the loss of `none` that the kind wins back, per seed.
+    """
+    seed = settings.synthetic.get("seed", 0)
+    target = load_data("synthetic", settings, domain="target", seed=seed + 1)
+    shifted = load_data("synthetic", settings, domain="target", seed=seed + 2)
+    unshifted = load_data("synthetic", settings, domain="source", seed=seed + 2)
+    labels = np.asarray(shifted["labels"], dtype=np.float64)
+    rows: list[dict[str, Any]] = []
+    for kind in ADAPTATIONS:
+        weight = settings.adaptation_weights.get(kind, 1.0)
+        own = replace(
+            settings, model={**settings.model, "domain_adaptation": kind, "domain_adaptation_weight": weight}
+        )
+        config = model_config(source, own)
+        data = source if kind == "none" else with_unlabelled(source, target)
+        models = train_on_all(
+            accelerator, config, FeatureStore(data, config, progress=False), own, settings.num_epochs
+        )
+        processor = RankAwareFusionProcessor(config.encoders, blend_share=blemore.BLEND_SHARE)
+        row: dict[str, Any] = {"kind": kind, "weight": weight if kind != "none" else 0.0}
+        for name, clips in (("score", shifted), ("unshifted", unshifted)):
+            row[name] = [
+                measure(predict_blends([(model, processor)], clips, progress=False).blends, labels)["score"]
+                for model in models
+            ]
+        rows.append(row)
+        lost = np.array(rows[0]["unshifted"]) - np.array(rows[0]["score"])
+        row["recovered"] = ((np.array(row["score"]) - np.array(rows[0]["score"])) / lost).tolist()
+        print(adaptation_row(row), flush=True)
+    return rows
+
+
+ADAPTATION_HEADER = ("domain adaptation", "weight", "Score, shifted", "Score, same clips unshifted", "recovered")
+
+
+def adaptation_row(row: dict[str, Any]) -> str:
+    """A row as Markdown; mean ± std over seeds."""
+    cells = [row["kind"], f"{row['weight']:g}"]
+    cells += [f"{np.mean(row[name]):.4f} ± {np.std(row[name]):.4f}" for name in ("score", "unshifted")]
+    cells.append("" if row["kind"] == "none" else f"{np.mean(row['recovered']):.3f} ± {np.std(row['recovered']):.3f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of [`ablate`] as Markdown."""
+
+    def head(header: tuple[str, ...]) -> list[str]:
+        return ["| " + " | ".join(header) + " |", "|" + "---|" + "---:|" * (len(header) - 1)]
+
+    lines = [*head(HEADER), *map(table_row, result["rows"])]
+    if "adaptation" in result:
+        lines += ["", *head(ADAPTATION_HEADER), *map(adaptation_row, result["adaptation"])]
+    return "\n".join(lines) + "\n"

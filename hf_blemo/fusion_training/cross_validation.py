@@ -1,0 +1,228 @@
+"""Cross-validation and final training of one config, with checkpoints."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from hf_blemo.fusion_training.encoder_ranking import probe_scores
+from hf_blemo.fusion_training.feature_store import FeatureStore
+from hf_blemo.fusion_training.lockstep import Lockstep
+from hf_blemo.fusion_training.protocol import Member, cross_validation_members
+from hf_blemo.fusion_training.results import CrossValidationResults
+from hf_blemo.fusion_training.selection import Selection
+from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
+
+KEPT_CHECKPOINTS = 2
+
+
+class Checkpoints:
+    """Checkpoints of one phase of a run, written whole or not at all.
+
+    Args:
+        accelerator: saves and restores models, optimizer and random state.
+        folder: of this phase; `None` writes none.
+        every: epochs between checkpoints; 0 writes none.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path | None, every: int):
+        self.accelerator = accelerator
+        self.folder = folder if every > 0 else None
+        self.every = every
+
+    def found(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if path.name.startswith("epoch_"))
+
+    def save(self, epoch: int, last: bool) -> None:
+        """Saves after an epoch when it is due; drops all but the newest."""
+        if self.folder is None or (epoch % self.every and not last):
+            return
+        partial = self.folder / f"partial_{epoch:05d}"
+        self.accelerator.save_state(str(partial), safe_serialization=True)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            final = self.folder / f"epoch_{epoch:05d}"
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in self.found()[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self) -> int:
+        """Restores the newest checkpoint.
+
+        Returns:
+            The epoch it was saved after; 0 without a checkpoint.
+        """
+        found = self.found()
+        if not found:
+            return 0
+        self.accelerator.load_state(str(found[-1]))
+        return int(found[-1].name.removeprefix("epoch_"))
+
+
+class History:
+    """Rows of the learning curves; part of the checkpoint."""
+
+    def __init__(self):
+        self.rows: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores [`state_dict`]."""
+        self.rows = list(state["rows"])
+
+
+def _static_scores(
+    config: RankAwareFusionConfig, members: Sequence[Member], store: FeatureStore
+) -> list[dict[str, float]] | None:
+    if config.gate != "static":
+        return None
+    labelled = ~(store.labels == -100).all(-1).numpy()
+    scores: dict[tuple[int, ...], dict[str, float]] = {}
+    for member in members:
+        if member.held_out not in scores:
+            scores[member.held_out] = probe_scores(store, member.training_rows(store.folds, labelled))
+    return [scores[member.held_out] for member in members]
+
+
+def cross_validate(
+    accelerator: Accelerator,
+    config: RankAwareFusionConfig,
+    store: FeatureStore,
+    settings: FusionSettings,
+    checkpoint_folder: Path | None = None,
+    log: Callable[[dict[str, float], int], None] | None = None,
+    description: str = "cross-validation",
+) -> tuple[CrossValidationResults, list[dict[str, Any]]]:
+    """Cross-validates one config over the folds of the data and the seeds of the settings.
+
+    Args:
+        accelerator: of this run.
+        config: of every model.
+        store: the data; rows without labels take part in domain adaptation alone.
+        settings: of the run; its `protocol` is `honest` or `published_style`.
+        checkpoint_folder: where checkpoints go, if `settings.checkpoint_every` asks for them.
+        log: called with mean losses and scores after every epoch.
+        description: for the progress bar.
+
+    Returns:
+        The results, and the rows of the learning curves (`seed`, `fold`, `epoch`, `train_loss`, `validation_loss`,
+        `validation_score`, `selected`).
+
+    Raises:
+        ValueError: labelled rows without a fold, or too few folds.
+    """
+    labelled = np.flatnonzero(~(store.labels == -100).all(-1).numpy())
+    folds, labels = store.folds[labelled], store.labels.numpy()[labelled].astype(np.float64)
+    if (folds < 0).any():
+        clip = store.clips[labelled[np.argmax(folds < 0)]]
+        raise ValueError(
+            f"protocol {settings.protocol!r} needs a fold for every labelled clip, found none for {clip}; build the "
+            "data set from a source with a fold column, or train on all clips with protocol none"
+        )
+    per_group = settings.seeds_at_once or len(settings.seeds)
+    groups = [settings.seeds[start : start + per_group] for start in range(0, len(settings.seeds), per_group)]
+    selections, rows = [], []
+    for group in groups:
+        members = cross_validation_members(settings.protocol, np.unique(folds).tolist(), group)
+        lockstep = Lockstep(accelerator, config, members, store, settings, _static_scores(config, members, store))
+        selection = Selection(members, settings.protocol, folds, labels, settings.selection, settings.decoding)
+        history = History()
+        accelerator.register_for_checkpointing(selection, history)
+        folder = checkpoint_folder and checkpoint_folder / f"cross_validation_seed_{group[0]}"
+        checkpoints = Checkpoints(accelerator, folder, settings.checkpoint_every)
+        if settings.resume:
+            lockstep.epoch = checkpoints.restore()
+
+        def finished(lockstep: Lockstep = lockstep, selection: Selection = selection) -> bool:
+            stale = (
+                settings.patience and lockstep.epoch and selection.stale_epochs(lockstep.epoch) >= settings.patience
+            )
+            return lockstep.epoch >= settings.num_epochs or bool(stale)
+
+        bar = tqdm(
+            total=settings.num_epochs * lockstep.steps_per_epoch,
+            initial=lockstep.epoch * lockstep.steps_per_epoch,
+            desc=f"{description}, {len(members)} models",
+            unit="step",
+            disable=not accelerator.is_main_process,
+        )
+        while not finished():
+            losses = lockstep.train_epoch(bar)
+            report = selection.update(lockstep.epoch, lockstep.predict(store, labelled))
+            for (seed, fold), values in report.items():
+                loss = float(losses[selection.position[seed, (fold,)]])
+                history.rows.append(
+                    {"seed": seed, "fold": fold, "epoch": lockstep.epoch, "train_loss": loss, **values}
+                )
+            means = {
+                "train_loss": float(losses.mean()),
+                "validation_loss": float(np.mean([values["validation_loss"] for values in report.values()])),
+                "validation_score": float(np.mean([values["validation_score"] for values in report.values()])),
+            }
+            bar.set_postfix(epoch=lockstep.epoch, **{name: f"{value:.3f}" for name, value in means.items()})
+            if log is not None:
+                log(means, lockstep.epoch)
+            checkpoints.save(lockstep.epoch, last=finished())
+        bar.close()
+        accelerator._custom_objects.clear()
+        accelerator.free_memory()
+        selections.append(selection)
+        rows += history.rows
+    chosen = {(seed, fold): choice.epoch for selection in selections for seed, fold, choice in selection}
+    rows = [{**row, "selected": chosen[row["seed"], row["fold"]] == row["epoch"]} for row in rows]
+    return CrossValidationResults(selections, [store.clips[row] for row in labelled]), rows
+
+
+def train_on_all(
+    accelerator: Accelerator,
+    config: RankAwareFusionConfig,
+    store: FeatureStore,
+    settings: FusionSettings,
+    num_epochs: int,
+    checkpoint_folder: Path | None = None,
+) -> list[RankAwareFusionModel]:
+    """Trains one model per seed on all labelled rows.
+
+    Args:
+        accelerator, config, store, settings, checkpoint_folder: as in [`cross_validate`].
+        num_epochs: how long.
+
+    Returns:
+        The models in the order of `settings.seeds`, on the CPU.
+    """
+    members = [Member(seed, ()) for seed in settings.seeds]
+    lockstep = Lockstep(accelerator, config, members, store, settings, _static_scores(config, members, store))
+    checkpoints = Checkpoints(
+        accelerator, checkpoint_folder and checkpoint_folder / "final", settings.checkpoint_every
+    )
+    if settings.resume:
+        lockstep.epoch = checkpoints.restore()
+    bar = tqdm(
+        total=num_epochs * lockstep.steps_per_epoch,
+        initial=lockstep.epoch * lockstep.steps_per_epoch,
+        desc=f"final training, {len(members)} models",
+        unit="step",
+        disable=not accelerator.is_main_process,
+    )
+    while lockstep.epoch < num_epochs:
+        losses = lockstep.train_epoch(bar)
+        bar.set_postfix(epoch=lockstep.epoch, train_loss=f"{losses.mean():.3f}")
+        checkpoints.save(lockstep.epoch, last=lockstep.epoch == num_epochs)
+    bar.close()
+    models = [lockstep.model_of(index) for index in range(len(members))]
+    accelerator.free_memory()
+    return models

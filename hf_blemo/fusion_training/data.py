@@ -1,0 +1,105 @@
+"""The data sets of a run, from wherever its settings say."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from hf_blemo import blemore
+from hf_blemo.data.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
+from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+
+MODALITY_BY_PREFIX = (("wavlm", "audio"), ("hubert", "audio"), ("hicmae", "audiovisual"))
+
+
+def load_data(source: str, settings: FusionSettings, **synthetic) -> datasets.Dataset:
+    """Loads a data set.
+
+    Args:
+        source: `synthetic`, a path (built data set, table, folder of feature files) or a Hub id.
+        settings: of the run; `synthetic` settings are read from it.
+        synthetic: further settings of the built-in data.
+
+    Returns:
+        A data set with the columns `clip`, `features`, `labels`, `fold`.
+
+    Raises:
+        FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set.
+    """
+    if source == "synthetic":
+        return make_synthetic_blends(**{**settings.synthetic, **synthetic})
+    if Path(source).exists():
+        return blemore.load_features(source)
+    if source.count("/") == 1 and not source.startswith((".", "/")):
+        return datasets.load_dataset(source, split="train")
+    raise FileNotFoundError(f"data {source!r}: no such file or folder, and no id of a Hub data set (owner/name)")
+
+
+def encoder_options(data: datasets.Dataset, settings: FusionSettings) -> dict[str, dict]:
+    """Entries of `config.encoders` for a data set.
+
+    Args:
+        data: the data set; its features say the widths.
+        settings: of the run; what they say of an encoder wins over their defaults.
+
+    Returns:
+        Encoder name -> options, in the order of the data set or, where given, of `settings.encoders`.
+
+    Raises:
+        ValueError: the settings name an encoder that the data set does not have.
+    """
+    widths = blemore.encoder_widths(data)
+    chosen = list(widths) if settings.encoders is None else settings.encoders
+    for name in (*chosen, *settings.encoder_options):
+        if name not in widths:
+            raise ValueError(f"unknown encoder {name!r}: the data has {', '.join(widths)}")
+    return {
+        name: {
+            "feature_size": widths[name],
+            "modality": modality_of(name),
+            "pooling": settings.pooling,
+            "transform": settings.transform,
+            **settings.encoder_options.get(name, {}),
+        }
+        for name in chosen
+    }
+
+
+def modality_of(name: str) -> str:
+    """Modality of an encoder of the BlEmoRE distribution or of the built-in data, by its name; else `video`."""
+    if name in SYNTHETIC_ENCODERS:
+        return SYNTHETIC_ENCODERS[name]["modality"]
+    return next((modality for prefix, modality in MODALITY_BY_PREFIX if name.lower().startswith(prefix)), "video")
+
+
+def model_config(data: datasets.Dataset, settings: FusionSettings) -> RankAwareFusionConfig:
+    """The model's config for a data set and the settings of a run.
+
+    Raises:
+        ValueError: an unknown or invalid setting of the model.
+    """
+    known = set(RankAwareFusionConfig.__dataclass_fields__) - {"encoders", "encoder_order"}
+    for key in settings.model:
+        if key not in known:
+            raise ValueError(f"model.{key} is no setting of RankAwareFusionConfig")
+    return RankAwareFusionConfig(encoders=encoder_options(data, settings), **settings.model)
+
+
+def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) -> datasets.Dataset:
+    """Appends rows whose labels are hidden, for domain adaptation.
+
+    Args:
+        labelled: the source.
+        unlabelled: the target; its labels and folds, if any, are replaced by -100 and -1.
+
+    Returns:
+        Both, with the columns and types of the source.
+    """
+    columns = ["clip", "features", "labels", "fold"]
+    source = labelled.select_columns(columns)
+    hidden = unlabelled.select_columns(["clip", "features"])
+    count = len(hidden)
+    hidden = hidden.add_column("labels", [[-100.0] * 6] * count, feature=source.features["labels"])
+    hidden = hidden.add_column("fold", np.full(count, -1).tolist(), feature=source.features["fold"])
+    return datasets.concatenate_datasets([source, hidden.cast(source.features)])

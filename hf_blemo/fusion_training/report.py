@@ -1,0 +1,61 @@
+"""Metrics of a run as a table for the terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_blemo.fusion_training.results import METRICS
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with columns padded to their width, the first one left-aligned, the others right-aligned."""
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = (
+        "|"
+        + "|".join("-" * (width + 2) if not column else "-" * (width + 1) + ":" for column, width in enumerate(widths))
+        + "|"
+    )
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def plus_minus(entry: dict[str, float]) -> str:
+    """`mean ± std` with four and three decimals."""
+    return f"{entry['mean']:.4f} ± {entry['std']:.4f}"
+
+
+def results_table(metrics: dict[str, Any]) -> str:
+    """What a run found, for the terminal.
+
+    Args:
+        metrics: content of `metrics.json`.
+
+    Returns:
+        A table of the cross-validation and, where there was one, of the test set; says so where nothing was scored.
+    """
+    rows = []
+    name = metrics["protocol"].replace("_", " ")
+    if metrics["summary"]:
+        rows.append([f"{name}, {len(metrics['seeds'])} seeds, ± over folds"])
+        rows[-1] += [plus_minus(metrics["summary"][metric]) for metric in METRICS]
+        rows.append([f"{name}, 5-fold mean, ± over seeds".replace("5", str(len(metrics["data"]["folds"])))])
+        rows[-1] += [plus_minus(metrics["over_seeds"][metric]) for metric in METRICS]
+        if metrics["ensemble"]:
+            rows.append([f"{name}, ensemble of the seeds, ± over folds"])
+            rows[-1] += [plus_minus(metrics["ensemble"][metric]) for metric in METRICS]
+        for decoding, entry in metrics["alternatives"].items():
+            if decoding != metrics["decoding"]:
+                rows.append([f"{name}, decoded by {decoding}"] + [plus_minus(entry[metric]) for metric in METRICS])
+    test = metrics.get("test", {})
+    if "score" in test:
+        rows.append([f"test data, {test['clips']} clips"] + [f"{test[metric]:.4f}" for metric in METRICS])
+    if not rows:
+        return "Trained on all clips; nothing was scored."
+    return table(["", *METRICS], rows)

@@ -1,0 +1,144 @@
+"""What a cross-validation found, as plain numbers: metrics, ensemble, gate."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+import hf_blemo
+from hf_blemo import blemore
+from hf_blemo.fusion_training.protocol import PROTOCOLS
+from hf_blemo.fusion_training.selection import KEPT, Choice, Selection, measure
+
+METRICS = ("acc_presence", "acc_salience", "score")
+DECODINGS = ("expected_score", "thresholds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")}
+    return {"hf_blemo": hf_blemo.__version__, **found, "python": platform.python_version()}
+
+
+def spread(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of every metric over rows."""
+    return {
+        name: {"mean": float(np.mean([row[name] for row in rows])), "std": float(np.std([row[name] for row in rows]))}
+        for name in METRICS
+    }
+
+
+def mean_predictions(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Mean of probabilities and weights over models; the selection is the first one's, as it has no mean."""
+    return {
+        name: parts[0][name] if name == "selected_encoders" else np.mean([part[name] for part in parts], 0)
+        for name in KEPT
+    }
+
+
+class CrossValidationResults:
+    """Scores of one or more [`Selection`]s of the same data and protocol.
+
+    Args:
+        selections: one per group of seeds trained together.
+        clips: (N,) names of the rows.
+    """
+
+    def __init__(self, selections: Sequence[Selection], clips: Sequence[str]):
+        first = selections[0]
+        self.first = first
+        self.clips = list(clips)
+        self.choices: dict[tuple[int, int], Choice] = {
+            (seed, fold): choice for selection in selections for seed, fold, choice in selection
+        }
+        self.seeds = sorted({seed for seed, _ in self.choices})
+        self.folds = sorted({fold for _, fold in self.choices})
+
+    def fold_rows(self, decoding: str) -> list[dict[str, Any]]:
+        """One row per seed and fold: epoch, settings, metrics."""
+        rows = []
+        for (seed, fold), choice in sorted(self.choices.items()):
+            blends, settings = self.first.decode(choice.scored, fold, decoding, choice.judging)
+            metrics = measure(blends, self.first.labels[self.first.folds == fold])
+            clips = int((self.first.folds == fold).sum())
+            rows.append({"seed": seed, "fold": fold, "epoch": choice.epoch, **settings, **metrics, "clips": clips})
+        return rows
+
+    def ensemble(self, decoding: str) -> tuple[list[dict[str, Any]], list]:
+        """The mean prediction of all seeds: a row per fold, and the blends of all clips in the order of the data."""
+        rows: list[dict[str, Any]] = []
+        blends: list = [None] * len(self.clips)
+        for fold in self.folds:
+            choices = [self.choices[seed, fold] for seed in self.seeds]
+            judging = mean_predictions([choice.judging for choice in choices])
+            scored = mean_predictions([choice.scored for choice in choices])
+            decoded, settings = self.first.decode(scored, fold, decoding, judging)
+            where = np.flatnonzero(self.first.folds == fold)
+            rows.append({"fold": fold, **settings, **measure(decoded, self.first.labels[where])})
+            for row, blend in zip(where, decoded, strict=True):
+                blends[row] = blend
+        return rows, blends
+
+    def pooled(self, seeds: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Out-of-fold predictions of all rows, averaged over seeds."""
+        seeds = self.seeds if seeds is None else seeds
+        pooled: dict[str, np.ndarray] = {}
+        for fold in self.folds:
+            part = mean_predictions([self.choices[seed, fold].scored for seed in seeds])
+            for name, values in part.items():
+                pooled.setdefault(name, np.zeros((len(self.clips), *values.shape[1:]), values.dtype))
+                pooled[name][self.first.folds == fold] = values
+        return pooled
+
+    def seed_means(self, decoding: str) -> list[dict[str, float]]:
+        """For each seed, the mean of every metric over the folds."""
+        rows = self.fold_rows(decoding)
+        return [
+            {name: float(np.mean([row[name] for row in rows if row["seed"] == seed])) for name in METRICS}
+            for seed in self.seeds
+        ]
+
+    def best_epochs(self) -> int:
+        """Mean of the chosen epochs, at least 1: how long the final models are trained."""
+        return max(1, round(float(np.mean([choice.epoch for choice in self.choices.values()]))))
+
+    def gate_table(self, encoder_names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Mean gate weight and selection frequency per emotion set and encoder.
+
+        Returns:
+            `weights` and `selected`, (16, E), NaN for a set without clips; `mean_weight` and `mean_selected`, (E,).
+        """
+        weights, chosen = [], []
+        for seed in self.seeds:
+            pooled = self.pooled([seed])
+            weights.append(pooled["encoder_weights"])
+            chosen.append((pooled["selected_encoders"][..., None] == np.arange(len(encoder_names))).any(1))
+        weight, selected = np.mean(weights, 0), np.mean(chosen, 0)
+        sets = blemore.LABEL_SETS[self.first.label_indices]
+        table = {"mean_weight": weight.mean(0), "mean_selected": selected.mean(0)}
+        for name, values in (("weights", weight), ("selected", selected)):
+            table[name] = np.full((16, len(encoder_names)), np.nan)
+            for index in np.unique(sets):
+                table[name][index] = values[sets == index].mean(0)
+        return table
+
+    def summary(self, decoding: str) -> dict[str, Any]:
+        """The part of `metrics.json` that the cross-validation decides."""
+        rows = self.fold_rows(decoding)
+        by_fold = [
+            {name: float(np.mean([row[name] for row in rows if row["fold"] == fold])) for name in METRICS}
+            for fold in self.folds
+        ]
+        return {
+            "protocol": self.first.protocol,
+            "protocol_description": PROTOCOLS[self.first.protocol],
+            "decoding": decoding,
+            "seeds": self.seeds,
+            "summary": spread(by_fold),
+            "over_seeds": spread(self.seed_means(decoding)),
+            "ensemble": spread(self.ensemble(decoding)[0]) if len(self.seeds) > 1 else None,
+            "alternatives": {name: spread(self.fold_rows(name)) for name in DECODINGS},
+            "folds": rows,
+        }

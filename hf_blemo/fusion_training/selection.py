@@ -1,0 +1,165 @@
+"""Choice of epoch and thresholds for every scored fold, and what was predicted for it there."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from hf_blemo import blemore
+from hf_blemo.fusion_training.protocol import Member
+
+KEPT = ("joint_probabilities", "probabilities", "encoder_weights", "selected_encoders")
+Predictions = dict[str, np.ndarray]
+
+
+def negative_log_likelihood(joint: np.ndarray, label_indices: np.ndarray) -> float:
+    """Mean negative log-likelihood of the labels under the joint distribution, in nats."""
+    picked = joint[np.arange(len(joint)), label_indices]
+    return float(-np.log(np.maximum(picked, 1e-30)).mean())
+
+
+def measure(predictions: Sequence, labels: np.ndarray) -> dict[str, float]:
+    """`acc_presence`, `acc_salience` and their mean, `score`."""
+    presence = blemore.acc_presence(predictions, labels)
+    salience = blemore.acc_salience(predictions, labels)
+    return {"acc_presence": presence, "acc_salience": salience, "score": 0.5 * presence + 0.5 * salience}
+
+
+@dataclass
+class Choice:
+    """The best epoch so far for one scored fold of one seed.
+
+    Args:
+        criterion: what is minimised.
+        epoch: counted from 1.
+        scored: predictions for the scored fold, rows in the order of the data.
+        judging: predictions that the choice was made on, in the order of `judging_rows`.
+    """
+
+    criterion: float = np.inf
+    epoch: int = 0
+    scored: Predictions = field(default_factory=dict)
+    judging: Predictions = field(default_factory=dict)
+
+
+class Selection:
+    """Follows a cross-validation epoch by epoch and keeps, for each seed and fold, the predictions of the best one.
+
+    Args:
+        members: the models, in the order of the predictions given to [`update`].
+        protocol: `honest`: judged by the inner models on all folds but the scored one. `published_style`: judged on
+            the scored fold itself.
+        folds: (N,) fold of each row.
+        labels: (N, 6) soft labels, all rows labelled.
+        selection: `loss` or `score`; the published style always uses the score.
+        decoding: what the score is of.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        protocol: str,
+        folds: np.ndarray,
+        labels: np.ndarray,
+        selection: str,
+        decoding: str,
+    ):
+        self.protocol = protocol
+        self.folds = folds
+        self.labels = labels
+        self.selection = "score" if protocol == "published_style" else selection
+        self.decoding = decoding
+        self.label_indices = blemore.label_indices(labels)
+        self.is_blend = (labels > 0).sum(1) == 2
+        self.position = {(member.seed, member.held_out): index for index, member in enumerate(members)}
+        self.choices = {(member.seed, member.held_out[0]): Choice() for member in members if len(member.held_out) == 1}
+
+    def judging_rows(self, fold: int) -> np.ndarray:
+        """Rows on which the settings for a scored fold are chosen."""
+        return np.flatnonzero(self.folds == fold if self.protocol == "published_style" else self.folds != fold)
+
+    def blend_share(self, fold: int) -> float:
+        """Share of blends among the rows outside a fold, what expected-score decoding of the fold assumes."""
+        return float(self.is_blend[self.folds != fold].mean())
+
+    def judging_predictions(self, predictions: Predictions, seed: int, fold: int) -> Predictions:
+        """What the models that know nothing of a fold predict for the other folds."""
+        if self.protocol == "published_style":
+            index = self.position[seed, (fold,)]
+            return {name: predictions[name][index][self.folds == fold] for name in KEPT}
+        rows = self.judging_rows(fold)
+        owners = {
+            other: self.position[seed, (min(other, fold), max(other, fold))] for other in np.unique(self.folds[rows])
+        }
+        owner = np.array([owners[other] for other in self.folds[rows]])
+        return {name: predictions[name][owner, rows] for name in KEPT}
+
+    def decode(self, predictions: Predictions, fold: int, decoding: str, judging: Predictions) -> tuple[list, dict]:
+        """Decodes predictions with settings fitted on the judging rows.
+
+        Returns:
+            The blends, and the settings: `alpha` and `beta`, or `blend_share`.
+        """
+        if decoding == "expected_score":
+            share = self.blend_share(fold)
+            return blemore.decode_expected_score(predictions["joint_probabilities"], share), {"blend_share": share}
+        fitted = blemore.fit_thresholds(judging["probabilities"], self.labels[self.judging_rows(fold)])
+        blends = blemore.decode_thresholds(predictions["probabilities"], fitted.alpha, fitted.beta)
+        return blends, {"alpha": fitted.alpha, "beta": fitted.beta}
+
+    def update(self, epoch: int, predictions: Predictions) -> dict[tuple[int, int], dict[str, float]]:
+        """Takes the predictions of an epoch.
+
+        Args:
+            epoch: counted from 1.
+            predictions: of all members for all rows, leading shape (M, N).
+
+        Returns:
+            (seed, fold) -> `validation_score` and `validation_loss` on the judging rows.
+        """
+        report = {}
+        for (seed, fold), choice in self.choices.items():
+            rows = self.judging_rows(fold)
+            judging = self.judging_predictions(predictions, seed, fold)
+            loss = negative_log_likelihood(judging["joint_probabilities"], self.label_indices[rows])
+            blends, _ = self.decode(judging, fold, self.decoding, judging)
+            score = measure(blends, self.labels[rows])["score"]
+            report[seed, fold] = {"validation_score": score, "validation_loss": loss}
+            criterion = loss if self.selection == "loss" else -score
+            if criterion < choice.criterion:
+                index = self.position[seed, (fold,)]
+                choice.criterion, choice.epoch, choice.judging = criterion, epoch, judging
+                choice.scored = {name: predictions[name][index][self.folds == fold] for name in KEPT}
+        return report
+
+    def stale_epochs(self, epoch: int) -> int:
+        """Epochs since any scored fold last found a better one."""
+        return epoch - max(choice.epoch for choice in self.choices.values())
+
+    def state_dict(self) -> dict:
+        """For `accelerator.save_state`: numbers and tensors only."""
+        return {
+            f"{seed}:{fold}": {
+                "criterion": choice.criterion,
+                "epoch": choice.epoch,
+                **{f"scored.{name}": torch.from_numpy(value) for name, value in choice.scored.items()},
+                **{f"judging.{name}": torch.from_numpy(value) for name, value in choice.judging.items()},
+            }
+            for (seed, fold), choice in self.choices.items()
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restores what [`state_dict`] saved."""
+        for (seed, fold), choice in self.choices.items():
+            saved = state[f"{seed}:{fold}"]
+            choice.criterion, choice.epoch = saved["criterion"], saved["epoch"]
+            for part, target in (("scored.", choice.scored), ("judging.", choice.judging)):
+                target.clear()
+                for name, value in saved.items():
+                    if name.startswith(part):
+                        target[name.removeprefix(part)] = value.numpy()
+
+    def __iter__(self) -> Iterator[tuple[int, int, Choice]]:
+        for (seed, fold), choice in self.choices.items():
+            yield seed, fold, choice

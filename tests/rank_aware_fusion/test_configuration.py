@@ -1,0 +1,140 @@
+"""Settings: defaults, order of the encoders, and what is refused."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_blemo import RankAwareFusionConfig, blemore
+
+# The first where the package checks before, the second where `strict` checks or wraps what the package raised.
+REFUSALS = (ValueError, StrictDataclassError)
+
+
+def test_encoders_are_completed_with_their_defaults():
+    config = RankAwareFusionConfig(encoders={"a": {"feature_size": 4}, "b": {"feature_size": 2, "pooling": "attention"}})
+    assert config.encoders == {
+        "a": {"feature_size": 4, "modality": "video", "pooling": "mean", "transform": "none"},
+        "b": {"feature_size": 2, "modality": "video", "pooling": "attention", "transform": "none"},
+    }
+
+
+def test_the_callers_dict_is_left_as_it_was():
+    encoders = {"a": {"feature_size": 4}}
+    RankAwareFusionConfig(encoders=encoders)
+    assert encoders == {"a": {"feature_size": 4}}
+
+
+def test_pooled_size_is_seven_times_the_width_for_statistics_alone(encoders):
+    config = RankAwareFusionConfig(encoders=encoders)
+    assert [config.pooled_size(name) for name in encoders] == [5, 4, 6, 21]
+
+
+def test_emotions_are_those_of_the_benchmark(encoders):
+    config = RankAwareFusionConfig(encoders=encoders)
+    assert config.id2label == dict(enumerate(blemore.EMOTIONS))
+    assert config.label2id == {name: index for index, name in enumerate(blemore.EMOTIONS)}
+    assert config.num_labels == 6
+
+
+def test_round_trip_keeps_every_setting_and_the_order_of_the_encoders(encoders, tmp_path):
+    config = RankAwareFusionConfig(
+        encoders=encoders, top_n=2, hidden_size=32, gate="static", fusion="concatenation", gate_context=False,
+        head_exponent=0.25, dropout=0, domain_adaptation="coral", joint_loss_weight=3,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert list(stored["encoders"]) != list(encoders), "the file would not show whether the order is restored"
+    loaded = RankAwareFusionConfig.from_pretrained(tmp_path)
+    assert list(loaded.encoders) == list(encoders)
+    assert {name: value for name, value in loaded.to_dict().items() if name != "auto_map"} == {
+        name: value for name, value in config.to_dict().items() if name != "auto_map"
+    }
+
+
+def test_provenance_of_an_encoder_is_kept(tmp_path):
+    options = {"feature_size": 8, "model_id": "microsoft/wavlm-large", "revision": "c1423ed"}
+    RankAwareFusionConfig(encoders={"wavlm": options}).save_pretrained(tmp_path)
+    loaded = RankAwareFusionConfig.from_pretrained(tmp_path).encoders["wavlm"]
+    assert (loaded["model_id"], loaded["revision"]) == ("microsoft/wavlm-large", "c1423ed")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "encoders['a']: 'feature_size' must be a positive integer, found None"),
+        ({"feature_size": 0}, "encoders['a']: 'feature_size' must be a positive integer, found 0"),
+        ({"feature_size": 2.0}, "encoders['a']: 'feature_size' must be a positive integer, found 2.0"),
+        ({"feature_size": True}, "encoders['a']: 'feature_size' must be a positive integer, found True"),
+        ({"feature_size": 2, "poolin": "mean"}, "encoders['a']: unknown key 'poolin'"),
+        ({"feature_size": 2, "pooling": "max"}, "pooling 'max' is not one of mean, statistics, attention"),
+        ({"feature_size": 2, "modality": "text"}, "modality 'text' is not one of video, audio, audiovisual"),
+        ({"feature_size": 2, "transform": "softmax"}, "transform 'softmax' is not one of none, log_softmax"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_encoder_is_refused_by_name(options, message):
+    with pytest.raises(ValueError) as error:
+        RankAwareFusionConfig(encoders={"good": {"feature_size": 1}, "a": options})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("value", [4, [4], "wavlm"], ids=repr)
+def test_an_encoder_that_is_no_dict_is_refused(value):
+    with pytest.raises(REFUSALS, match="encoders"):
+        RankAwareFusionConfig(encoders={"a": value})
+
+
+@pytest.mark.parametrize("order", [["a"], ["a", "b", "c"], ["a", "a"], ["a", "c"]], ids=str)
+def test_an_order_of_other_encoders_is_refused(order):
+    with pytest.raises(ValueError, match="encoder_order"):
+        RankAwareFusionConfig(encoders={"a": {"feature_size": 1}, "b": {"feature_size": 1}}, encoder_order=order)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_n", 0),
+        ("top_n", 1.5),
+        ("hidden_size", 0),
+        ("gate", "softmax"),
+        ("fusion", "attention"),
+        ("head_fusion", "arithmetic"),
+        ("domain_adaptation", "dann"),
+        ("gate_context", "yes"),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("dropout", float("nan")),
+        ("encoder_dropout", 1),
+        ("modality_dropout", 1.2),
+        ("head_exponent", 0),
+        ("head_exponent", 1.0),
+        ("gate_noise", -0.5),
+        ("gate_balance_weight", -1),
+        ("presence_loss_weight", -1),
+        ("joint_loss_weight", -0.1),
+        ("domain_adaptation_weight", -1),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(encoders, name, value):
+    with pytest.raises(REFUSALS, match=name):
+        RankAwareFusionConfig(encoders=encoders, **{name: value})
+
+
+def test_the_gates_target_needs_the_encoders_own_loss(encoders):
+    with pytest.raises(REFUSALS, match="gate_loss_weight > 0 needs encoder_loss_weight > 0"):
+        RankAwareFusionConfig(encoders=encoders, gate_loss_weight=0.1)
+
+
+@pytest.mark.parametrize("name", ["hiden_size", "topn", "encoder_drop_out"])
+def test_a_misspelt_setting_is_refused_by_name(encoders, name):
+    with pytest.raises(REFUSALS, match=name):
+        RankAwareFusionConfig(encoders=encoders, **{name: 1})
+
+
+def test_a_bad_value_set_later_is_refused_when_saving(encoders, tmp_path):
+    config = RankAwareFusionConfig(encoders=encoders)
+    config.top_n = 0
+    with pytest.raises(REFUSALS, match="top_n must be at least 1, found 0"):
+        config.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()

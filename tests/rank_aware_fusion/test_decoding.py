@@ -1,0 +1,159 @@
+"""The family's own copies of the decoders against the benchmark's, label by label."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hf_blemo import RankAwareFusionProcessor, blemore
+from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import decode_expected_score, decode_thresholds
+from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionOutput, valid_labels
+
+DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "blemore_hicmae_logits.parquet"
+KINDS = ["softmax", "twentieths", "thresholds", "neutral", "sparse", "halves"]
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(values - values.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def make_probabilities(kind: str, width: int, dtype: type, num_rows: int = 400) -> np.ndarray:
+    """Rows of which all kinds but the first hold many ties, with each other or with the thresholds."""
+    generator = np.random.default_rng(0)
+    if kind == "softmax":
+        values = softmax(2 * generator.standard_normal((num_rows, width)))
+    elif kind == "twentieths":
+        values = generator.integers(0, 20, (num_rows, width)) / 20
+    elif kind == "thresholds":
+        grid = blemore.THRESHOLD_GRID
+        values = generator.choice([0.0, *grid, *(grid[1:] - grid[:-1]), *(grid[3:] - grid[:-3])], (num_rows, width))
+    elif kind == "neutral":
+        values = softmax(generator.integers(0, 3, (num_rows, width)) + 2.0 * (np.arange(width) == 5))
+    elif kind == "sparse":
+        values = generator.integers(0, 2, (num_rows, width)) * generator.integers(0, 3, (num_rows, width)) / 10
+    else:
+        values = generator.integers(1, 4, (num_rows, width)) * 0.5
+    return values.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_thresholds_decode_as_the_benchmark_does(kind, dtype):
+    probabilities = make_probabilities(kind, 6, dtype)
+    grid = blemore.THRESHOLD_GRID[::3].tolist()
+    for alpha, beta in [(0.0, 0.0), (0.1, 0.1), (1.5, 0.0), *[(alpha, beta) for alpha in grid for beta in grid]]:
+        found = decode_thresholds(probabilities, alpha, beta)
+        assert found == blemore.decode_thresholds(probabilities, alpha, beta), (alpha, beta)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("share", [None, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_expected_score_decodes_as_the_benchmark_does(kind, share, dtype):
+    joint = make_probabilities(kind, 36, dtype)
+    shares = [] if share is None else [share]
+    assert decode_expected_score(joint, *shares) == blemore.decode_expected_score(joint, *shares)
+
+
+def test_expected_score_of_the_real_out_of_fold_predictions():
+    if not DATA.exists():
+        pytest.skip("../shared/data/blemore_hicmae_logits.parquet is not there")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    logits = np.array(parquet.read_table(DATA)["hicmae_kl_100"].to_pylist(), dtype=np.float32)
+    probabilities = softmax(logits)
+    thresholds = {"alpha": 0.1447, "beta": 0.0974}
+    assert decode_thresholds(probabilities, **thresholds) == blemore.decode_thresholds(probabilities, **thresholds)
+    joint = softmax(np.log(probabilities) @ valid_labels().numpy().T)
+    assert decode_expected_score(joint) == blemore.decode_expected_score(joint)
+
+
+def test_labels_are_the_benchmarks_in_its_order():
+    np.testing.assert_allclose(valid_labels().numpy(), blemore.LABEL_MATRIX, rtol=0, atol=1e-7)
+    assert valid_labels().dtype == torch.float32
+
+
+def test_every_label_is_decoded_from_certainty():
+    assert decode_expected_score(np.eye(36, dtype=np.float32)) == list(blemore.LABELS)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_label_is_decoded_from_its_own_probabilities(dtype):
+    probabilities = blemore.LABEL_MATRIX.astype(dtype)
+    assert decode_thresholds(probabilities, 0.1, 0.1) == list(blemore.LABELS)
+
+
+def test_expected_score_sums_over_the_saliences_of_a_pair():
+    joint = np.zeros((1, 36), dtype=np.float32)
+    # 0.4 for hap alone, 0.6 for ang and disg in three saliences: the set is worth more than the likeliest label.
+    joint[0, [3, 6, 7, 8]] = 0.4, 0.25, 0.2, 0.15
+    assert decode_expected_score(joint) == [[{"emotion": "ang", "salience": 70.0}, {"emotion": "disg", "salience": 30.0}]]
+    joint[0, [3, 6, 7, 8]] = 0.9, 0.04, 0.03, 0.03
+    assert decode_expected_score(joint) == [[{"emotion": "hap", "salience": 100.0}]]
+
+
+def test_expected_score_is_the_mean_score_over_draws_of_the_truth():
+    generator = np.random.default_rng(0)
+    joint = softmax(1.5 * generator.standard_normal(36))
+    draws = [blemore.LABELS[index] for index in generator.choice(36, 4000, p=joint)]
+    scores = []
+    for label in blemore.LABELS:
+        predictions = [label] * len(draws)
+        presence, salience = blemore.acc_presence(predictions, draws), blemore.acc_salience(predictions, draws)
+        scores.append(0.5 * presence + 0.5 * salience)
+    share = joint[6:].sum()
+    assert decode_expected_score(joint[None], share)[0] == blemore.LABELS[int(np.argmax(scores))]
+
+
+@pytest.mark.parametrize("decode", ["thresholds", "expected_score"])
+def test_predictions_are_plain_python_lists_that_nobody_shares(decode):
+    values = np.tile(np.eye(36 if decode == "expected_score" else 6, dtype=np.float32)[:1], (2, 1))
+    first, second = decode_thresholds(values, 0.1, 0.1) if decode == "thresholds" else decode_expected_score(values)
+    first[0]["emotion"] = "changed"
+    assert json.loads(json.dumps(second)) == [{"emotion": "ang", "salience": 100.0}]
+    assert type(second[0]["salience"]) is float
+
+
+# --- Through the processor ---
+
+
+def make_output(kind: str = "softmax", dtype: torch.dtype = torch.float32) -> RankAwareFusionOutput:
+    return RankAwareFusionOutput(
+        probabilities=torch.from_numpy(make_probabilities(kind, 6, np.float32)).to(dtype).requires_grad_(),
+        joint_probabilities=torch.from_numpy(make_probabilities(kind, 36, np.float32)).to(dtype).requires_grad_(),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_post_process_blends_is_the_benchmarks_decoding(encoders, kind, dtype):
+    output = make_output(kind, dtype)
+    joint = output.joint_probabilities.detach().float().numpy()
+    probabilities = output.probabilities.detach().float().numpy()
+    processor = RankAwareFusionProcessor(encoders)
+    assert processor.post_process_blends(output) == blemore.decode_expected_score(joint)
+    found = processor.post_process_blends(output, decoding="thresholds", alpha=0.05, beta=0.2)
+    assert found == blemore.decode_thresholds(probabilities, 0.05, 0.2)
+
+
+def test_the_processors_own_decoding_is_the_default_and_zero_overrides_it(encoders):
+    output = make_output()
+    probabilities = output.probabilities.detach().numpy()
+    joint = output.joint_probabilities.detach().numpy()
+    processor = RankAwareFusionProcessor(encoders, decoding="thresholds", alpha=0.3, beta=0.25, blend_share=0.2)
+    assert processor.post_process_blends(output) == blemore.decode_thresholds(probabilities, 0.3, 0.25)
+    assert processor.post_process_blends(output, alpha=0.0, beta=0.0) == blemore.decode_thresholds(probabilities, 0, 0)
+    found = processor.post_process_blends(output, decoding="expected_score")
+    assert found == blemore.decode_expected_score(joint, 0.2) != blemore.decode_expected_score(joint)
+    assert processor.post_process_blends(output, "expected_score", blend_share=0.9) == (
+        blemore.decode_expected_score(joint, 0.9)
+    )
+
+
+def test_an_unknown_decoding_is_refused(encoders):
+    with pytest.raises(ValueError, match="decoding 'argmax' is not one of expected_score, thresholds"):
+        RankAwareFusionProcessor(encoders, decoding="argmax")
+    with pytest.raises(ValueError, match="decoding 'argmax' is not one of expected_score, thresholds"):
+        RankAwareFusionProcessor(encoders).post_process_blends(make_output(), decoding="argmax")

@@ -1,0 +1,363 @@
+"""The losses by hand, the part unlabelled rows take in them, and training steps of every method."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
+from hf_blemo.rank_aware_fusion.domain_adaptation_rank_aware_fusion import (
+    correlation_alignment,
+    domain_weights,
+    maximum_mean_discrepancy,
+)
+
+GATES = ["attention", "static", "uniform"]
+FUSIONS = ["rank_aware", "weighted_sum", "concatenation"]
+TERMS = ["presence", "salience", "alignment", "joint"]
+NO_LOSS = {"gate_balance_weight": 0.0, **{f"{term}_loss_weight": 0.0 for term in TERMS}}
+ALL_LOSSES = {"gate_balance_weight": 0.3, "encoder_loss_weight": 0.5, "gate_loss_weight": 0.4}
+# The third of four clips has one encoder, the first all four.
+ABSENT = {1: ["clip"], 2: ["wavlm.large", "clip", "action units"], 3: ["hicmae/logits"]}
+
+
+def term_by_hand(term: str, output, row: int, label: np.ndarray) -> float:
+    """One of the four losses of one clip, from the outputs the user sees."""
+    values = {name: output[name][row].detach().double().numpy() for name in output if output[name].dim() > 1}
+    if term == "presence":
+        share = 1 / (1 + np.exp(-values["presence_logits"]))
+        return float(np.mean([-np.log(share[i]) if label[i] > 0 else -np.log(1 - share[i]) for i in range(6)]))
+    if term == "joint":
+        index = blemore.label_indices(label[None])[0]
+        return float(-np.log(values["joint_probabilities"][index]))
+    if term == "salience":
+        exponentials = np.exp(values["salience_logits"])
+        predicted = exponentials / exponentials.sum()
+    else:
+        predicted = values["probabilities"]
+    return float(sum(label[i] * np.log(label[i] / predicted[i]) for i in range(6) if label[i] > 0))
+
+
+def gradients_of(model, output) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    output.loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+# --- The four terms of the heads ---
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_term_by_hand_over_all_labels(make_model, make_samples, collate, term):
+    model = make_model(**{**NO_LOSS, f"{term}_loss_weight": 1.7})
+    labels = blemore.LABEL_MATRIX
+    output = model(**collate(make_samples(36, ABSENT)), labels=torch.tensor(labels, dtype=torch.float32))
+    expected = np.mean([term_by_hand(term, output, row, labels[row]) for row in range(36)])
+    assert output.loss.item() == pytest.approx(1.7 * expected, rel=1e-5)
+    assert output.domain_adaptation_loss.item() == 0
+
+
+@pytest.mark.parametrize("term", ["salience", "alignment"])
+def test_divergence_of_a_perfect_prediction_is_zero(make_model, make_samples, collate, term):
+    model = make_model(**{**NO_LOSS, f"{term}_loss_weight": 1.0}, head_fusion="salience")
+    batch = collate(make_samples(1))
+    with torch.no_grad():
+        model.heads.salience.weight.zero_()
+        model.heads.salience.bias.copy_(torch.tensor([0, 0.3, 0, 0.7, 0, 0]).clamp_min(1e-12).log())
+    label = torch.tensor([[0, 0.3, 0, 0.7, 0, 0]])
+    assert model(**batch, labels=label).loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_loss_is_the_weighted_sum_of_its_terms(make_model, make_samples, make_labels, collate):
+    batch, labels = collate(make_samples(6, ABSENT)), make_labels(6, unlabelled=[5])
+    weights = dict(zip(TERMS, (0.3, 1.1, 0.7, 2.0), strict=True))
+    expected = 0.0
+    for term, weight in weights.items():
+        output = make_model(**{**NO_LOSS, f"{term}_loss_weight": 1.0})(**batch, labels=labels)
+        expected += weight * output.loss.item()
+    options = {**NO_LOSS, **{f"{term}_loss_weight": weight for term, weight in weights.items()}}
+    assert make_model(**options)(**batch, labels=labels).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_labels_of_any_precision_give_the_same_loss(make_model, make_samples, make_labels, collate, dtype):
+    model, batch, labels = make_model(), collate(make_samples(6)), make_labels(6, unlabelled=[2])
+    expected = model(**batch, labels=labels).loss.item()
+    assert model(**batch, labels=labels.to(dtype)).loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+# --- The terms of this project ---
+
+
+def test_balance_term_by_hand(make_model, make_samples, make_labels, collate):
+    output = make_model(**{**NO_LOSS, "gate_balance_weight": 0.6})(**collate(make_samples(7)), labels=make_labels(7))
+    share = output.encoder_weights.detach().double().numpy().mean(0)
+    assert output.loss.item() == pytest.approx(0.6 * share.var() / share.mean() ** 2, rel=1e-4)
+    assert output.loss.item() > 1e-3
+
+
+def test_balance_term_is_zero_for_equal_weights_also_where_an_encoder_is_nowhere(
+    make_model, make_samples, make_labels, collate
+):
+    model = make_model(**{**NO_LOSS, "gate_balance_weight": 1.0}, gate_context=False)
+    with torch.no_grad():
+        model.gate.query.zero_()
+    assert model(**collate(make_samples(4)), labels=make_labels(4)).loss.item() == pytest.approx(0, abs=1e-6)
+    samples = make_samples(4, absent=dict.fromkeys(range(4), ["clip"]))
+    assert model(**collate(samples), labels=make_labels(4)).loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def encoder_losses(model, samples, collate, labels) -> list[dict[str, float]]:
+    """Of every clip, the joint loss of each of its encoders where it is the only one there."""
+    return [
+        {
+            name: term_by_hand("joint", model(**collate([{name: steps}])), 0, label.double().numpy())
+            for name, steps in sample.items()
+        }
+        for sample, label in zip(samples, labels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("top_n", [1, 3])
+def test_encoder_loss_is_that_of_each_encoder_alone(make_model, make_samples, make_labels, collate, fusion, top_n):
+    model = make_model(**{**NO_LOSS, "encoder_loss_weight": 0.5}, fusion=fusion, top_n=top_n)
+    samples, labels = make_samples(4, ABSENT), make_labels(4)
+    alone = encoder_losses(model, samples, collate, labels)
+    expected = 0.5 * np.mean([np.mean(list(losses.values())) for losses in alone])
+    assert model(**collate(samples), labels=labels).loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gate_loss_is_the_divergence_from_the_better_encoders(make_model, make_samples, make_labels, collate):
+    options = {**NO_LOSS, "encoder_loss_weight": 0.5}
+    samples, labels = make_samples(4, ABSENT), make_labels(4)
+    model = make_model(**options, gate_loss_weight=0.8)
+    alone = encoder_losses(model, samples, collate, labels)
+    output = model(**collate(samples), labels=labels)
+    weights = output.encoder_weights.detach().double().numpy()
+    divergences = []
+    for row, losses in enumerate(alone):
+        names = list(model.config.encoders)
+        scores = {names.index(name): np.exp(-loss) for name, loss in losses.items()}
+        target = {index: score / sum(scores.values()) for index, score in scores.items()}
+        divergences.append(sum(share * np.log(share / weights[row, index]) for index, share in target.items()))
+    without = make_model(**options)(**collate(samples), labels=labels).loss.item()
+    assert output.loss.item() - without == pytest.approx(0.8 * np.mean(divergences), rel=1e-3)
+
+
+def test_gate_loss_moves_the_gate_alone(make_model, make_samples, make_labels, collate):
+    batch, labels = collate(make_samples(4, ABSENT)), make_labels(4)
+    options = {**NO_LOSS, "encoder_loss_weight": 0.5, "gate_context": False}
+    gradients = []
+    for weight in (0.0, 0.8):
+        model = make_model(**options, gate_loss_weight=weight)
+        gradients.append(gradients_of(model, model(**batch, labels=labels)))
+    for name in gradients[0]:
+        if name.startswith(("heads.", "fusion.")):
+            torch.testing.assert_close(gradients[1][name], gradients[0][name])
+    assert gradients[1]["gate.query"].abs().max() > 1e-4 > gradients[0]["gate.query"].abs().max()
+
+
+# --- Rows without labels ---
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("options", [{}, ALL_LOSSES, {"gate_balance_weight": 0.0}], ids=["default", "all", "heads"])
+def test_unlabelled_rows_change_neither_loss_nor_gradients(
+    make_model, make_samples, make_labels, collate, gate, options
+):
+    samples, labels = make_samples(7, ABSENT), make_labels(7, unlabelled=[0, 3, 4])
+    model = make_model(gate=gate, **options)
+    kept = [1, 2, 5, 6]
+    output = model(**collate(samples), labels=labels)
+    expected = model(**collate([samples[row] for row in kept]), labels=labels[kept])
+    assert output.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    torch.testing.assert_close(gradients_of(model, output), gradients_of(model, expected), rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_labels_has_no_loss_and_no_gradient(make_model, make_samples, make_labels, collate):
+    model = make_model(**ALL_LOSSES)
+    output = model(**collate(make_samples(3)), labels=make_labels(3, unlabelled=[0, 1, 2]))
+    assert output.loss.item() == 0
+    assert all(gradient.eq(0).all() for gradient in gradients_of(model, output).values())
+
+
+def test_predictions_do_not_depend_on_the_labels(make_model, make_samples, make_labels, collate):
+    model, batch = make_model(domain_adaptation="mmd"), collate(make_samples(5))
+    expected = model(**batch)
+    found = model(**batch, labels=make_labels(5, unlabelled=[1]))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+
+
+# --- Domain adaptation in the model ---
+
+
+@pytest.mark.parametrize("kind", ["mmd", "coral", "adversarial"])
+@pytest.mark.parametrize("unlabelled", [[1, 4], [0, 1, 2, 3, 4], [6]], ids=str)
+def test_adaptation_term_of_the_fused_features(make_model, make_samples, make_labels, collate, kind, unlabelled):
+    samples, labels = make_samples(7, ABSENT), make_labels(7, unlabelled)
+    model = make_model(domain_adaptation=kind, domain_adaptation_weight=0.4)
+    output = model(**collate(samples), labels=labels)
+    is_source = torch.tensor([row not in unlabelled for row in range(7)])
+    term = {"mmd": maximum_mean_discrepancy, "coral": correlation_alignment}.get(kind)
+    term = model.discriminator if kind == "adversarial" else term
+    expected = term(output.fused_features, *domain_weights(is_source)).item()
+    assert output.domain_adaptation_loss.item() == pytest.approx(expected, rel=1e-5)
+    assert expected > 1e-3
+    without = make_model(domain_adaptation=kind, domain_adaptation_weight=0.0)(**collate(samples), labels=labels)
+    assert without.domain_adaptation_loss.item() == pytest.approx(expected, rel=1e-5)
+    assert output.loss.item() == pytest.approx(without.loss.item() + 0.4 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mmd", "coral", "adversarial"])
+@pytest.mark.parametrize("unlabelled", [[], [0, 1, 2]], ids=["source alone", "target alone"])
+def test_adaptation_of_one_domain_is_zero(make_model, make_samples, make_labels, collate, kind, unlabelled):
+    model = make_model(domain_adaptation=kind)
+    output = model(**collate(make_samples(3)), labels=make_labels(3, unlabelled))
+    assert output.domain_adaptation_loss.item() == 0
+    gradients = gradients_of(model, output)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    if kind == "adversarial":
+        assert all(gradients[name].eq(0).all() for name in gradients if name.startswith("discriminator"))
+
+
+@pytest.mark.parametrize("kind", ["mmd", "coral", "adversarial"])
+def test_adaptation_never_reaches_the_heads(make_model, make_samples, make_labels, collate, kind):
+    model = make_model(**NO_LOSS, domain_adaptation=kind)
+    gradients = gradients_of(model, model(**collate(make_samples(6)), labels=make_labels(6, [1, 2])))
+    assert gradients["fusion.linear.weight"].ne(0).any() and gradients["projections.1.linear.weight"].ne(0).any()
+    assert all(gradient.eq(0).all() for name, gradient in gradients.items() if name.startswith("heads."))
+
+
+def test_adversarial_gradient_is_reversed_before_the_features_alone(make_model, make_samples, make_labels, collate):
+    model = make_model(**NO_LOSS, domain_adaptation="adversarial")
+    batch, labels = collate(make_samples(6)), make_labels(6, [1, 2])
+    reversed_gradients = gradients_of(model, model(**batch, labels=labels))
+    output = model(**batch, labels=labels)
+    labelled = torch.tensor([row not in (1, 2) for row in range(6)])
+    discriminator = model.discriminator
+    hidden = torch.nn.functional.gelu(discriminator.hidden(output.fused_features))
+    logits = discriminator.output(hidden).squeeze(-1)
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, labelled.float(), reduction="none")
+    model.zero_grad()
+    (0.5 * losses[labelled].mean() + 0.5 * losses[~labelled].mean()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            sign = 1 if name.startswith("discriminator") else -1
+            torch.testing.assert_close(reversed_gradients[name], sign * parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mmd", "coral", "adversarial"])
+def test_training_with_adaptation_brings_the_domains_together(make_model, make_samples, make_labels, collate, kind):
+    samples = make_samples(40)
+    for sample in samples[20:]:
+        for steps in sample.values():
+            steps += np.linspace(0.5, 2.0, steps.shape[1], dtype=np.float32)
+    batch, labels = collate(samples), make_labels(40, unlabelled=range(20, 40))
+    distances = {}
+    for name in ("none", kind):
+        model = make_model(domain_adaptation=name, domain_adaptation_weight=1.0).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(40):
+            optimizer.zero_grad()
+            model(**batch, labels=labels).loss.backward()
+            optimizer.step()
+        fused = model.eval()(**batch).fused_features.detach()
+        spread = fused[:20].std(0).mean()
+        distances[name] = ((fused[:20].mean(0) - fused[20:].mean(0)).norm() / spread).item()
+    assert distances[kind] < 0.6 * distances["none"], distances
+
+
+# --- Training ---
+
+
+def train(model, batch, labels, num_steps: int = 30) -> tuple[list[float], dict[str, float]]:
+    """Losses of Adam's steps, and the largest gradient of each parameter in any of them."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    losses, largest = [], dict.fromkeys(dict(model.named_parameters()), 0.0)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, f"{name} takes no part in the loss"
+            largest[name] = max(largest[name], parameter.grad.abs().max().item())
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, largest
+
+
+@pytest.mark.parametrize("options", [{}, ALL_LOSSES], ids=["default", "all losses"])
+@pytest.mark.parametrize(("gate", "fusion"), list(itertools.product(GATES, FUSIONS)), ids=str)
+def test_every_method_trains_every_parameter(make_model, make_samples, make_labels, collate, gate, fusion, options):
+    model = make_model(gate=gate, fusion=fusion, top_n=3, **options).train()
+    before = copy.deepcopy(model.state_dict())
+    # With four encoders and three ranks every encoder must be selected somewhere, or its projection cannot learn.
+    batch, labels = collate(make_samples(12, {0: ["clip"], 1: ["action units"], 2: ["wavlm.large"]})), make_labels(12)
+    losses, largest = train(model, batch, labels)
+    assert losses[-1] < 0.7 * losses[0]
+    # Rounding alone gives a gradient of up to 1e-7 to a parameter that cannot matter.
+    assert {name: value for name, value in largest.items() if value < 1e-6} == {}
+    for name, parameter in model.named_parameters():
+        assert (parameter - before[name]).abs().max() > 1e-4, name
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["mmd", "coral", "adversarial"])
+def test_every_parameter_trains_from_its_initial_value(encoders, make_samples, make_labels, collate, kind):
+    torch.manual_seed(0)
+    config = RankAwareFusionConfig(
+        encoders=encoders, hidden_size=16, domain_adaptation=kind, encoder_dropout=0.2, modality_dropout=0.1
+    )
+    model = RankAwareFusionModel(config).train()
+    batch, labels = collate(make_samples(16, ABSENT)), make_labels(16, unlabelled=range(10, 16))
+    losses, largest = train(model, batch, labels, num_steps=40)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert {name: value for name, value in largest.items() if value < 1e-6} == {}
+
+
+@pytest.mark.parametrize("name", ["wavlm.large", "clip", "hicmae/logits", "action units"])
+def test_every_parameter_takes_part_where_an_encoder_is_left_out_of_the_batch(
+    make_model, make_samples, make_labels, collate, name
+):
+    # Distributed training waits for the gradient of every parameter in every step.
+    model = make_model(domain_adaptation="adversarial", **ALL_LOSSES).train()
+    batch = collate(make_samples(4))
+    for part in batch.values():
+        del part[name]
+    model(**batch, labels=make_labels(4)).loss.backward()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(encoders, make_model, make_samples, make_labels, tmp_path):
+    samples, labels = make_samples(8, ABSENT), make_labels(8).tolist()
+    processor = RankAwareFusionProcessor(encoders)
+    rows = [{"features": sample, "labels": label} for sample, label in zip(samples, labels, strict=True)]
+
+    def collator(rows):
+        return processor([row["features"] for row in rows], labels=[row["labels"] for row in rows])
+
+    trained = []
+    for batch_size, num_batches in ((8, 1), (2, 4)):
+        # The balance term belongs to the batch and is no mean over its clips.
+        model = make_model(gate_balance_weight=0.0, encoder_loss_weight=0.2, gate_loss_weight=0.2)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=batch_size, gradient_accumulation_steps=num_batches,
+            max_steps=2, learning_rate=0.1, optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0,
+            use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collator)
+        trainer.train()
+        trained.append((dict(model.named_parameters()), trainer.predict(rows)))
+    (first, one), (second, four) = trained
+    start = dict(make_model(gate_balance_weight=0.0, encoder_loss_weight=0.2, gate_loss_weight=0.2).named_parameters())
+    assert max((first[name] - start[name]).abs().max().item() for name in start) > 1e-2
+    torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-5)
+    probabilities, joint = one.predictions
+    assert probabilities.shape == (8, 6) and joint.shape == (8, 36)
+    assert one.metrics["test_loss"] == pytest.approx(four.metrics["test_loss"], rel=1e-3)

@@ -1,0 +1,248 @@
+"""Clips to batches, and every input that is refused with the clip, what was found and what was expected."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_blemo import RankAwareFusionProcessor, blemore
+
+
+@pytest.fixture
+def processor(encoders) -> RankAwareFusionProcessor:
+    return RankAwareFusionProcessor(encoders)
+
+
+# --- Padding and masks ---
+
+
+def test_batch_holds_the_clips_where_the_mask_says(processor, encoders, make_samples):
+    samples = make_samples(4, absent={1: ["clip"], 2: ["clip", "wavlm.large", "action units"]})
+    batch = processor(samples)
+    assert list(batch) == ["features", "feature_mask"]
+    assert list(batch["features"]) == list(batch["feature_mask"]) == list(encoders)
+    for name, options in encoders.items():
+        values, mask = batch["features"][name], batch["feature_mask"][name]
+        num_steps = max(len(sample.get(name, ())) for sample in samples)
+        assert values.shape == (4, num_steps, options["feature_size"]) and values.dtype == torch.float32
+        assert mask.shape == (4, num_steps) and mask.dtype == torch.bool
+        assert values[~mask].eq(0).all()
+        for row, sample in enumerate(samples):
+            expected = sample.get(name, np.zeros((0, options["feature_size"])))
+            assert mask[row].tolist() == [True] * len(expected) + [False] * (num_steps - len(expected))
+            np.testing.assert_array_equal(values[row][mask[row]].numpy(), expected)
+
+
+def test_order_of_the_encoders_is_the_processors_not_the_clips(processor, encoders, make_samples):
+    sample = dict(reversed(make_samples(1)[0].items()))
+    assert list(processor([sample])["features"]) == list(encoders)
+
+
+def test_an_encoder_that_no_clip_has_is_left_out(processor, make_samples):
+    samples = make_samples(2, absent={0: ["clip"], 1: ["clip"]})
+    samples[0]["clip"] = None
+    batch = processor(samples)
+    assert "clip" not in batch["features"] and "clip" not in batch["feature_mask"]
+    assert "wavlm.large" in batch["features"]
+
+
+def test_a_single_clip_needs_no_list(processor, make_samples):
+    sample = make_samples(1)[0]
+    single, listed = processor(sample), processor([sample])
+    for name in sample:
+        torch.testing.assert_close(single["features"][name], listed["features"][name], rtol=0, atol=0)
+        assert single["feature_mask"][name].shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.arange(8, dtype=np.float64).reshape(2, 4),
+        np.arange(8, dtype=np.float16).reshape(2, 4),
+        np.arange(8).reshape(2, 4),
+        np.arange(8, dtype=np.float32).reshape(2, 1, 4),
+        [[0, 1, 2, 3], [4, 5, 6, 7]],
+        torch.arange(8.0).view(2, 4).requires_grad_(),
+        torch.arange(8.0).view(2, 4).bfloat16(),
+    ],
+    ids=["float64", "float16", "int64", "VideoMAEv2 middle axis", "list", "tensor with gradient", "bfloat16 tensor"],
+)
+def test_steps_of_any_kind_become_float32(processor, given):
+    values = processor([{"clip": given}])["features"]["clip"]
+    torch.testing.assert_close(values, torch.arange(8.0).view(1, 2, 4), rtol=0, atol=0)
+    assert not values.requires_grad
+
+
+def test_a_vector_is_one_step(processor):
+    batch = processor([{"clip": np.arange(4.0)}, {"clip": np.ones((3, 4))}])
+    assert batch["feature_mask"]["clip"].tolist() == [[True, False, False], [True, True, True]]
+    assert batch["features"]["clip"][0].tolist() == [[0, 1, 2, 3], [0] * 4, [0] * 4]
+
+
+def test_callers_arrays_are_not_shared(processor):
+    steps = np.ones((2, 4), dtype=np.float32)
+    batch = processor([{"clip": steps}])
+    batch["features"]["clip"].zero_()
+    assert steps.sum() == 8
+
+
+# --- Labels ---
+
+
+def test_every_valid_label_passes_in_the_precisions_in_use(processor):
+    samples = [{"clip": np.zeros(4)}] * 36
+    for dtype in (np.float64, np.float32, np.float16):
+        labels = processor(samples, labels=blemore.LABEL_MATRIX.astype(dtype))["labels"]
+        assert labels.shape == (36, 6) and labels.dtype == torch.float32
+        np.testing.assert_allclose(labels.numpy(), blemore.LABEL_MATRIX, atol=1e-3)
+
+
+def test_rows_without_labels(processor):
+    samples = [{"clip": np.zeros(4)}] * 4
+    labels = processor(samples, labels=[None, [-100] * 6, [0, 0, 0.3, 0, 0.7, 0], torch.eye(6)[5]])["labels"]
+    expected = torch.tensor([[-100.0] * 6, [-100.0] * 6, [0, 0, 0.3, 0, 0.7, 0], [0, 0, 0, 0, 0, 1.0]])
+    torch.testing.assert_close(labels, expected)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [0.6, 0.4, 0, 0, 0, 0],
+        [0.5, 0, 0, 0, 0, 0.5],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0.5, 0.3, 0.2, 0, 0, 0],
+        [70, 30, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, float("nan")],
+        [-100, 0, 0, 0, 0, 0],
+        [[1, 0, 0, 0, 0, 0]],
+        3,
+        ["a", "b", "c", "d", "e", "f"],
+        "happy",
+    ],
+    ids=str,
+)
+def test_labels_that_are_no_valid_blend_are_refused(processor, row):
+    with pytest.raises(ValueError) as error:
+        processor([{"clip": np.zeros(4)}] * 2, labels=[None, row], clips=["A1", "A2"])
+    message = str(error.value)
+    assert "A2" in message and "no valid blend" in message and "70/30, 50/50 or 30/70" in message
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 3])
+def test_labels_of_another_number_of_clips_are_refused(processor, num_rows):
+    with pytest.raises(ValueError, match=f"found {num_rows} for 2 samples"):
+        processor([{"clip": np.zeros(4)}] * 2, labels=[None] * num_rows)
+
+
+# --- What is refused ---
+
+
+@pytest.mark.parametrize(
+    ("sample", "found", "expected"),
+    [
+        ({"clip": np.zeros((2, 5))}, "(2, 5)", "(time, 4)"),
+        ({"clip": np.zeros((4, 3))}, "(4, 3)", "(time, 4)"),
+        ({"clip": np.zeros(3)}, "(3,)", "(4,)"),
+        ({"clip": np.zeros((2, 2, 4))}, "(2, 2, 4)", "(time, 4)"),
+        ({"clip": 1.0}, "()", "(time, 4)"),
+        ({"clip": torch.zeros(2, 5)}, "(2, 5)", "(time, 4)"),
+        ({"klip": np.zeros((2, 4))}, "'klip'", "wavlm.large, clip, hicmae/logits, action units"),
+        ({"clip": np.zeros((0, 4))}, "empty", "leave an absent encoder out"),
+        ({"clip": np.array([[0, 1, 2, 3], [0, np.nan, 2, 3]])}, "nan at step 1, column 1", "finite"),
+        ({"clip": np.array([[0, 1, np.inf, 3]])}, "inf at step 0, column 2", "finite"),
+        ({"clip": np.array([-np.inf, 1, 2, 3])}, "-inf at step 0, column 0", "finite"),
+        ({"clip": np.array([[1e300, 1, 2, 3]])}, "column 0", "finite"),
+        ({"clip": [[0, 1, 2, 3], [0, 1]]}, "'clip'", "(time, 4)"),
+        ({"clip": ["a", "b", "c", "d"]}, "'clip'", "(time, 4)"),
+        ({}, "no encoder", "wavlm.large, clip, hicmae/logits, action units"),
+        ({"clip": None}, "no encoder", "wavlm.large, clip, hicmae/logits, action units"),
+        ([0, 1, 2, 3], "list", "encoder"),
+    ],
+    ids=[
+        "too wide", "transposed", "short vector", "three axes", "scalar", "wide tensor", "unknown encoder", "empty",
+        "nan", "inf", "minus inf", "beyond float32", "ragged", "text", "no encoder", "all None", "no mapping",
+    ],
+)  # fmt: skip
+def test_a_bad_clip_is_refused_with_its_name_what_was_found_and_what_was_expected(processor, sample, found, expected):
+    good = {"clip": np.zeros((2, 4))}
+    with pytest.raises(ValueError) as error:
+        processor([good, sample], clips=["A102_ang_int1_ver1", "A303_neu_sit2_ver1"])
+    message = str(error.value)
+    assert "A303_neu_sit2_ver1" in message and "A102" not in message
+    assert found in message and expected in message
+    assert "\n" not in message
+    with pytest.raises(ValueError, match="sample 1"):
+        processor([good, sample])
+
+
+@pytest.mark.parametrize("clips", [["A1"], ["A1", "A2", "A3"]], ids=len)
+def test_names_of_another_number_of_clips_are_refused(processor, clips):
+    with pytest.raises(ValueError, match="2 samples"):
+        processor([{"clip": np.zeros(4)}] * 2, clips=clips)
+
+
+def test_a_batch_without_clips_is_refused(processor):
+    with pytest.raises(ValueError, match="expected at least one"):
+        processor([])
+
+
+def test_only_tensors_of_torch_are_returned(processor):
+    with pytest.raises(ValueError, match="return_tensors must be 'pt', found 'np'"):
+        processor([{"clip": np.zeros(4)}], return_tensors="np")
+
+
+def test_a_bad_encoder_is_refused_when_the_processor_is_made():
+    with pytest.raises(ValueError, match="'clip'.*'feature_size' must be a positive integer, found None"):
+        RankAwareFusionProcessor({"clip": {"pooling": "mean"}})
+
+
+# --- Moving and casting a batch ---
+
+
+def test_to_casts_the_floating_tensors_at_every_depth(processor, make_samples, make_labels):
+    batch = processor(make_samples(3), labels=make_labels(3))
+    before = {name: values.clone() for name, values in batch["features"].items()}
+    returned = batch.to(torch.bfloat16)
+    assert returned is batch
+    for name, values in before.items():
+        assert batch["features"][name].dtype == torch.bfloat16
+        torch.testing.assert_close(batch["features"][name], values.bfloat16())
+        assert batch["feature_mask"][name].dtype == torch.bool
+    assert batch["labels"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("how", ["positional", "keyword", "device and dtype"])
+def test_to_moves_every_tensor_at_every_depth(processor, make_samples, make_labels, how):
+    batch = processor(make_samples(3), labels=make_labels(3))
+    if how == "positional":
+        batch.to("meta")
+    elif how == "keyword":
+        batch.to(device=torch.device("meta"))
+    else:
+        batch.to("meta", torch.float16)
+    tensors = [batch["labels"], *batch["features"].values(), *batch["feature_mask"].values()]
+    assert len(tensors) == 9 and {tensor.device.type for tensor in tensors} == {"meta"}
+    dtype = torch.float16 if how == "device and dtype" else torch.float32
+    assert {tensor.dtype for tensor in tensors} == {dtype, torch.bool}
+
+
+def test_batch_and_model_agree_after_the_same_cast(make_model, processor, make_samples):
+    model, batch = make_model(), processor(make_samples(4))
+    expected = model(**batch).probabilities
+    probabilities = model.bfloat16()(**batch.to(torch.bfloat16)).probabilities
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=0.03)
+
+
+# --- Saving ---
+
+
+def test_round_trip_keeps_every_setting_and_the_order_of_the_encoders(encoders, tmp_path):
+    processor = RankAwareFusionProcessor(encoders, decoding="thresholds", alpha=0.25, beta=0.15, blend_share=0.4)
+    processor.save_pretrained(tmp_path)
+    loaded = RankAwareFusionProcessor.from_pretrained(tmp_path)
+    assert (loaded.decoding, loaded.alpha, loaded.beta, loaded.blend_share) == ("thresholds", 0.25, 0.15, 0.4)
+    assert loaded.encoders == processor.encoders
+    # The order is that of encoder_weights and selected_encoders, which are read with the processor's names.
+    assert list(loaded.encoders) == list(encoders)

@@ -1,0 +1,117 @@
+"""Checkpoints: what comes back is what was saved, statistics and buffers included."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor
+
+VARIANTS = {
+    "default": {},
+    "static": {"gate": "static", "fusion": "concatenation", "learn_head_exponent": False, "head_exponent": 0.3},
+    "uniform": {"gate": "uniform", "fusion": "weighted_sum", "joint_interaction": False},
+    "adversarial": {"domain_adaptation": "adversarial", "gate_context": False, "head_fusion": "presence"},
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def model(request, make_model):
+    """A model whose buffers, too, are at values that no initialisation gives."""
+    model = make_model(**request.param)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if not name.endswith("label_matrix"):
+                buffer.add_(torch.rand_like(buffer))
+    return model
+
+
+def test_round_trip_keeps_every_tensor_and_every_output(model, make_samples, collate, tmp_path):
+    batch = collate(make_samples(5, {1: ["clip"]}))
+    model.save_pretrained(tmp_path)
+    loaded, info = RankAwareFusionModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert not loaded.training
+    before, after = model.state_dict(), loaded.state_dict()
+    assert list(before) == list(after)
+    assert {name for name, _ in model.named_buffers()} <= set(before), "a buffer is not in the file"
+    for name in before:
+        assert after[name].device.type == "cpu"
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0, msg=name)
+    expected, found = model(**batch), loaded(**batch)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+
+
+def test_only_safetensors_and_readable_settings_are_written(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".py"}
+    assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
+
+
+def test_encoders_keep_their_places_although_the_file_sorts_their_names(model, make_samples, collate, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = RankAwareFusionModel.from_pretrained(tmp_path)
+    assert loaded.encoder_names == ["wavlm.large", "clip", "hicmae/logits", "action units"]
+    batch = collate(make_samples(3))
+    del batch["features"]["clip"], batch["feature_mask"]["clip"]
+    weights = loaded(**batch).encoder_weights
+    assert weights.gt(0).all(0).tolist() == [True, False, True, True]
+
+
+def test_missing_tensors_are_made_anew_and_never_left_as_they_lie_in_memory(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    saved = load_file(path)
+    # One tensor has to stay: of an empty file nothing can be loaded.
+    kept = "heads.presence.weight"
+    save_file({kept: saved[kept]}, path, metadata={"format": "pt"})
+    loaded, info = RankAwareFusionModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == set(saved) - {kept}
+    fresh = RankAwareFusionModel(copy.deepcopy(model.config))
+    for name, value in loaded.state_dict().items():
+        assert value.isfinite().all() and value.abs().max() < 5, name
+    for name, buffer in fresh.named_buffers():
+        torch.testing.assert_close(loaded.state_dict()[name], buffer, rtol=0, atol=0, msg=name)
+    torch.testing.assert_close(loaded.state_dict()[kept], saved[kept], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_round_trip_in_lower_precision(make_model, tmp_path, dtype):
+    model = make_model().to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded = RankAwareFusionModel.from_pretrained(tmp_path)
+    assert loaded.dtype == dtype
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    assert RankAwareFusionModel.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
+
+
+def test_initial_values_depend_on_the_seed_and_start_plain(encoders):
+    models = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        models.append(RankAwareFusionModel(RankAwareFusionConfig(encoders=encoders)))
+    first, same, other = (model.state_dict() for model in models)
+    for name in first:
+        torch.testing.assert_close(first[name], same[name], rtol=0, atol=0, msg=name)
+    differing = {name for name in first if not torch.equal(first[name], other[name])}
+    assert {"gate.query", "fusion.linear.weight", "projections.3.linear.weight"} <= differing
+    # Features pass unchanged until their statistics are set.
+    assert first["poolings.3.feature_mean"].eq(0).all() and first["poolings.3.feature_std"].eq(1).all()
+
+
+def test_auto_classes_load_the_family_here(model, encoders, make_samples, collate, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor = RankAwareFusionProcessor(encoders, alpha=0.2)
+    processor.save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is RankAwareFusionModel
+    assert type(AutoModel.from_config(model.config)) is RankAwareFusionModel
+    auto_processor = AutoProcessor.from_pretrained(tmp_path)
+    assert type(auto_processor) is RankAwareFusionProcessor and auto_processor.alpha == 0.2
+    batch = collate(make_samples(3))
+    torch.testing.assert_close(loaded(**batch).probabilities, model(**batch).probabilities, rtol=0, atol=0)

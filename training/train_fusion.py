@@ -1,0 +1,26 @@
+"""Trains and cross-validates rank-aware selective fusion.
+
+Example:
+    accelerate launch training/train_fusion.py --config training/configs/fusion_blemore.yaml --data out/blemore
+"""
+
+import shlex
+import sys
+
+from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.settings import parse_settings, run_command
+
+
+def main() -> None:
+    settings = parse_settings(FusionSettings, description=__doc__)
+    from hf_blemo.fusion_training.report import results_table
+    from hf_blemo.fusion_training.run import train_fusion
+
+    metrics = train_fusion(settings, command=shlex.join(["accelerate", "launch", *sys.argv]))
+    if metrics:
+        print(results_table(metrics))
+        print(f"Model, processor, card, metrics, plots and predictions: {settings.output_dir}")
+
+
+if __name__ == "__main__":
+    run_command(main)
