@@ -8,7 +8,7 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -389,7 +389,7 @@ def _documented_arguments(lines: Iterable[str]) -> dict[str, str]:
     return texts
 
 
-def _nearest(key: Any, known: Iterable[str]) -> str:
+def _nearest(key: Any, known: Collection[str]) -> str:
     begun = [name for name in known if key and name.startswith(str(key))]
     return difflib.get_close_matches(str(key), begun or list(known), n=1, cutoff=0.0)[0]
 

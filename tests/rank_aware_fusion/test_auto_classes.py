@@ -15,7 +15,8 @@ from hf_blemo import RankAwareFusionProcessor
 
 PACKAGE_FOLDER = Path(hf_blemo.__file__).resolve().parents[1]
 
-# Loads argv[1], runs it on argv[2], writes what came out to argv[3] and saves model and processor again to argv[4].
+# Loads the folder named, runs it on the clips, writes what came out, saves model and processor to the next folder; then
+# the same with that one.
 PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -23,27 +24,29 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-folder, clips, result, again, options = *map(Path, sys.argv[1:5]), json.loads(sys.argv[5])
-config = AutoConfig.from_pretrained(folder, **options)
-model = AutoModel.from_pretrained(folder, **options)
-processor = AutoProcessor.from_pretrained(folder, **options)
-with np.load(clips, allow_pickle=False) as arrays:
+work, options, *folders = Path(sys.argv[1]), json.loads(sys.argv[2]), *sys.argv[3:]
+with np.load(work / "clips.npz", allow_pickle=False) as arrays:
     samples = {}
     for name in arrays:
         row, encoder = name.split(" ", 1)
         samples.setdefault(int(row), {})[encoder] = arrays[name]
-output = model(**processor([samples[row] for row in sorted(samples)]))
-np.savez(result, **{name: value.detach().numpy() for name, value in output.items()})
-print(json.dumps({
-    "modules": [type(one).__module__ for one in (config, model, processor)],
-    "package": "hf_blemo" in sys.modules,
-    "training": model.training,
-    "blends": processor.post_process_blends(output),
-    "encoders": list(config.encoders),
-}))
-if again != Path("."):
-    model.save_pretrained(again)
-    processor.save_pretrained(again)
+reports = []
+for folder in folders:
+    config = AutoConfig.from_pretrained(work / folder, **options)
+    model = AutoModel.from_pretrained(work / folder, **options)
+    processor = AutoProcessor.from_pretrained(work / folder, **options)
+    output = model(**processor([samples[row] for row in sorted(samples)]))
+    np.savez(work / f"{folder}.npz", **{name: value.detach().numpy() for name, value in output.items()})
+    reports.append({
+        "modules": [type(one).__module__ for one in (config, model, processor)],
+        "package": "hf_blemo" in sys.modules,
+        "training": model.training,
+        "blends": processor.post_process_blends(output),
+        "encoders": list(config.encoders),
+    })
+    model.save_pretrained(work / f"{folder}_again")
+    processor.save_pretrained(work / f"{folder}_again")
+print(json.dumps(reports))
 """
 
 # Makes the package unimportable, wherever it may be installed.
@@ -65,70 +68,64 @@ else:
 """
 
 
-def run_program(folder: Path, clips: Path, result: Path, again: Path | str, tmp_path: Path, installed: bool) -> dict:
-    """Runs the program in another process and folder and returns what it reports."""
+def run_program(work: Path, folders: list[str], installed: bool) -> list[dict]:
+    """Runs the program in another process and folder and returns what it reports of each folder."""
     code = ("import hf_blemo" if installed else BLOCKER) + PROGRAM
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf_home"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_HOME": str(work / "hf_home"), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(PACKAGE_FOLDER) if installed else ""
-    work = tmp_path / "elsewhere"
-    work.mkdir(exist_ok=True)
+    elsewhere = work / "elsewhere"
+    elsewhere.mkdir()
     options = json.dumps({} if installed else {"trust_remote_code": True})
     process = subprocess.run(
-        [sys.executable, "-P", "-c", code, *map(str, (folder, clips, result, again)), options]
-        if sys.version_info >= (3, 11)
-        else [sys.executable, "-c", code, *map(str, (folder, clips, result, again)), options],
-        cwd=work, env=environment, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", code, str(work), options, *folders],
+        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture
-def saved(make_model, make_samples, encoders, tmp_path):
-    """A folder with model and processor, a file of clips, and what the model gives for them in this process."""
+def work(tmp_path, make_model, make_samples, encoders):
+    """A folder with a saved model and its processor in `saved`, a file of clips, and what they give here."""
     model = make_model(domain_adaptation="adversarial", top_n=3)
     processor = RankAwareFusionProcessor(encoders, decoding="thresholds", alpha=0.12, beta=0.2)
-    folder = tmp_path / "saved"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
     samples = make_samples(4, {1: ["clip"], 3: ["wavlm.large", "action units"]})
     arrays = {f"{row} {name}": steps for row, sample in enumerate(samples) for name, steps in sample.items()}
-    # A file of names that hold "/" and spaces, as the encoders' do.
-    clips = tmp_path / "clips.npz"
-    np.savez(clips, **arrays)
+    np.savez(tmp_path / "clips.npz", **arrays)
     output = model(**processor(samples))
-    return folder, clips, output, processor.post_process_blends(output), list(model.config.encoders)
+    return tmp_path, output, processor.post_process_blends(output)
 
 
-def assert_same(result: Path, output) -> None:
-    with np.load(result, allow_pickle=False) as found:
-        assert set(found) == set(output)
+def assert_same_results(work: Path, folder: str, report: dict, output, blends, encoders) -> None:
+    assert report["blends"] == blends and report["encoders"] == list(encoders) and report["training"] is False
+    with np.load(work / f"{folder}.npz", allow_pickle=False) as found:
+        assert list(found) == list(output)
         for name in output:
             torch.testing.assert_close(torch.from_numpy(found[name]), output[name].detach(), rtol=1e-6, atol=1e-7)
 
 
-def test_auto_classes_with_the_package_in_a_fresh_process(saved, tmp_path):
-    folder, clips, output, blends, encoders = saved
-    report = run_program(folder, clips, tmp_path / "result.npz", ".", tmp_path, installed=True)
+def test_auto_classes_with_the_package_in_a_fresh_process(work, encoders):
+    work, output, blends = work
+    (report,) = run_program(work, ["saved"], installed=True)
     assert all(module.startswith("hf_blemo.rank_aware_fusion.") for module in report["modules"])
-    assert report["blends"] == blends and report["encoders"] == encoders and report["training"] is False
-    assert_same(tmp_path / "result.npz", output)
+    assert_same_results(work, "saved", report, output, blends, encoders)
 
 
-def test_code_of_the_folder_without_the_package_and_saved_again_by_it(saved, tmp_path):
-    folder, clips, output, blends, encoders = saved
-    again = tmp_path / "again"
-    for number, source in enumerate((folder, again)):
-        result = tmp_path / f"result_{number}.npz"
-        report = run_program(source, clips, result, again if number == 0 else ".", tmp_path, installed=False)
+def test_code_of_the_folder_without_the_package_and_saved_again_by_it(work, encoders):
+    work, output, blends = work
+    folders = ["saved", "saved_again"]
+    for folder, report in zip(folders, run_program(work, folders, installed=False), strict=True):
         assert report["package"] is False
         assert all(module.startswith("transformers_modules.") for module in report["modules"])
-        assert report["blends"] == blends and report["encoders"] == encoders and report["training"] is False
-        assert_same(result, output)
+        assert_same_results(work, folder, report, output, blends, encoders)
+    for name in ("config.json", "processor_config.json"):
+        assert json.loads((work / "saved" / name).read_text()) == json.loads((work / "saved_again" / name).read_text())
 
 
-def test_saved_folder_holds_all_the_code_of_the_family_and_nothing_of_the_package(saved):
-    folder = saved[0]
+def test_saved_folder_holds_all_the_code_of_the_family_and_nothing_of_the_package(work):
+    folder = work[0] / "saved"
     family = PACKAGE_FOLDER / "hf_blemo" / "rank_aware_fusion"
     sources = {path.name: path.read_text() for path in family.glob("*.py") if path.name != "__init__.py"}
     assert {path.name: path.read_text() for path in folder.glob("*.py")} == sources

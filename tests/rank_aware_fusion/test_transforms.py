@@ -35,8 +35,14 @@ def run_stacked(models, batch, in_dims=0, names=("loss",)):
 # --- Many models in one ---
 
 
-@pytest.mark.parametrize("kind", ["none", "mmd", "coral", "adversarial"])
-@pytest.mark.parametrize(("gate", "fusion"), list(itertools.product(GATES, FUSIONS)), ids=str)
+@pytest.mark.parametrize(
+    ("gate", "fusion", "kind"),
+    [
+        *itertools.product(GATES, FUSIONS, ["none"]),
+        *itertools.product(["attention"], ["rank_aware"], ["mmd", "coral", "adversarial"]),
+    ],
+    ids=str,
+)
 def test_stacked_models_are_the_separate_ones(make_model, make_samples, make_labels, collate, gate, fusion, kind):
     options = {"gate": gate, "fusion": fusion, "domain_adaptation": kind, "encoder_loss_weight": 0.3}
     models = [make_model(seed=seed, gate_loss_weight=0.2, **options).train() for seed in range(3)]
@@ -79,7 +85,7 @@ def test_stacked_models_draw_their_own_noise(make_model, make_samples, collate, 
 # --- Export ---
 
 
-@pytest.mark.parametrize(("gate", "fusion"), list(itertools.product(GATES, FUSIONS)), ids=str)
+@pytest.mark.parametrize(("gate", "fusion"), list(zip(GATES, FUSIONS, strict=True)), ids=str)
 def test_export_of_a_fixed_set_of_encoders_runs_on_other_batches(make_model, make_samples, collate, gate, fusion):
     model = make_model(gate=gate, fusion=fusion)
     batch, other = collate(make_samples(4)), collate(make_samples(6, ABSENT, seed=1), extra=2)
