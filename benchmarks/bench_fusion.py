@@ -1,7 +1,7 @@
 """Speed of the fusion half as ratios against a fair baseline of the same run: medians of interleaved repetitions.
 
-Rows: threshold search against the loop of the official code; five folds trained in lockstep against one after the other
-through the same class; building batches from the memory-mapped data set against the `datasets` numpy format.
+Rows: threshold search against the loop of the official code; fifteen models trained in lockstep against one after the
+other through the same class; building batches from the memory-mapped data set against the `datasets` numpy format.
 """
 
 import itertools

@@ -476,11 +476,11 @@ def _read_labels(path: Path) -> dict[str, Any]:
     import numpy as np
 
     from hf_blemo import blemore
-    from hf_blemo.blemore.distribution import METADATA_COLUMNS, _read_metadata
+    from hf_blemo.blemore.distribution import METADATA_COLUMNS, read_metadata
     from hf_blemo.blemore.feature_files import read_csv
 
     if path.is_file() and path.suffix == ".csv" and set(METADATA_COLUMNS) <= set(read_csv(path)[0]):
-        return {clip: label for clip, label, _ in _read_metadata(path)}
+        return {clip: label for clip, label, _ in read_metadata(path)}
     dataset = blemore.load_features(path)
     if "labels" not in dataset.column_names:
         raise ValueError(f"{path}: found the columns {', '.join(dataset.column_names)}, expected 'labels' among them")
@@ -556,7 +556,7 @@ def _hub_errors(what: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     # The Hub's client lets the connection errors of its HTTP library through; which library that is has changed.
-    http_error = HfHubHTTPError.__bases__[0]
+    http_error: Any = HfHubHTTPError.__bases__[0]
     try:
         yield
     except (http_error, LocalTokenNotFoundError, OfflineModeIsEnabled) as error:

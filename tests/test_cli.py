@@ -291,7 +291,7 @@ def test_predict_needs_no_labels_and_keeps_the_names_of_the_data(capsys, shared,
     for name in ("test_0001", "holiday"):
         np.save(folder / f"{name}.npy", np.ones((3, 5), dtype=np.float32))
     output = tmp_path / "out.json"
-    code, _, err = run(capsys, "predict", "--model", shared / "model", "--features", folder.parent, "--output", output)
+    code, _, _ = run(capsys, "predict", "--model", shared / "model", "--features", folder.parent, "--output", output)
     assert code == 0
     assert list(json.loads(output.read_text())["predictions"]) == ["holiday", "test_0001"]
 

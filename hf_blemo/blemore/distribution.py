@@ -84,7 +84,7 @@ def build_distribution_dataset(
         if name not in folders:
             raise ValueError(f"encoder {name!r}: found {', '.join(sorted(folders))} in {root}, expected it among them")
     files = {name: feature_files(folders[name]) for name in names}
-    rows = _read_metadata(root / _METADATA_FILE) if split == "train" else _test_clips(files)
+    rows = read_metadata(root / _METADATA_FILE) if split == "train" else _test_clips(files)
     sources = [
         ClipSource(clip, labels, fold, {name: files[name][clip] for name in names if clip in files[name]})
         for clip, labels, fold in rows
@@ -101,7 +101,7 @@ def build_distribution_dataset(
     return write_dataset(output, reader.features, len(sources), reader, plan, overwrite, progress)
 
 
-def _read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
+def read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected the metadata of the training clips")
     columns, lines = read_csv(path)

@@ -65,6 +65,7 @@ def variants(settings: FusionSettings, encoder_names: list[str]) -> Iterator[Var
     yield Variant("  without gate loss", {"gate_loss_weight": 0.0})
     yield Variant("  without encoder loss", {"encoder_loss_weight": 0.0, "gate_loss_weight": 0.0})
     yield Variant("  without encoder dropout", {"encoder_dropout": 0.0})
+    yield Variant("  scored the published way (optimistic)", settings={"protocol": "published_style"})
     if settings.align_folds:
         yield Variant("  without alignment of the folds", settings={"align_folds": False})
 

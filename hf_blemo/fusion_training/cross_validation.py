@@ -162,7 +162,7 @@ def cross_validate(
         )
         while not finished():
             losses = lockstep.train_epoch(bar)
-            report = selection.update(lockstep.epoch, lockstep.predict(store, labelled))
+            report = selection.update(lockstep.epoch, lockstep.predict_held_out(labelled))
             for (seed, fold), values in report.items():
                 loss = float(losses[selection.position[seed, (fold,)]])
                 history.rows.append(

@@ -149,12 +149,12 @@ class Lockstep:
         return mean.cpu().numpy()
 
     @torch.no_grad()
-    def predict(self, store: FeatureStore, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Predictions of every member for the same rows.
+    def predict(self, rows: np.ndarray, subset: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Predictions of every member, or of some, for the same rows.
 
         Args:
-            store: where the rows are.
-            rows: (R,) row numbers.
+            rows: (R,) row numbers of the store.
+            subset: which members; M is then their number.
 
         Returns:
             `joint_probabilities` (M, R, 36), `probabilities` (M, R, 6), `encoder_weights` (M, R, E),
@@ -169,7 +169,8 @@ class Lockstep:
             chunk = rows[start : start + size * world]
             padded = np.resize(chunk, -(-len(chunk) // world) * world)
             with self.accelerator.autocast():
-                output = stacked(store.batch(padded[rank::world], self.accelerator.device, labels=False), shared=True)
+                batch = self.store.batch(padded[rank::world], self.accelerator.device, labels=False)
+                output = stacked(batch, shared=True, subset=subset)
             for name in PREDICTED:
                 values = self.accelerator.gather(output[name].transpose(0, 1).contiguous())
                 # Gathered process after process, while rows were dealt out in turn.
@@ -177,6 +178,26 @@ class Lockstep:
                 values = values.transpose(0, 1)
                 collected[name].append((values.float() if values.is_floating_point() else values).cpu().numpy())
         return {name: np.concatenate(parts, 1) for name, parts in collected.items()}
+
+    def predict_held_out(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Predictions of every member for those of the rows that it was not trained on.
+
+        Args:
+            rows: (R,) row numbers of the store.
+
+        Returns:
+            As [`predict`]; zeros where a member was trained on the row.
+        """
+        folds = self.store.folds[rows]
+        collected: dict[str, np.ndarray] = {}
+        for fold in np.unique(folds):
+            subset = [index for index, member in enumerate(self.members) if fold in member.held_out]
+            where = np.flatnonzero(folds == fold)
+            for name, values in self.predict(rows[where], subset).items():
+                shape = (len(self.members), len(rows), *values.shape[2:])
+                target = collected.setdefault(name, np.zeros(shape, values.dtype))
+                target[np.array(subset)[:, None], where] = values
+        return collected
 
     def model_of(self, index: int) -> RankAwareFusionModel:
         """A copy of one member as it stands, on the CPU, in evaluation mode."""

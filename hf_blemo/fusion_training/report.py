@@ -43,9 +43,10 @@ def results_table(metrics: dict[str, Any]) -> str:
     rows = []
     name = metrics["protocol"].replace("_", " ")
     if metrics["summary"]:
-        rows.append([f"{name}, {len(metrics['seeds'])} seeds, ± over folds"])
+        num_seeds, num_folds = len(metrics["seeds"]), len(metrics["data"]["folds"])
+        rows.append([f"{name}, ± over {num_folds} folds x {num_seeds} seeds"])
         rows[-1] += [plus_minus(metrics["summary"][metric]) for metric in METRICS]
-        rows.append([f"{name}, 5-fold mean, ± over seeds".replace("5", str(len(metrics["data"]["folds"])))])
+        rows.append([f"{name}, mean over folds, ± over {num_seeds} seeds"])
         rows[-1] += [plus_minus(metrics["over_seeds"][metric]) for metric in METRICS]
         if metrics["ensemble"]:
             rows.append([f"{name}, ensemble of the seeds, ± over folds"])

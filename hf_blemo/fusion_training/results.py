@@ -127,16 +127,12 @@ class CrossValidationResults:
     def summary(self, decoding: str) -> dict[str, Any]:
         """The part of `metrics.json` that the cross-validation decides."""
         rows = self.fold_rows(decoding)
-        by_fold = [
-            {name: float(np.mean([row[name] for row in rows if row["fold"] == fold])) for name in METRICS}
-            for fold in self.folds
-        ]
         return {
             "protocol": self.first.protocol,
             "protocol_description": PROTOCOLS[self.first.protocol],
             "decoding": decoding,
             "seeds": self.seeds,
-            "summary": spread(by_fold),
+            "summary": spread(rows),
             "over_seeds": spread(self.seed_means(decoding)),
             "ensemble": spread(self.ensemble(decoding)[0]) if len(self.seeds) > 1 else None,
             "alternatives": {name: spread(self.fold_rows(name)) for name in DECODINGS},

@@ -50,26 +50,33 @@ class StackedModels(nn.Module):
             (decayed if name.endswith(".weight") and value.dim() == 3 else others).append(value)
         return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
-    def forward(self, batch: Batch, shared: bool = False) -> dict[str, torch.Tensor]:
-        """Runs every model.
+    def forward(
+        self, batch: Batch, shared: bool = False, subset: Sequence[int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Runs every model, or some of them.
 
         Args:
             batch: keyword arguments of the model; tensors with a leading axis of M, or, with `shared`, without it,
                 when every model sees the same rows.
             shared: whether all models see the same batch.
+            subset: which models to run; M is then their number.
 
         Returns:
             The tensors of the model's output, each with a leading axis of M.
         """
         template = self._template[0]
-        parameters = dict(zip(self.parameter_names, self.stacked, strict=True))
+        parameters: dict[str, torch.Tensor] = dict(zip(self.parameter_names, self.stacked, strict=True))
+        buffers = self.stacked_buffers()
+        if subset is not None:
+            parameters = {name: value[subset] for name, value in parameters.items()}
+            buffers = {name: value[subset] for name, value in buffers.items()}
 
         def run(parameters, buffers, batch):
             output = torch.func.functional_call(template, (parameters, buffers), kwargs=batch)
             return {name: value for name, value in output.items() if value is not None}
 
         in_dims = (0, 0, None if shared else 0)
-        return torch.vmap(run, in_dims=in_dims, randomness="different")(parameters, self.stacked_buffers(), batch)
+        return torch.vmap(run, in_dims=in_dims, randomness="different")(parameters, buffers, batch)
 
     def clip_gradients(self, max_norm: float) -> None:
         """Clips the gradient of each model to `max_norm` on its own."""

@@ -150,6 +150,9 @@ class RankAwareFusionConfig(PreTrainedConfig):
         for name in ("dropout", "encoder_dropout", "modality_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
+        for name in ("gate_noise", "initializer_range"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if not 0 < self.head_exponent < 1:
             raise ValueError(f"head_exponent must be in (0, 1), found {self.head_exponent}")
 

@@ -157,7 +157,7 @@ class RankAwareFusionFusion(nn.Module):
         """Fuses.
 
         Args:
-            latents: (..., R, H), the selected encoders in rank order.
+            latents: (..., R, H), the selected encoders in rank order; R is `num_ranks` or less.
             indices: (..., R) int64, which encoders they are.
             weights: (..., R), summing to 1 over the ranks in use, 0 at the others.
 
@@ -171,7 +171,8 @@ class RankAwareFusionFusion(nn.Module):
             joined = (places.mT @ (relative.unsqueeze(-1) * latents)).flatten(-2)
         else:
             if self.kind == "rank_aware":
-                latents = latents * self.rank_scale + self.rank_embedding
+                num_ranks = latents.shape[-2]
+                latents = latents * self.rank_scale[:num_ranks] + self.rank_embedding[:num_ranks]
             joined = (weights.unsqueeze(-1) * latents).sum(-2)
         return self.dropout(nn.functional.gelu(self.linear(joined.to(self.linear.weight.dtype))))
 
@@ -414,14 +415,10 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
 
     def _encoder_losses(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Joint loss of each encoder alone at the first rank, (B, E), as if all others were absent."""
-        batch_size, num_encoders, size = latents.shape
-        num_ranks = self.fusion.num_ranks
-        alone = torch.cat([latents.unsqueeze(2), latents.new_zeros(batch_size, num_encoders, num_ranks - 1, size)], 2)
-        indices = torch.arange(num_encoders, device=latents.device).view(1, -1, 1)
-        indices = indices.expand(batch_size, num_encoders, num_ranks)
-        weights = torch.zeros(num_ranks, device=latents.device)
-        weights = torch.where(torch.arange(num_ranks, device=latents.device) == 0, weights + 1, weights)
-        fused = self.fusion(alone, indices, weights.expand(batch_size, num_encoders, num_ranks))
+        batch_size, num_encoders, _ = latents.shape
+        indices = torch.arange(num_encoders, device=latents.device).view(1, -1, 1).expand(batch_size, -1, -1)
+        weights = latents.new_ones(batch_size, num_encoders, 1)
+        fused = self.fusion(latents.unsqueeze(2), indices, weights)
         return self.heads.losses(self.heads(fused), labels.unsqueeze(1).expand(-1, num_encoders, -1))["joint"]
 
     def _loss(

@@ -15,8 +15,7 @@ from hf_blemo import RankAwareFusionProcessor
 
 PACKAGE_FOLDER = Path(hf_blemo.__file__).resolve().parents[1]
 
-# Loads the folder named, runs it on the clips, writes what came out, saves model and processor to the next folder; then
-# the same with that one.
+# Loads each folder named, runs it on the clips, writes what came out and saves model and processor again.
 PROGRAM = """
 import json, sys
 from pathlib import Path

@@ -12,7 +12,9 @@ REFUSALS = (ValueError, StrictDataclassError)
 
 
 def test_encoders_are_completed_with_their_defaults():
-    config = RankAwareFusionConfig(encoders={"a": {"feature_size": 4}, "b": {"feature_size": 2, "pooling": "attention"}})
+    config = RankAwareFusionConfig(
+        encoders={"a": {"feature_size": 4}, "b": {"feature_size": 2, "pooling": "attention"}}
+    )
     assert config.encoders == {
         "a": {"feature_size": 4, "modality": "video", "pooling": "mean", "transform": "none"},
         "b": {"feature_size": 2, "modality": "video", "pooling": "attention", "transform": "none"},

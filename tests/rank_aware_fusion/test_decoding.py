@@ -89,7 +89,9 @@ def test_expected_score_sums_over_the_saliences_of_a_pair():
     joint = np.zeros((1, 36), dtype=np.float32)
     # 0.4 for hap alone, 0.6 for ang and disg in three saliences: the set is worth more than the likeliest label.
     joint[0, [3, 6, 7, 8]] = 0.4, 0.25, 0.2, 0.15
-    assert decode_expected_score(joint) == [[{"emotion": "ang", "salience": 70.0}, {"emotion": "disg", "salience": 30.0}]]
+    assert decode_expected_score(joint) == [
+        [{"emotion": "ang", "salience": 70.0}, {"emotion": "disg", "salience": 30.0}]
+    ]
     joint[0, [3, 6, 7, 8]] = 0.9, 0.04, 0.03, 0.03
     assert decode_expected_score(joint) == [[{"emotion": "hap", "salience": 100.0}]]
 

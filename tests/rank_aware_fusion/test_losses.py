@@ -251,25 +251,27 @@ def test_adversarial_gradient_is_reversed_before_the_features_alone(make_model, 
             torch.testing.assert_close(reversed_gradients[name], sign * parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["mmd", "coral", "adversarial"])
-def test_training_with_adaptation_brings_the_domains_together(make_model, make_samples, make_labels, collate, kind):
+def test_training_with_adaptation_brings_the_domains_together(make_model, make_samples, make_labels, collate):
     samples = make_samples(40)
     for sample in samples[20:]:
         for steps in sample.values():
             steps += np.linspace(0.5, 2.0, steps.shape[1], dtype=np.float32)
     batch, labels = collate(samples), make_labels(40, unlabelled=range(20, 40))
     distances = {}
-    for name in ("none", kind):
-        model = make_model(domain_adaptation=name, domain_adaptation_weight=1.0).train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(60):
-            optimizer.zero_grad()
-            model(**batch, labels=labels).loss.backward()
-            optimizer.step()
-        fused = model.eval()(**batch).fused_features.detach()
-        spread = fused[:20].std(0).mean()
-        distances[name] = ((fused[:20].mean(0) - fused[20:].mean(0)).norm() / spread).item()
-    assert distances[kind] < 0.8 * distances["none"], distances
+    for kind in ("none", "mmd", "coral"):
+        distances[kind] = 0.0
+        for seed in range(2):
+            model = make_model(seed=seed, domain_adaptation=kind).train()
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+            for _ in range(40):
+                optimizer.zero_grad()
+                model(**batch, labels=labels).loss.backward()
+                optimizer.step()
+            source, target = model.eval()(**batch).fused_features.detach().split(20)
+            # In units of the source's own spread, so that shrinking all features is no way out.
+            distances[kind] += ((source.mean(0) - target.mean(0)).norm() / source.std(0).mean()).item()
+    assert distances["mmd"] < 0.8 * distances["none"], distances
+    assert distances["coral"] < 0.6 * distances["none"], distances
 
 
 # --- Training ---

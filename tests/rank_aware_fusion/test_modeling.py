@@ -218,7 +218,9 @@ def test_probabilities_of_one_head_by_hand(make_model, make_samples, collate):
 
 @pytest.mark.parametrize("interaction", [True, False])
 @pytest.mark.parametrize("head_fusion", ["geometric", "presence", "salience"])
-def test_joint_probabilities_by_brute_force_from_the_heads(make_model, make_samples, collate, head_fusion, interaction):
+def test_joint_probabilities_by_brute_force_from_the_heads(
+    make_model, make_samples, collate, head_fusion, interaction
+):
     model = make_model(head_fusion=head_fusion, joint_interaction=interaction)
     output = model(**collate(make_samples(4)))
     weights = {name: value.detach().double().numpy() for name, value in model.heads.state_dict().items()}
@@ -234,7 +236,9 @@ def test_joint_probabilities_by_brute_force_from_the_heads(make_model, make_samp
                 hits = [presence[emotion] if emotion in shares else 1 - presence[emotion] for emotion in range(6)]
                 energy += scales[0] * sum(math.log(hit) for hit in hits)
             if head_fusion != "presence":
-                divergence = sum(share * (math.log(share) - log_salience[emotion]) for emotion, share in shares.items())
+                divergence = sum(
+                    share * (math.log(share) - log_salience[emotion]) for emotion, share in shares.items()
+                )
                 energy -= scales[1] * divergence
             if interaction:
                 energy += weights["interaction.weight"][index] @ output.fused_features[row].detach().double().numpy()

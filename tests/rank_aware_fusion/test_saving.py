@@ -71,8 +71,8 @@ def test_missing_tensors_are_made_anew_and_never_left_as_they_lie_in_memory(mode
     loaded, info = RankAwareFusionModel.from_pretrained(tmp_path, output_loading_info=True)
     assert set(info["missing_keys"]) == set(saved) - {kept}
     fresh = RankAwareFusionModel(copy.deepcopy(model.config))
-    for name, value in loaded.state_dict().items():
-        assert value.isfinite().all() and value.abs().max() < 5, name
+    for name, parameter in loaded.named_parameters():
+        assert parameter.isfinite().all() and parameter.abs().max() < 5, name
     for name, buffer in fresh.named_buffers():
         torch.testing.assert_close(loaded.state_dict()[name], buffer, rtol=0, atol=0, msg=name)
     torch.testing.assert_close(loaded.state_dict()[kept], saved[kept], rtol=0, atol=0)

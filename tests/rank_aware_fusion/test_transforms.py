@@ -106,7 +106,9 @@ def test_export_of_a_fixed_set_of_encoders_runs_on_other_batches(make_model, mak
 
 
 @pytest.mark.parametrize(("gate", "fusion"), list(itertools.product(GATES, FUSIONS)), ids=str)
-def test_bfloat16_model_trains_and_is_near_the_float32_one(make_model, make_samples, make_labels, collate, gate, fusion):
+def test_bfloat16_model_trains_and_is_near_the_float32_one(
+    make_model, make_samples, make_labels, collate, gate, fusion
+):
     options = {"gate": gate, "fusion": fusion, "domain_adaptation": "mmd", "encoder_loss_weight": 0.2}
     batch, labels = collate(make_samples(5, ABSENT), fill=float("nan")), make_labels(5, [4])
     expected = make_model(top_n=4, **options)(**batch, labels=labels)
