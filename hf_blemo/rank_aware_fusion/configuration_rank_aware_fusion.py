@@ -1,6 +1,7 @@
 """Configuration of rank-aware selective fusion."""
 
 from dataclasses import field
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -132,6 +133,11 @@ class RankAwareFusionConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
+        # Transformers keeps keys it does not know, so a misspelt setting would be carried along and do nothing.
+        for key in kwargs:
+            nearest = get_close_matches(key, type(self).__annotations__, 1, 0.8)
+            if nearest:
+                raise ValueError(f"unknown setting {key!r}; did you mean {nearest[0]!r}?")
         # A config file is saved with sorted keys: without this list the encoders would change places on reload.
         order = list(self.encoders) if self.encoder_order is None else list(self.encoder_order)
         if sorted(order) != sorted(self.encoders):
@@ -151,7 +157,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
         for name in ("gate_noise", "initializer_range"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if not 0 < self.head_exponent < 1:
             raise ValueError(f"head_exponent must be in (0, 1), found {self.head_exponent}")
@@ -159,7 +165,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
     def validate_losses(self):
         """Checks that no loss weight is negative and that the gate's target exists where it is asked for."""
         for name in vars(self):
-            if name.endswith("_weight") and getattr(self, name) < 0:
+            if name.endswith("_weight") and not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if self.gate_loss_weight > 0 and self.encoder_loss_weight == 0:
             raise ValueError(

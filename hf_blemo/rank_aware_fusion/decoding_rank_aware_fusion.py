@@ -73,6 +73,8 @@ def decode_expected_score(joint: np.ndarray, blend_share: float = BLEND_SHARE) -
 
     Source: the Score of BlEmoRE (a right set is worth 0.5 / N, a right blend label another 0.5 / N_blends).
     """
+    # In float64, as the benchmark's room does: in float32 near ties fall otherwise.
+    joint = joint.astype(np.float64)
     blends = joint[:, 6:].reshape(len(joint), -1, len(SALIENCES))
     blend_score = 0.5 * blends.sum(-1, keepdims=True) + 0.5 * blends / blend_share
     best = np.concatenate([0.5 * joint[:, :6], blend_score.reshape(len(joint), -1)], 1).argmax(1)

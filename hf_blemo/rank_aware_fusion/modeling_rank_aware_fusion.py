@@ -33,6 +33,11 @@ def valid_labels() -> torch.Tensor:
     return torch.tensor(rows)
 
 
+def valid_percent() -> torch.Tensor:
+    """The 36 valid labels in whole per cent, (36, 6) int64."""
+    return (100 * valid_labels()).round().long()
+
+
 @dataclass
 class RankAwareFusionOutput(ModelOutput):
     """What [`RankAwareFusionModel`] returns; B samples, E encoders in the order of `config.encoders`.
@@ -96,7 +101,8 @@ class RankAwareFusionGate(nn.Module):
         if self.kind == "attention":
             self.query = nn.Parameter(torch.zeros(size))
             self.encoder_embedding = nn.Parameter(torch.zeros(num_encoders, size))
-            self.key = nn.Linear(size, size)
+            # A bias would add the same to every encoder's score.
+            self.key = nn.Linear(size, size, bias=False)
             self.context = nn.Linear(size, size) if config.gate_context else None
 
     def forward(self, latents: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,7 +187,7 @@ class RankAwareFusionHeads(nn.Module):
     """Presence and salience heads, their fusion as probabilities and the joint distribution over valid labels."""
 
     exponent_logit: torch.Tensor
-    label_matrix: torch.Tensor
+    label_percent: torch.Tensor
 
     def __init__(self, config: RankAwareFusionConfig):
         super().__init__()
@@ -197,7 +203,8 @@ class RankAwareFusionHeads(nn.Module):
         self.joint_scale = nn.Parameter(torch.zeros(2))
         self.joint_bias = nn.Parameter(torch.zeros(36))
         self.interaction = nn.Linear(config.hidden_size, 36, bias=False) if config.joint_interaction else None
-        self.register_buffer("label_matrix", valid_labels())
+        # In whole per cent: integers stay exact where the model is cast to a lower precision.
+        self.register_buffer("label_percent", valid_percent())
 
     def forward(self, fused: torch.Tensor) -> dict[str, torch.Tensor]:
         """Predicts from fused features.
@@ -216,7 +223,7 @@ class RankAwareFusionHeads(nn.Module):
         log_present = nn.functional.logsigmoid(presence)
         log_absent = nn.functional.logsigmoid(-presence)
         log_salience = salience.log_softmax(-1)
-        labels = self.label_matrix.float()
+        labels = self.label_percent.float() / 100
         sets = (labels > 0).float()
         energy = self.joint_bias.float().expand(*fused.shape[:-1], 36)
         presence_scale, salience_scale = self.joint_scale.float().exp()
@@ -253,7 +260,7 @@ class RankAwareFusionHeads(nn.Module):
         """
         present = (labels > 0).float()
         entropy = torch.special.xlogy(labels, labels).sum(-1)
-        nearest = (labels.unsqueeze(-2) - self.label_matrix.float()).abs().sum(-1).argmin(-1)
+        nearest = (labels.unsqueeze(-2) - self.label_percent.float() / 100).abs().sum(-1).argmin(-1)
         presence = nn.functional.binary_cross_entropy_with_logits(heads["presence_logits"], present, reduction="none")
         return {
             "presence": presence.mean(-1),
@@ -269,7 +276,6 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
     config_class = RankAwareFusionConfig
     config: RankAwareFusionConfig
     base_model_prefix = "model"
-    main_input_name = "features"
     supports_gradient_checkpointing = False
     _no_split_modules = ["RankAwareFusionProjection", "RankAwareFusionFusion", "RankAwareFusionHeads"]
     # forward takes no **kwargs; said aloud because a loss normalised by the number of label elements would be wrong.
@@ -302,7 +308,7 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
             init.constant_(module.exponent_logit, torch.tensor(module.initial_exponent).logit().item())
             init.zeros_(module.joint_scale)
             init.zeros_(module.joint_bias)
-            init.copy_(module.label_matrix, valid_labels())
+            init.copy_(module.label_percent, valid_percent())
             if module.interaction is not None:
                 init.zeros_(module.interaction.weight)
 
@@ -345,6 +351,14 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
             name: an encoder of the config.
             mean, std: (P,), P the pooled width (`config.pooled_size(name)`); a deviation of zero becomes 1.
         """
+        if name not in self.encoder_names:
+            raise ValueError(f"unknown encoder {name!r}: this model has {', '.join(self.encoder_names)}")
+        size = self.config.pooled_size(name)
+        if mean.shape != (size,) or std.shape != (size,):
+            raise ValueError(
+                f"encoder {name!r}: expected statistics of shape ({size},), found {tuple(mean.shape)} and "
+                f"{tuple(std.shape)}"
+            )
         pooling = self.poolings[self.encoder_names.index(name)]
         assert isinstance(pooling, RankAwareFusionPooling)
         with torch.no_grad():
@@ -359,6 +373,10 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         """
         if self.config.gate != "static":
             raise ValueError(f"static scores are used by gate='static', this model has gate={self.config.gate!r}")
+        if set(scores) != set(self.encoder_names):
+            raise ValueError(
+                f"static scores of {', '.join(scores)}: expected one of each of {', '.join(self.encoder_names)}"
+            )
         with torch.no_grad():
             self.gate.static_scores.copy_(torch.tensor([float(scores[name]) for name in self.encoder_names]))
 
@@ -366,7 +384,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         self, features: dict[str, torch.Tensor], feature_mask: dict[str, torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents (B, E, H) and presence (B, E); an encoder missing from the batch is absent in every sample."""
-        for name in features:
+        for name in (*features, *(feature_mask or ())):
             if name not in self.encoder_names:
                 raise ValueError(f"unknown encoder {name!r}: this model has {', '.join(self.encoder_names)}")
         if not features:
@@ -387,15 +405,14 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                         f"encoder {name!r}: expected features of shape ({batch_size}, time, {feature_size}) or, "
                         f"pooled, ({batch_size}, {pooled_size}), found {tuple(values.shape)}"
                     )
+                shape = (batch_size, values.shape[1] if values.dim() == 3 else 1)
                 if feature_mask is not None and name in feature_mask:
                     mask = feature_mask[name].bool()
                 else:
-                    steps = values.shape[1] if values.dim() == 3 else 1
-                    mask = torch.ones(batch_size, steps, dtype=torch.bool, device=values.device)
-                if values.dim() == 3 and mask.shape != values.shape[:2]:
+                    mask = torch.ones(shape, dtype=torch.bool, device=values.device)
+                if mask.shape != shape:
                     raise ValueError(
-                        f"encoder {name!r}: feature_mask has shape {tuple(mask.shape)}, expected "
-                        f"{tuple(values.shape[:2])}"
+                        f"encoder {name!r}: feature_mask has shape {tuple(mask.shape)}, expected {tuple(shape)}"
                     )
             latents.append(projection(pooling(values, mask)))
             present.append(mask.any(1))
@@ -435,12 +452,16 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         labels = labels.float()
         labelled = ~(labels == IGNORED_LABEL).all(-1)
         rows = labelled.float() / labelled.sum().clamp_min(1)
-        labels = torch.where(labelled.unsqueeze(-1), labels, self.heads.label_matrix.float()[0])
+        labels = torch.where(labelled.unsqueeze(-1), labels, self.heads.label_percent.float()[0] / 100)
         terms = self.heads.losses(heads, labels)
         loss = sum(getattr(config, f"{name}_loss_weight") * (rows * term).sum() for name, term in terms.items())
         if config.gate == "attention" and config.gate_balance_weight > 0 and len(self.encoder_names) > 1:
-            share = weights.sum(0) / present.sum(0).clamp_min(1)
-            balance = share.var(unbiased=False) / share.mean().square().clamp_min(1e-12)
+            # Over labelled rows alone, like every other term; an encoder that none of them has cannot be balanced.
+            count = (present & labelled.unsqueeze(-1)).sum(0)
+            share = (weights * labelled.unsqueeze(-1)).sum(0) / count.clamp_min(1)
+            seen = (count > 0).float() / (count > 0).sum().clamp_min(1)
+            mean = (seen * share).sum()
+            balance = (seen * (share - mean).square()).sum() / mean.square().clamp_min(1e-12)
             loss = loss + config.gate_balance_weight * balance
         if config.encoder_loss_weight > 0:
             alone = self._encoder_losses(latents, labels)

@@ -36,8 +36,12 @@ def masked_statistics(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
     Source: aggregation of the BlEmoRE baselines, arXiv 2601.13225.
     """
+    # Masked steps may hold anything, and what they hold must not reach the gradient of the others either.
+    values = torch.where(mask.unsqueeze(-1), values, values.new_zeros(()))
     mean = masked_mean(values, mask)
-    deviation = masked_mean((values - mean.unsqueeze(1)).square(), mask).sqrt()
+    variance = masked_mean((values - mean.unsqueeze(1)).square(), mask)
+    # The root of zero, the variance of a single step, has no finite slope.
+    deviation = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
     ordered = torch.where(mask.unsqueeze(-1), values, values.new_full((), torch.inf)).sort(dim=1).values
     last = (mask.sum(1) - 1).clamp_min(0)
     statistics = [mean, deviation]
@@ -77,7 +81,8 @@ class RankAwareFusionPooling(nn.Module):
         if self.pooling == "attention":
             size = min(self.feature_size, 128)
             self.attention_hidden = nn.Linear(self.feature_size, size)
-            self.attention_score = nn.Linear(size, 1)
+            # A bias would add the same to the score of every step.
+            self.attention_score = nn.Linear(size, 1, bias=False)
 
     def pool(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Applies the transform and, for `mean` and `statistics`, the pooling; without standardisation.
@@ -108,6 +113,9 @@ class RankAwareFusionPooling(nn.Module):
         Returns:
             (B, output_size), standardised; zeros for a sample without a valid step.
         """
+        if self.pooling == "attention" and values.dim() == 2:
+            # One step, pooled like any other, so that every parameter takes part.
+            values = values.unsqueeze(1)
         pooled = values.float() if values.dim() == 2 else self.pool(values, mask)
         standard = (pooled - self.feature_mean.float()) / self.feature_std.float()
         if standard.dim() == 3:

@@ -47,10 +47,16 @@ class RankAwareFusionProcessor(ProcessorMixin):
         alpha: float = 0.1,
         beta: float = 0.1,
         blend_share: float = BLEND_SHARE,
+        encoder_order: list[str] | None = None,
     ):
         if decoding not in DECODINGS:
             raise ValueError(f"decoding {decoding!r} is not one of {', '.join(DECODINGS)}")
-        self.encoders = {name: check_encoder(name, options) for name, options in encoders.items()}
+        # A processor is saved with sorted keys: without this list the encoders would change places on reload.
+        order = list(encoders) if encoder_order is None else list(encoder_order)
+        if sorted(order) != sorted(encoders):
+            raise ValueError(f"encoder_order {order} must name each of encoders {sorted(encoders)} once")
+        self.encoders = {name: check_encoder(name, encoders[name]) for name in order}
+        self.encoder_order = order
         self.decoding = decoding
         self.alpha = float(alpha)
         self.beta = float(beta)
@@ -63,8 +69,14 @@ class RankAwareFusionProcessor(ProcessorMixin):
             raise ValueError(f"{where}: unknown encoder {name!r}; expected some of {', '.join(self.encoders)}")
         if isinstance(values, torch.Tensor):
             values = values.detach().float().cpu().numpy()
-        array = np.asarray(values, dtype=np.float32)
         size = self.encoders[name]["feature_size"]
+        try:
+            with np.errstate(over="ignore"):
+                array = np.asarray(values, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{where}, encoder {name!r}: expected numbers of shape (time, {size}) or ({size},), found {error}"
+            ) from error
         if array.ndim == 3 and array.shape[1] == 1:
             array = array[:, 0]
         elif array.ndim == 1:
@@ -91,11 +103,15 @@ class RankAwareFusionProcessor(ProcessorMixin):
         for index, row in enumerate(labels):
             if row is None:
                 continue
-            row = torch.as_tensor(np.asarray(row, dtype=np.float32))
+            given = row
+            try:
+                row = torch.as_tensor(np.asarray(row, dtype=np.float32))
+            except (TypeError, ValueError):
+                row = torch.empty(0)
             is_label = row.shape == (6,) and bool(((valid - row).abs().amax(-1) < 1e-3).any())
             if not is_label and not (row.shape == (6,) and bool((row == IGNORED_LABEL).all())):
                 raise ValueError(
-                    f"{names[index]}: labels {row.tolist()} are no valid blend; expected one emotion, two of the "
+                    f"{names[index]}: labels {given!r} are no valid blend; expected one emotion, two of the "
                     f"first five at 70/30, 50/50 or 30/70, or {IGNORED_LABEL} six times for an unlabelled sample"
                 )
             rows[index] = row
@@ -129,9 +145,17 @@ class RankAwareFusionProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors must be 'pt', found {return_tensors!r}")
         if isinstance(samples, Mapping):
             samples = [samples]
+        if not samples:
+            raise ValueError("found no samples, expected at least one")
+        if clips is not None and len(clips) != len(samples):
+            raise ValueError(f"expected one name per sample, found {len(clips)} clips for {len(samples)} samples")
         names = [f"sample {index}" if clips is None else str(clips[index]) for index in range(len(samples))]
         checked: list[dict[str, np.ndarray]] = []
         for where, sample in zip(names, samples, strict=True):
+            if not isinstance(sample, Mapping):
+                raise ValueError(
+                    f"{where}: expected a mapping of encoder names to arrays, found {type(sample).__name__}"
+                )
             arrays = {name: self._check(name, value, where) for name, value in sample.items() if value is not None}
             if not arrays:
                 raise ValueError(f"{where}: no encoder is present; expected some of {', '.join(self.encoders)}")
