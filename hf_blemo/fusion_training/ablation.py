@@ -97,8 +97,8 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
 
     Returns:
         `rows`, one per variant: `name`, the metrics' mean and std over seeds for both decodings (`expected_score`,
-        `thresholds`), the seed `ensemble`, `planted` (see [`planted_share`]) and `seconds`; and, on the built-in data,
-        `adaptation` (see [`compare_adaptations`]).
+        `thresholds`), the seed `ensemble`, the negative log-likelihood (`loss`), `planted` (see [`planted_share`]) and
+        `seconds`; and, on the built-in data, `adaptation` (see [`compare_adaptations`]).
     """
     accelerator = Accelerator()
     data = load_data(settings.data, settings)
@@ -130,6 +130,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
             "name": variant.name,
             "expected_score": spread(results.seed_means("expected_score")),
             "thresholds": spread(results.seed_means("thresholds")),
+            "loss": {"mean": float(np.mean(results.losses())), "std": float(np.std(results.losses()))},
             "ensemble": spread(results.ensemble("expected_score")[0]),
             "planted": planted_share(results, data),
             "seconds": round(time.perf_counter() - start, 1),
@@ -142,7 +143,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
     return result
 
 
-HEADER = ("method", "Score", "presence", "salience", "Score, thresholds", "Score, ensemble", "gate = planted")
+HEADER = ("method", "Score", "presence", "salience", "Score, thresholds", "Score, ensemble", "NLL", "gate = planted")
 
 
 def table_row(row: dict[str, Any]) -> str:
@@ -150,7 +151,8 @@ def table_row(row: dict[str, Any]) -> str:
     planted = "" if row["planted"] is None else f"{row['planted']:.3f}"
     cells = [row["name"].replace("  ", "&nbsp;&nbsp;")]
     cells += [plus_minus(row["expected_score"][metric]) for metric in ("score", "acc_presence", "acc_salience")]
-    cells += [plus_minus(row["thresholds"]["score"]), f"{row['ensemble']['score']['mean']:.4f}", planted]
+    cells += [plus_minus(row["thresholds"]["score"]), f"{row['ensemble']['score']['mean']:.4f}"]
+    cells += [plus_minus(row["loss"]), planted]
     return "| " + " | ".join(cells) + " |"
 
 

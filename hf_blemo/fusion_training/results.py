@@ -10,7 +10,7 @@ import numpy as np
 import hf_blemo
 from hf_blemo import blemore
 from hf_blemo.fusion_training.protocol import PROTOCOLS
-from hf_blemo.fusion_training.selection import KEPT, Choice, Selection, measure
+from hf_blemo.fusion_training.selection import KEPT, Choice, Selection, measure, negative_log_likelihood
 
 METRICS = ("acc_presence", "acc_salience", "score")
 DECODINGS = ("expected_score", "thresholds")
@@ -103,6 +103,17 @@ class CrossValidationResults:
     def best_epochs(self) -> int:
         """Mean of the chosen epochs, at least 1: how long the final models are trained."""
         return max(1, round(float(np.mean([choice.epoch for choice in self.choices.values()]))))
+
+    def losses(self) -> list[float]:
+        """For each seed, the negative log-likelihood of all clips under their out-of-fold joint distribution, in nats.
+
+        A Score counts exact hits and is coarse; the likelihood of the same predictions tells two methods apart long
+        before their Scores do.
+        """
+        return [
+            negative_log_likelihood(self.pooled([seed])["joint_probabilities"], self.first.label_indices)
+            for seed in self.seeds
+        ]
 
     def gate_table(self, encoder_names: Sequence[str]) -> dict[str, np.ndarray]:
         """Mean gate weight and selection frequency per emotion set and encoder.

@@ -137,15 +137,13 @@ def _processors(
     """One processor per seed; the thresholds are fitted on that seed's out-of-fold predictions of all folds."""
     processors = []
     for seed in settings.seeds:
-        thresholds = {}
+        processor = RankAwareFusionProcessor(
+            config.encoders, decoding=settings.decoding, blend_share=_blend_share(store)
+        )
         if results is not None:
             fitted = blemore.fit_thresholds(results.pooled([seed])["probabilities"], results.first.labels)
-            thresholds = {"alpha": fitted.alpha, "beta": fitted.beta}
-        processors.append(
-            RankAwareFusionProcessor(
-                config.encoders, decoding=settings.decoding, blend_share=_blend_share(store), **thresholds
-            )
-        )
+            processor.alpha, processor.beta = fitted.alpha, fitted.beta
+        processors.append(processor)
     return processors
 
 
