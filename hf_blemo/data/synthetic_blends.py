@@ -1,14 +1,13 @@
 """The built-in benchmark: data in the form of BlEmoRE whose truth is known, because it was planted."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import datasets
 import numpy as np
+import pyarrow as pa
 
 from hf_blemo.blemore import BLEND_SHARE, EMOTIONS, LABEL_MATRIX, LABELS
 from hf_blemo.blemore.features import Clip, dataset_features, encode_clips
-
-if TYPE_CHECKING:
-    import datasets
 
 DOMAINS = ("source", "target")
 NUM_INFORMATIVE = 3
@@ -53,17 +52,19 @@ SYNTHETIC_ENCODERS: dict[str, dict] = {
     for name, encoder in _ENCODERS.items()
 }
 
-SIGNAL = 3.0
+# By place in the clip's order of encoders: the planted three first, then those that show another label.
+QUALITY_MARKS = (4.5, 3.0, 1.5, -1.75, -3.0, -4.25)
+# The first sees the dominant emotion sharply, the third sees both emotions of a blend alike: order carries meaning.
 SHARPNESS = (2.0, 0.5, -1.0)
-NOISE_STD = (0.6, 0.8, 1.0)
-MARKS = (4.0, 2.5, 1.0, -1.5, -2.5, -3.5)
-LEVEL_STD = 2.0
-BACKGROUND_STD = 0.3
+SIGNAL_NOISE_STD = (0.6, 0.8, 1.0)
+SIGNAL_SCALE = 3.0
+CLIP_LEVEL_STD = 2.0
 MARK_STD = 0.3
-ACTOR_STD = 0.4
+ACTOR_STD = 0.25
+BACKGROUND_STD = 0.2
 STEP_STD = 0.5
-OFFSET = 3.0
-GAIN_STD = 0.2
+SHIFT_OFFSET = 3.0
+SHIFT_LOG_GAIN_STD = 0.2
 MIN_STEPS, MAX_STEPS = 2, 24
 
 # One stream of random numbers per purpose: what one setting changes leaves all else as it was.
@@ -71,6 +72,16 @@ _LABELS, _PRESENCE, _PLACES, _LEVELS, _FEATURES = range(5)
 
 
 class _Structure(NamedTuple):
+    """What is planted in one encoder, the same in both domains.
+
+    Args:
+        prototypes: (6, D) orthonormal directions of the emotions.
+        mark: (D,) direction of the quality mark, orthogonal to them.
+        mean: (D,) of the features.
+        offset: (D,) unit direction of the domain shift.
+        log_gain: logarithm of the shift's gain, in standard deviations.
+    """
+
     prototypes: np.ndarray
     mark: np.ndarray
     mean: np.ndarray
@@ -79,133 +90,161 @@ class _Structure(NamedTuple):
 
 
 def _structure(structure_seed: int, number: int, size: int) -> _Structure:
-    rng = np.random.default_rng([structure_seed, number])
-    directions = np.linalg.qr(rng.standard_normal((size, len(EMOTIONS) + 1)))[0].T
-    offset = rng.standard_normal(size)
+    generator = np.random.default_rng([structure_seed, number])
+    directions = np.linalg.qr(generator.standard_normal((size, len(EMOTIONS) + 1)))[0].T
+    offset = generator.standard_normal(size)
     return _Structure(
         prototypes=directions[:-1],
         mark=directions[-1],
-        mean=rng.standard_normal(size),
+        mean=generator.standard_normal(size),
         offset=offset / np.linalg.norm(offset),
-        log_gain=float(rng.standard_normal()),
+        log_gain=float(generator.standard_normal()),
     )
 
 
-def _draw_labels(rng, num_clips):
+def _draw_labels(generator: np.random.Generator, num_clips: int) -> np.ndarray:
+    """Label indices with BlEmoRE's share of blends, even within singles and within blends."""
     singles = len(EMOTIONS)
     shares = np.full(len(LABELS), BLEND_SHARE / (len(LABELS) - singles))
     shares[:singles] = (1 - BLEND_SHARE) / singles
-    return rng.choice(len(LABELS), size=num_clips, p=shares / shares.sum())
+    return generator.choice(len(LABELS), size=num_clips, p=shares / shares.sum())
 
 
-def _clip_names(rng, labels, actors, first_actor):
-    counts = {}
+def _clip_names(generator: np.random.Generator, labels: np.ndarray, actors: np.ndarray, first_actor: int) -> list[str]:
+    """Names by the grammar of BlEmoRE, all different through their version."""
+    counts: dict[str, int] = {}
     names = []
-    variants = rng.integers(1, 5, size=len(labels))
-    for label, actor, variant in zip(labels, actors, variants):
-        parts = LABELS[label]
-        if len(parts) == 2:
-            stem = "mix_" + "_".join(p["emotion"] for p in parts) + "_" + "_".join(f"{p['salience']:.0f}" for p in parts)
+    variants = generator.integers(1, 5, size=len(labels))
+    for label, actor, variant in zip(labels, actors, variants, strict=True):
+        emotions = [part["emotion"] for part in LABELS[label]]
+        if len(emotions) == 2:
+            stem = "_".join(["mix", *emotions, *(f"{part['salience']:.0f}" for part in LABELS[label])])
         else:
-            emotion = parts[0]["emotion"]
-            stem = f"{emotion}_{'sit' if emotion == 'neu' else 'int'}{variant}"
+            stem = f"{emotions[0]}_{'sit' if emotions[0] == 'neu' else 'int'}{variant}"
         stem = f"A{first_actor + actor}_{stem}"
         counts[stem] = counts.get(stem, 0) + 1
         names.append(f"{stem}_ver{counts[stem]}")
     return names
 
 
-def _draw_presence(rng, num_clips, missing):
+def _draw_presence(generator: np.random.Generator, num_clips: int, missing: float) -> np.ndarray:
+    """(N, E) which encoders each clip has: a share of the clips lose some of each kind, at least two stay."""
     present = np.ones((num_clips, len(_ENCODERS)), dtype=bool)
-    carriers = np.flatnonzero([e.informative for e in _ENCODERS.values()])
-    others = np.flatnonzero([not e.informative for e in _ENCODERS.values()])
-    lossy = rng.random(num_clips) < missing
-    kept = rng.integers(NUM_INFORMATIVE - 1, len(carriers), size=num_clips)
-    order = rng.random((num_clips, len(carriers))).argsort(1).argsort(1)
+    carriers = np.flatnonzero([encoder.informative for encoder in _ENCODERS.values()])
+    others = np.flatnonzero([not encoder.informative for encoder in _ENCODERS.values()])
+    lossy = generator.random(num_clips) < missing
+    kept = generator.integers(NUM_INFORMATIVE - 1, len(carriers), size=num_clips)
+    order = generator.random((num_clips, len(carriers))).argsort(1).argsort(1)
     present[:, carriers] = ~lossy[:, None] | (order < kept[:, None])
-    lost = lossy[:, None] & ((rng.random((num_clips, len(others))) < 0.5) | (kept < NUM_INFORMATIVE)[:, None])
-    present[:, others] = ~lost
+    # A clip left with two carriers has no noise encoder either, so that the planted set is all there is to select.
+    lost = (generator.random((num_clips, len(others))) < 0.5) | (kept < NUM_INFORMATIVE)[:, None]
+    present[:, others] = ~(lossy[:, None] & lost)
     return present
 
 
-TURN = (0., 0., 0.)
-SIGN = (1., 1., 1.)
-def mix(signal, rank):
-    a = np.array(TURN)[rank][:, None]
-    return np.array(SIGN)[rank][:, None] * (np.cos(a) * signal + np.sin(a) * signal[:, [1, 2, 3, 4, 0, 5]])
+def make_synthetic_blends(
+    num_clips: int = NUM_CLIPS,
+    seed: int = 0,
+    domain: str = "source",
+    shift: float = 1.0,
+    missing: float = 0.1,
+    structure_seed: int = 0,
+) -> datasets.Dataset:
+    """Draws clips whose informative encoders, their order and the shift between domains are known.
 
+    Of six encoders three are informative on each clip, drawn anew for every clip. An informative encoder shows the
+    clip's label, the first most sharply and least noisily; the other three show the label of some other clip; two more
+    encoders show nothing of the clip at all, ever. A quality mark along one direction of the features tells them apart
+    within a clip: it falls from the first place to the last, on a level that varies between clips by more than the
+    marks of neighbours differ. The two noise encoders carry a mark drawn from any place. The target domain moves every
+    encoder by a fixed offset and gain.
 
-def make_synthetic_blends(num_clips=NUM_CLIPS, seed=0, domain="source", shift=1.0, missing=0.1, structure_seed=0):
-    import datasets
-    import pyarrow as pa
+    Args:
+        num_clips: N.
+        seed: of the clips; clips of the same seed are the same in both domains and under any shift.
+        domain: `source`, or `target` with the shift applied.
+        shift: size of the target's shift; 0 makes the target equal to the source.
+        missing: share of the clips that lose encoders.
+        structure_seed: of everything that two data sets of one benchmark share.
 
-    def stream(purpose, *more):
-        return np.random.default_rng([seed, DOMAINS.index(domain), purpose, *more])
+    Returns:
+        Columns `clip`, `features` (encoder -> (T, D), null where missing), `labels`, `fold` (five, disjoint in
+        actors), `informative` (three encoder numbers in planted order, -1 where fewer are present) and `domain`
+        (0 source, 1 target).
 
-    E = len(_ENCODERS)
-    rng = stream(_LABELS)
-    labels = _draw_labels(rng, num_clips)
-    other_labels = _draw_labels(rng, num_clips)
-    actors = np.arange(num_clips) % NUM_ACTORS
-    seconds = np.exp(rng.uniform(np.log(1), np.log(30), num_clips))
-    names = _clip_names(rng, labels, actors, 101 if domain == "source" else 201)
+    Raises:
+        ValueError: unknown domain, a share outside [0, 1] or a number of clips below 1.
+
+    Source: this project's choice; see docs/synthetic.md.
+    """
+    if domain not in DOMAINS:
+        raise ValueError(f"domain {domain!r} is not one of {', '.join(DOMAINS)}")
+    if num_clips < 1 or not 0 <= missing <= 1:
+        raise ValueError(f"expected num_clips >= 1 and missing in [0, 1], found {num_clips} and {missing}")
+
+    def stream(*purpose: int) -> np.random.Generator:
+        return np.random.default_rng([seed, structure_seed, *purpose])
+
+    generator = stream(_LABELS)
+    labels = _draw_labels(generator, num_clips)
+    other_labels = _draw_labels(generator, num_clips)
+    actors = generator.integers(0, NUM_ACTORS, num_clips)
+    seconds = generator.uniform(1, 30, num_clips)
+    names = _clip_names(generator, labels, actors, first_actor=1 + NUM_ACTORS * seed)
+
     present = _draw_presence(stream(_PRESENCE), num_clips, missing)
-    rng = stream(_PLACES)
-    carriers = np.array([e.informative for e in _ENCODERS.values()])
-    draw = rng.random((num_clips, E))
+    carriers = np.array([encoder.informative for encoder in _ENCODERS.values()])
+    draw = stream(_PLACES).random((num_clips, len(_ENCODERS)))
     draw[~(present & carriers)] = np.inf
     order = draw.argsort(1)
     places = order.argsort(1)
     count = (present & carriers).sum(1)
     informative = np.where(np.arange(NUM_INFORMATIVE) < count[:, None], order[:, :NUM_INFORMATIVE], -1)
-    level = stream(_LEVELS).standard_normal(num_clips) * LEVEL_STD
+    level = CLIP_LEVEL_STD * stream(_LEVELS).standard_normal(num_clips)
 
-    sharp = np.array(SHARPNESS)
-    views = np.where(LABEL_MATRIX > 0, np.where(LABEL_MATRIX>0,LABEL_MATRIX,1) ** sharp[:, None, None], 0)
-    views /= views.sum(-1, keepdims=True)  # (3, 36, 6)
-    columns = {}
-    for number, (name, enc) in enumerate(_ENCODERS.items()):
-        s = _structure(structure_seed, number, enc.feature_size)
-        rng = stream(_FEATURES, number)
-        place = places[:, number]
-        rank = place % NUM_INFORMATIVE
-        if enc.informative:
+    sharpened = np.where(LABEL_MATRIX > 0, np.maximum(LABEL_MATRIX, 1e-9) ** np.array(SHARPNESS)[:, None, None], 0)
+    sharpened = SIGNAL_SCALE * sharpened / sharpened.sum(-1, keepdims=True)
+
+    columns: dict[str, list[np.ndarray | None]] = {}
+    for number, (name, encoder) in enumerate(_ENCODERS.items()):
+        structure = _structure(structure_seed, number, encoder.feature_size)
+        generator = stream(_FEATURES, number)
+        if encoder.informative:
+            place = np.minimum(places[:, number], len(QUALITY_MARKS) - 1)
             shown = np.where(place < NUM_INFORMATIVE, labels, other_labels)
-            marks = np.array(MARKS)[np.minimum(place, 5)]
-            rng.integers(0, 6, num_clips)
-            std = np.array(NOISE_STD)[rank]
-            signal = SIGNAL * views[rank, shown]
         else:
-            marks = np.array(MARKS)[rng.integers(0, 6, num_clips)]
-            std = np.full(num_clips, NOISE_STD[1])
-            r = rng.integers(0, 3, num_clips)
-            signal = SIGNAL * views[r, _draw_labels(rng, num_clips)]
-        noise = ACTOR_STD * rng.standard_normal((NUM_ACTORS, enc.feature_size))[actors]
-        noise += BACKGROUND_STD * rng.standard_normal((num_clips, enc.feature_size))
-        signal = mix(signal, rank if enc.informative else r)
-        signal = signal + std[:, None] * rng.standard_normal((num_clips, 6))
-        noise -= (noise @ s.mark)[:, None] * s.mark
-        mk = marks + level + MARK_STD * rng.standard_normal(num_clips)
-        vec = signal @ s.prototypes + mk[:, None] * s.mark + noise
+            place = generator.integers(0, len(QUALITY_MARKS), num_clips)
+            shown = _draw_labels(generator, num_clips)
+        rank = place % NUM_INFORMATIVE
+        signal = sharpened[rank, shown]
+        signal = signal + np.array(SIGNAL_NOISE_STD)[rank, None] * generator.standard_normal(signal.shape)
+        background = ACTOR_STD * generator.standard_normal((NUM_ACTORS, encoder.feature_size))[actors]
+        background += BACKGROUND_STD * generator.standard_normal((num_clips, encoder.feature_size))
+        background -= (background @ structure.mark)[:, None] * structure.mark
+        mark = np.array(QUALITY_MARKS)[place] + level + MARK_STD * generator.standard_normal(num_clips)
+        vectors = signal @ structure.prototypes + mark[:, None] * structure.mark + background
+        lengths = np.clip(np.rint(seconds * encoder.steps_per_second).astype(int), MIN_STEPS, MAX_STEPS)
+        steps = STEP_STD * generator.standard_normal((lengths.sum(), encoder.feature_size), dtype=np.float32)
+        steps += np.repeat(vectors.astype(np.float32), lengths, axis=0)
         if domain == "target":
-            pass
-        T = np.clip(np.rint(seconds * enc.steps_per_second).astype(int), MIN_STEPS, MAX_STEPS)
-        steps = STEP_STD * rng.standard_normal((T.sum(), enc.feature_size), dtype=np.float32)
-        steps += np.repeat(vec.astype(np.float32), T, axis=0)
-        if domain == "target":
-            steps *= np.float32(np.exp(shift * GAIN_STD * s.log_gain))
-            steps += (shift * OFFSET * s.offset).astype(np.float32)
-        steps = ((steps + s.mean.astype(np.float32)) * np.float32(enc.scale)).astype(enc.dtype)
-        parts = np.split(steps, np.cumsum(T)[:-1])
-        columns[name] = [p if ok else None for p, ok in zip(parts, present[:, number])]
-    feats = dataset_features({n: (e.feature_size, e.dtype) for n, e in _ENCODERS.items()})
+            steps *= np.float32(np.exp(shift * SHIFT_LOG_GAIN_STD * structure.log_gain))
+            steps += (shift * SHIFT_OFFSET * structure.offset).astype(np.float32)
+        steps = ((steps + structure.mean.astype(np.float32)) * np.float32(encoder.scale)).astype(encoder.dtype)
+        parts = np.split(steps, np.cumsum(lengths)[:-1])
+        columns[name] = [part if here else None for part, here in zip(parts, present[:, number], strict=True)]
+
+    features = dataset_features({name: (encoder.feature_size, encoder.dtype) for name, encoder in _ENCODERS.items()})
     clips = [
-        Clip(names[i], {n: columns[n][i] for n in _ENCODERS}, LABEL_MATRIX[labels[i]], int(actors[i]) % NUM_FOLDS)
-        for i in range(num_clips)
+        Clip(
+            names[row],
+            {name: columns[name][row] for name in _ENCODERS},
+            LABEL_MATRIX[labels[row]],
+            int(actors[row]) % NUM_FOLDS,
+        )
+        for row in range(num_clips)
     ]
-    table = pa.Table.from_batches([encode_clips(clips, feats.arrow_schema)])
-    ds = datasets.Dataset(table)
-    extra = {"informative": datasets.List(datasets.Value("int8"), length=NUM_INFORMATIVE), "domain": datasets.Value("int8")}
-    ds = ds.add_column("informative", informative.tolist(), feature=extra["informative"])
-    ds = ds.add_column("domain", [DOMAINS.index(domain)] * num_clips, feature=extra["domain"])
-    return ds
+    dataset = datasets.Dataset(pa.Table.from_batches([encode_clips(clips, features.arrow_schema)]))
+    dataset = dataset.add_column(
+        "informative", informative.tolist(), feature=datasets.List(datasets.Value("int8"), length=NUM_INFORMATIVE)
+    )
+    return dataset.add_column("domain", [DOMAINS.index(domain)] * num_clips, feature=datasets.Value("int8"))
