@@ -65,7 +65,8 @@ class RankAwareFusionConfig(PreTrainedConfig):
             `model_id` and `revision` the features come from. `statistics` is the official seven (mean, standard
             deviation, percentiles 10, 25, 50, 75, 90). `log_softmax` is for inputs that are another model's logits.
             The order of the dict is the order of `encoder_weights`.
-        top_n: number of encoders fused per sample; where fewer are present, all of them.
+        top_n: number of encoders fused per sample; where fewer are present, all of them. With 1, the single weight is
+            1 after renormalisation and the gate learns from `gate_loss_weight` and `gate_balance_weight` alone.
         hidden_size: width of the shared latent space.
         gate: `attention` (sample-wise, learned), `static` (one fixed ranking, the buffer `static_scores`), `uniform`.
         fusion: `rank_aware` (selected encoders in rank order with rank embeddings), `weighted_sum`, `concatenation`
@@ -74,8 +75,8 @@ class RankAwareFusionConfig(PreTrainedConfig):
         gate_noise: standard deviation of the normal noise on the gate's scores in training, against collapse (ours).
         gate_balance_weight: weight of the balance term on the full softmax: squared coefficient of variation of the
             encoders' mean weight over the batch (ours, after load balancing in mixtures of experts).
-        encoder_loss_weight: weight of the presence and salience losses of every encoder alone through the shared
-            heads, which teaches the projections of encoders the gate does not select (ours).
+        encoder_loss_weight: weight of the joint loss of every encoder alone through the shared fusion and heads,
+            which teaches the projections of encoders the gate does not select (ours).
         gate_loss_weight: weight of the Kullback-Leibler divergence from the gate to the softmax of minus the
             encoders' own losses; needs `encoder_loss_weight` > 0 (ours).
         dropout: rate on the latents and the fused vector.

@@ -173,8 +173,9 @@ class RankAwareFusionFusion(nn.Module):
         if self.kind == "concatenation":
             # Relative weights, 1 where all are equal: the input's scale does not depend on how many are fused.
             relative = weights * (weights > 0).sum(-1, keepdim=True)
-            places = nn.functional.one_hot(indices, self.num_encoders).to(latents.dtype)
-            joined = (places.mT @ (relative.unsqueeze(-1) * latents)).flatten(-2)
+            placed = relative.unsqueeze(-1) * latents
+            places = nn.functional.one_hot(indices, self.num_encoders).to(placed.dtype)
+            joined = (places.mT @ placed).flatten(-2)
         else:
             if self.kind == "rank_aware":
                 num_ranks = latents.shape[-2]

@@ -1,0 +1,122 @@
+"""From the settings of a run to its data set and to the config of its models."""
+
+import numpy as np
+import pytest
+
+from hf_blemo import blemore
+from hf_blemo.fusion_training.data import encoder_options, load_data, modality_of, model_config, with_unlabelled
+from hf_blemo.fusion_training.settings import FusionSettings
+
+
+def test_synthetic_data_takes_the_settings_and_the_call_wins():
+    settings = FusionSettings(synthetic={"num_clips": 20, "seed": 3})
+    data = load_data("synthetic", settings)
+    again = load_data("synthetic", FusionSettings(synthetic={"num_clips": 20}), seed=3)
+    other = load_data("synthetic", settings, seed=4)
+    assert data["clip"] == again["clip"] and len(data) == 20
+    np.testing.assert_array_equal(data["labels"], again["labels"])
+    assert other["clip"] != data["clip"]
+
+
+def test_a_built_data_set_and_a_table_are_read(make_data, tmp_path):
+    data = make_data(12)
+    data.save_to_disk(str(tmp_path / "built"))
+    vectors = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    names = np.array(["A1_ang_int1_ver1", "A2_mix_ang_hap_30_70_ver1"])
+    np.savez(tmp_path / "table.npz", clip=names, face=vectors, fold=np.array([0, 1]))
+    built = load_data(str(tmp_path / "built"), FusionSettings())
+    table = load_data(str(tmp_path / "table.npz"), FusionSettings())
+    assert built["clip"] == data["clip"] and built["fold"] == data["fold"]
+    np.testing.assert_allclose(table["labels"], [[1, 0, 0, 0, 0, 0], [0.3, 0, 0, 0.7, 0, 0]], atol=1e-6)
+    np.testing.assert_array_equal(blemore.read_features(table, [1])[0]["face"], vectors[1:])
+
+
+@pytest.mark.parametrize("source", ["gone", "./gone/data", "/gone/data", "a/b/c"])
+def test_a_source_that_is_nothing_is_named(source):
+    with pytest.raises(FileNotFoundError, match=f"data '{source}': no such file or folder, and no id of a Hub"):
+        load_data(source, FusionSettings())
+
+
+def test_options_of_an_encoder_win_over_the_defaults_of_the_run(make_data):
+    settings = FusionSettings(
+        encoders=["noise", "voice"],
+        pooling="statistics",
+        transform="log_softmax",
+        encoder_options={"voice": {"pooling": "attention", "modality": "audiovisual"}},
+    )
+    options = encoder_options(make_data(4), settings)
+    assert list(options) == ["noise", "voice"]
+    assert options["noise"] == {
+        "feature_size": 2,
+        "modality": "video",
+        "pooling": "statistics",
+        "transform": "log_softmax",
+    }
+    assert options["voice"] == {
+        "feature_size": 4,
+        "modality": "audiovisual",
+        "pooling": "attention",
+        "transform": "log_softmax",
+    }
+
+
+@pytest.mark.parametrize("changes", [{"encoders": ["voice", "clip"]}, {"encoder_options": {"clip": {}}}])
+def test_unknown_encoders_are_named_with_those_of_the_data(make_data, changes):
+    with pytest.raises(ValueError, match="unknown encoder 'clip': the data has voice, face, noise"):
+        encoder_options(make_data(4), FusionSettings(**changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("WavLM_large", "audio"),
+        ("HuBERT_large", "audio"),
+        ("HiCMAE", "audiovisual"),
+        ("hicmae_kl_100", "audiovisual"),
+        ("ImageBind", "video"),
+        ("VideoMAEv2", "video"),
+        ("OpenFace_3", "video"),
+        ("clip", "video"),
+        ("voice", "audio"),
+        ("face", "video"),
+    ],
+)
+def test_modalities_are_known_by_name(name, modality):
+    assert modality_of(name) == modality
+
+
+def test_the_config_follows_data_and_settings(make_data):
+    settings = FusionSettings(encoders=["noise", "voice"], model={"top_n": 1, "hidden_size": 12, "gate": "uniform"})
+    config = model_config(make_data(4), settings)
+    assert list(config.encoders) == ["noise", "voice"]
+    assert (config.top_n, config.hidden_size, config.gate) == (1, 12, "uniform")
+
+
+@pytest.mark.parametrize("key", ["hidden_sise", "encoders", "encoder_order", "torch_dtype", "id2label"])
+def test_settings_that_are_none_of_the_models_are_refused(make_data, key):
+    with pytest.raises(ValueError, match=f"model.{key} "):
+        model_config(make_data(4), FusionSettings(model={key: 1}))
+
+
+def test_unlabelled_rows_follow_without_labels_and_folds(make_data):
+    source, target = make_data(8), make_data(5, seed=1)
+    both = with_unlabelled(source, target)
+    assert both.column_names == ["clip", "features", "labels", "fold"]
+    assert both.features == source.features
+    assert both["clip"] == [*source["clip"], *target["clip"]]
+    assert both["fold"] == [*source["fold"], *[-1] * 5]
+    np.testing.assert_array_equal(np.asarray(both["labels"])[8:], np.full((5, 6), -100.0))
+    np.testing.assert_array_equal(np.asarray(both["labels"])[:8], np.asarray(source["labels"]))
+    expected = blemore.read_features(target)
+    for row, sample in enumerate(blemore.read_features(both, range(8, 13))):
+        for name in ("voice", "face", "noise"):
+            np.testing.assert_array_equal(sample[name], expected[row][name])
+
+
+def test_a_target_may_lack_an_encoder_and_have_its_own_order_and_columns(make_data):
+    target = make_data(5, widths={"noise": 2, "voice": 4}).add_column("domain", [1] * 5)
+    both = with_unlabelled(make_data(8), target)
+    assert set(blemore.read_features(both, [9])[0]) == {"noise", "voice"}
+    np.testing.assert_array_equal(
+        blemore.read_features(both, [9])[0]["voice"], blemore.read_features(target, [1])[0]["voice"]
+    )

@@ -1,0 +1,202 @@
+"""The store holds what the model's own pooling gives, with the statistics of the rows asked for and no others."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
+from hf_blemo.fusion_training.feature_store import FeatureStore
+
+MISSING = ((0, "voice"), (7, "voice"), (7, "face"), (11, "noise"))
+
+
+@pytest.fixture
+def build():
+    def make(data, align_folds=False, **options):
+        """A store; `options` are entries of all encoders, or of the one they are named after."""
+        own = {name: options.pop(name, {}) for name in ("voice", "face", "noise")}
+        encoders = {
+            name: {"feature_size": width, **options, **own.get(name, {})}
+            for name, width in blemore.encoder_widths(data).items()
+        }
+        config = RankAwareFusionConfig(encoders=encoders, hidden_size=8, top_n=2)
+        return FeatureStore(data, config, align_folds, progress=False)
+
+    return make
+
+
+@pytest.mark.parametrize("pooling", ["mean", "statistics"])
+@pytest.mark.parametrize("transform", ["none", "log_softmax"])
+def test_pooled_vectors_give_the_outputs_of_the_model_on_the_raw_steps(make_data, build, pooling, transform):
+    data = make_data(20, missing=MISSING)
+    store = build(data, pooling=pooling, transform=transform, face={"pooling": "attention"})
+    assert set(store.pooled) == {"voice", "noise"}
+    torch.manual_seed(0)
+    model = RankAwareFusionModel(store.config).eval()
+    for name, (mean, std) in store.statistics(np.arange(20)).items():
+        model.set_feature_statistics(name, mean, std)
+    raw = RankAwareFusionProcessor(store.config.encoders)(blemore.read_features(data), labels=data["labels"])
+    rows = np.arange(20)
+    with torch.no_grad():
+        expected, found = model(**raw), model(**store.batch(rows, torch.device("cpu")))
+    for name in ("loss", "joint_probabilities", "encoder_weights", "fused_features"):
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
+    assert torch.equal(found["selected_encoders"], expected["selected_encoders"])
+
+
+def test_pooled_statistics_are_those_of_numpy(make_data, build):
+    data = make_data(6)
+    steps = blemore.read_features(data)
+    values = build(data, pooling="statistics").pooled["face"].numpy()
+    for row, sample in enumerate(steps):
+        expected = [sample["face"].mean(0), sample["face"].std(0)]
+        expected += [np.percentile(sample["face"], percentile, axis=0) for percentile in (10, 25, 50, 75, 90)]
+        np.testing.assert_allclose(values[row], np.concatenate(expected), atol=1e-5)
+
+
+def test_missing_encoders_are_marked_and_left_out_of_the_statistics(make_data, build):
+    store = build(make_data(20, missing=MISSING))
+    assert np.flatnonzero(~store.present["voice"]).tolist() == [0, 7]
+    batch = store.batch(np.array([7, 1]), torch.device("cpu"))
+    assert {name: mask.tolist() for name, mask in batch["feature_mask"].items()} == {
+        "voice": [[False], [True]],
+        "face": [[False], [True]],
+        "noise": [[True], [True]],
+    }
+    present = [row for row in range(20) if row not in (0, 7)]
+    mean, std = store.statistics(np.arange(20))["voice"]
+    np.testing.assert_allclose(mean, store.pooled["voice"][present].mean(0), atol=1e-5)
+    np.testing.assert_allclose(std, store.pooled["voice"][present].std(0, unbiased=False), atol=1e-5)
+    nowhere = store.statistics(np.array([0, 7]))["voice"]
+    assert nowhere[0].tolist() == [0.0] * 4 and nowhere[1].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("pooling", ["mean", "statistics", "attention"])
+def test_statistics_are_those_of_the_rows_alone(make_data, build, pooling):
+    data = make_data(20, missing=MISSING)
+    store = build(data, pooling=pooling)
+    rows = np.array([1, 2, 5, 7, 9])
+    for name, (mean, std) in store.statistics(rows).items():
+        if pooling == "attention":
+            samples = [sample.get(name) for sample in blemore.read_features(data, rows)]
+            values = torch.from_numpy(np.concatenate([sample for sample in samples if sample is not None]))
+        else:
+            values = store.pooled[name][rows][store.present[name][rows]]
+        torch.testing.assert_close(mean, values.mean(0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(std, values.std(0, unbiased=False), atol=1e-5, rtol=1e-5)
+
+
+def test_statistics_survive_a_mean_far_from_zero(make_data, build, with_features):
+    data = make_data(20)
+    shifted = with_features(data, lambda row, name, steps: steps + np.float32(4096))
+    far, near = build(shifted).statistics(np.arange(20)), build(data).statistics(np.arange(20))
+    for name in near:
+        torch.testing.assert_close(far[name][1], near[name][1], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_a_batch_has_the_shape_of_its_rows(make_data, build, pooling):
+    data = make_data(20, missing=MISSING)
+    store = build(data, pooling=pooling)
+    rows = np.array([[3, 7, 3], [0, 19, 7]])
+    batch = store.batch(rows, torch.device("cpu"))
+    assert batch["labels"].shape == (2, 3, 6)
+    assert torch.equal(batch["labels"][0, 0], batch["labels"][0, 2])
+    np.testing.assert_allclose(batch["labels"][1, 1], data["labels"][19], atol=1e-6)
+    for name, width in (("voice", 4), ("face", 3), ("noise", 2)):
+        assert batch["features"][name].shape[:2] == batch["feature_mask"][name].shape[:2] == (2, 3)
+        assert batch["features"][name].shape[-1] == width
+        present = batch["feature_mask"][name].any(-1)
+        assert present.tolist() == store.present[name][rows].tolist()
+    assert "labels" not in store.batch(rows, torch.device("cpu"), labels=False)
+
+
+def test_steps_of_an_attention_encoder_come_back_in_the_order_of_the_rows(make_data, build):
+    data = make_data(12)
+    store = build(data, voice={"pooling": "attention"})
+    batch = store.batch(np.array([9, 2, 9]), torch.device("cpu"))
+    for position, row in enumerate((9, 2, 9)):
+        steps = blemore.read_features(data, [row])[0]["voice"]
+        mask = batch["feature_mask"]["voice"][position]
+        np.testing.assert_allclose(batch["features"]["voice"][position][mask], steps)
+    np.testing.assert_allclose(
+        store.vectors("voice")[2], blemore.read_features(data, [2])[0]["voice"].mean(0), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_a_row_whose_encoders_are_all_left_out_has_none_present(make_data, build, pooling):
+    data = make_data(10, missing=[(4, "voice")])
+    config = RankAwareFusionConfig(encoders={"voice": {"feature_size": 4, "pooling": pooling}}, hidden_size=8)
+    store = FeatureStore(data, config, progress=False)
+    assert np.flatnonzero(~store.present["voice"]).tolist() == [4]
+    model = RankAwareFusionModel(config).eval()
+    with torch.no_grad():
+        outputs = model(**store.batch(np.array([4, 5]), torch.device("cpu")))
+    assert outputs["selected_encoders"][0].tolist() == [-1, -1, -1]
+    assert outputs["encoder_weights"].flatten().tolist() == [0.0, 1.0]
+    others = [row for row in range(10) if row != 4]
+    for mine, alone in zip(store.statistics(np.arange(10))["voice"], store.statistics(np.array(others))["voice"]):
+        assert torch.equal(mine, alone)
+
+
+def test_alignment_gives_every_fold_the_moments_of_all(make_data, build):
+    data = make_data(60, missing=MISSING)
+    plain, aligned = build(data), build(data, align_folds=True)
+    for name in ("voice", "face", "noise"):
+        present = plain.present[name]
+        overall = plain.pooled[name][present]
+        for fold in range(5):
+            values = aligned.pooled[name][torch.from_numpy(aligned.folds == fold) & present]
+            torch.testing.assert_close(values.mean(0), overall.mean(0), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(values.std(0), overall.std(0), atol=1e-5, rtol=1e-5)
+        # New clips are not aligned: the scale they come in must be the one that the models were trained on.
+        for found, expected in zip(aligned.statistics(np.arange(60))[name], plain.statistics(np.arange(60))[name]):
+            torch.testing.assert_close(found, expected, atol=0.02, rtol=0.06)
+        rows = np.flatnonzero(aligned.folds == 2)
+        mean, std = aligned.statistics(rows)[name]
+        values = aligned.pooled[name][torch.from_numpy(aligned.folds == 2) & present]
+        torch.testing.assert_close(mean, values.mean(0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(std, values.std(0, unbiased=False), atol=1e-5, rtol=1e-5)
+    assert torch.equal(aligned.pooled["voice"][[0, 7]], torch.zeros(2, 4))
+
+
+def test_alignment_removes_a_scale_and_offset_of_a_fold_and_reads_no_label(
+    make_data, build, with_column, with_features
+):
+    data = make_data(60)
+    moved = with_features(data, lambda row, name, steps: 3 * steps + 2 if row % 5 == 1 else steps)
+    moved = with_column(moved, "labels", np.roll(data["labels"], 1, axis=0))
+    first, second = build(data, align_folds=True).pooled["voice"], build(moved, align_folds=True).pooled["voice"]
+    # The moments of all rows differ between the two; what is left after removing them may not.
+    standard = [(values - values.mean(0)) / values.std(0) for values in (first, second)]
+    torch.testing.assert_close(standard[0], standard[1], atol=1e-4, rtol=1e-4)
+
+
+def test_alignment_needs_pooled_vectors(make_data, build):
+    with pytest.raises(ValueError, match="align_folds aligns pooled vectors; encoder 'face' has attention pooling"):
+        build(make_data(10), align_folds=True, face={"pooling": "attention"})
+
+
+def test_labels_may_be_absent_and_folds_may_be_too(make_data, build):
+    data = make_data(10).remove_columns(["labels", "fold"])
+    store = build(data)
+    assert len(store) == 10 and store.folds.tolist() == [-1] * 10
+    assert torch.equal(store.labels, torch.full((10, 6), -100.0))
+
+
+def test_a_value_that_is_no_number_is_named_with_its_clip(make_data, build, with_features):
+    def damaged(row, name, steps):
+        return np.array([[0, np.nan, 0]], np.float32) if (row, name) == (70, "face") else steps
+
+    broken = with_features(make_data(80), damaged)
+    with pytest.raises(ValueError, match="clip_070, encoder 'face': expected finite values, found nan at step 0"):
+        build(broken)
+
+
+def test_a_label_that_is_none_is_named_with_its_clip(make_data, build, with_column):
+    data = make_data(10)
+    labels = np.asarray(data["labels"])
+    labels[3] = [0.6, 0.4, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="clip_003: labels .* are no valid blend"):
+        build(with_column(data, "labels", labels))
