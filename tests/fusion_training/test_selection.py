@@ -1,0 +1,204 @@
+"""The choice of epoch and decoding on predictions made by hand, where the right choice is known."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from hf_blemo import blemore
+from hf_blemo.fusion_training.protocol import cross_validation_members
+from hf_blemo.fusion_training.selection import KEPT, Selection, measure, negative_log_likelihood
+
+# Ten rows in three folds; fold 0 has singles alone.
+FOLDS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 1])
+LABELS = np.array([0, 6, 10, 3, 7, 20, 5, 13, 2, 1])
+SOFT = blemore.LABEL_MATRIX[LABELS].astype(np.float64)
+
+
+def joint(share, labels=LABELS):
+    """(N, 36) with `share` (scalar or (N,)) on the true labels and the rest spread evenly."""
+    share = np.broadcast_to(share, len(labels))
+    rows = np.repeat((1 - share)[:, None] / 35, 36, axis=1)
+    rows[np.arange(len(labels)), labels] = share
+    return rows
+
+
+def predictions_of(members, share):
+    """Predictions whose share on the true label is `share(held_out, fold)`; other parts tell member and row."""
+    num_members, num_rows = len(members), len(FOLDS)
+    made = np.stack([joint([share(member.held_out, fold) for fold in FOLDS]) for member in members])
+    probabilities = made @ blemore.LABEL_MATRIX
+    tags = np.arange(num_members * num_rows, dtype=np.float32).reshape(num_members, num_rows, 1)
+    return {
+        "joint_probabilities": made,
+        "probabilities": probabilities / probabilities.sum(-1, keepdims=True),
+        "encoder_weights": tags,
+        "selected_encoders": tags.astype(np.int64),
+    }
+
+
+def make_selection(protocol="honest", selection="loss", decoding="expected_score", seeds=(5,)):
+    members = cross_validation_members(protocol, [0, 1, 2], seeds)
+    return members, Selection(members, protocol, FOLDS, SOFT, selection, decoding)
+
+
+def test_negative_log_likelihood_by_hand():
+    assert negative_log_likelihood(joint(0.25), LABELS) == pytest.approx(-np.log(0.25))
+    shares = np.linspace(0.1, 0.9, 10)
+    assert negative_log_likelihood(joint(shares), LABELS) == pytest.approx(-np.log(shares).mean())
+    assert np.isfinite(negative_log_likelihood(joint(0.0), LABELS))
+
+
+def test_measure_by_hand():
+    predictions = [list(blemore.LABELS[label]) for label in LABELS]
+    assert measure(predictions, SOFT) == {"acc_presence": 1.0, "acc_salience": 1.0, "score": 1.0}
+    # A wrong single costs presence; the right pair with the wrong salience costs salience alone.
+    predictions[0] = [{"emotion": "sad", "salience": 100.0}]
+    predictions[1] = [{"emotion": "ang", "salience": 50.0}, {"emotion": "disg", "salience": 50.0}]
+    found = measure(predictions, SOFT)
+    assert found["acc_presence"] == pytest.approx(0.9) and found["acc_salience"] == pytest.approx(0.8)
+    assert found["score"] == pytest.approx(0.85)
+
+
+def test_honest_choice_rests_on_the_inner_models_alone():
+    """Each fold is best at an epoch of its own by the inner models, while the scored models say another."""
+    members, selection = make_selection()
+    best = {0: 1, 1: 2, 2: 3}
+    # Judging fold k weighs the inner models by their rows of the other folds.
+    shares = {
+        1: {(0, 1): {0: 0.1, 1: 0.9}, (0, 2): {0: 0.1, 2: 0.9}, (1, 2): {1: 0.1, 2: 0.1}},
+        2: {(0, 1): {0: 0.9, 1: 0.1}, (0, 2): {0: 0.1, 2: 0.1}, (1, 2): {1: 0.1, 2: 0.9}},
+        3: {(0, 1): {0: 0.1, 1: 0.1}, (0, 2): {0: 0.9, 2: 0.1}, (1, 2): {1: 0.9, 2: 0.1}},
+    }
+    given = {}
+    for epoch, inner in shares.items():
+        # A scored model is perfect at the epoch after the one its fold has to choose, an inner model on rows it was
+        # trained on always.
+        def share(held_out, fold, epoch=epoch, inner=inner):
+            if len(held_out) == 1:
+                return 1.0 if epoch != best[held_out[0]] else 0.2
+            return inner[held_out].get(fold, 1.0)
+
+        given[epoch] = predictions_of(members, share)
+        report = selection.update(epoch, given[epoch])
+        for fold in range(3):
+            expected = np.mean([-np.log(inner[tuple(sorted((fold, other)))][other]) for other in FOLDS[FOLDS != fold]])
+            assert report[5, fold]["validation_loss"] == pytest.approx(expected)
+    for seed, fold, choice in selection:
+        assert (seed, choice.epoch) == (5, best[fold])
+        scored = members.index(next(member for member in members if member.held_out == (fold,)))
+        for name in KEPT:
+            np.testing.assert_array_equal(choice.scored[name], given[best[fold]][name][scored][FOLDS == fold])
+        rows = selection.judging_rows(fold)
+        assert rows.tolist() == np.flatnonzero(FOLDS != fold).tolist()
+        owners = [members.index(type(members[0])(5, tuple(sorted((fold, other))))) for other in FOLDS[rows]]
+        for name in KEPT:
+            np.testing.assert_array_equal(choice.judging[name], given[best[fold]][name][owners, rows])
+
+
+def test_published_style_chooses_on_the_scored_fold_by_the_score():
+    members, selection = make_selection("published_style", selection="loss")
+    # Epoch 1 gets more labels right, epoch 2 has the lower loss: one certain error costs a likelihood much.
+    certain = np.full(10, 0.4)
+    certain[[0, 1, 2]] = 1e-9
+    for epoch, share in ((1, certain), (2, np.full(10, 0.02)), (3, np.full(10, 0.9))):
+        made = np.repeat(joint(share)[None], 3, 0)
+        if epoch == 3:
+            made[1:] = made[1:, :, ::-1]
+        predictions = {**predictions_of(members, lambda held_out, fold: 0.5), "joint_probabilities": made}
+        selection.update(epoch, predictions)
+    assert {fold: choice.epoch for _, fold, choice in selection} == {0: 3, 1: 1, 2: 1}
+    for _, fold, choice in selection:
+        assert selection.judging_rows(fold).tolist() == np.flatnonzero(FOLDS == fold).tolist()
+        np.testing.assert_array_equal(choice.judging["probabilities"], choice.scored["probabilities"])
+
+
+@pytest.mark.parametrize(("criterion", "expected"), [("loss", 2), ("score", 1)])
+def test_loss_and_score_may_choose_different_epochs(criterion, expected):
+    members, selection = make_selection(selection=criterion)
+    mostly_right = np.full(10, 0.5)
+    mostly_right[[0, 4, 8]] = 1e-12
+    for epoch, share in ((1, mostly_right), (2, np.full(10, 0.03)), (3, np.full(10, 0.01))):
+        made = np.repeat(joint(share)[None], len(members), 0)
+        if epoch > 1:
+            # The true label second to another one: a fair likelihood, and no hit.
+            made[..., 4] += 0.2
+            made /= made.sum(-1, keepdims=True)
+        report = selection.update(
+            epoch, {**predictions_of(members, lambda held_out, fold: 0.5), "joint_probabilities": made}
+        )
+        assert (report[5, 0]["validation_score"] > 0.3) == (epoch == 1)
+    assert {choice.epoch for _, _, choice in selection} == {expected}
+
+
+def test_a_tie_keeps_the_earlier_epoch():
+    members, selection = make_selection()
+    for epoch in (1, 2, 3):
+        selection.update(epoch, predictions_of(members, lambda held_out, fold: 0.3))
+    assert {choice.epoch for _, _, choice in selection} == {1}
+
+
+def test_blend_share_is_that_of_the_other_folds():
+    _, selection = make_selection()
+    assert [selection.blend_share(fold) for fold in range(3)] == pytest.approx([5 / 7, 2 / 6, 3 / 7])
+    predictions = {"joint_probabilities": np.random.default_rng(0).dirichlet(np.ones(36), 200)}
+    blends, settings = selection.decode(predictions, 1, "expected_score", {})
+    assert settings == {"blend_share": pytest.approx(1 / 3)}
+    assert blends == blemore.decode_expected_score(predictions["joint_probabilities"], 1 / 3)
+    assert blends != blemore.decode_expected_score(predictions["joint_probabilities"], 3 / 7)
+
+
+@pytest.mark.parametrize("protocol", ["honest", "published_style"])
+def test_thresholds_are_fitted_on_the_judging_rows(protocol):
+    _, selection = make_selection(protocol, decoding="thresholds")
+    generator = np.random.default_rng(3)
+    rows = selection.judging_rows(2)
+    judging = {"probabilities": 0.5 * SOFT[rows] + 0.5 * generator.dirichlet(np.ones(6), len(rows))}
+    scored = {"probabilities": generator.dirichlet(np.ones(6), 50)}
+    fitted = blemore.fit_thresholds(judging["probabilities"], SOFT[rows])
+    blends, settings = selection.decode(scored, 2, "thresholds", judging)
+    assert settings == {"alpha": fitted.alpha, "beta": fitted.beta}
+    assert blends == blemore.decode_thresholds(scored["probabilities"], fitted.alpha, fitted.beta)
+
+
+def test_stale_epochs_count_from_the_last_fold_that_found_a_better_one():
+    members, selection = make_selection()
+    stale = []
+    for epoch, shares in enumerate([(0.1, 0.1), (0.2, 0.3), (0.1, 0.2), (0.3, 0.2), (0.3, 0.1), (0.1, 0.1)], 1):
+        # What the models without folds 0 and 1 predict for fold 0 judges fold 1 alone, and the other way round.
+        def share(held_out, fold, shares=shares):
+            return shares[fold] if held_out == (0, 1) and fold < 2 else 0.5
+
+        selection.update(epoch, predictions_of(members, share))
+        stale.append(selection.stale_epochs(epoch))
+    assert stale == [0, 0, 1, 0, 1, 2]
+    assert {fold: choice.epoch for _, fold, choice in selection} == {0: 2, 1: 4, 2: 1}
+
+
+@pytest.mark.parametrize("decoding", ["expected_score", "thresholds"])
+def test_state_survives_a_file_without_pickled_objects_and_goes_on_alike(decoding):
+    generator = np.random.default_rng(0)
+    epochs = []
+    for _ in range(6):
+        shares = generator.uniform(0.05, 0.6, (6, 3))
+        epochs.append(lambda held_out, fold, shares=shares: shares[sum(3**f for f in held_out) % 6, fold])
+    (members, whole), (_, first), (_, second) = (make_selection(decoding=decoding, seeds=(5, 2)) for _ in range(3))
+    for epoch, share in enumerate(epochs, 1):
+        whole.update(epoch, predictions_of(members, share))
+        if epoch <= 3:
+            first.update(epoch, predictions_of(members, share))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for epoch, share in list(enumerate(epochs, 1))[3:]:
+        second.update(epoch, predictions_of(members, share))
+    assert len({choice.epoch for _, _, choice in whole}) > 1
+    for (seed, fold, found), (_, _, expected) in zip(second, whole, strict=True):
+        assert (found.epoch, found.criterion) == (expected.epoch, expected.criterion), (seed, fold)
+        for part in ("scored", "judging"):
+            for name in KEPT:
+                mine, theirs = getattr(found, part)[name], getattr(expected, part)[name]
+                assert mine.dtype == theirs.dtype
+                np.testing.assert_array_equal(mine, theirs)
