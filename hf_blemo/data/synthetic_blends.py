@@ -54,7 +54,7 @@ SYNTHETIC_ENCODERS: dict[str, dict] = {
 
 # By place in the clip's order of encoders: the planted three first, then those that show another label.
 QUALITY_MARKS = (4.5, 3.0, 1.5, -1.75, -3.0, -4.25)
-# The first sees the dominant emotion sharply, the third sees both emotions of a blend alike: order carries meaning.
+# The first sees the dominant emotion too strongly, the third the weaker one: order carries meaning.
 SHARPNESS = (2.0, 0.5, -1.0)
 SIGNAL_NOISE_STD = (0.6, 0.8, 1.0)
 SIGNAL_SCALE = 3.0

@@ -16,6 +16,11 @@ LABELS = np.array([0, 6, 10, 3, 7, 20, 5, 13, 2, 1])
 SOFT = blemore.LABEL_MATRIX[LABELS].astype(np.float64)
 
 
+def in_fold(fold):
+    """(N,) which rows are in a fold."""
+    return np.equal(FOLDS, fold)
+
+
 def joint(share, labels=LABELS):
     """(N, 36) with `share` (scalar or (N,)) on the true labels and the rest spread evenly."""
     share = np.broadcast_to(share, len(labels))
@@ -83,15 +88,17 @@ def test_honest_choice_rests_on_the_inner_models_alone():
         given[epoch] = predictions_of(members, share)
         report = selection.update(epoch, given[epoch])
         for fold in range(3):
-            expected = np.mean([-np.log(inner[tuple(sorted((fold, other)))][other]) for other in FOLDS[FOLDS != fold]])
+            expected = np.mean(
+                [-np.log(inner[tuple(sorted((fold, other)))][other]) for other in FOLDS[~in_fold(fold)]]
+            )
             assert report[5, fold]["validation_loss"] == pytest.approx(expected)
     for seed, fold, choice in selection:
         assert (seed, choice.epoch) == (5, best[fold])
         scored = members.index(next(member for member in members if member.held_out == (fold,)))
         for name in KEPT:
-            np.testing.assert_array_equal(choice.scored[name], given[best[fold]][name][scored][FOLDS == fold])
+            np.testing.assert_array_equal(choice.scored[name], given[best[fold]][name][scored][in_fold(fold)])
         rows = selection.judging_rows(fold)
-        assert rows.tolist() == np.flatnonzero(FOLDS != fold).tolist()
+        assert rows.tolist() == np.flatnonzero(~in_fold(fold)).tolist()
         owners = [members.index(type(members[0])(5, tuple(sorted((fold, other))))) for other in FOLDS[rows]]
         for name in KEPT:
             np.testing.assert_array_equal(choice.judging[name], given[best[fold]][name][owners, rows])
@@ -110,7 +117,7 @@ def test_published_style_chooses_on_the_scored_fold_by_the_score():
         selection.update(epoch, predictions)
     assert {fold: choice.epoch for _, fold, choice in selection} == {0: 3, 1: 1, 2: 1}
     for _, fold, choice in selection:
-        assert selection.judging_rows(fold).tolist() == np.flatnonzero(FOLDS == fold).tolist()
+        assert selection.judging_rows(fold).tolist() == np.flatnonzero(in_fold(fold)).tolist()
         np.testing.assert_array_equal(choice.judging["probabilities"], choice.scored["probabilities"])
 
 

@@ -1,0 +1,340 @@
+"""The protocols are what they claim, and an interrupted run ends where an uninterrupted one does."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hf_blemo import blemore
+from hf_blemo.fusion_training import cross_validation
+from hf_blemo.fusion_training.cross_validation import Checkpoints, cross_validate, train_on_all
+from hf_blemo.fusion_training.data import with_unlabelled
+from hf_blemo.fusion_training.encoder_ranking import probe_scores
+from hf_blemo.fusion_training.lockstep import Lockstep
+from hf_blemo.fusion_training.selection import KEPT
+
+NOISY = {"dropout": 0.3, "gate_noise": 0.5, "encoder_dropout": 0.2}
+
+
+@pytest.fixture
+def run(make_store):
+    def cross_validated(data, settings, *args, **options):
+        store = make_store(data, settings)
+        return cross_validate(Accelerator(), store.config, store, settings, *args, **options)
+
+    return cross_validated
+
+
+@pytest.fixture
+def finish(make_store):
+    def trained(data, settings, num_epochs, folder=None):
+        store = make_store(data, settings)
+        return train_on_all(Accelerator(), store.config, store, settings, num_epochs, folder)
+
+    return trained
+
+
+@pytest.fixture
+def relabel(with_column):
+    """Other labels for the rows of one fold."""
+
+    def changed(data, fold):
+        labels, rows = np.asarray(data["labels"]), np.flatnonzero(np.equal(data["fold"], fold))
+        labels[rows] = blemore.LABEL_MATRIX[np.random.default_rng(0).integers(0, 36, len(rows))]
+        return with_column(data, "labels", labels)
+
+    return changed
+
+
+@contextmanager
+def interrupted_in(number):
+    """Training breaks off in an epoch, counted over all phases from here on, after its weights have changed."""
+    epochs, original = iter(range(1, 1000)), Lockstep.train_epoch
+
+    def train_epoch(self, bar):
+        losses = original(self, bar)
+        if next(epochs) == number:
+            raise KeyboardInterrupt
+        return losses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lockstep, "train_epoch", train_epoch)
+        yield
+
+
+def assert_same_choice(found, expected, tolerance=0.0):
+    assert found.epoch == expected.epoch
+    assert found.criterion == pytest.approx(expected.criterion, abs=tolerance)
+    for part in ("scored", "judging"):
+        for name in KEPT:
+            mine, theirs = getattr(found, part)[name], getattr(expected, part)[name]
+            np.testing.assert_allclose(mine, theirs, atol=tolerance, rtol=0)
+
+
+def decoded(results, fold):
+    """Blends of a fold and what they were decoded with, under both rules."""
+    choice = results.choices[0, fold]
+    return [
+        results.first.decode(choice.scored, fold, rule, choice.judging) for rule in ("expected_score", "thresholds")
+    ]
+
+
+# --- Honesty ---
+
+HONEST_RUNS = {
+    "loss": {},
+    "thresholds": {"selection": "score", "decoding": "thresholds"},
+    "static gate": {"model": {"gate": "static"}},
+    "noise": {"model": NOISY},
+}
+
+
+@pytest.mark.parametrize("changes", HONEST_RUNS.values(), ids=HONEST_RUNS.keys())
+def test_labels_of_a_scored_fold_change_nothing_of_its_predictions(make_data, make_settings, run, relabel, changes):
+    settings = make_settings(learning_rate=3e-2, num_epochs=4, **changes)
+    data = make_data(48, num_folds=4, noise_std=0.6)
+    first, _ = run(data, settings)
+    second, _ = run(relabel(data, 3), settings)
+    assert_same_choice(second.choices[0, 3], first.choices[0, 3])
+    assert decoded(first, 3) == decoded(second, 3)
+    for fold in range(3):
+        mine, theirs = (found.choices[0, fold].scored["probabilities"] for found in (first, second))
+        assert np.abs(mine - theirs).max() > 1e-3
+
+
+def test_in_the_published_style_they_do(make_data, make_settings, run, relabel):
+    settings = make_settings(learning_rate=3e-2, num_epochs=4, protocol="published_style")
+    data = make_data(48, num_folds=4, noise_std=0.6)
+    first, _ = run(data, settings)
+    second, _ = run(relabel(data, 3), settings)
+    mine, theirs = first.choices[0, 3], second.choices[0, 3]
+    assert mine.criterion != theirs.criterion
+    assert decoded(first, 3)[1] != decoded(second, 3)[1]
+
+
+class ScriptedLockstep:
+    """Stands in for training: in epoch e the models without folds 0 and j get better or worse as the script says."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, accelerator, config, members, store, settings, static_scores):
+        self.members, self.store, self.epoch = members, store, 0
+
+    def train_epoch(self, bar):
+        self.epoch += 1
+        return np.zeros(len(self.members))
+
+    def predict_held_out(self, rows):
+        joint = np.full((len(self.members), len(rows), 36), 1 / 36)
+        for index, member in enumerate(self.members):
+            if len(member.held_out) == 2 and member.held_out[0] == 0:
+                in_first = self.store.folds[rows] == 0
+                # On fold 0, which judges the others, label 0 gains from epoch to epoch.
+                joint[index, in_first, 0] = 0.1 * self.epoch
+                # On the others, which judge fold 0, all is best in the sixth epoch and second best in the first.
+                joint[index, ~in_first, 1] = {1: 0.3, 6: 0.6}.get(self.epoch, 0.1)
+        joint /= joint.sum(-1, keepdims=True)
+        tags = np.full((len(self.members), len(rows), 2), self.epoch)
+        return {
+            "joint_probabilities": joint,
+            "probabilities": joint @ blemore.LABEL_MATRIX,
+            "encoder_weights": tags.astype(np.float32),
+            "selected_encoders": tags,
+        }
+
+
+@pytest.mark.xfail(reason="training goes on for a fold for as long as other folds, judged by its labels, improve")
+def test_nor_do_they_through_the_patience_of_the_other_folds(make_data, make_settings, run, with_column, monkeypatch):
+    monkeypatch.setattr(cross_validation, "Lockstep", ScriptedLockstep)
+    settings = make_settings(num_epochs=8, patience=2)
+    data = make_data(12, num_folds=3)
+    chosen = []
+    for label in (0, 5):
+        labels = blemore.LABEL_MATRIX[np.where(np.equal(data["fold"], 0), label, 1)]
+        results, _ = run(with_column(data, "labels", labels), settings)
+        chosen.append(results.choices[0, 0].epoch)
+    assert chosen[0] == chosen[1]
+
+
+def test_static_rankings_are_made_without_the_folds_a_member_does_not_see(
+    make_data, make_settings, run, make_store, monkeypatch
+):
+    settings = make_settings(num_epochs=1, model={"gate": "static"})
+    data = make_data(48, num_folds=4)
+    given = {}
+
+    class Recorded(Lockstep):
+        def __init__(self, accelerator, config, members, store, settings, static_scores):
+            given.update({member.held_out: scores for member, scores in zip(members, static_scores, strict=True)})
+            super().__init__(accelerator, config, members, store, settings, static_scores)
+
+    monkeypatch.setattr(cross_validation, "Lockstep", Recorded)
+    run(data, settings)
+    store = make_store(data, settings)
+    assert len(given) == 4 + 6
+    for held_out, scores in given.items():
+        assert scores == probe_scores(store, np.flatnonzero(~np.isin(store.folds, held_out)))
+
+
+# --- The run ---
+
+
+def test_learning_curves_tell_every_epoch_and_mark_the_chosen_one(make_data, make_settings, run):
+    settings = make_settings(seeds=[5, 2], num_epochs=3, learning_rate=3e-2)
+    logged = []
+    results, rows = run(make_data(36, num_folds=3), settings, log=lambda means, epoch: logged.append((epoch, means)))
+    assert {(row["seed"], row["fold"], row["epoch"]) for row in rows} == {
+        (seed, fold, epoch) for seed in (2, 5) for fold in range(3) for epoch in (1, 2, 3)
+    }
+    assert len(rows) == 18
+    assert {(row["seed"], row["fold"]): row["epoch"] for row in rows if row["selected"]} == {
+        key: choice.epoch for key, choice in results.choices.items()
+    }
+    for (seed, fold), choice in results.choices.items():
+        own = [row["validation_loss"] for row in rows if (row["seed"], row["fold"]) == (seed, fold)]
+        assert choice.criterion == min(own) == own[choice.epoch - 1]
+    assert [epoch for epoch, _ in logged] == [1, 2, 3]
+    losses = [row["validation_loss"] for row in rows if row["epoch"] == 2]
+    assert logged[1][1]["validation_loss"] == pytest.approx(np.mean(losses))
+    assert [means["train_loss"] for _, means in logged] == sorted((m["train_loss"] for _, m in logged), reverse=True)
+
+
+def test_groups_of_seeds_find_what_all_together_find(make_data, make_settings, run):
+    data = make_data(36, num_folds=3)
+    together, _ = run(data, make_settings(seeds=[5, 2, 7]))
+    for seeds_at_once in (1, 2):
+        apart, rows = run(data, make_settings(seeds=[5, 2, 7], seeds_at_once=seeds_at_once))
+        assert set(apart.choices) == set(together.choices) and len(rows) == 27
+        for key, choice in apart.choices.items():
+            assert_same_choice(choice, together.choices[key], 2e-5)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(make_data, make_settings, run):
+    # So high a rate that the first epochs are the best.
+    settings = make_settings(learning_rate=0.5, num_epochs=40, patience=2)
+    results, rows = run(make_data(36, num_folds=3, noise_std=2.0), settings)
+    last = max(choice.epoch for choice in results.choices.values())
+    assert max(row["epoch"] for row in rows) == last + 2 < 40
+
+
+def test_clips_without_labels_are_not_scored(make_data, make_settings, run):
+    settings = make_settings(model={"domain_adaptation": "coral"})
+    labelled = make_data(36, num_folds=3)
+    results, _ = run(with_unlabelled(labelled, make_data(20, seed=1)), settings)
+    assert results.clips == labelled["clip"]
+    assert results.pooled()["probabilities"].shape == (36, 6)
+
+
+def test_a_labelled_clip_without_a_fold_is_named(make_data, make_settings, run, with_column):
+    data = make_data(20)
+    data = with_column(data, "fold", [-1 if row == 13 else row % 5 for row in range(20)])
+    with pytest.raises(
+        ValueError, match="protocol 'honest' needs a fold for every labelled clip, found none for clip_013"
+    ):
+        run(data, make_settings())
+
+
+def test_too_few_folds_are_refused(make_data, make_settings, run):
+    with pytest.raises(ValueError, match="protocol 'honest' needs at least 3 folds, found 2"):
+        run(make_data(20, num_folds=2), make_settings())
+
+
+@pytest.mark.parametrize("protocol", ["honest", "published_style"])
+def test_a_fold_may_have_a_single_clip(make_data, make_settings, run, with_column, protocol):
+    data = make_data(20)
+    data = with_column(data, "fold", [0, 1, *[2] * 18])
+    results, _ = run(data, make_settings(protocol=protocol, seeds=[5]))
+    rows = results.fold_rows("thresholds")
+    assert [row["clips"] for row in rows] == [1, 1, 18] and [row["seed"] for row in rows] == [5, 5, 5]
+
+
+def test_final_models_come_in_the_order_of_the_seeds(make_data, make_settings, finish):
+    data = make_data(30)
+    both = finish(data, make_settings(seeds=[5, 2]), 2)
+    for seed, model in zip((5, 2), both, strict=True):
+        assert not model.training
+        alone = finish(data, make_settings(seeds=[seed]), 2)[0]
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, alone.state_dict()[name], atol=2e-6, rtol=0)
+    first, second = (model.state_dict()["fusion.linear.weight"] for model in both)
+    assert not torch.allclose(first, second)
+
+
+# --- Checkpoints ---
+
+
+def test_checkpoints_are_kept_two_at_a_time(make_data, make_settings, finish, tmp_path):
+    finish(make_data(30), make_settings(checkpoint_every=2), 5, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "final").iterdir()) == ["epoch_00004", "epoch_00005"]
+
+
+def test_no_checkpoints_without_being_asked(make_data, make_settings, run, finish, tmp_path):
+    run(make_data(30), make_settings(), tmp_path)
+    finish(make_data(30), make_settings(), 2, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_broken_off_save_left_is_no_checkpoint(accelerator, tmp_path):
+    checkpoints = Checkpoints(accelerator, tmp_path, 1)
+    assert checkpoints.restore() == 0
+    (tmp_path / "partial_00007").mkdir()
+    (tmp_path / "partial_00007" / "model.safetensors").write_bytes(b"half a fil")
+    assert checkpoints.found() == [] and checkpoints.restore() == 0
+
+
+@pytest.mark.parametrize(
+    ("seeds_at_once", "interruption"), [(0, 2), (0, 4), (1, 8)], ids=["before the first", "after it", "second group"]
+)
+def test_an_interrupted_cross_validation_goes_on_to_the_same_end(
+    make_data, make_settings, run, tmp_path, seeds_at_once, interruption
+):
+    changes = {"seeds": [3, 1], "num_epochs": 5, "seeds_at_once": seeds_at_once, "model": NOISY}
+    data = make_data(36, num_folds=3)
+    expected, expected_rows = run(data, make_settings(**changes))
+    with interrupted_in(interruption), pytest.raises(KeyboardInterrupt):
+        run(data, make_settings(checkpoint_every=2, **changes), tmp_path)
+    for folder in tmp_path.iterdir():
+        (folder / "partial_00004").mkdir()
+        (folder / "partial_00004" / "optimizer.bin").write_bytes(b"half a fil")
+    found, rows = run(data, make_settings(checkpoint_every=2, resume=True, **changes), tmp_path)
+    assert rows == expected_rows
+    assert set(found.choices) == set(expected.choices)
+    for key, choice in found.choices.items():
+        assert_same_choice(choice, expected.choices[key])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "constant",
+        pytest.param("cosine", marks=pytest.mark.xfail(reason="numpy rates in the checkpoint are refused on loading")),
+    ],
+)
+def test_an_interrupted_final_training_goes_on_to_the_same_weights(
+    make_data, make_settings, finish, tmp_path, schedule
+):
+    changes = {"seeds": [3, 1], "model": NOISY, "schedule": schedule, "num_epochs": 5}
+    data = make_data(36)
+    expected = finish(data, make_settings(**changes), 5)
+    with interrupted_in(4), pytest.raises(KeyboardInterrupt):
+        finish(data, make_settings(checkpoint_every=2, **changes), 5, tmp_path)
+    found = finish(data, make_settings(checkpoint_every=2, resume=True, **changes), 5, tmp_path)
+    for mine, theirs in zip(found, expected, strict=True):
+        for name, value in mine.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+def test_a_finished_run_is_resumed_without_training(make_data, make_settings, run, finish, tmp_path):
+    settings = make_settings(checkpoint_every=3, num_epochs=4, patience=1, learning_rate=0.5)
+    data = make_data(36, num_folds=3, noise_std=2.0)
+    expected, expected_rows = run(data, settings, tmp_path)
+    models = finish(data, settings, 2, tmp_path)
+    settings = make_settings(checkpoint_every=3, num_epochs=4, patience=1, learning_rate=0.5, resume=True)
+    with interrupted_in(1):
+        found, rows = run(data, settings, tmp_path)
+        again = finish(data, settings, 2, tmp_path)
+    assert rows == expected_rows
+    assert_same_choice(found.choices[0, 1], expected.choices[0, 1])
+    assert torch.equal(again[0].state_dict()["heads.joint_bias"], models[0].state_dict()["heads.joint_bias"])
