@@ -148,7 +148,7 @@ def test_spread_and_table():
     found = spread(rows)
     assert found["acc_presence"] == pytest.approx({"mean": 0.2, "std": 0.1})
     assert found["acc_salience"] == {"mean": 0.5, "std": 0.0}
-    assert plus_minus({"mean": 0.25, "std": 0.125}) == "0.2500 ± 0.125"
+    assert plus_minus({"mean": 0.25, "std": 0.125}) == "0.2500 ± 0.1250"
     text = table(["", "Score"], [["a", "0.5"], ["longer", "10.25"]])
     assert text.splitlines() == [
         "|        | Score |",

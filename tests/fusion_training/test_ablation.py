@@ -1,0 +1,194 @@
+"""The table of the ablation: its rows, what each of them changes, and the numbers that only it computes."""
+
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+from accelerate import Accelerator
+
+from hf_blemo import RankAwareFusionConfig, blemore
+from hf_blemo.fusion_training import ablation
+from hf_blemo.fusion_training.ablation import ablate, adaptation_row, markdown, planted_share, table_row, variants
+from hf_blemo.fusion_training.cross_validation import cross_validate
+from hf_blemo.fusion_training.results import spread
+from hf_blemo.fusion_training.settings import AblationSettings
+
+NAMES = ["voice", "face", "noise"]
+ENCODERS = {name: {"feature_size": 3} for name in NAMES}
+
+
+@pytest.fixture
+def settings_for(make_settings, make_data, tmp_path):
+    """Settings for a small data set on disk whose planted encoders are always voice and face."""
+    data = make_data(36, num_folds=3).add_column("informative", [[1, 0]] * 36)
+    data.save_to_disk(str(tmp_path / "data"))
+
+    def make(only=(), **changes):
+        base = make_settings(**{"data": str(tmp_path / "data"), "num_epochs": 1, **changes})
+        return AblationSettings(**vars(base), only=list(only))
+
+    return make
+
+
+def test_the_rows_for_three_encoders(settings_for):
+    settings = settings_for()
+    rows = list(variants(settings, NAMES))
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    assert names[:5] == [*(f"single encoder: {name}" for name in NAMES), "mean of all", "concatenation of all"]
+    assert [name for name in names if name.startswith("static")] == ["static top-1", "static top-2"]
+    assert [name for name in names if name.startswith("rank-aware")] == [
+        "rank-aware, n = 1",
+        "rank-aware, n = 2 (the method as configured)",
+        "rank-aware, n = 3",
+    ]
+    for row in rows:
+        RankAwareFusionConfig(encoders=ENCODERS, **{**settings.model, **row.model})
+    assert not [name for name in names if "alignment" in name]
+    aligned = variants(settings_for(align_folds=True), NAMES)
+    assert [row.settings for row in aligned if "alignment" in row.name] == [{"align_folds": False}]
+
+
+def test_only_asks_for_rows_by_their_beginning(settings_for, capsys):
+    # Rows that would change nothing are left out: this configuration has no gate noise and no encoder dropout.
+    result = ablate(settings_for(only=["single encoder: face", "rank-aware, n = 2", "without"]))
+    assert [row["name"].strip() for row in result["rows"]] == [
+        "single encoder: face",
+        "rank-aware, n = 2 (the method as configured)",
+        "without rank order (weighted sum)",
+        "without joint interaction",
+        "without joint loss",
+        "without balance term",
+    ]
+    assert set(result) == {"rows"}
+    printed = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert printed == [table_row(row) for row in result["rows"]]
+    lines = markdown(result).splitlines()
+    assert lines[2:] == printed
+    assert {line.count("|") for line in lines} == {len(ablation.HEADER) + 1}
+
+
+def test_a_row_is_the_cross_validation_of_its_settings(settings_for, make_store, make_settings):
+    statistics = {"voice": {"pooling": "statistics"}}
+    settings = settings_for(
+        only=["single encoder: face", "concatenation", "scored the published"],
+        seeds=[3, 1],
+        encoder_options=statistics,
+    )
+    single = {"gate": "uniform", "fusion": "weighted_sum", "top_n": 1}
+    concatenation = {"gate": "uniform", "fusion": "concatenation", "top_n": 3}
+    alike = [
+        {"model": single, "encoders": ["face"]},
+        {"model": concatenation, "encoder_options": statistics},
+        {"protocol": "published_style", "encoder_options": statistics},
+    ]
+    rows = ablate(settings)["rows"]
+    for row, changes in zip(rows, alike, strict=True):
+        own = make_settings(seeds=[3, 1], num_epochs=1, **changes)
+        store = make_store(blemore.load_features(settings.data), own)
+        results, _ = cross_validate(Accelerator(), store.config, store, own)
+        assert row["expected_score"] == spread(results.seed_means("expected_score"))
+        assert row["thresholds"] == spread(results.seed_means("thresholds"))
+        assert row["ensemble"] == spread(results.ensemble("expected_score")[0])
+        assert row["loss"] == {"mean": np.mean(results.losses()), "std": np.std(results.losses())}
+    # Only a selection of as many encoders as are planted can be theirs.
+    assert [row["planted"] is None for row in rows] == [True, True, False]
+
+
+def test_planted_share_by_hand():
+    """Neither the order within a selection nor that of the clips matters; -1 stands for an encoder too few."""
+    data = datasets.Dataset.from_dict({"clip": list("dcba"), "informative": [[2, -1], [0, 1], [3, 0], [1, 2]]})
+    selected = {0: [[2, 1], [0, 3], [1, 0], [1, 2]], 1: [[2, 0], [0, 3], [1, 2], [2, -1]]}
+
+    class Results:
+        seeds, clips = [0, 1], list("abcd")
+
+        def pooled(self, seeds):
+            return {"selected_encoders": np.array(selected[seeds[0]])}
+
+    assert planted_share(Results(), data) == pytest.approx((3 / 4 + 2 / 4) / 2)
+    assert planted_share(Results(), data.remove_columns("informative")) is None
+    wider = datasets.Dataset.from_dict({"clip": list("abcd"), "informative": [[0, 1, 2]] * 4})
+    assert planted_share(Results(), wider) is None
+
+
+@pytest.mark.parametrize(
+    "encoders",
+    [
+        ["voice", "face", "noise"],
+        pytest.param(
+            ["noise", "voice", "face"],
+            marks=pytest.mark.xfail(reason="the planted numbers count the data's encoders, the selected the model's"),
+        ),
+    ],
+)
+def test_planted_share_of_a_selection_that_is_always_right(settings_for, encoders, monkeypatch):
+    """The static ranking puts noise last; the planted encoders of all clips are the other two."""
+    monkeypatch.setattr(
+        "hf_blemo.fusion_training.cross_validation.probe_scores",
+        lambda store, rows: {name: 0.0 if name == "noise" else 1.0 for name in store.config.encoders},
+    )
+    result = ablate(settings_for(only=["static top-2"], encoders=encoders))
+    assert [row["planted"] for row in result["rows"]] == [1.0]
+
+
+# --- Domain adaptation ---
+
+# Per kind and seed: on shifted clips, on the same clips unshifted.
+SCORES = {
+    "none": ([0.2, 0.3], [0.6, 0.4]),
+    "mmd": ([0.4, 0.3], [0.6, 0.4]),
+    "coral": ([0.6, 0.25], [0.5, 0.4]),
+    "adversarial": ([0.1, 0.5], [0.6, 0.3]),
+}
+
+
+def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys):
+    """Scripted scores; what is trained on and what is scored is recorded."""
+    trainings, predicted = [], []
+
+    def train(accelerator, config, store, settings, num_epochs):
+        trainings.append((config, store, num_epochs))
+        return [SimpleNamespace(kind=config.domain_adaptation, seed=seed) for seed in settings.seeds]
+
+    def predict(members, clips, progress):
+        [(model, _)] = members
+        predicted.append(clips)
+        return SimpleNamespace(blends=(model, set(clips["domain"])))
+
+    def score(blends, labels):
+        model, domain = blends
+        return {"score": SCORES[model.kind][0 if domain == {1} else 1][model.seed]}
+
+    for name, function in (("train_on_all", train), ("predict_blends", predict), ("measure", score)):
+        monkeypatch.setattr(ablation, name, function)
+    settings = AblationSettings(
+        seeds=[0, 1],
+        num_epochs=7,
+        only=["adaptation"],
+        synthetic={"num_clips": 15, "seed": 4},
+        adaptation_weights={"mmd": 0.25},
+        model={"hidden_size": 8},
+    )
+    result = ablate(settings)
+    assert result["rows"] == []
+    rows = result["adaptation"]
+    expected = [("none", 0.0), ("mmd", 0.25), ("coral", 1.0), ("adversarial", 1.0)]
+    assert [(row["kind"], row["weight"]) for row in rows] == expected
+    for row, recovered in zip(rows, ([0, 0], [0.5, 0], [1, -0.5], [-0.25, 2]), strict=True):
+        assert row["recovered"] == pytest.approx(recovered)
+        assert (row["score"], row["unshifted"]) == SCORES[row["kind"]]
+    assert adaptation_row(rows[1]) == "| mmd | 0.25 | 0.3500 ± 0.0500 | 0.5000 ± 0.1000 | 0.250 ± 0.250 |"
+    lines = [adaptation_row(row) for row in rows]
+    assert markdown(result).splitlines()[-4:] == lines == capsys.readouterr().out.splitlines()[-4:]
+
+    assert [len(store) for _, store, _ in trainings] == [15, 30, 30, 30]
+    assert {epochs for _, _, epochs in trainings} == {7}
+    assert [config.domain_adaptation_weight for config, _, _ in trainings] == [1, 0.25, 1, 1]
+    source, both = trainings[0][1], trainings[1][1]
+    assert (both.labels[15:] == -100).all() and not (both.labels[:15] == -100).any()
+    assert both.clips[:15] == source.clips
+    shifted, unshifted = (next(clips for clips in predicted if set(clips["domain"]) == {domain}) for domain in (1, 0))
+    assert shifted["clip"] == unshifted["clip"]
+    assert not set(shifted["clip"]) & set(both.clips)

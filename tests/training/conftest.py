@@ -1,0 +1,59 @@
+"""Runs the programs of training/ as `python program.py ...` does, in this process."""
+
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+
+from hf_blemo import blemore
+
+TRAINING = Path(__file__).resolve().parents[2] / "training"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state(monkeypatch) -> Iterator[None]:
+    """Accelerate keeps one state per process: each test starts without one, on the CPU wherever it runs."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def program(monkeypatch) -> Callable[..., None]:
+    """Runs `training/<name>` with arguments."""
+
+    def run(name: str, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [str(TRAINING / name), *map(str, arguments)])
+        runpy.run_path(str(TRAINING / name), run_name="__main__")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory) -> Path:
+    """A table of 36 clips in three folds: two encoders that show the label."""
+    generator = np.random.default_rng(0)
+    labels = [blemore.LABELS[index] for index in range(36)]
+    clips = []
+    for number, label in enumerate(labels):
+        emotions = [part["emotion"] for part in label]
+        shares = [f"{part['salience']:.0f}" for part in label]
+        single = f"{emotions[0]}_{'sit' if emotions[0] == 'neu' else 'int'}1"
+        clips.append(f"A{number}_{'_'.join(['mix', *emotions, *shares]) if len(label) == 2 else single}_ver1")
+    soft = np.array([blemore.soft_label(clip) for clip in clips])
+    path = tmp_path_factory.mktemp("table") / "clips.npz"
+    arrays = {
+        name: (soft @ generator.standard_normal((6, width)) + 0.1 * generator.standard_normal((36, width))).astype(
+            "f4"
+        )
+        for name, width in (("voice", 4), ("face", 3))
+    }
+    np.savez(path, clip=np.array(clips), fold=np.arange(36) % 3, **arrays)
+    return path
