@@ -70,8 +70,15 @@ def variants(settings: FusionSettings, encoder_names: list[str]) -> Iterator[Var
         yield Variant("  without alignment of the folds", settings={"align_folds": False})
 
 
-def planted_share(results: CrossValidationResults, data: datasets.Dataset) -> float | None:
+def planted_share(
+    results: CrossValidationResults, data: datasets.Dataset, encoder_names: list[str] | None = None
+) -> float | None:
     """Share of clips whose selected encoders are exactly the planted ones, mean over seeds, out of fold.
+
+    Args:
+        results: of a cross-validation.
+        data: what it was made on.
+        encoder_names: the models' encoders, where they are not those of the data in the same order.
 
     Returns:
         None where the data has no planted truth.
@@ -83,6 +90,10 @@ def planted_share(results: CrossValidationResults, data: datasets.Dataset) -> fl
     shares = []
     for seed in results.seeds:
         selected = results.pooled([seed])["selected_encoders"]
+        if encoder_names is not None:
+            # The planted numbers count the encoders of the data, the selected ones those of the model.
+            names = list(blemore.encoder_widths(data))
+            selected = np.array([*(names.index(name) for name in encoder_names), -1])[selected]
         if selected.shape[1] != truth.shape[1]:
             return None
         shares.append(float((np.sort(selected, 1) == np.sort(truth, 1)).all(1).mean()))
@@ -132,7 +143,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
             "thresholds": spread(results.seed_means("thresholds")),
             "loss": {"mean": float(np.mean(results.losses())), "std": float(np.std(results.losses()))},
             "ensemble": spread(results.ensemble("expected_score")[0]),
-            "planted": planted_share(results, data),
+            "planted": planted_share(results, data, list(store.config.encoders)),
             "seconds": round(time.perf_counter() - start, 1),
         }
         rows.append(row)

@@ -139,7 +139,9 @@ def cross_validate(
     for group in groups:
         members = cross_validation_members(settings.protocol, np.unique(folds).tolist(), group)
         lockstep = Lockstep(accelerator, config, members, store, settings, _static_scores(config, members, store))
-        selection = Selection(members, settings.protocol, folds, labels, settings.selection, settings.decoding)
+        selection = Selection(
+            members, settings.protocol, folds, labels, settings.selection, settings.decoding, settings.patience
+        )
         history = History()
         accelerator.register_for_checkpointing(selection, history)
         folder = checkpoint_folder and checkpoint_folder / f"cross_validation_seed_{group[0]}"

@@ -1,5 +1,6 @@
 """The training loop: all members of a run in lockstep, on any number of processes."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -106,7 +107,7 @@ class Lockstep:
         if self.settings.schedule == "constant":
             return self.settings.learning_rate * warm
         progress = step / (self.steps_per_epoch * self.settings.num_epochs)
-        return self.settings.learning_rate * warm * 0.5 * (1 + np.cos(np.pi * min(progress, 1.0)))
+        return self.settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def _batch_rows(self, step: int) -> np.ndarray:
         """(M, rows of this process), labelled first."""

@@ -22,7 +22,7 @@ from hf_blemo.evaluation.plots import (
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
-from hf_blemo.fusion_training.protocol import PROTOCOLS
+from hf_blemo.fusion_training.protocol import PROTOCOLS, cross_validation_members
 from hf_blemo.fusion_training.results import CrossValidationResults, versions
 from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import FusionSettings
@@ -75,6 +75,17 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         target = load_data(settings.unlabelled_data, settings, domain="target", seed=seed + 1)
         data = with_unlabelled(labelled, target)
     store = FeatureStore(data, config, settings.align_folds, progress=accelerator.is_main_process)
+    # Whatever can be refused is refused before anything of an earlier run is touched.
+    if settings.protocol != "none":
+        folds = np.unique(store.folds[~(store.labels == blemore.UNLABELLED).all(-1).numpy()])
+        cross_validation_members(settings.protocol, folds.tolist(), settings.seeds)
+    if test is not None:
+        found = list(blemore.encoder_widths(test))
+        if not set(found) & set(config.encoders):
+            raise ValueError(
+                f"test_data: found the encoders {', '.join(found)}, expected some of {', '.join(config.encoders)}"
+            )
+        FeatureStore(test, config, progress=False)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         if not settings.resume:
@@ -125,7 +136,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 def _blend_share(store: FeatureStore) -> float:
     labels = store.labels.numpy()
     labelled = ~(labels == -100).all(1)
-    return float(((labels[labelled] > 0).sum(1) == 2).mean())
+    return float(((labels[labelled] > 0).sum(1) == 2).mean()) or blemore.BLEND_SHARE
 
 
 def _processors(

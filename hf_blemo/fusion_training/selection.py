@@ -54,6 +54,8 @@ class Selection:
         labels: (N, 6) soft labels, all rows labelled.
         selection: `loss` or `score`; the published style always uses the score.
         decoding: what the score is of.
+        patience: epochs without a better one after which a fold's choice is closed, whatever other folds still gain
+            from: their judges know its labels; 0 never closes it.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class Selection:
         labels: np.ndarray,
         selection: str,
         decoding: str,
+        patience: int = 0,
     ):
         self.protocol = protocol
         self.folds = folds
         self.labels = labels
         self.selection = "score" if protocol == "published_style" else selection
         self.decoding = decoding
+        self.patience = patience
         self.label_indices = blemore.label_indices(labels)
         self.is_blend = (labels > 0).sum(1) == 2
         self.position = {(member.seed, member.held_out): index for index, member in enumerate(members)}
@@ -80,8 +84,9 @@ class Selection:
         return np.flatnonzero(self.folds == fold if self.protocol == "published_style" else self.folds != fold)
 
     def blend_share(self, fold: int) -> float:
-        """Share of blends among the rows outside a fold, what expected-score decoding of the fold assumes."""
-        return float(self.is_blend[self.folds != fold].mean())
+        """Share of blends among the rows outside a fold, what expected-score decoding of the fold assumes; BlEmoRE's
+        where there are none."""
+        return float(self.is_blend[self.folds != fold].mean()) or blemore.BLEND_SHARE
 
     def judging_predictions(self, predictions: Predictions, seed: int, fold: int) -> Predictions:
         """What the models that know nothing of a fold predict for the other folds."""
@@ -127,7 +132,8 @@ class Selection:
             score = measure(blends, self.labels[rows])["score"]
             report[seed, fold] = {"validation_score": score, "validation_loss": loss}
             criterion = loss if self.selection == "loss" else -score
-            if criterion < choice.criterion:
+            closed = self.patience and epoch - choice.epoch > self.patience
+            if criterion < choice.criterion and not closed:
                 index = self.position[seed, (fold,)]
                 choice.criterion, choice.epoch, choice.judging = criterion, epoch, judging
                 choice.scored = {name: predictions[name][index][self.folds == fold] for name in KEPT}

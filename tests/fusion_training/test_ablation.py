@@ -117,10 +117,7 @@ def test_planted_share_by_hand():
     "encoders",
     [
         ["voice", "face", "noise"],
-        pytest.param(
-            ["noise", "voice", "face"],
-            marks=pytest.mark.xfail(reason="the planted numbers count the data's encoders, the selected the model's"),
-        ),
+        pytest.param(["noise", "voice", "face"]),
     ],
 )
 def test_planted_share_of_a_selection_that_is_always_right(settings_for, encoders, monkeypatch):

@@ -145,7 +145,6 @@ class ScriptedLockstep:
         }
 
 
-@pytest.mark.xfail(reason="training goes on for a fold for as long as other folds, judged by its labels, improve")
 def test_nor_do_they_through_the_patience_of_the_other_folds(make_data, make_settings, run, with_column, monkeypatch):
     monkeypatch.setattr(cross_validation, "Lockstep", ScriptedLockstep)
     settings = make_settings(num_epochs=8, patience=2)
@@ -309,7 +308,7 @@ def test_an_interrupted_cross_validation_goes_on_to_the_same_end(
     "schedule",
     [
         "constant",
-        pytest.param("cosine", marks=pytest.mark.xfail(reason="numpy rates in the checkpoint are refused on loading")),
+        pytest.param("cosine"),
     ],
 )
 def test_an_interrupted_final_training_goes_on_to_the_same_weights(

@@ -292,16 +292,8 @@ def test_bad_settings_leave_an_output_as_it_was(settings_for, trained, tmp_path,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param(
-            {"data": "two_folds"},
-            "needs at least 3 folds",
-            marks=pytest.mark.xfail(reason="checkpoints are deleted before the folds are counted"),
-        ),
-        pytest.param(
-            {"test_data": "other"},
-            "found the encoders other",
-            marks=pytest.mark.xfail(reason="test data are looked at after the training"),
-        ),
+        pytest.param({"data": "two_folds"}, "needs at least 3 folds"),
+        pytest.param({"test_data": "other"}, "found the encoders other"),
     ],
 )
 def test_so_does_data_that_does_not_fit(settings_for, trained, make_data, tmp_path, without_plots, changes, message):
