@@ -87,7 +87,6 @@ class Lockstep:
             initial_model(config, member.seed, statistics[rows.tobytes()], scores)
             for member, rows, scores in zip(self.members, self.rows, ranking, strict=True)
         ]
-        self.template = models[0]
         stacked = StackedModels(models)
         optimizer = torch.optim.AdamW(
             stacked.optimizer_groups(settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98)
@@ -138,7 +137,7 @@ class Lockstep:
                 group["lr"] = self._learning_rate(step)
             losses = self.model(batch)["loss"]
             self.accelerator.backward(losses.sum())
-            if self.accelerator.sync_gradients and self.settings.max_grad_norm > 0:
+            if self.settings.max_grad_norm > 0:
                 self.accelerator.unscale_gradients()
                 self.stacked.clip_gradients(self.settings.max_grad_norm)
             self.optimizer.step()

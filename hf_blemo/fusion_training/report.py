@@ -27,7 +27,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plus_minus(entry: dict[str, float]) -> str:
-    """`mean ± std` with four and three decimals."""
+    """`mean ± std` with four decimals each."""
     return f"{entry['mean']:.4f} ± {entry['std']:.4f}"
 
 
