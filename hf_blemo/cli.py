@@ -4,7 +4,6 @@ Every handler imports what it needs itself, so that `--help` answers at once.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hf_blemo
+from hf_blemo.json_files import write_json
 from hf_blemo.settings import run_command
 
 if TYPE_CHECKING:
@@ -423,7 +423,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     if details is not None:
         used = thresholds if decoding == "thresholds" else {"blend_share": processor.blend_share}
         contents[details] = {"decoding": {"name": decoding, **used}, "clips": _details(predictions)}
-    _write_json(contents)
+    write_json(contents)
     print(f"{len(predictions.clips)} clips, decoding {decoding}: {', '.join(map(str, contents))}")
 
 
@@ -465,7 +465,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         "blends": int((blemore.label_indices(rows) >= len(blemore.EMOTIONS)).sum()),
     }
     if output is not None:
-        _write_json({output: metrics})
+        write_json({output: metrics})
     print(f"clips         {metrics['clips']}, {metrics['blends']} of them blends")
     for name, shown in (("acc_presence", "ACC_presence"), ("acc_salience", "ACC_salience"), ("score", "Score")):
         print(f"{shown:<12}  {metrics[name]:.4f}")
@@ -570,20 +570,6 @@ def _json_path(text: str, option: str) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"{option} {text}: found a folder, expected a file to write")
     return path
-
-
-def _write_json(contents: Mapping[Path, Any]) -> None:
-    """Writes files so that each appears whole, and none before all of them could be written."""
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
-    try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporaries[path].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

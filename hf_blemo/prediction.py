@@ -1,6 +1,5 @@
 """Predictions of trained fusion models for the clips of a data set."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_blemo import blemore
+from hf_blemo.json_files import read_json
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
@@ -262,7 +262,7 @@ def _check_files(folder: Path, where: str) -> None:
         raise NotADirectoryError(f"{where}: found a file, expected the folder of a model")
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{where}: found no {CONFIG_FILE}, expected a model of rank-aware fusion")
-    model_type = _read_json(folder / CONFIG_FILE, where).get("model_type")
+    model_type = read_json(folder / CONFIG_FILE, f"{where}: {CONFIG_FILE}").get("model_type")
     if model_type != RankAwareFusionConfig.model_type:
         raise ValueError(
             f"{where}: found model_type {model_type!r} in {CONFIG_FILE}, expected {RankAwareFusionConfig.model_type!r}"
@@ -271,18 +271,8 @@ def _check_files(folder: Path, where: str) -> None:
         raise FileNotFoundError(
             f"{where}: found a model without its processor, expected {PROCESSOR_FILE} beside {CONFIG_FILE}"
         )
-    if not isinstance(_read_json(folder / PROCESSOR_FILE, where).get("encoders"), dict):
+    if not isinstance(read_json(folder / PROCESSOR_FILE, f"{where}: {PROCESSOR_FILE}").get("encoders"), dict):
         raise ValueError(f"{where}: found no 'encoders' in {PROCESSOR_FILE}, expected the processor of this model")
-
-
-def _read_json(path: Path, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{where}: {path.name} is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{where}: found {type(content).__name__} in {path.name}, expected a JSON object")
-    return content
 
 
 def _load_model(folder: Path, where: str) -> RankAwareFusionModel:

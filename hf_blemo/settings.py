@@ -5,7 +5,9 @@ import difflib
 import inspect
 import json
 import math
+import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -89,6 +91,12 @@ def run_command(command: Callable[[], Result], name: str | None = None) -> Resul
             raise
         print(f"{name or Path(sys.argv[0]).name}: error: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def command_line() -> str:
+    """The command that started this program, as it would be typed again."""
+    launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
+    return shlex.join([*launcher, *sys.argv])
 
 
 def read_settings(settings_class: type[Settings], arguments: Sequence[str]) -> Settings:

@@ -227,8 +227,11 @@ DAMAGES = {
     "no processor": (lambda folder: (folder / "processor_config.json").unlink(), "expected processor_config.json"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "expected model.safetensors"),
     "pickle": (replace_weights_by_pickle, "expected model.safetensors"),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
-    "JSON list": (lambda folder: (folder / "config.json").write_text("[]"), "found list in config.json"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: expected JSON, found"),
+    "JSON list": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        "expected a JSON object, found list",
+    ),
     "other family": (lambda folder: edit(folder / "config.json", model_type="bert"), "found model_type 'bert'"),
     "bad type": (lambda folder: edit(folder / "config.json", top_n="x"), "config.json .* 'top_n' expected int"),
     "bad value": (lambda folder: edit(folder / "config.json", top_n=0), "top_n must be at least 1"),

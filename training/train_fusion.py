@@ -4,11 +4,8 @@ Example:
     accelerate launch training/train_fusion.py --config training/configs/fusion_blemore.yaml --data out/blemore
 """
 
-import shlex
-import sys
-
 from hf_blemo.fusion_training.settings import FusionSettings
-from hf_blemo.settings import parse_settings, run_command
+from hf_blemo.settings import command_line, parse_settings, run_command
 
 
 def main() -> None:
@@ -16,7 +13,7 @@ def main() -> None:
     from hf_blemo.fusion_training.report import results_table
     from hf_blemo.fusion_training.run import train_fusion
 
-    metrics = train_fusion(settings, command=shlex.join(["accelerate", "launch", *sys.argv]))
+    metrics = train_fusion(settings, command=command_line())
     if metrics:
         print(results_table(metrics))
         print(f"Model, processor, card, metrics, plots and predictions: {settings.output_dir}")

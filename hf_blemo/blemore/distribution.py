@@ -170,7 +170,7 @@ def _check_missing(sources: Sequence[ClipSource], folders: Mapping[str, Path], a
         clip, encoder = missing[0]
         raise FileNotFoundError(
             f"clip {clip!r}, encoder {encoder!r}: found no feature file, expected {folders[encoder] / clip}.npy (or "
-            f".csv); {len(missing)} are missing in all; pass allow_missing=True to leave them out"
+            f".csv); {len(missing)} are missing in all; allow_missing (--allow-missing) leaves them out"
         )
     for source in sources:
         if not source.files:

@@ -1,8 +1,11 @@
 """One table of what every part of the design is worth, on one data set."""
 
+import itertools
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -10,17 +13,20 @@ import numpy as np
 from accelerate import Accelerator
 
 from hf_blemo import blemore
-from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
+from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.report import plus_minus
 from hf_blemo.fusion_training.results import CrossValidationResults, spread
 from hf_blemo.fusion_training.selection import measure
-from hf_blemo.fusion_training.settings import AblationSettings, FusionSettings
+from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
+from hf_blemo.json_files import read_json, write_json
 from hf_blemo.prediction import predict_blends
+from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
-ADAPTATIONS = ("none", "mmd", "coral", "adversarial")
+ADAPTATIONS = ("mmd", "coral", "adversarial")
+ADAPTATION_LEVELS = ("fused", "encoders")
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Variant:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def variants(settings: FusionSettings, encoder_names: list[str]) -> Iterator[Variant]:
+def variants(settings: ExperimentSettings, encoder_names: list[str]) -> Iterator[Variant]:
     """The rows for a data set: baselines, the method for every n, and the method with one part changed at a time."""
     every, model = len(encoder_names), settings.model
     top_n = model.get("top_n", 3)
@@ -64,6 +70,8 @@ def variants(settings: FusionSettings, encoder_names: list[str]) -> Iterator[Var
     yield Variant("  without balance term", {"gate_balance_weight": 0.0})
     yield Variant("  without gate loss", {"gate_loss_weight": 0.0})
     yield Variant("  without encoder loss", {"encoder_loss_weight": 0.0, "gate_loss_weight": 0.0})
+    if model.get("encoder_loss_weight", 0.0) == 0:
+        yield Variant("  with encoder loss", {"encoder_loss_weight": 0.2})
     yield Variant("  without encoder dropout", {"encoder_dropout": 0.0})
     yield Variant("  scored the published way (optimistic)", settings={"protocol": "published_style"})
     if settings.align_folds:
@@ -103,55 +111,107 @@ def planted_share(
 def ablate(settings: AblationSettings) -> dict[str, Any]:
     """Cross-validates every variant with the same budget, folds and seeds.
 
+    `ablation.json` and `ablation.md` in `settings.output_dir` grow row by row.
+
     Args:
         settings: of the run.
 
     Returns:
-        `rows`, one per variant: `name`, the metrics' mean and std over seeds for both decodings (`expected_score`,
-        `thresholds`), the seed `ensemble`, the negative log-likelihood (`loss`), `planted` (see [`planted_share`]) and
-        `seconds`; and, on the built-in data, `adaptation` (see [`compare_adaptations`]).
+        What `ablation.json` holds: `settings`; `rows`, one per variant: `name`, the metrics' mean and std over seeds
+        for both decodings (`expected_score`, `thresholds`), the seed `ensemble`, the negative log-likelihood (`loss`),
+        `planted` (see [`planted_share`]) and `seconds`; and, on the built-in data, `adaptation` (see
+        [`compare_adaptations`]).
+
+    Raises:
+        ValueError: `only` asks for rows that do not exist, or another setting or the data is not usable.
     """
     accelerator = Accelerator()
     data = load_data(settings.data, settings)
     base = model_config(data, settings)
-    names = list(base.encoders)
-    rows = []
-    for variant in variants(settings, names):
+    chosen = _chosen_variants(settings, base)
+    adapts = settings.data == "synthetic" and (not settings.only or "adaptation" in settings.only)
+    if not chosen and not adapts:
+        names = [variant.name.strip() for variant in variants(settings, list(base.encoders))]
+        raise ValueError(f"only {settings.only} asks for no row; the rows are {', '.join(names)}")
+    labelled_rows(FeatureStore(data, base, settings.align_folds, progress=False), settings)
+    output = Path(settings.output_dir)
+    result: dict[str, Any] = {"settings": asdict(settings), "rows": []}
+    measured: dict[str, dict[str, Any]] = {}
+    if settings.resume and (output / "ablation.json").is_file():
+        earlier = read_json(output / "ablation.json")
+        settings.check_same_run(earlier["settings"])
+        measured = {row["name"]: row for row in earlier["rows"]}
+    for variant in chosen:
+        row = measured.get(variant.name) or _measure_variant(accelerator, data, settings, variant)
+        result["rows"].append(row)
+        _keep(accelerator, output, result, table_row(row))
+    if adapts:
+        result["adaptation"] = []
+        for row in compare_adaptations(accelerator, settings, data):
+            result["adaptation"].append(row)
+            _keep(accelerator, output, result, adaptation_row(row))
+    accelerator.print(f"\n{markdown(result)}\nWritten to {output / 'ablation.md'} and {output / 'ablation.json'}")
+    return result
+
+
+def _chosen_variants(settings: AblationSettings, base: RankAwareFusionConfig) -> list[Variant]:
+    """The rows that `settings.only` asks for, without those that would change nothing."""
+    chosen = []
+    for variant in variants(settings, list(base.encoders)):
         if settings.only and not variant.name.strip().startswith(tuple(settings.only)):
             continue
         changes = {key: value for key, value in variant.model.items() if settings.model.get(key) != value}
         unchanged = all(getattr(base, key) == value for key, value in changes.items()) and not variant.settings
-        if variant.name.startswith("  ") and unchanged:
-            continue
-        start = time.perf_counter()
-        own = replace(
-            settings,
-            model={**settings.model, **variant.model},
-            encoders=list(variant.encoders) if variant.encoders else settings.encoders,
-            encoder_options={
-                name: options
-                for name, options in settings.encoder_options.items()
-                if variant.encoders is None or name in variant.encoders
-            },
-            **variant.settings,
-        )
-        store = FeatureStore(data, model_config(data, own), own.align_folds, progress=False)
-        results, _ = cross_validate(accelerator, store.config, store, own, description=variant.name.strip())
-        row = {
-            "name": variant.name,
-            "expected_score": spread(results.seed_means("expected_score")),
-            "thresholds": spread(results.seed_means("thresholds")),
-            "loss": {"mean": float(np.mean(results.losses())), "std": float(np.std(results.losses()))},
-            "ensemble": spread(results.ensemble("expected_score")[0]),
-            "planted": planted_share(results, data, list(store.config.encoders)),
-            "seconds": round(time.perf_counter() - start, 1),
-        }
-        rows.append(row)
-        print(table_row(row), flush=True)
-    result: dict[str, Any] = {"rows": rows}
-    if settings.data == "synthetic" and (not settings.only or "adaptation" in settings.only):
-        result["adaptation"] = compare_adaptations(accelerator, settings, data)
-    return result
+        if not (variant.name.startswith("  ") and unchanged):
+            chosen.append(variant)
+    return chosen
+
+
+def _measure_variant(
+    accelerator: Accelerator, data: datasets.Dataset, settings: AblationSettings, variant: Variant
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    own = replace(
+        settings,
+        model={**settings.model, **variant.model},
+        encoders=list(variant.encoders) if variant.encoders else settings.encoders,
+        encoder_options={
+            name: options
+            for name, options in settings.encoder_options.items()
+            if variant.encoders is None or name in variant.encoders
+        },
+        **variant.settings,
+    )
+    store = FeatureStore(data, model_config(data, own), own.align_folds, progress=False)
+    checkpoints = Path(settings.output_dir) / "checkpoints"
+    results, _ = cross_validate(
+        accelerator,
+        store.config,
+        store,
+        own,
+        checkpoints / variant.name.strip().replace("/", "_"),
+        description=variant.name.strip(),
+    )
+    if accelerator.is_main_process:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return {
+        "name": variant.name,
+        "expected_score": spread(results.seed_means("expected_score")),
+        "thresholds": spread(results.seed_means("thresholds")),
+        "loss": {"mean": float(np.mean(results.losses())), "std": float(np.std(results.losses()))},
+        "ensemble": spread(results.ensemble("expected_score")[0]),
+        "planted": planted_share(results, data, list(store.config.encoders)),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def _keep(accelerator: Accelerator, output: Path, result: dict[str, Any], line: str) -> None:
+    """Prints a row that is done and writes the tables so far."""
+    if accelerator.is_main_process:
+        print(line, flush=True)
+        output.mkdir(parents=True, exist_ok=True)
+        write_json({output / "ablation.json": result})
+        (output / "ablation.md").write_text(markdown(result))
 
 
 HEADER = ("method", "Score", "presence", "salience", "Score, thresholds", "Score, ensemble", "NLL", "gate = planted")
@@ -169,7 +229,7 @@ def table_row(row: dict[str, Any]) -> str:
 
 def compare_adaptations(
     accelerator: Accelerator, settings: AblationSettings, source: datasets.Dataset
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """What every kind of domain adaptation recovers of a known shift's loss.
 
     Trained on the source with its labels and on one set of target clips without theirs; scored on further target
@@ -181,48 +241,54 @@ def compare_adaptations(
         settings: of the run.
         source: the labelled source.
 
-    Returns:
-        One row per kind: Score on the shifted clips (`score`, per seed), on the same clips unshifted (`unshifted`),
-        and `recovered`, the share of the loss of `none` that the kind wins back, per seed.
+    Yields:
+        One row without adaptation, then one per kind and level: Score on the shifted clips (`score`, per seed), on the
+        same clips unshifted (`unshifted`), and `recovered`, the share of the loss without adaptation that the row wins
+        back, per seed; empty where nothing was lost.
     """
     seed = settings.synthetic.get("seed", 0)
     target = load_data("synthetic", settings, domain="target", seed=seed + 1)
     shifted = load_data("synthetic", settings, domain="target", seed=seed + 2)
     unshifted = load_data("synthetic", settings, domain="source", seed=seed + 2)
     labels = np.asarray(shifted["labels"], dtype=np.float64)
-    rows: list[dict[str, Any]] = []
-    for kind in ADAPTATIONS:
+    lost = unadapted = np.zeros(len(settings.seeds))
+    for kind, level in [("none", "fused"), *itertools.product(ADAPTATIONS, ADAPTATION_LEVELS)]:
         weight = settings.adaptation_weights.get(kind, 1.0)
-        own = replace(
-            settings, model={**settings.model, "domain_adaptation": kind, "domain_adaptation_weight": weight}
-        )
+        changes = {
+            "domain_adaptation": kind,
+            "domain_adaptation_level": level,
+            "domain_adaptation_weight": weight,
+        }
+        own = replace(settings, model={**settings.model, **changes})
         config = model_config(source, own)
         data = source if kind == "none" else with_unlabelled(source, target)
         models = train_on_all(
             accelerator, config, FeatureStore(data, config, progress=False), own, settings.num_epochs
         )
         processor = RankAwareFusionProcessor(config.encoders, blend_share=blemore.BLEND_SHARE)
-        row: dict[str, Any] = {"kind": kind, "weight": weight if kind != "none" else 0.0}
+        row: dict[str, Any] = {"kind": kind, "level": level, "weight": weight}
         for name, clips in (("score", shifted), ("unshifted", unshifted)):
             row[name] = [
                 measure(predict_blends([(model, processor)], clips, progress=False).blends, labels)["score"]
                 for model in models
             ]
-        rows.append(row)
-        lost = np.array(rows[0]["unshifted"]) - np.array(rows[0]["score"])
-        row["recovered"] = ((np.array(row["score"]) - np.array(rows[0]["score"])) / lost).tolist()
-        print(adaptation_row(row), flush=True)
-    return rows
+        if kind == "none":
+            unadapted = np.array(row["score"])
+            lost = np.array(row["unshifted"]) - unadapted
+        row["recovered"] = ((np.array(row["score"]) - unadapted) / lost).tolist() if (lost > 0).all() else []
+        yield row
 
 
-ADAPTATION_HEADER = ("domain adaptation", "weight", "Score, shifted", "Score, same clips unshifted", "recovered")
+ADAPTATION_HEADER = ("domain adaptation", "of", "weight", "Score, shifted", "Score, same clips unshifted", "recovered")
 
 
 def adaptation_row(row: dict[str, Any]) -> str:
     """A row as Markdown; mean ± std over seeds."""
-    cells = [row["kind"], f"{row['weight']:g}"]
+    adapted = row["kind"] != "none"
+    cells = [row["kind"], row["level"] if adapted else "", f"{row['weight']:g}" if adapted else ""]
     cells += [f"{np.mean(row[name]):.4f} ± {np.std(row[name]):.4f}" for name in ("score", "unshifted")]
-    cells.append("" if row["kind"] == "none" else f"{np.mean(row['recovered']):.3f} ± {np.std(row['recovered']):.3f}")
+    recovered = row["recovered"]
+    cells.append(f"{np.mean(recovered):.3f} ± {np.std(recovered):.3f}" if adapted and recovered else "")
     return "| " + " | ".join(cells) + " |"
 
 

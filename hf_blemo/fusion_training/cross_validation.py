@@ -15,7 +15,7 @@ from hf_blemo.fusion_training.lockstep import Lockstep
 from hf_blemo.fusion_training.protocol import Member, cross_validation_members
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.selection import Selection
-from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
@@ -57,17 +57,21 @@ class Checkpoints:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def restore(self) -> int:
-        """Restores the newest checkpoint.
+    def restore(self, num_epochs: int) -> int:
+        """Restores the newest checkpoint of a training of some length.
+
+        Args:
+            num_epochs: of the training; checkpoints of later epochs are passed over.
 
         Returns:
             The epoch it was saved after; 0 without a checkpoint.
         """
-        found = self.found()
-        if not found:
-            return 0
-        self.accelerator.load_state(str(found[-1]))
-        return int(found[-1].name.removeprefix("epoch_"))
+        for path in reversed(self.found()):
+            epoch = int(path.name.removeprefix("epoch_"))
+            if epoch <= num_epochs:
+                self.accelerator.load_state(str(path))
+                return epoch
+        return 0
 
 
 class History:
@@ -83,6 +87,41 @@ class History:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores [`state_dict`]."""
         self.rows = list(state["rows"])
+
+
+def labelled_rows(store: FeatureStore, settings: ExperimentSettings) -> tuple[np.ndarray, np.ndarray]:
+    """The rows with labels and their folds, checked for what a run needs of them.
+
+    Args:
+        store: the data.
+        settings: of the run.
+
+    Returns:
+        Row numbers (R,) and folds (R,); folds of -1 where the protocol needs none.
+
+    Raises:
+        ValueError: no labelled row, a labelled row without a fold under a protocol that needs it, too few folds, no folds to
+            rank the encoders of a static gate by, or no unlabelled rows to adapt to.
+    """
+    rows = np.flatnonzero(~(store.labels == -100).all(-1).numpy())
+    if len(rows) == 0:
+        raise ValueError(f"none of the {len(store)} clips has labels to train on")
+    folds = store.folds[rows]
+    if settings.protocol != "none":
+        if (folds < 0).any():
+            clip = store.clips[rows[np.argmax(folds < 0)]]
+            raise ValueError(
+                f"protocol {settings.protocol!r} needs a fold for every labelled clip, found none for {clip}; build "
+                "the data set from a source with a fold column, or train on all clips with protocol none"
+            )
+        cross_validation_members(settings.protocol, np.unique(folds).tolist(), settings.seeds)
+    if store.config.domain_adaptation != "none" and len(rows) == len(store):
+        raise ValueError(f"domain_adaptation {store.config.domain_adaptation!r} needs unlabelled rows, found none")
+    if store.config.gate == "static" and len(np.unique(folds)) < 2:
+        raise ValueError(
+            f"gate 'static' ranks the encoders by cross-validation over folds, found {len(np.unique(folds))}"
+        )
+    return rows, folds
 
 
 def _static_scores(
@@ -102,7 +141,7 @@ def cross_validate(
     accelerator: Accelerator,
     config: RankAwareFusionConfig,
     store: FeatureStore,
-    settings: FusionSettings,
+    settings: ExperimentSettings,
     checkpoint_folder: Path | None = None,
     log: Callable[[dict[str, float], int], None] | None = None,
     description: str = "cross-validation",
@@ -125,14 +164,8 @@ def cross_validate(
     Raises:
         ValueError: labelled rows without a fold, or too few folds.
     """
-    labelled = np.flatnonzero(~(store.labels == -100).all(-1).numpy())
-    folds, labels = store.folds[labelled], store.labels.numpy()[labelled].astype(np.float64)
-    if (folds < 0).any():
-        clip = store.clips[labelled[np.argmax(folds < 0)]]
-        raise ValueError(
-            f"protocol {settings.protocol!r} needs a fold for every labelled clip, found none for {clip}; build the "
-            "data set from a source with a fold column, or train on all clips with protocol none"
-        )
+    labelled, folds = labelled_rows(store, settings)
+    labels = store.labels.numpy()[labelled].astype(np.float64)
     per_group = settings.seeds_at_once or len(settings.seeds)
     groups = [settings.seeds[start : start + per_group] for start in range(0, len(settings.seeds), per_group)]
     selections, rows = [], []
@@ -147,7 +180,7 @@ def cross_validate(
         folder = checkpoint_folder and checkpoint_folder / f"cross_validation_seed_{group[0]}"
         checkpoints = Checkpoints(accelerator, folder, settings.checkpoint_every)
         if settings.resume:
-            lockstep.epoch = checkpoints.restore()
+            lockstep.epoch = checkpoints.restore(settings.num_epochs)
 
         def finished(lockstep: Lockstep = lockstep, selection: Selection = selection) -> bool:
             stale = (
@@ -177,7 +210,9 @@ def cross_validate(
             }
             bar.set_postfix(epoch=lockstep.epoch, **{name: f"{value:.3f}" for name, value in means.items()})
             if log is not None:
-                log(means, lockstep.epoch)
+                # Groups of seeds run one after the other: each has its own steps, so each its own curves.
+                prefix = f"seeds_from_{group[0]}/" if len(groups) > 1 else ""
+                log({prefix + name: value for name, value in means.items()}, lockstep.epoch)
             checkpoints.save(lockstep.epoch, last=finished())
         bar.close()
         accelerator._custom_objects.clear()
@@ -193,7 +228,7 @@ def train_on_all(
     accelerator: Accelerator,
     config: RankAwareFusionConfig,
     store: FeatureStore,
-    settings: FusionSettings,
+    settings: ExperimentSettings,
     num_epochs: int,
     checkpoint_folder: Path | None = None,
 ) -> list[RankAwareFusionModel]:
@@ -212,7 +247,7 @@ def train_on_all(
         accelerator, checkpoint_folder and checkpoint_folder / "final", settings.checkpoint_every
     )
     if settings.resume:
-        lockstep.epoch = checkpoints.restore()
+        lockstep.epoch = checkpoints.restore(num_epochs)
     bar = tqdm(
         total=num_epochs * lockstep.steps_per_epoch,
         initial=lockstep.epoch * lockstep.steps_per_epoch,

@@ -1,5 +1,8 @@
 """The data sets of a run, from wherever its settings say."""
 
+import inspect
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 
 import datasets
@@ -7,13 +10,13 @@ import numpy as np
 
 from hf_blemo import blemore
 from hf_blemo.data.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
-from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 
 MODALITY_BY_PREFIX = (("wavlm", "audio"), ("hubert", "audio"), ("hicmae", "audiovisual"))
 
 
-def load_data(source: str, settings: FusionSettings, **synthetic) -> datasets.Dataset:
+def load_data(source: str, settings: ExperimentSettings, **synthetic) -> datasets.Dataset:
     """Loads a data set.
 
     Args:
@@ -25,18 +28,26 @@ def load_data(source: str, settings: FusionSettings, **synthetic) -> datasets.Da
         A data set with the columns `clip`, `features`, `labels`, `fold`.
 
     Raises:
-        FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set.
+        FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set that can be loaded.
+        ValueError: the built-in data has no such setting.
     """
     if source == "synthetic":
+        known = inspect.signature(make_synthetic_blends).parameters
+        for key in settings.synthetic:
+            if key not in known:
+                raise ValueError(f"synthetic.{key} is no setting of the built-in data{_did_you_mean(key, known)}")
         return make_synthetic_blends(**{**settings.synthetic, **synthetic})
     if Path(source).exists():
         return blemore.load_features(source)
     if source.count("/") == 1 and not source.startswith((".", "/")):
-        return datasets.load_dataset(source, split="train")
+        try:
+            return datasets.load_dataset(source, split="train")
+        except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise FileNotFoundError(f"data {source!r}: no such path here, and from the Hub: {error}") from error
     raise FileNotFoundError(f"data {source!r}: no such file or folder, and no id of a Hub data set (owner/name)")
 
 
-def encoder_options(data: datasets.Dataset, settings: FusionSettings) -> dict[str, dict]:
+def encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dict[str, dict]:
     """Entries of `config.encoders` for a data set.
 
     Args:
@@ -73,17 +84,22 @@ def modality_of(name: str) -> str:
     return next((modality for prefix, modality in MODALITY_BY_PREFIX if name.lower().startswith(prefix)), "video")
 
 
-def model_config(data: datasets.Dataset, settings: FusionSettings) -> RankAwareFusionConfig:
+def model_config(data: datasets.Dataset, settings: ExperimentSettings) -> RankAwareFusionConfig:
     """The model's config for a data set and the settings of a run.
 
     Raises:
         ValueError: an unknown or invalid setting of the model.
     """
-    known = set(RankAwareFusionConfig.__dataclass_fields__) - {"encoders", "encoder_order"}
+    known = set(RankAwareFusionConfig.__annotations__) - {"encoders", "encoder_order"}
     for key in settings.model:
         if key not in known:
-            raise ValueError(f"model.{key} is no setting of RankAwareFusionConfig")
+            raise ValueError(f"model.{key} is no setting of RankAwareFusionConfig{_did_you_mean(key, known)}")
     return RankAwareFusionConfig(encoders=encoder_options(data, settings), **settings.model)
+
+
+def _did_you_mean(key: str, known: Collection[str]) -> str:
+    nearest = get_close_matches(key, known, 1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {', '.join(sorted(known))}"
 
 
 def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) -> datasets.Dataset:
@@ -95,7 +111,21 @@ def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) ->
 
     Returns:
         Both, with the columns and types of the source.
+
+    Raises:
+        ValueError: the two have no encoder in common, or one of another width.
     """
+    widths, found = blemore.encoder_widths(labelled), blemore.encoder_widths(unlabelled)
+    common = set(widths) & set(found)
+    if not common:
+        raise ValueError(
+            f"unlabelled_data: found the encoders {', '.join(found)}, expected some of {', '.join(widths)}"
+        )
+    for name in sorted(common):
+        if widths[name] != found[name]:
+            raise ValueError(
+                f"unlabelled_data: encoder {name!r} is {found[name]} wide, expected {widths[name]} as in the data"
+            )
     columns = ["clip", "features", "labels", "fold"]
     source = labelled.select_columns(columns)
     hidden = unlabelled.select_columns(["clip", "features"])

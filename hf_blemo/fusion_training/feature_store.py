@@ -50,14 +50,15 @@ class FeatureStore:
         num_rows = len(dataset)
         self.pooled: dict[str, torch.Tensor] = {}
         self.present = {name: torch.zeros(num_rows, dtype=torch.bool) for name in config.encoders}
-        # Sum, sum of squares and number of what is standardised, per row: any part's statistics follow from them.
-        self._sums = {
-            name: torch.zeros(3, num_rows, pooling.output_size, dtype=torch.float64)
-            for name, pooling in self.poolings.items()
-        }
+        # Of encoders read on demand: sum, sum of squares and number of steps per row, from which the statistics of any
+        # part follow.
+        self._sums: dict[str, torch.Tensor] = {}
         for name, options in config.encoders.items():
-            if options["pooling"] != "attention":
-                self.pooled[name] = torch.zeros(num_rows, self.poolings[name].output_size)
+            size = self.poolings[name].output_size
+            if options["pooling"] == "attention":
+                self._sums[name] = torch.zeros(3, num_rows, size, dtype=torch.float64)
+            else:
+                self.pooled[name] = torch.zeros(num_rows, size)
         labels = dataset["labels"] if "labels" in dataset.column_names else [None] * num_rows
         self.labels = torch.full((num_rows, 6), -100.0)
         bar = tqdm(total=num_rows, desc="reading features", unit="clip", disable=not progress, leave=False)
@@ -71,7 +72,7 @@ class FeatureStore:
                 self.present[name][rows] = mask.any(1)
                 if name in self.pooled:
                     self.pooled[name][rows] = pooled
-                    pooled, mask = pooled.unsqueeze(1), mask.any(1, keepdim=True)
+                    continue
                 pooled = torch.where(mask.unsqueeze(-1), pooled, pooled.new_zeros(())).double()
                 count = mask.sum(1, keepdim=True).double().expand(-1, pooled.shape[-1])
                 self._sums[name][:, rows] = torch.stack([pooled.sum(1), pooled.square().sum(1), count])
@@ -88,7 +89,7 @@ class FeatureStore:
         """(N,) fold of each row; -1 where the data set has none."""
         if "fold" not in self.dataset.column_names:
             return np.full(len(self), -1)
-        return np.asarray(self.dataset["fold"])
+        return np.array([-1 if fold is None else fold for fold in self.dataset["fold"]])
 
     def vectors(self, name: str) -> torch.Tensor:
         """(N, P) one vector per row: the pooled features, or the mean over time of an encoder pooled by attention."""
@@ -115,17 +116,17 @@ class FeatureStore:
                 if rows.sum() > 1:
                     part = values[rows]
                     values[rows] = (part - part.mean(0)) / part.std(0).clamp_min(1e-6) * overall_std + overall_mean
-            pooled = torch.where(present.unsqueeze(-1), values, values.new_zeros(())).double()
-            self._sums[name][0], self._sums[name][1] = pooled, pooled.square()
 
-    def _process(self, rows: Sequence[int], labels: Sequence | None = None) -> RankAwareFusionBatch:
-        """Checks and pads some rows; a row whose encoders are all outside the config has none present."""
+    def _process(
+        self, rows: Sequence[int], labels: Sequence | None = None, names: Sequence[str] | None = None
+    ) -> RankAwareFusionBatch:
+        """Checks and pads some rows, or some encoders of them; a row that has none of them has none present."""
+        names = list(self.config.encoders) if names is None else names
         samples, hidden = [], []
         for position, sample in enumerate(blemore.read_features(self.dataset, rows)):
-            known = {name: values for name, values in sample.items() if name in self.config.encoders}
+            known = {name: values for name, values in sample.items() if name in names}
             if sample and not known:
-                name, options = next(iter(self.config.encoders.items()))
-                known = {name: np.zeros((1, options["feature_size"]), np.float32)}
+                known = {names[0]: np.zeros((1, self.config.encoders[names[0]]["feature_size"]), np.float32)}
                 hidden.append(position)
             samples.append(known)
         batch = self.processor(samples, labels=labels, clips=[self.clips[row] for row in rows])
@@ -143,8 +144,15 @@ class FeatureStore:
             Encoder name -> mean (P,) and standard deviation (P,); 0 and 1 for an encoder that no row has.
         """
         result = {}
-        for name, sums in self._sums.items():
-            total, squares, count = sums[:, torch.from_numpy(rows)].sum(1)
+        for name in self.config.encoders:
+            if name in self.pooled:
+                values = self.pooled[name][rows][self.present[name][rows]].double()
+                if len(values):
+                    result[name] = (values.mean(0).float(), values.std(0, correction=0).float())
+                else:
+                    result[name] = (torch.zeros(values.shape[1]), torch.ones(values.shape[1]))
+                continue
+            total, squares, count = self._sums[name][:, torch.from_numpy(rows)].sum(1)
             mean = total / count.clamp_min(1)
             std = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
             result[name] = (mean.float(), torch.where(count > 0, std, torch.ones_like(std)).float())
@@ -166,11 +174,10 @@ class FeatureStore:
         for name, values in self.pooled.items():
             features[name] = values[flat]
             feature_mask[name] = self.present[name][flat].unsqueeze(1)
-        if len(self.pooled) < len(self.config.encoders):
-            read = self._process(flat.tolist())
-            for name in self.config.encoders:
-                if name in read["features"] and name not in self.pooled:
-                    features[name], feature_mask[name] = read["features"][name], read["feature_mask"][name]
+        if self._sums:
+            read = self._process(flat.tolist(), names=list(self._sums))
+            for name in read["features"]:
+                features[name], feature_mask[name] = read["features"][name], read["feature_mask"][name]
         batch: dict = {"features": features, "feature_mask": feature_mask}
         if labels:
             batch["labels"] = self.labels[flat]

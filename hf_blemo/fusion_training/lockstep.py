@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.protocol import Member, row_stream
-from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.fusion_training.stacked_models import StackedModels
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
@@ -57,7 +57,7 @@ class Lockstep:
         config: RankAwareFusionConfig,
         members: Sequence[Member],
         store: FeatureStore,
-        settings: FusionSettings,
+        settings: ExperimentSettings,
         static_scores: Sequence[dict[str, float]] | None = None,
     ):
         self.accelerator = accelerator
@@ -66,7 +66,8 @@ class Lockstep:
         self.store = store
         self.settings = settings
         self.epoch = 0
-        for name in ("batch_size", "unlabelled_batch_size"):
+        adapts = config.domain_adaptation != "none"
+        for name in ("batch_size", "unlabelled_batch_size") if adapts else ("batch_size",):
             if getattr(settings, name) % accelerator.num_processes:
                 raise ValueError(
                     f"{name} {getattr(settings, name)} is not a multiple of the {accelerator.num_processes} processes"
@@ -77,7 +78,6 @@ class Lockstep:
         for member, rows in zip(self.members, self.rows, strict=True):
             if len(rows) == 0:
                 raise ValueError(f"no labelled rows to train on without folds {member.held_out}")
-        adapts = config.domain_adaptation != "none"
         if adapts and len(self.unlabelled_rows) == 0:
             raise ValueError(f"domain_adaptation {config.domain_adaptation!r} needs unlabelled rows, found none")
         self.unlabelled_batch_size = settings.unlabelled_batch_size if adapts else 0

@@ -1,7 +1,5 @@
 """A whole run: data, cross-validation, final models, and a folder with everything that is worth keeping."""
 
-import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,25 +17,19 @@ from hf_blemo.evaluation.plots import (
     plot_learning_curves,
     plot_threshold_grid,
 )
-from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
+from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
-from hf_blemo.fusion_training.protocol import PROTOCOLS, cross_validation_members
+from hf_blemo.fusion_training.protocol import PROTOCOLS
 from hf_blemo.fusion_training.results import CrossValidationResults, versions
 from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.hub import write_card
+from hf_blemo.json_files import read_json, write_json
 from hf_blemo.prediction import predict_blends
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[str, Any]:
@@ -76,9 +68,11 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         data = with_unlabelled(labelled, target)
     store = FeatureStore(data, config, settings.align_folds, progress=accelerator.is_main_process)
     # Whatever can be refused is refused before anything of an earlier run is touched.
-    if settings.protocol != "none":
-        folds = np.unique(store.folds[~(store.labels == blemore.UNLABELLED).all(-1).numpy()])
-        cross_validation_members(settings.protocol, folds.tolist(), settings.seeds)
+    labelled_rows(store, settings)
+    checkpoints = output / "checkpoints"
+    began = checkpoints / "settings.json"
+    if settings.resume and began.is_file():
+        settings.check_same_run(read_json(began))
     if test is not None:
         found = list(blemore.encoder_widths(test))
         if not set(found) & set(config.encoders):
@@ -89,11 +83,13 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         if not settings.resume:
-            shutil.rmtree(output / "checkpoints", ignore_errors=True)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        if settings.checkpoint_every:
+            checkpoints.mkdir(exist_ok=True)
+            write_json({began: asdict(settings)})
     accelerator.wait_for_everyone()
     if settings.trackers:
         accelerator.init_trackers("hf_blemo-fusion", config=_flat(asdict(settings)))
-    checkpoints = output / "checkpoints"
 
     results = None
     history: list[dict[str, Any]] = []
@@ -115,15 +111,30 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         if test is not None:
             metrics["test"] = _predict_test(settings, models, processors, test, output / "test_predictions.json")
         metrics["wall_seconds"] = round(time.perf_counter() - start, 1)
-        write_json(output / "history.json", history)
+        write_json({output / "history.json": history})
         if results is not None:
             blends = results.ensemble(settings.decoding)[1]
-            write_json(output / "predictions.json", {"predictions": dict(zip(results.clips, blends, strict=True))})
+            predictions = dict(zip(results.clips, blends, strict=True))
+            write_json({output / "predictions.json": {"predictions": predictions}})
             _plots(results, history, config, settings, output / "plots")
-        write_json(output / "metrics.json", metrics)
+        write_json({output / "metrics.json": metrics})
+        _remove_stale(output, settings, results is not None)
         write_card(output, metrics)
     accelerator.end_training()
     return metrics
+
+
+def _remove_stale(output: Path, settings: FusionSettings, scored: bool) -> None:
+    """Removes what an earlier run left and this one does not make, so that the folder never mixes two runs."""
+    kept = {f"seed_{seed}" for seed in settings.seeds[1:]}
+    for folder in output.glob("seed_[0-9]*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+    if not scored:
+        shutil.rmtree(output / "plots", ignore_errors=True)
+        (output / "predictions.json").unlink(missing_ok=True)
+    if settings.test_data is None:
+        (output / "test_predictions.json").unlink(missing_ok=True)
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +225,7 @@ def _predict_test(
     path: Path,
 ) -> dict[str, Any]:
     predicted = predict_blends(list(zip(models, processors, strict=True)), test)
-    write_json(path, {"predictions": dict(zip(predicted.clips, predicted.blends, strict=True))})
+    write_json({path: {"predictions": dict(zip(predicted.clips, predicted.blends, strict=True))}})
     result: dict[str, Any] = {"source": settings.test_data, "clips": len(predicted.clips)}
     labels = np.asarray(test["labels"], dtype=np.float64) if "labels" in test.column_names else None
     if labels is not None and not (labels == blemore.UNLABELLED).all(1).any():

@@ -1,20 +1,18 @@
-"""Settings of a training run of the fusion."""
+"""Settings of the programs that train the fusion."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hf_blemo.fusion_training.protocol import PROTOCOLS
 
 
 @dataclass
-class FusionSettings:
-    """What `training/train_fusion.py` reads from YAML and command line.
+class ExperimentSettings:
+    """What every program that trains the fusion reads from YAML and command line.
 
     Args:
         data: a built data set (folder), a table, a Hub id, or `synthetic`.
-        output_dir: where model, processor, metrics, plots, card and predictions go.
-        test_data: clips to predict with the final models; scored where they have labels.
-        unlabelled_data: target rows of the domain adaptation; their labels, if any, are not read.
+        output_dir: where everything that the program makes goes.
         encoders: which encoders of the data to use; all of them by default.
         encoder_options: encoder -> entries of `config.encoders` (`pooling`, `modality`, `transform`, ...).
         pooling, transform: of encoders whose options do not say. Their modality is known for the encoders of the
@@ -27,22 +25,20 @@ class FusionSettings:
         seeds_at_once: seeds trained in lockstep; 0 trains all together. Fewer need less memory.
         num_epochs: at most; with `protocol: none` exactly.
         patience: epochs without a better epoch for any scored fold before training ends; 0 never ends early.
-        selection: what chooses the epoch: `loss` (joint negative log-likelihood) or `score`.
+        selection: what chooses the epoch: `loss` (joint negative log-likelihood) or `score`; the published style
+            always chooses by the score, as the published baselines do.
         decoding: what turns probabilities into the reported and published predictions.
         batch_size, unlabelled_batch_size: rows per step and member over all processes.
         evaluation_batch_size: rows at once and process in evaluation.
         learning_rate, weight_decay, schedule, max_grad_norm: of AdamW; `schedule` is `constant` or `cosine`; a norm of
             0 does not clip.
         checkpoint_every: epochs between checkpoints; 0 writes none.
-        resume: whether to go on from the newest checkpoint in `output_dir`.
-        trackers: of Accelerate, for instance `[tensorboard]`.
+        resume: whether to go on from what an interrupted run of the same settings left in `output_dir`.
         synthetic: settings of the built-in data.
     """
 
     data: str = "synthetic"
     output_dir: str = "out/fusion"
-    test_data: str | None = None
-    unlabelled_data: str | None = None
     encoders: list[str] | None = None
     encoder_options: dict[str, dict] = field(default_factory=dict)
     pooling: str = "mean"
@@ -65,7 +61,6 @@ class FusionSettings:
     max_grad_norm: float = 1.0
     checkpoint_every: int = 0
     resume: bool = False
-    trackers: list[str] = field(default_factory=list)
     synthetic: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -80,19 +75,87 @@ class FusionSettings:
         for name in ("num_epochs", "batch_size", "unlabelled_batch_size", "evaluation_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in (
+            "patience",
+            "checkpoint_every",
+            "seeds_at_once",
+            "max_grad_norm",
+            "learning_rate",
+            "weight_decay",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be different non-negative integers, at least one, found {self.seeds}")
+        if self.encoders is not None and (not self.encoders or len(set(self.encoders)) != len(self.encoders)):
+            raise ValueError(f"encoders must be different names, at least one, found {self.encoders}")
+
+    def check_same_run(self, earlier: dict[str, Any]) -> None:
+        """Refuses to go on with what other settings began.
+
+        Args:
+            earlier: settings of the run that was interrupted, as `dataclasses.asdict` gives them.
+
+        Raises:
+            ValueError: a setting that the results depend on has another value now; the message names it.
+        """
+        free = {"output_dir", "resume", "checkpoint_every", "trackers", "test_data", "only"}
+        if self.schedule == "constant":
+            free |= {"num_epochs"}
+        for name, value in asdict(self).items():
+            if name not in free and name in earlier and earlier[name] != value:
+                raise ValueError(
+                    f"resume: {name} is {value!r} and was {earlier[name]!r} in the run in {self.output_dir}; give the "
+                    "same settings, or start anew without resume"
+                )
 
 
 @dataclass
-class AblationSettings(FusionSettings):
+class FusionSettings(ExperimentSettings):
+    """What `training/train_fusion.py` reads.
+
+    Args:
+        output_dir: where model, processor, metrics, plots, card and predictions go.
+        test_data: clips to predict with the final models; scored where they have labels.
+        unlabelled_data: target rows of the domain adaptation; their labels, if any, are not read.
+        trackers: of Accelerate, for instance `[tensorboard]`.
+    """
+
+    test_data: str | None = None
+    unlabelled_data: str | None = None
+    trackers: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.unlabelled_data is not None and self.model.get("domain_adaptation", "none") == "none":
+            raise ValueError(
+                "unlabelled_data serves the domain adaptation alone, and model.domain_adaptation is none; choose mmd, "
+                "coral or adversarial"
+            )
+        if self.resume and self.checkpoint_every == 0:
+            raise ValueError("resume needs checkpoint_every of at least 1: without checkpoints there is nothing left")
+
+
+@dataclass
+class AblationSettings(ExperimentSettings):
     """What `training/ablate_fusion.py` reads: the settings of a training run, every row of the table differing in one.
 
     Args:
+        output_dir: where the table goes, row by row.
+        resume: whether to keep the rows that `output_dir` has from a run of the same settings.
         only: names of rows (or their beginnings) to compute; all by default.
         adaptation_weights: weight of the domain adaptation per kind.
     """
 
+    output_dir: str = "out/ablation"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     only: list[str] = field(default_factory=list)
     adaptation_weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.protocol == "none":
+            raise ValueError("protocol 'none' scores nothing; an ablation needs honest or published_style")
+        unknown = set(self.adaptation_weights) - {"mmd", "coral", "adversarial"}
+        if unknown:
+            raise ValueError(f"adaptation_weights: {', '.join(sorted(unknown))} is none of mmd, coral, adversarial")

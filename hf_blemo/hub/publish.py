@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from safetensors import SafetensorError, safe_open
 
+from hf_blemo.json_files import read_json
+
 from .card import human_part, merge_card, plots_in, render_card, without_local_paths, write_card
 
 logger = logging.getLogger(__name__)
@@ -102,7 +104,7 @@ def publish(
     commit = api.create_commit(
         repo_id,
         [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()],
-        commit_message=message or f"Publish {_read_json(folder / 'config.json')['model_type']} with hf_blemo",
+        commit_message=message or f"Publish {read_json(folder / 'config.json')['model_type']} with hf_blemo",
         create_pr=create_pr,
         parent_commit=parent,
     )
@@ -148,7 +150,7 @@ def _check_model(folder: Path) -> set[str]:
         raise ValueError(f"{folder}: expected a folder with a model, found none")
     problems = []
     files = {"config.json", PROCESSOR_FILE}
-    settings = {name: _read_json(folder / name) for name in sorted(files) if (folder / name).is_file()}
+    settings = {name: read_json(folder / name) for name in sorted(files) if (folder / name).is_file()}
     problems += [f"{name} is missing" for name in sorted(files - set(settings))]
     if "config.json" in settings and not settings["config.json"].get("model_type"):
         problems.append("config.json has no model_type")
@@ -173,7 +175,7 @@ def _weights(folder: Path) -> tuple[set[str], list[str]]:
     if (folder / WEIGHTS_FILE).is_file():
         names, shards = {WEIGHTS_FILE}, {WEIGHTS_FILE}
     elif (folder / WEIGHTS_INDEX_FILE).is_file():
-        shards = set(_read_json(folder / WEIGHTS_INDEX_FILE).get("weight_map", {}).values())
+        shards = set(read_json(folder / WEIGHTS_INDEX_FILE).get("weight_map", {}).values())
         names = {WEIGHTS_INDEX_FILE} | shards
     else:
         return set(), [f"{WEIGHTS_FILE} is missing"]
@@ -259,20 +261,10 @@ def _read_metrics(folder: Path) -> dict[str, Any] | None:
     path = folder / METRICS_FILE
     if not path.is_file():
         return None
-    metrics = _read_json(path)
-    expected = _read_json(folder / "config.json")["model_type"]
+    metrics = read_json(path)
+    expected = read_json(folder / "config.json")["model_type"]
     if metrics.get("model_type", expected) != expected:
         raise ValueError(
             f"{path}: expected model_type {expected!r} as in config.json, found {metrics['model_type']!r}"
         )
     return metrics
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content

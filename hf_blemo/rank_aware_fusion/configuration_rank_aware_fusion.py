@@ -91,6 +91,8 @@ class RankAwareFusionConfig(PreTrainedConfig):
         joint_loss_weight: weight of the negative log-likelihood of the label under the joint distribution (ours).
         domain_adaptation: `none`, `mmd`, `coral` or `adversarial`, between labelled and unlabelled rows of a batch.
         domain_adaptation_weight: its weight in the loss.
+        domain_adaptation_level: what it aligns: `fused`, the fused features, or `encoders`, the latents of every
+            encoder, which the gate reads too (ours); there it is the mean over the encoders.
         initializer_range: standard deviation of the rank and encoder embeddings.
 
     Source: "Ordering Matters: Rank-Aware Selective Fusion for Blended Emotion Recognition", arXiv 2605.21417,
@@ -131,6 +133,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
     joint_loss_weight: float | int = 1.0
     domain_adaptation: Literal["none", "mmd", "coral", "adversarial"] = "none"
     domain_adaptation_weight: float | int = 1.0
+    domain_adaptation_level: Literal["fused", "encoders"] = "fused"
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):

@@ -11,24 +11,25 @@ from torch import nn
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-def domain_weights(is_source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def domain_weights(is_source: torch.Tensor, present: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Uniform weights over the rows of each domain.
 
     Args:
         is_source: (B,) bool, true for source rows; the other rows are the target.
+        present: (B,) bool, false for rows that have no features here and belong to neither domain; all by default.
 
     Returns:
         Source and target weights, (B,) each, summing to 1 over their own rows (to 0 where a domain has none).
     """
-    source = is_source.float()
-    target = 1 - source
+    used = torch.ones_like(is_source) if present is None else present
+    source, target = (is_source & used).float(), (~is_source & used).float()
     return source / source.sum().clamp_min(1), target / target.sum().clamp_min(1)
 
 
 def maximum_mean_discrepancy(features: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Squared maximum mean discrepancy under a mean of Gaussian kernels.
 
-    The bandwidths are multiples of the mean squared distance between rows, taken without gradient.
+    The bandwidths are multiples of the mean squared distance between the rows in use, taken without gradient.
 
     Args:
         features: (B, H).
@@ -41,8 +42,9 @@ def maximum_mean_discrepancy(features: torch.Tensor, source: torch.Tensor, targe
     the biased estimate, bandwidths as this project's choice.
     """
     squared = (features.unsqueeze(0) - features.unsqueeze(1)).square().sum(-1)
-    num_rows = features.shape[0]
-    scale = (squared.detach().sum() / max(num_rows * (num_rows - 1), 1)).clamp_min(1e-12)
+    used = ((source > 0) | (target > 0)).to(squared.dtype)
+    num_rows = used.sum()
+    scale = (used @ squared.detach() @ used / (num_rows * (num_rows - 1)).clamp_min(1)).clamp_min(1e-12)
     kernel = torch.stack([torch.exp(-squared / (2 * factor * scale)) for factor in BANDWIDTHS]).mean(0)
     difference = source - target
     both = (source.sum() > 0) & (target.sum() > 0)

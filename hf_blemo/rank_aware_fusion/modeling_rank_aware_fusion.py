@@ -340,7 +340,10 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         self.fusion = RankAwareFusionFusion(config)
         self.heads = RankAwareFusionHeads(config)
         if config.domain_adaptation == "adversarial":
-            self.discriminator = RankAwareFusionDomainDiscriminator(config.hidden_size)
+            places = len(self.encoder_names) if config.domain_adaptation_level == "encoders" else 1
+            self.discriminators = nn.ModuleList(
+                RankAwareFusionDomainDiscriminator(config.hidden_size) for _ in range(places)
+            )
         modality = [MODALITIES.index(config.encoders[name]["modality"]) for name in self.encoder_names]
         self.modality_indices = modality
         self.post_init()
@@ -473,15 +476,30 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                 target = (-alone.detach()).masked_fill(~present, lowest).softmax(-1) * present
                 divergence = torch.special.xlogy(target, target) - target * weights.clamp_min(1e-12).log()
                 loss = loss + config.gate_loss_weight * (rows * divergence.sum(-1)).sum()
-        source, target = domain_weights(labelled)
-        adaptation = loss.new_zeros(())
-        if config.domain_adaptation == "mmd":
-            adaptation = maximum_mean_discrepancy(fused.float(), source, target)
-        elif config.domain_adaptation == "coral":
-            adaptation = correlation_alignment(fused.float(), source, target)
-        elif config.domain_adaptation == "adversarial":
-            adaptation = self.discriminator(fused, source, target)
+        adaptation = self._domain_adaptation_loss(fused, latents, present, labelled)
         return loss + config.domain_adaptation_weight * adaptation, adaptation
+
+    def _domain_adaptation_loss(
+        self, fused: torch.Tensor, latents: torch.Tensor, present: torch.Tensor, labelled: torch.Tensor
+    ) -> torch.Tensor:
+        """Distance between labelled and unlabelled rows: of the fused features, or of each encoder's latents, mean."""
+        kind = self.config.domain_adaptation
+        if kind == "none":
+            return fused.new_zeros((), dtype=torch.float32)
+        if self.config.domain_adaptation_level == "encoders":
+            places = [(latents[:, place], present[:, place]) for place in range(len(self.encoder_names))]
+        else:
+            places = [(fused, present.any(-1))]
+        terms = []
+        for place, (values, used) in enumerate(places):
+            source, target = domain_weights(labelled, used)
+            if kind == "mmd":
+                terms.append(maximum_mean_discrepancy(values.float(), source, target))
+            elif kind == "coral":
+                terms.append(correlation_alignment(values.float(), source, target))
+            else:
+                terms.append(self.discriminators[place](values, source, target))
+        return torch.stack(terms).mean()
 
     @can_return_tuple
     def forward(

@@ -1,5 +1,7 @@
 """The table of the ablation: its rows, what each of them changes, and the numbers that only it computes."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -24,9 +26,12 @@ def settings_for(make_settings, make_data, tmp_path):
     data = make_data(36, num_folds=3).add_column("informative", [[1, 0]] * 36)
     data.save_to_disk(str(tmp_path / "data"))
 
-    def make(only=(), **changes):
+    def make(only=(), resume=False, **changes):
         base = make_settings(**{"data": str(tmp_path / "data"), "num_epochs": 1, **changes})
-        return AblationSettings(**vars(base), only=list(only))
+        values = {name: value for name, value in vars(base).items() if name in AblationSettings.__dataclass_fields__}
+        return AblationSettings(
+            **{**values, "only": list(only), "resume": resume, "output_dir": str(tmp_path / "ablation")}
+        )
 
     return make
 
@@ -61,12 +66,43 @@ def test_only_asks_for_rows_by_their_beginning(settings_for, capsys):
         "without joint loss",
         "without balance term",
     ]
-    assert set(result) == {"rows"}
-    printed = [line for line in capsys.readouterr().out.splitlines() if line]
-    assert printed == [table_row(row) for row in result["rows"]]
+    folder = Path(result["settings"]["output_dir"])
+    assert json.loads((folder / "ablation.json").read_text()) == json.loads(json.dumps(result))
+    assert (folder / "ablation.md").read_text() == markdown(result)
+    assert set(result) == {"settings", "rows"}
+    printed = capsys.readouterr().out
+    rows = [table_row(row) for row in result["rows"]]
     lines = markdown(result).splitlines()
-    assert lines[2:] == printed
+    assert lines[2:] == rows
+    assert printed.startswith("\n".join(rows)) and markdown(result) in printed
     assert {line.count("|") for line in lines} == {len(ablation.HEADER) + 1}
+
+
+def test_rows_that_do_not_exist_are_refused_before_anything_is_trained(settings_for, tmp_path):
+    with pytest.raises(ValueError, match="asks for no row; the rows are single encoder: voice, .*mean of all"):
+        ablate(settings_for(only=["gate without contxt"]))
+    assert not (tmp_path / "ablation").exists()
+
+
+def test_a_table_broken_off_is_finished_without_its_measured_rows(settings_for, monkeypatch, tmp_path):
+    trained, original = [], ablation.cross_validate
+
+    def recorded(*arguments, **options):
+        trained.append(options["description"])
+        if trained.count("mean of all") == 1 and options["description"] == "mean of all":
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(ablation, "cross_validate", recorded)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(settings_for(only=["single encoder: face", "mean"]))
+    first = json.loads((tmp_path / "ablation" / "ablation.json").read_text())["rows"]
+    assert [row["name"] for row in first] == ["single encoder: face"]
+    result = ablate(settings_for(only=["single encoder: face", "mean"], resume=True))
+    assert trained == ["single encoder: face", "mean of all", "mean of all"]
+    assert result["rows"][0] == first[0] and len(result["rows"]) == 2
+    with pytest.raises(ValueError, match="resume: learning_rate is 0.5 and was 0.01"):
+        ablate(settings_for(resume=True, learning_rate=0.5))
 
 
 def test_a_row_is_the_cross_validation_of_its_settings(settings_for, make_store, make_settings):
@@ -132,6 +168,7 @@ def test_planted_share_of_a_selection_that_is_always_right(settings_for, encoder
 
 # --- Domain adaptation ---
 
+WEIGHTS = {"mmd": 0.25, "coral": 1.0, "adversarial": 1.0}
 # Per kind and seed: on shifted clips, on the same clips unshifted.
 SCORES = {
     "none": ([0.2, 0.3], [0.6, 0.4]),
@@ -141,7 +178,7 @@ SCORES = {
 }
 
 
-def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys):
+def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys, tmp_path):
     """Scripted scores; what is trained on and what is scored is recorded."""
     trainings, predicted = [], []
 
@@ -167,22 +204,27 @@ def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys):
         synthetic={"num_clips": 15, "seed": 4},
         adaptation_weights={"mmd": 0.25},
         model={"hidden_size": 8},
+        output_dir=str(tmp_path / "ablation"),
     )
     result = ablate(settings)
     assert result["rows"] == []
     rows = result["adaptation"]
-    expected = [("none", 0.0), ("mmd", 0.25), ("coral", 1.0), ("adversarial", 1.0)]
-    assert [(row["kind"], row["weight"]) for row in rows] == expected
-    for row, recovered in zip(rows, ([0, 0], [0.5, 0], [1, -0.5], [-0.25, 2]), strict=True):
+    levels = ("fused", "encoders")
+    kinds = [(kind, level, weight) for kind, weight in WEIGHTS.items() for level in levels]
+    assert [(row["kind"], row["level"], row["weight"]) for row in rows[1:]] == kinds
+    assert rows[0]["kind"] == "none"
+    expected = [[0, 0], *np.repeat([[0.5, 0], [1, -0.5], [-0.25, 2]], 2, axis=0).tolist()]
+    for row, recovered in zip(rows, expected, strict=True):
         assert row["recovered"] == pytest.approx(recovered)
         assert (row["score"], row["unshifted"]) == SCORES[row["kind"]]
-    assert adaptation_row(rows[1]) == "| mmd | 0.25 | 0.3500 ± 0.0500 | 0.5000 ± 0.1000 | 0.250 ± 0.250 |"
+    assert adaptation_row(rows[1]) == "| mmd | fused | 0.25 | 0.3500 ± 0.0500 | 0.5000 ± 0.1000 | 0.250 ± 0.250 |"
     lines = [adaptation_row(row) for row in rows]
-    assert markdown(result).splitlines()[-4:] == lines == capsys.readouterr().out.splitlines()[-4:]
+    assert markdown(result).splitlines()[-7:] == lines
+    assert "\n".join(lines) in capsys.readouterr().out
 
-    assert [len(store) for _, store, _ in trainings] == [15, 30, 30, 30]
+    assert [len(store) for _, store, _ in trainings] == [15, *[30] * 6]
     assert {epochs for _, _, epochs in trainings} == {7}
-    assert [config.domain_adaptation_weight for config, _, _ in trainings] == [1, 0.25, 1, 1]
+    assert [config.domain_adaptation_weight for config, _, _ in trainings[1:]] == [weight for _, _, weight in kinds]
     source, both = trainings[0][1], trainings[1][1]
     assert (both.labels[15:] == -100).all() and not (both.labels[:15] == -100).any()
     assert both.clips[:15] == source.clips

@@ -277,10 +277,10 @@ def test_no_checkpoints_without_being_asked(make_data, make_settings, run, finis
 
 def test_what_a_broken_off_save_left_is_no_checkpoint(accelerator, tmp_path):
     checkpoints = Checkpoints(accelerator, tmp_path, 1)
-    assert checkpoints.restore() == 0
+    assert checkpoints.restore(9) == 0
     (tmp_path / "partial_00007").mkdir()
     (tmp_path / "partial_00007" / "model.safetensors").write_bytes(b"half a fil")
-    assert checkpoints.found() == [] and checkpoints.restore() == 0
+    assert checkpoints.found() == [] and checkpoints.restore(9) == 0
 
 
 @pytest.mark.parametrize(
@@ -323,6 +323,17 @@ def test_an_interrupted_final_training_goes_on_to_the_same_weights(
     for mine, theirs in zip(found, expected, strict=True):
         for name, value in mine.state_dict().items():
             assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+def test_a_shorter_training_does_not_resume_from_beyond_its_end(make_data, make_settings, finish, tmp_path):
+    """Checkpoints are kept two at a time; of those, only one of the shorter training's epochs is of use to it."""
+    data = make_data(36)
+    expected = finish(data, make_settings(), 3)
+    finish(data, make_settings(checkpoint_every=1), 4, tmp_path)
+    with interrupted_in(1):
+        found = finish(data, make_settings(checkpoint_every=1, resume=True), 3, tmp_path)
+    for name, value in found[0].state_dict().items():
+        assert torch.equal(value, expected[0].state_dict()[name]), name
 
 
 def test_a_finished_run_is_resumed_without_training(make_data, make_settings, run, finish, tmp_path):

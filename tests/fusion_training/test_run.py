@@ -82,7 +82,11 @@ def test_every_promised_file_is_there(trained):
     files = {"metrics.json", "README.md", "predictions.json", "history.json", "test_predictions.json"}
     assert files <= {path.name for path in output.iterdir()}
     assert {path.name for path in (output / "plots").iterdir()} == PLOTS
-    assert {path.name for path in (output / "checkpoints").iterdir()} == {"cross_validation_seed_4", "final"}
+    assert {path.name for path in (output / "checkpoints").iterdir()} == {
+        "cross_validation_seed_4",
+        "final",
+        "settings.json",
+    }
     assert not list(output.rglob("*.partial")) and not (output / "seed_4").exists()
     assert read(output / "metrics.json") == json.loads(json.dumps(metrics))
 
@@ -272,7 +276,14 @@ BAD_SETTINGS = {
     "unknown encoder": ({"encoders": ["voice", "clip"]}, "unknown encoder 'clip'"),
     "unknown data": ({"data": "gone/without/trace"}, "no such file or folder"),
     "unknown test data": ({"test_data": "gone/without/trace"}, "no such file or folder"),
-    "unknown target": ({"unlabelled_data": "gone/without/trace"}, "no such file or folder"),
+    "unknown target": (
+        {"unlabelled_data": "gone/without/trace", "model": {"domain_adaptation": "mmd"}},
+        "no such file or folder",
+    ),
+    "target of nothing": ({"unlabelled_data": "synthetic"}, "model.domain_adaptation is none"),
+    "adaptation to nothing": ({"model": {"domain_adaptation": "mmd"}}, "needs unlabelled rows, found none"),
+    "other settings than before": ({"resume": True, "checkpoint_every": 2}, "resume: test_data|resume: seeds is"),
+    "nothing to resume": ({"resume": True}, "resume needs checkpoint_every"),
     "unknown model setting": ({"model": {"hidden": 3}}, "model.hidden is no setting"),
     "bad model setting": ({"model": {"top_n": 0}}, "top_n must be at least 1"),
     "alignment of steps": ({"align_folds": True, "pooling": "attention"}, "align_folds aligns pooled vectors"),
@@ -293,7 +304,11 @@ def test_bad_settings_leave_an_output_as_it_was(settings_for, trained, tmp_path,
     ("changes", "message"),
     [
         pytest.param({"data": "two_folds"}, "needs at least 3 folds"),
-        pytest.param({"test_data": "other"}, "found the encoders other"),
+        pytest.param({"test_data": "other"}, "test_data: found the encoders other"),
+        pytest.param(
+            {"unlabelled_data": "other", "model": {"domain_adaptation": "coral"}},
+            "unlabelled_data: found the encoders other, expected some of voice, face, noise",
+        ),
     ],
 )
 def test_so_does_data_that_does_not_fit(settings_for, trained, make_data, tmp_path, without_plots, changes, message):
@@ -302,5 +317,6 @@ def test_so_does_data_that_does_not_fit(settings_for, trained, make_data, tmp_pa
     shutil.copytree(trained[0], tmp_path / "output")
     before = snapshot(tmp_path / "output")
     with pytest.raises(ValueError, match=message):
-        train_fusion(settings_for(num_epochs=1, **{key: str(tmp_path / value) for key, value in changes.items()}))
+        paths = {key: str(tmp_path / value) for key, value in changes.items() if key != "model"}
+        train_fusion(settings_for(num_epochs=1, **{**changes, **paths}))
     assert snapshot(tmp_path / "output") == before

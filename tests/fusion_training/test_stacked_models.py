@@ -194,8 +194,8 @@ def test_only_matrices_decay():
         "gate.context.weight",
         "fusion.linear.weight",
         *(f"heads.{name}.weight" for name in ("presence", "salience", "interaction")),
-        "discriminator.hidden.weight",
-        "discriminator.output.weight",
+        "discriminators.0.hidden.weight",
+        "discriminators.0.output.weight",
     }
     assert found == expected
 

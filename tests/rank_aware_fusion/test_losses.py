@@ -204,7 +204,7 @@ def test_adaptation_term_of_the_fused_features(make_model, make_samples, make_la
     output = model(**collate(samples), labels=labels)
     is_source = torch.tensor([row not in unlabelled for row in range(7)])
     term = {"mmd": maximum_mean_discrepancy, "coral": correlation_alignment}.get(kind)
-    term = model.discriminator if kind == "adversarial" else term
+    term = model.discriminators[0] if kind == "adversarial" else term
     expected = term(output.fused_features, *domain_weights(is_source)).item()
     assert output.domain_adaptation_loss.item() == pytest.approx(expected, rel=1e-5)
     assert expected > 1e-3
@@ -222,7 +222,7 @@ def test_adaptation_of_one_domain_is_zero(make_model, make_samples, make_labels,
     gradients = gradients_of(model, output)
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     if kind == "adversarial":
-        assert all(gradients[name].eq(0).all() for name in gradients if name.startswith("discriminator"))
+        assert all(gradients[name].eq(0).all() for name in gradients if name.startswith("discriminators"))
 
 
 @pytest.mark.parametrize("kind", ["mmd", "coral", "adversarial"])
@@ -239,7 +239,7 @@ def test_adversarial_gradient_is_reversed_before_the_features_alone(make_model, 
     reversed_gradients = gradients_of(model, model(**batch, labels=labels))
     output = model(**batch, labels=labels)
     labelled = torch.tensor([row not in (1, 2) for row in range(6)])
-    discriminator = model.discriminator
+    discriminator = model.discriminators[0]
     hidden = torch.nn.functional.gelu(discriminator.hidden(output.fused_features))
     logits = discriminator.output(hidden).squeeze(-1)
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, labelled.float(), reduction="none")
@@ -247,7 +247,7 @@ def test_adversarial_gradient_is_reversed_before_the_features_alone(make_model, 
     (0.5 * losses[labelled].mean() + 0.5 * losses[~labelled].mean()).backward()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            sign = 1 if name.startswith("discriminator") else -1
+            sign = 1 if name.startswith("discriminators") else -1
             torch.testing.assert_close(reversed_gradients[name], sign * parameter.grad, rtol=1e-4, atol=1e-6)
 
 

@@ -25,7 +25,7 @@ def test_a_run_prints_its_table_and_where_it_wrote(program, table, tmp_path, cap
     assert f"{score['mean']:.4f} ± {score['std']:.4f}" in printed
     assert printed.splitlines()[-1].endswith(str(output))
     assert metrics["config"]["model"]["hidden_size"] == 8 and metrics["config"]["batch_size"] == 64
-    assert metrics["command"].startswith("accelerate launch ") and "--num_epochs 1" in metrics["command"]
+    assert metrics["command"].startswith("python ") and "--num_epochs 1" in metrics["command"]
     assert len(json.loads((output / "predictions.json").read_text())["predictions"]) == 36
 
 
