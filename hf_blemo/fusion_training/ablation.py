@@ -26,7 +26,6 @@ from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAware
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
 ADAPTATIONS = ("mmd", "coral", "adversarial")
-ADAPTATION_LEVELS = ("fused", "encoders")
 
 
 @dataclass(frozen=True)
@@ -252,8 +251,8 @@ def compare_adaptations(
     unshifted = load_data("synthetic", settings, domain="source", seed=seed + 2)
     labels = np.asarray(shifted["labels"], dtype=np.float64)
     lost = unadapted = np.zeros(len(settings.seeds))
-    for kind, level in [("none", "fused"), *itertools.product(ADAPTATIONS, ADAPTATION_LEVELS)]:
-        weight = settings.adaptation_weights.get(kind, 1.0)
+    for kind, level in [("none", "fused"), *itertools.product(ADAPTATIONS, settings.adaptation_weights)]:
+        weight = settings.adaptation_weights[level].get(kind, 0.0)
         changes = {
             "domain_adaptation": kind,
             "domain_adaptation_level": level,

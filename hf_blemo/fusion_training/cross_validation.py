@@ -100,8 +100,8 @@ def labelled_rows(store: FeatureStore, settings: ExperimentSettings) -> tuple[np
         Row numbers (R,) and folds (R,); folds of -1 where the protocol needs none.
 
     Raises:
-        ValueError: no labelled row, a labelled row without a fold under a protocol that needs it, too few folds, no folds to
-            rank the encoders of a static gate by, or no unlabelled rows to adapt to.
+        ValueError: no labelled row, a labelled row without a fold under a protocol that needs it, too few folds, no
+            folds to rank the encoders of a static gate by, or no unlabelled rows to adapt to.
     """
     rows = np.flatnonzero(~(store.labels == -100).all(-1).numpy())
     if len(rows) == 0:

@@ -136,6 +136,12 @@ class FusionSettings(ExperimentSettings):
             raise ValueError("resume needs checkpoint_every of at least 1: without checkpoints there is nothing left")
 
 
+ADAPTATION_WEIGHTS = {
+    "fused": {"mmd": 20.0, "coral": 20.0, "adversarial": 0.5},
+    "encoders": {"mmd": 40.0, "coral": 40.0, "adversarial": 2.0},
+}
+
+
 @dataclass
 class AblationSettings(ExperimentSettings):
     """What `training/ablate_fusion.py` reads: the settings of a training run, every row of the table differing in one.
@@ -144,18 +150,25 @@ class AblationSettings(ExperimentSettings):
         output_dir: where the table goes, row by row.
         resume: whether to keep the rows that `output_dir` has from a run of the same settings.
         only: names of rows (or their beginnings) to compute; all by default.
-        adaptation_weights: weight of the domain adaptation per kind.
+        adaptation_weights: level (`fused`, `encoders`) -> kind (`mmd`, `coral`, `adversarial`) -> weight of the domain
+            adaptation; the defaults were chosen on built-in data of `structure_seed` 0.
     """
 
     output_dir: str = "out/ablation"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     only: list[str] = field(default_factory=list)
-    adaptation_weights: dict[str, float] = field(default_factory=dict)
+    adaptation_weights: dict[str, dict[str, float]] = field(
+        default_factory=lambda: {level: dict(weights) for level, weights in ADAPTATION_WEIGHTS.items()}
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.protocol == "none":
             raise ValueError("protocol 'none' scores nothing; an ablation needs honest or published_style")
-        unknown = set(self.adaptation_weights) - {"mmd", "coral", "adversarial"}
-        if unknown:
-            raise ValueError(f"adaptation_weights: {', '.join(sorted(unknown))} is none of mmd, coral, adversarial")
+        for level, weights in ADAPTATION_WEIGHTS.items():
+            found = self.adaptation_weights.get(level, {})
+            if set(found) != set(weights) or set(self.adaptation_weights) != set(ADAPTATION_WEIGHTS):
+                raise ValueError(
+                    f"adaptation_weights: expected a weight of each of {', '.join(weights)} for each of "
+                    f"{', '.join(ADAPTATION_WEIGHTS)}, found {self.adaptation_weights}"
+                )

@@ -202,7 +202,7 @@ def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys, tmp_pa
         num_epochs=7,
         only=["adaptation"],
         synthetic={"num_clips": 15, "seed": 4},
-        adaptation_weights={"mmd": 0.25},
+        adaptation_weights={"fused": WEIGHTS, "encoders": WEIGHTS},
         model={"hidden_size": 8},
         output_dir=str(tmp_path / "ablation"),
     )

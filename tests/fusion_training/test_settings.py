@@ -35,5 +35,7 @@ def test_bad_values_are_named(settings_class, changes, message):
 def test_an_ablation_needs_something_to_score():
     with pytest.raises(ValueError, match="protocol 'none' scores nothing"):
         AblationSettings(protocol="none")
-    with pytest.raises(ValueError, match="adaptation_weights: mdd is none of mmd, coral, adversarial"):
-        AblationSettings(adaptation_weights={"mdd": 1.0})
+    with pytest.raises(
+        ValueError, match="a weight of each of mmd, coral, adversarial for each of fused, encoders, found"
+    ):
+        AblationSettings(adaptation_weights={"fused": {"mdd": 1.0}})
