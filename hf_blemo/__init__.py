@@ -1,4 +1,4 @@
-"""Blended emotion recognition by rank-aware fusion, with the BlEmoRE benchmark it is judged on.
+"""Blended emotion recognition by rank-aware fusion, the BlEmoRE benchmark it is judged on, and small CLIPs by CLIP-RD.
 
 Importing the package is light: the names below load on first use, and the model families are registered with
 transformers' auto classes when those are imported, whether before or after this package.
@@ -11,6 +11,10 @@ from hf_blemo._registration import AutoClassRegistrar
 
 if TYPE_CHECKING:
     from hf_blemo import blemore
+    from hf_blemo.clip_rd.configuration_clip_rd import CLIPRDConfig
+    from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
+    from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
+    from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
     from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
     from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
     from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "CLIPRDConfig",
+    "CLIPRDDistiller",
+    "CLIPRDLoss",
+    "CLIPRDModel",
     "RankAwareFusionConfig",
     "RankAwareFusionModel",
     "RankAwareFusionProcessor",
@@ -29,6 +37,10 @@ _SUBPACKAGES = ("blemore",)
 
 # Where each public class is defined.
 _CLASSES = {
+    "CLIPRDConfig": "hf_blemo.clip_rd.configuration_clip_rd",
+    "CLIPRDDistiller": "hf_blemo.clip_rd.distillation_clip_rd",
+    "CLIPRDLoss": "hf_blemo.clip_rd.losses_clip_rd",
+    "CLIPRDModel": "hf_blemo.clip_rd.modeling_clip_rd",
     "RankAwareFusionConfig": "hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion",
     "RankAwareFusionModel": "hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion",
     "RankAwareFusionProcessor": "hf_blemo.rank_aware_fusion.processing_rank_aware_fusion",
@@ -40,6 +52,11 @@ _FAMILIES = {
         "AutoConfig": "RankAwareFusionConfig",
         "AutoModel": "RankAwareFusionModel",
         "AutoProcessor": "RankAwareFusionProcessor",
+    },
+    "clip_rd": {
+        "AutoConfig": "CLIPRDConfig",
+        "AutoModel": "CLIPRDModel",
+        "AutoModelForZeroShotImageClassification": "CLIPRDModel",
     },
 }
 

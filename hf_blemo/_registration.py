@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 AUTO_MODULES = {
     "AutoConfig": "transformers.models.auto.configuration_auto",
     "AutoModel": "transformers.models.auto.modeling_auto",
+    "AutoModelForZeroShotImageClassification": "transformers.models.auto.modeling_auto",
     "AutoProcessor": "transformers.models.auto.processing_auto",
 }
 

@@ -1,0 +1,248 @@
+"""Speed and memory of CLIP-RD's loss and student as ratios against a fair baseline of the same run.
+
+The baseline of the loss computes the same formulas as the released code goes about it: each direction of each product
+by itself (twelve products), plain N x N matrices, autograd. Both sides are interleaved; medians.
+
+Rows: the loss, forward and backward, time and peak memory above its inputs; a batch the baseline has no memory for;
+two processes against one on the same global batch; the student's vision tower against its teacher's.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from hf_blemo.clip_rd.losses_clip_rd import CLIP_RD_WEIGHTS, CLIPRDLoss
+
+WIDTH = 512
+MEBIBYTE = 2**20
+
+
+def make_embeddings(num_pairs: int, width: int = WIDTH) -> list[torch.Tensor]:
+    """Student image, student text (with gradients), teacher image, teacher text: four noisy views of one direction."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(num_pairs, width, generator=generator)
+    views = [common + torch.randn(num_pairs, width, generator=generator) for _ in range(4)]
+    return [view.requires_grad_(index < 2) for index, view in enumerate(views)]
+
+
+class TwelveProducts(torch.nn.Module):
+    """The baseline: the formulas one after the other, as the released code does, on one process."""
+
+    def __init__(self):
+        super().__init__()
+        self.cross_scale, self.image_scale, self.text_scale = (
+            torch.nn.Parameter(torch.tensor(2.6593)) for _ in range(3)
+        )
+
+    def forward(self, student_image, student_text, teacher_image, teacher_text, scale, teacher_scale):
+        student_image, student_text, teacher_image, teacher_text = (
+            F.normalize(values, dim=-1) for values in (student_image, student_text, teacher_image, teacher_text)
+        )
+        labels = torch.arange(len(student_image))
+
+        def divergence(found, target):
+            return F.kl_div(found.log_softmax(1), target.detach().softmax(1), reduction="batchmean")
+
+        per_image, per_text = scale * student_image @ student_text.T, scale * student_text @ student_image.T
+        teacher_per_image = teacher_scale * teacher_image @ teacher_text.T
+        teacher_per_text = teacher_scale * teacher_text @ teacher_image.T
+        image_to_text = self.cross_scale * student_image @ teacher_text.T
+        text_to_image = self.cross_scale * student_text @ teacher_image.T
+        image_to_text_back = self.cross_scale * teacher_text @ student_image.T
+        text_to_image_back = self.cross_scale * teacher_image @ student_text.T
+        images, images_back = (
+            self.image_scale * teacher_image @ student_image.T,
+            self.image_scale * student_image @ teacher_image.T,
+        )
+        texts, texts_back = (
+            self.text_scale * teacher_text @ student_text.T,
+            self.text_scale * student_text @ teacher_text.T,
+        )
+        terms = {
+            "task": (F.cross_entropy(per_image, labels) + F.cross_entropy(per_text, labels)) / 2,
+            "fd": F.mse_loss(student_image, teacher_image) + F.mse_loss(student_text, teacher_text),
+            "icl": (F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels)) / 2,
+            "hrd": (divergence(per_image, teacher_per_image) + divergence(per_text, teacher_per_text)) / 2,
+            "vrd": (divergence(images, texts) + divergence(images_back, texts_back)) / 2,
+            "vrd_image": (F.cross_entropy(images, labels) + F.cross_entropy(images_back, labels)) / 2,
+            "vrd_text": (F.cross_entropy(texts, labels) + F.cross_entropy(texts_back, labels)) / 2,
+            "xrd": (
+                divergence(text_to_image, image_to_text)
+                + divergence(image_to_text, text_to_image)
+                + divergence(text_to_image_back, image_to_text_back)
+                + divergence(image_to_text_back, text_to_image_back)
+            )
+            / 4,
+        }
+        return sum(CLIP_RD_WEIGHTS[name] * value for name, value in terms.items())
+
+
+def step(loss: torch.nn.Module, embeddings: list[torch.Tensor]) -> float:
+    """One forward and backward; the loss's value."""
+    value = loss(*embeddings, 14.0, 20.0)
+    value = value if isinstance(value, torch.Tensor) else value.loss
+    value.backward()
+    for values in embeddings[:2]:
+        values.grad = None
+    return value.item()
+
+
+def timed(run, *arguments) -> float:
+    start = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - start
+
+
+def bench_loss_time(num_pairs: int, rounds: int) -> None:
+    embeddings = make_embeddings(num_pairs)
+    losses = CLIPRDLoss(WIDTH), TwelveProducts()
+    values = [step(loss, embeddings) for loss in losses]
+    assert abs(values[0] - values[1]) < 1e-4 * abs(values[1]), f"the two losses disagree: {values}"
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for loss, seconds in zip(losses, times, strict=True):
+            seconds.append(timed(step, loss, embeddings))
+    ours, baseline = map(statistics.median, times)
+    threads = torch.get_num_threads()
+    print(
+        f"loss, N = {num_pairs:,}, d = {WIDTH}, {threads} threads: {ours:.2f} s, twelve products {baseline:.2f} s, "
+        f"ratio {ours / baseline:.3f}",
+        flush=True,
+    )
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak_above_inputs(side: str, num_pairs: int) -> int:
+    """Bytes by which the resident memory of this fresh process grew over its inputs at the most."""
+    embeddings = make_embeddings(num_pairs)
+    loss = CLIPRDLoss(WIDTH) if side == "ours" else TwelveProducts()
+    # Libraries load their code and threads on first use; that is not the loss's memory.
+    step(loss, make_embeddings(16))
+    before, highest, done = resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.is_set():
+            highest = max(highest, resident())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    step(loss, embeddings)
+    done.set()
+    watcher.join()
+    return highest - before
+
+
+def measured_apart(*arguments: str) -> dict:
+    """Runs a part of this file in a process of its own."""
+    # Freed memory goes back at once, so that the peak is that of the arrays, not of what the allocator kept.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    found = subprocess.run(
+        [sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def bench_loss_memory(num_pairs: int) -> None:
+    ours, baseline = (measured_apart("--peak", side, "--pairs", str(num_pairs))["bytes"] for side in ("ours", "dense"))
+    print(
+        f"loss, N = {num_pairs:,}, peak above the inputs: {ours / MEBIBYTE:,.0f} MiB, twelve products "
+        f"{baseline / MEBIBYTE:,.0f} MiB, ratio {ours / baseline:.3f}",
+        flush=True,
+    )
+
+
+def bench_large_batch(num_pairs: int) -> None:
+    found = measured_apart("--peak", "ours", "--pairs", str(num_pairs))
+    print(
+        f"loss, N = {num_pairs:,}: {found['seconds']:.1f} s, peak above the inputs "
+        f"{found['bytes'] / MEBIBYTE:,.0f} MiB; "
+        f"twelve products would take {159 * num_pairs**2 / 2**30:,.0f} GiB",
+        flush=True,
+    )
+
+
+def run_process(rank: int, world: int, num_pairs: int, rounds: int, folder: str) -> None:
+    """One of the processes that share a batch; the first writes the median time of a step."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    share = slice(rank * num_pairs // world, (rank + 1) * num_pairs // world)
+    embeddings = [values.detach()[share].clone() for values in make_embeddings(num_pairs)]
+    for values in embeddings[:2]:
+        values.requires_grad_()
+    loss, seconds = CLIPRDLoss(WIDTH), []
+    step(loss, embeddings)
+    for _ in range(rounds):
+        torch.distributed.barrier()
+        seconds.append(timed(step, loss, embeddings))
+    if rank == 0:
+        Path(folder, "seconds.json").write_text(json.dumps(statistics.median(seconds)))
+    torch.distributed.destroy_process_group()
+
+
+def bench_processes(num_pairs: int, rounds: int) -> None:
+    seconds = {}
+    for world in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (world, num_pairs, rounds, folder)
+            torch.multiprocessing.spawn(run_process, args=arguments, nprocs=world)
+            seconds[world] = json.loads(Path(folder, "seconds.json").read_text())
+    print(
+        f"loss, global N = {num_pairs:,}, one thread per process: two processes {seconds[2]:.2f} s, one "
+        f"{seconds[1]:.2f} s, ratio {seconds[2] / seconds[1]:.3f}",
+        flush=True,
+    )
+
+
+def bench_towers(batch_size: int, rounds: int) -> None:
+    from hf_blemo import CLIPRDConfig, CLIPRDModel
+
+    images = torch.randn(batch_size, 3, 224, 224)
+    towers = [CLIPRDModel(CLIPRDConfig.from_preset(name)).eval() for name in ("vit-t-16", "vit-b-16")]
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for repetition in range(rounds + 1):
+            for tower, seconds in zip(towers, times, strict=True):
+                elapsed = timed(tower.get_image_features, images)
+                if repetition:
+                    seconds.append(elapsed)
+    student, teacher = (batch_size / statistics.median(seconds) for seconds in times)
+    print(
+        f"vision tower, {batch_size} images: ViT-T/16 {student:.0f} images/s, ViT-B/16 {teacher:.0f} images/s, "
+        f"{student / teacher:.1f} times",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peak", choices=("ours", "dense"), help=argparse.SUPPRESS)
+    parser.add_argument("--pairs", type=int, default=4096, help="N; 4,096 by default")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each side; 3 by default")
+    options = parser.parse_args()
+    if options.peak:
+        started = time.perf_counter()
+        grown = peak_above_inputs(options.peak, options.pairs)
+        print(json.dumps({"bytes": grown, "seconds": time.perf_counter() - started}))
+    else:
+        bench_loss_time(options.pairs, options.rounds)
+        bench_loss_memory(options.pairs)
+        bench_large_batch(4 * options.pairs)
+        bench_processes(options.pairs, options.rounds)
+        bench_towers(32, options.rounds)

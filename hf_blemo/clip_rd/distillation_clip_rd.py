@@ -1,0 +1,336 @@
+"""Student, teacher and loss of CLIP-RD as one module to train."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from .losses_clip_rd import MAXIMAL_LOG_SCALE, CLIPRDLoss, CLIPRDLossOutput, check_weights
+
+STUDENT_INPUTS = ("pixel_values", "input_ids", "attention_mask")
+Schedule = Sequence[tuple[int, float]]
+
+
+def features_of(output: Any) -> torch.Tensor:
+    """Embeddings (n, d) of what `get_image_features` or `get_text_features` of a CLIP-like model returned."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+class CLIPRDDistiller(nn.Module):
+    """Trains a student CLIP to relate images and texts as a teacher does.
+
+    The teacher is no registered submodule: it moves between devices with the rest, but is in no `state_dict`, no
+    `parameters()` and no checkpoint; it stays in evaluation mode and without gradients. Everything that is trained or
+    has to be resumed (student, scales, projections, step) is inside.
+
+    Args:
+        student: a [`CLIPRDModel`] or another model with `get_image_features`, `get_text_features` and `logit_scale`.
+        teacher: any CLIP-like model with the same three; None where batches bring stored teacher embeddings, or where
+            the loss is `task` alone (no distillation).
+        loss: the loss; its widths must be those of the two models' embeddings.
+        teacher_logit_scale: the teacher's CLIP scale, exponentiated; that of `teacher` by default, needed without it.
+        weight_schedule: term -> [(step, weight), ...] by rising step, linear in between and constant outside; terms
+            that are left out keep the loss's weight. The step is set by [`set_step`].
+
+    Raises:
+        ValueError: neither a teacher nor its scale, or a schedule that does not rise or names an unknown term.
+
+    Source: arXiv 2603.25383; keeping scales and projections inside is this project's choice.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        loss: CLIPRDLoss,
+        teacher_logit_scale: float | None = None,
+        weight_schedule: Mapping[str, Schedule] | None = None,
+    ):
+        super().__init__()
+        self.student: Any
+        self.step: torch.Tensor
+        if teacher is None and teacher_logit_scale is None and loss.needs_teacher:
+            raise ValueError("expected a teacher or, with stored teacher embeddings, its teacher_logit_scale")
+        self.student = student
+        self.loss = loss
+        # In a tuple, so that it is no submodule.
+        self._teacher: tuple[Any] = (teacher,)
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
+        self.teacher_logit_scale = teacher_logit_scale
+        self.weight_schedule = {name: _checked(name, points) for name, points in (weight_schedule or {}).items()}
+        self.base_weights = dict(loss.weights)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_post_hook(lambda module, _: module.set_step(int(module.step)))
+        self.set_step(0)
+
+    @property
+    def teacher(self) -> Any:
+        """The teacher, in evaluation mode; None where there is none."""
+        return self._teacher[0]
+
+    @property
+    def config(self) -> Any:
+        """The student's config, which trainers ask for."""
+        return getattr(self.student, "config", None)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "CLIPRDDistiller":
+        if self.teacher is not None:
+            self.teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Recomputes the student's activations in the backward pass; options as `PreTrainedModel` takes them."""
+        if hasattr(self.student, "activation_checkpointing_enable"):
+            self.student.activation_checkpointing_enable(**options)
+        else:
+            # The name before transformers 5.22.
+            kwargs = options.get("activation_checkpointing_kwargs")
+            self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """The earlier name of [`activation_checkpointing_enable`], which older trainers call."""
+        self.activation_checkpointing_enable(activation_checkpointing_kwargs=gradient_checkpointing_kwargs)
+
+    def set_step(self, step: int) -> None:
+        """Sets the number of steps taken, which the weight schedule goes by; it is part of the `state_dict`."""
+        with torch.no_grad():
+            self.step.fill_(step)
+        scheduled = {name: _interpolated(points, step) for name, points in self.weight_schedule.items()}
+        self.loss.set_weights({**self.base_weights, **scheduled})
+
+    @torch.no_grad()
+    def clamp_scales(self) -> None:
+        """Keeps the student's logit scale between 0 and ln 100; done before every training step, and to be done after
+        the last."""
+        self.student.logit_scale.clamp_(0, MAXIMAL_LOG_SCALE)
+
+    def forward(
+        self,
+        batch: Mapping[str, Any] | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        teacher_pixel_values: torch.Tensor | None = None,
+        teacher_input_ids: torch.Tensor | None = None,
+        teacher_attention_mask: torch.Tensor | None = None,
+        teacher_image_embeds: torch.Tensor | None = None,
+        teacher_text_embeds: torch.Tensor | None = None,
+        cached_gradients: "CachedGradients | None" = None,
+        embed_only: bool = False,
+    ) -> Any:
+        """Computes the loss of this process's pairs among those of all processes.
+
+        Args:
+            batch: the other arguments as a mapping.
+            pixel_values: (n, 3, H, W), the student's images.
+            input_ids, attention_mask: (n, L), the student's captions.
+            teacher_pixel_values: (n, 3, H', W'), the same images as the teacher takes them; the student's by default.
+            teacher_input_ids, teacher_attention_mask: (n, L'), the same captions in the teacher's tokens; the
+                student's by default.
+            teacher_image_embeds, teacher_text_embeds: (n, d), stored embeddings; the teacher is not run then.
+            cached_gradients, embed_only: of [`cached_backward`].
+
+        Returns:
+            [`CLIPRDLossOutput`]. With `embed_only` the four embeddings; with `cached_gradients` a scalar whose
+            gradient is the loss's.
+
+        Raises:
+            ValueError: inputs are missing, or what [`CLIPRDLoss`] refuses.
+        """
+        inputs = {
+            "pixel_values": pixel_values,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "teacher_pixel_values": teacher_pixel_values,
+            "teacher_input_ids": teacher_input_ids,
+            "teacher_attention_mask": teacher_attention_mask,
+            "teacher_image_embeds": teacher_image_embeds,
+            "teacher_text_embeds": teacher_text_embeds,
+        }
+        for name, value in (batch or {}).items():
+            if name not in inputs:
+                raise ValueError(f"unknown input {name!r}: expected some of {', '.join(inputs)}")
+            inputs[name] = value
+        for name in ("pixel_values", "input_ids"):
+            if inputs[name] is None:
+                raise ValueError(f"the batch has no {name}")
+        if self.training:
+            self.clamp_scales()
+        image, text = self._embed_student(inputs)
+        if cached_gradients is not None:
+            return cached_gradients.surrogate(image, text, self._loss_parameters())
+        embeddings = (image, text, *self._embed_teacher(inputs))
+        return embeddings if embed_only else self._terms(*embeddings)
+
+    def _terms(self, *embeddings: torch.Tensor | None) -> CLIPRDLossOutput:
+        scale: Any = self.teacher_logit_scale
+        if scale is None and self.teacher is not None:
+            scale = self.teacher.logit_scale.detach().float().exp()
+        return self.loss(*embeddings, self.student.logit_scale.float().exp(), scale)
+
+    def _loss_parameters(self) -> list[nn.Parameter]:
+        """What the loss trains beside the towers."""
+        return [self.student.logit_scale, *self.loss.parameters()]
+
+    def _embed_student(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        image = self.student.get_image_features(pixel_values=inputs["pixel_values"])
+        text = self.student.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        return features_of(image), features_of(text)
+
+    @torch.no_grad()
+    def _embed_teacher(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if not self.loss.needs_teacher:
+            return None, None
+        stored = inputs["teacher_image_embeds"], inputs["teacher_text_embeds"]
+        if stored[0] is not None and stored[1] is not None:
+            return stored
+        if self.teacher is None:
+            raise ValueError("no teacher: the batch needs teacher_image_embeds and teacher_text_embeds")
+        given = {
+            name: inputs[name] if inputs[f"teacher_{name}"] is None else inputs[f"teacher_{name}"]
+            for name in ("pixel_values", "input_ids")
+        }
+        # A mask belongs to its tokens.
+        prefix = "" if inputs["teacher_input_ids"] is None else "teacher_"
+        image = self.teacher.get_image_features(pixel_values=given["pixel_values"])
+        text = self.teacher.get_text_features(
+            input_ids=given["input_ids"], attention_mask=inputs[f"{prefix}attention_mask"]
+        )
+        return features_of(image), features_of(text)
+
+
+def _checked(name: str, points: Schedule) -> list[tuple[int, float]]:
+    check_weights({name: 0.0})
+    steps = [int(step) for step, _ in points]
+    if not steps or steps != sorted(set(steps)):
+        raise ValueError(f"weight_schedule: {name} needs points of rising steps, found {list(points)}")
+    for _, weight in points:
+        check_weights({name: float(weight)})
+    return [(int(step), float(weight)) for step, weight in points]
+
+
+def _interpolated(points: Schedule, step: int) -> float:
+    if step <= points[0][0]:
+        return points[0][1]
+    for (start, first), (end, last) in zip(points, points[1:], strict=False):
+        if step < end:
+            return first + (last - first) * (step - start) / (end - start)
+    return points[-1][1]
+
+
+class CachedGradients:
+    """The loss's gradients with respect to some embeddings and, for the last chunk, its own parameters.
+
+    Args:
+        image, text: (n, d_s), of the embeddings.
+        parameters: of the loss's own parameters; None for all chunks but the last.
+    """
+
+    def __init__(self, image: torch.Tensor, text: torch.Tensor, parameters: Sequence[torch.Tensor] | None):
+        self.image, self.text, self.parameters = image, text, parameters
+
+    def surrogate(self, image: torch.Tensor, text: torch.Tensor, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+        """A scalar whose gradient is that of the loss."""
+        total = (image.float() * self.image).sum() + (text.float() * self.text).sum()
+        # Every parameter takes part in every chunk: gradient synchronisation waits for all of them.
+        gradients = self.parameters or [torch.zeros_like(parameter) for parameter in parameters]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            total = total + (parameter.float() * gradient.float()).sum()
+        return total
+
+
+def cached_backward(
+    model: nn.Module,
+    batch: Mapping[str, torch.Tensor],
+    chunk_size: int,
+    backward: Callable[[torch.Tensor], None] | None = None,
+) -> CLIPRDLossOutput:
+    """Accumulates the gradients of a batch that does not fit, with the negatives of the whole batch of all processes.
+
+    The towers run twice: first without gradients, chunk by chunk, for the embeddings, of which the loss and its
+    gradients follow; then with gradients, chunk by chunk, fed with those. The gradients are those of one large batch
+    where the student has no batch statistics (batch normalisation sees chunks).
+
+    Args:
+        model: a [`CLIPRDDistiller`], wrapped for distributed training or not.
+        batch: its inputs; every tensor's first axis is the pair.
+        chunk_size: pairs at once.
+        backward: computes gradients of a scalar; `accelerator.backward`, for instance.
+
+    Returns:
+        The terms of the whole batch, detached.
+
+    Raises:
+        ValueError: a chunk size below 1, inputs of different lengths, or what [`CLIPRDLoss`] refuses.
+
+    Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021
+    (GradCache).
+    """
+    distiller = _unwrapped(model)
+    given = {name: value for name, value in batch.items() if value is not None}
+    lengths = {name: len(value) for name, value in given.items()}
+    if chunk_size < 1 or len(set(lengths.values())) != 1:
+        raise ValueError(
+            f"expected chunk_size of at least 1 and inputs of one length, found {chunk_size} and {lengths}"
+        )
+    size = next(iter(lengths.values()))
+    starts = range(0, size, chunk_size)
+    chunks = [{name: value[start : start + chunk_size] for name, value in given.items()} for start in starts]
+    states, parts = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(_RandomState())
+            parts.append(distiller(chunk, embed_only=True))
+    # Of the teacher's two there are none where no term reads them.
+    embeddings: list[Any] = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+    student = [values.float().requires_grad_() for values in embeddings[:2]]
+    parameters = distiller._loss_parameters()
+    with torch.enable_grad():
+        terms = distiller._terms(*student, *embeddings[2:])
+    assert terms.loss is not None
+    found = torch.autograd.grad(terms.loss, [*student, *parameters], allow_unused=True, materialize_grads=True)
+    after = _RandomState()
+    for number, (start, chunk, state) in enumerate(zip(starts, chunks, states, strict=True)):
+        last = number == len(chunks) - 1
+        rows = slice(start, start + chunk_size)
+        gradients = CachedGradients(found[0][rows], found[1][rows], found[2:] if last else None)
+        quiet = getattr(model, "no_sync", None)
+        with nullcontext() if last or quiet is None else quiet():
+            # The same dropout as in the first pass.
+            with state.restored():
+                surrogate = model(chunk, cached_gradients=gradients)
+            (backward or torch.Tensor.backward)(surrogate)
+    after.restore()
+    return CLIPRDLossOutput(**{name: value.detach() for name, value in terms.items()})
+
+
+def _unwrapped(model: nn.Module) -> CLIPRDDistiller:
+    while not isinstance(model, CLIPRDDistiller):
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if inner is None:
+            raise ValueError(f"expected a CLIPRDDistiller, found {type(model).__name__}")
+        model = inner
+    return model
+
+
+class _RandomState:
+    """The random state of the CPU and, once in use, of the accelerators."""
+
+    def __init__(self):
+        self.cpu = torch.get_rng_state()
+        self.cuda = (
+            torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+        )
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        self.restore()
+        yield

@@ -1,0 +1,708 @@
+"""Losses of relational distillation: every term of CLIP-RD, exactly, without ever holding an N x N matrix.
+
+All terms are made of six products of (N, d) embeddings. They are visited tile by tile, twice: first for the row and
+column log-sum-exps, then for the values and gradients. As the result is one scalar, both passes run in the forward of
+one autograd function that keeps nothing but the gradients. With several processes each has the rows of its own pairs
+and sees the columns of all of them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
+
+TERMS = ("task", "fd", "icl", "hrd", "vrd", "vrd_image", "vrd_text", "xrd")
+CLIP_RD_WEIGHTS = {**dict.fromkeys(TERMS, 1.0), "fd": 2000.0}
+CLIP_KD_WEIGHTS = {"task": 1.0, "fd": 2000.0, "icl": 1.0, "hrd": 1.0}
+AFFINITY_MIMICKING_WEIGHTS = {"task": 1.0, "hrd": 1.0}
+INITIAL_SCALE = math.log(1 / 0.07)
+MAXIMAL_LOG_SCALE = math.log(100)
+# Tiles that stay in the cache of a core; an accelerator wants few and large ones.
+CPU_TILE_SIZE = 512
+ACCELERATOR_TILE_SIZE = 2048
+
+# What a process can find wrong with its part of the batch; exchanged as a number, so that all processes stop together.
+_PROBLEMS = (
+    "",
+    "the embeddings have different numbers of rows, or are not matrices",
+    "student embeddings are not as wide as student_dim",
+    "teacher embeddings are not as wide as teacher_dim",
+    "embeddings are not floating-point numbers",
+    "embeddings hold NaN or infinite values",
+    "embeddings hold a row of zeros, which has no direction",
+    "a scale is not a finite number",
+)
+_ROWS, _STUDENT, _TEACHER, _TYPE, _FINITE, _ZERO, _SCALE = range(1, len(_PROBLEMS))
+
+
+@dataclass
+class CLIPRDLossOutput(ModelOutput):
+    """What [`CLIPRDLoss`] returns; every value is that of the global batch, the same on all processes.
+
+    Args:
+        loss: scalar, the weighted sum; the only one with a gradient.
+        task, fd, icl, hrd, vrd, vrd_image, vrd_text, xrd: scalars, unweighted and detached; None where the weight is
+            0, as such a term is not computed.
+    """
+
+    loss: torch.Tensor | None = None
+    task: torch.Tensor | None = None
+    fd: torch.Tensor | None = None
+    icl: torch.Tensor | None = None
+    hrd: torch.Tensor | None = None
+    vrd: torch.Tensor | None = None
+    vrd_image: torch.Tensor | None = None
+    vrd_text: torch.Tensor | None = None
+    xrd: torch.Tensor | None = None
+
+
+def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """Completes weights of the terms with zeros.
+
+    Args:
+        weights: term -> weight.
+
+    Returns:
+        The weight of every term of `TERMS`.
+
+    Raises:
+        ValueError: an unknown term, or a weight that is negative or not finite.
+    """
+    for name, weight in weights.items():
+        if name not in TERMS:
+            nearest = get_close_matches(str(name), TERMS, 1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"weights: unknown term {name!r}, expected some of {', '.join(TERMS)}{hint}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"weights: {name} must be a finite number of at least 0, found {weight}")
+    return {name: float(weights.get(name, 0.0)) for name in TERMS}
+
+
+class CLIPRDLoss(nn.Module):
+    """Distils a CLIP into another by the relations between pairs, modalities and models.
+
+    Args:
+        student_dim: d_s, width of the student's embeddings.
+        teacher_dim: d, width of the teacher's; that of the student by default. Where they differ, a linear map takes
+            the student's embeddings to the teacher's width for all terms but `task` and `hrd`, which live in the
+            student's own space.
+        weights: term -> weight; those of CLIP-RD's recipe by default. Terms that are left out have weight 0 and cost
+            nothing. `fd` is a mean over entries, so its weight of 2,000 is tied to d = 512.
+        scales: how the learned scales are read. `released`: the parameters are the multipliers, as in the released
+            code. `exponentiated`: the parameters are their logarithms, kept between 0 and ln 100 as CLIP keeps its own
+            (ours).
+        tile_size: rows and columns of a tile; 512 on a CPU, 2,048 elsewhere by default. It changes speed and memory,
+            not the result.
+        dense: computes the same by plain N x N matrices and autograd, on one process; for checking.
+        process_group: the processes that share a batch; all of them by default.
+
+    Attributes:
+        cross_scale, image_scale, text_scale: parameters, scalars, starting at ln(1 / 0.07).
+        visual_projection, text_projection: `nn.Linear(d_s, d)`, or None where the widths are equal.
+
+    Raises:
+        ValueError: an unknown term, a weight below 0, or sizes below 1.
+
+    Source: "CLIP-RD: Relational Distillation for Efficient CLIP Knowledge Distillation", arXiv 2603.25383; with
+    `CLIP_KD_WEIGHTS` the losses of CLIP-KD (CVPR 2024).
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int | None = None,
+        weights: Mapping[str, float] | None = None,
+        scales: str = "released",
+        tile_size: int | None = None,
+        dense: bool = False,
+        process_group: "dist.ProcessGroup | None" = None,
+    ):
+        super().__init__()
+        self.student_dim = student_dim
+        self.teacher_dim = student_dim if teacher_dim is None else teacher_dim
+        if min(self.student_dim, self.teacher_dim) < 1 or (tile_size is not None and tile_size < 1):
+            raise ValueError(
+                f"student_dim, teacher_dim and tile_size must be at least 1, found {student_dim}, {teacher_dim} and "
+                f"{tile_size}"
+            )
+        if scales not in ("released", "exponentiated"):
+            raise ValueError(f"scales {scales!r} is not one of released, exponentiated")
+        self.scales = scales
+        self.tile_size = tile_size
+        self.dense = dense
+        self.process_group = process_group
+        self.set_weights(CLIP_RD_WEIGHTS if weights is None else weights)
+        self.cross_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
+        self.image_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
+        self.text_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
+        same = self.student_dim == self.teacher_dim
+        self.visual_projection = None if same else nn.Linear(self.student_dim, self.teacher_dim)
+        self.text_projection = None if same else nn.Linear(self.student_dim, self.teacher_dim)
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Replaces all weights; terms that are left out get 0.
+
+        Raises:
+            ValueError: an unknown term, or a weight that is negative or not finite.
+        """
+        self.weights = check_weights(weights)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term with a weight reads the teacher; `task` alone does not."""
+        return any(self.weights[name] for name in TERMS if name != "task")
+
+    def extra_repr(self) -> str:
+        weights = ", ".join(f"{name}={weight:g}" for name, weight in self.weights.items() if weight)
+        return f"{self.student_dim}, {self.teacher_dim}, {weights}, scales={self.scales}"
+
+    def multipliers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The cross, image and text scales as they multiply the similarities."""
+        parameters = (self.cross_scale, self.image_scale, self.text_scale)
+        if self.scales == "released":
+            return parameters
+        # Clamped in value alone: a scale that has reached a bound can still come back.
+        bounded = [value + (value.clamp(0, MAXIMAL_LOG_SCALE) - value).detach() for value in parameters]
+        return bounded[0].exp(), bounded[1].exp(), bounded[2].exp()
+
+    @torch.compiler.disable
+    def forward(
+        self,
+        student_image: torch.Tensor,
+        student_text: torch.Tensor,
+        teacher_image: torch.Tensor | None,
+        teacher_text: torch.Tensor | None,
+        student_logit_scale: torch.Tensor | float,
+        teacher_logit_scale: torch.Tensor | float | None,
+    ) -> CLIPRDLossOutput:
+        """Computes the terms over the pairs of all processes.
+
+        Under `DistributedDataParallel`, which averages gradients, the gradients are those of one process with all
+        pairs; the processes may hold different numbers of pairs. Computed in float32 at least, autocast or not.
+
+        Args:
+            student_image, student_text: (n, d_s), this process's pairs, not normalised.
+            teacher_image, teacher_text: (n, d), without gradient; normalised here. They and their scale may be None
+                where `task` alone has a weight.
+            student_logit_scale: the student's CLIP scale, exponentiated.
+            teacher_logit_scale: the teacher's CLIP scale, exponentiated; constant.
+
+        Returns:
+            [`CLIPRDLossOutput`].
+
+        Raises:
+            ValueError: on every process alike, when any of them found embeddings of different N, of a wrong width,
+                with NaN, infinite values or a row of zeros, or a scale that is not finite; and a teacher with a
+                gradient.
+        """
+        if teacher_image is None or teacher_text is None or teacher_logit_scale is None:
+            if self.needs_teacher:
+                wanted = [name for name in TERMS if name != "task" and self.weights[name]]
+                raise ValueError(f"found no teacher, expected one for the terms {', '.join(wanted)}")
+            teacher_image = teacher_text = student_image.detach().new_ones(len(student_image), self.teacher_dim)
+            teacher_logit_scale = 1.0
+        embeddings = (student_image, student_text, teacher_image, teacher_text)
+        for name, target in (("teacher_image", teacher_image), ("teacher_text", teacher_text)):
+            if target.requires_grad:
+                raise ValueError(f"{name} has a gradient: compute the teacher under torch.no_grad()")
+        if isinstance(teacher_logit_scale, torch.Tensor):
+            teacher_logit_scale = teacher_logit_scale.detach()
+        device = student_image.device
+        group = _Group(self.process_group)
+        scales = (student_logit_scale, teacher_logit_scale, *self.multipliers())
+        problem = self._problem(embeddings, scales)
+        rows = group.agree(problem, student_image.shape[0] if student_image.dim() else 0, device)
+        with torch.autocast(device.type, enabled=False):
+            dtype = torch.float64 if student_image.dtype == torch.float64 else torch.float32
+            own_image, own_text = student_image.to(dtype), student_text.to(dtype)
+            image, text = own_image, own_text
+            if self.visual_projection is not None and self.text_projection is not None:
+                image = F.normalize(_linear(self.visual_projection, own_image), dim=-1)
+                text = F.normalize(_linear(self.text_projection, own_text), dim=-1)
+            own_image, own_text = F.normalize(own_image, dim=-1), F.normalize(own_text, dim=-1)
+            if self.visual_projection is None:
+                image, text = own_image, own_text
+            targets = [F.normalize(part.to(dtype), dim=-1) for part in (teacher_image, teacher_text)]
+            multipliers = torch.stack([torch.as_tensor(scale, device=device).to(dtype) for scale in scales])
+            if self.dense:
+                if group.size > 1:
+                    raise ValueError("dense computes on one process; leave it out for several")
+                terms = dense_terms(
+                    own_image, own_text, image, text, targets[0], targets[1], multipliers, self.weights
+                )
+                loss = sum((self.weights[name] * value for name, value in terms.items()), multipliers.sum() * 0)
+                return CLIPRDLossOutput(loss=loss, **{name: value.detach() for name, value in terms.items()})
+            tile_size = self.tile_size or (CPU_TILE_SIZE if device.type == "cpu" else ACCELERATOR_TILE_SIZE)
+            call = _Call(self.weights, tile_size, group, rows)
+            # Without projections the towers' embeddings serve all terms: passed once, their gradients come once.
+            projected = (None, None) if self.visual_projection is None else (image, text)
+            loss, found = _TiledTerms.apply(own_image, own_text, *projected, *targets, multipliers, call)
+        terms = {name: found[index] for index, name in enumerate(TERMS) if self.weights[name]}
+        return CLIPRDLossOutput(loss=loss, **terms)
+
+    def _problem(self, embeddings: tuple[torch.Tensor, ...], scales: tuple[torch.Tensor | float, ...]) -> int:
+        """Number of the first problem this process has, 0 for none."""
+        if any(values.dim() != 2 or values.shape[0] != embeddings[0].shape[0] for values in embeddings):
+            return _ROWS
+        if any(values.shape[1] != self.student_dim for values in embeddings[:2]):
+            return _STUDENT
+        if any(values.shape[1] != self.teacher_dim for values in embeddings[2:]):
+            return _TEACHER
+        if not all(values.is_floating_point() for values in embeddings):
+            return _TYPE
+        with torch.no_grad():
+            # One look at the squared norms tells NaN, infinities and zeros apart; float32, since fp16 overflows here.
+            norms = [torch.linalg.vector_norm(values, dim=1, dtype=_wide(values)) for values in embeddings]
+            found = torch.cat(norms)
+            numbers = torch.stack([torch.as_tensor(scale, device=found.device).detach().to(found) for scale in scales])
+            finite, zero, scaled = (
+                found.isfinite().all().logical_not(),
+                (found == 0).any(),
+                numbers.isfinite().all().logical_not(),
+            )
+            flags = torch.stack([finite, zero, scaled]).tolist()
+        return next((code for code, flag in zip((_FINITE, _ZERO, _SCALE), flags, strict=True) if flag), 0)
+
+
+def _wide(values: torch.Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def _linear(layer: nn.Linear, values: torch.Tensor) -> torch.Tensor:
+    bias = None if layer.bias is None else layer.bias.to(values.dtype)
+    return F.linear(values, layer.weight.to(values.dtype), bias)
+
+
+def _collective(name: str, earlier_name: str) -> Any:
+    """A function of torch.distributed that torch 2.13 renamed; it is looked up when processes need it."""
+    return getattr(dist, name, None) or getattr(dist, earlier_name)
+
+
+class _Group:
+    """The processes that share a batch, or this one alone."""
+
+    def __init__(self, process_group: "dist.ProcessGroup | None"):
+        self.active = dist.is_available() and dist.is_initialized()
+        self.group = process_group
+        self.size = dist.get_world_size(process_group) if self.active else 1
+        self.rank = dist.get_rank(process_group) if self.active else 0
+
+    def agree(self, problem: int, rows: int, device: torch.device) -> list[int]:
+        """Exchanges what each process found, before any of them waits for another's embeddings.
+
+        Returns:
+            Number of rows of every process.
+
+        Raises:
+            ValueError: a process has a problem, or none has a row.
+        """
+        found = [(problem, rows)]
+        if self.size > 1:
+            mine = torch.tensor([problem, rows], device=device)
+            everyone = torch.empty(self.size * 2, dtype=mine.dtype, device=device)
+            _collective("all_gather_single", "all_gather_into_tensor")(everyone, mine, group=self.group)
+            found = [(int(code), int(count)) for code, count in everyone.view(-1, 2).tolist()]
+        for rank, (code, _) in enumerate(found):
+            if code:
+                where = "" if self.size == 1 else f" on process {rank} of {self.size}"
+                raise ValueError(f"CLIPRDLoss: {_PROBLEMS[code]}{where}")
+        counts = [count for _, count in found]
+        if sum(counts) == 0:
+            raise ValueError("CLIPRDLoss: the batch is empty, expected at least one pair")
+        return counts
+
+    def gather(self, values: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """(n, k) of every process -> (N, k), in the order of the processes."""
+        if self.size == 1:
+            return values
+        longest = max(rows)
+        padded = F.pad(values, (0, 0, 0, longest - len(values))).contiguous()
+        everyone = padded.new_empty(self.size * longest, values.shape[1])
+        _collective("all_gather_single", "all_gather_into_tensor")(everyone, padded, group=self.group)
+        if min(rows) == longest:
+            return everyone
+        return torch.cat([part[:count] for part, count in zip(everyone.split(longest), rows, strict=True)])
+
+    def scatter_sum(self, values: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """(N, k) of every process -> the sum's rows (n, k) that belong to this one."""
+        if self.size == 1:
+            return values
+        if min(rows) == max(rows):
+            mine = values.new_empty(rows[self.rank], values.shape[1])
+            _collective("reduce_scatter_single", "reduce_scatter_tensor")(mine, values, group=self.group)
+            return mine
+        dist.all_reduce(values, group=self.group)
+        return values.split(rows)[self.rank]
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def merge_log_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """(K, N) log-sum-exps over each process's rows -> over all rows."""
+        if self.size == 1:
+            return values
+        everyone = values.new_empty(self.size * values.shape[0], values.shape[1])
+        _collective("all_gather_single", "all_gather_into_tensor")(everyone, values.contiguous(), group=self.group)
+        return everyone.view(self.size, *values.shape).logsumexp(0)
+
+
+@dataclass
+class _Call:
+    """What one computation needs beside its tensors.
+
+    Args:
+        weights: of all terms.
+        tile_size: rows and columns of a tile.
+        group: the processes.
+        rows: number of rows of each.
+    """
+
+    weights: dict[str, float]
+    tile_size: int
+    group: _Group
+    rows: list[int]
+
+
+# The six products, rows times columns: the student's rows are this process's, the columns are everyone's.
+_OWN, _TEACHERS, _IMAGE, _TEXT, _TEXT_TO_IMAGE, _IMAGE_TO_TEXT = range(6)
+_USERS = {
+    _OWN: ("task", "hrd"),
+    _TEACHERS: ("hrd",),
+    _IMAGE: ("vrd", "vrd_image"),
+    _TEXT: ("vrd", "vrd_text"),
+    _TEXT_TO_IMAGE: ("icl", "xrd"),
+    _IMAGE_TO_TEXT: ("icl", "xrd"),
+}
+
+
+class _TiledTerms(torch.autograd.Function):
+    """Weighted sum of the terms, and the values of all; the gradients are found on the way and merely handed out."""
+
+    @staticmethod
+    def forward(ctx, own_image, own_text, image, text, teacher_image, teacher_text, multipliers, call: _Call):
+        needed = ctx.needs_input_grad
+        tiles = _Tiles(own_image, own_text, image, text, teacher_image, teacher_text, multipliers, call)
+        values = tiles.compute(gradients=any(needed))
+        weights = values.new_tensor([call.weights[name] for name in TERMS])
+        loss = (weights * values).sum().to(own_image.dtype)
+        values = values.to(own_image.dtype)
+        ctx.mark_non_differentiable(values)
+        if any(needed):
+            gradients = tiles.gradients
+            ctx.save_for_backward(*(gradients[index] if needed[index] else None for index in (0, 1, 2, 3, 6)))
+        return loss, values
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, loss_gradient, _):
+        own_image, own_text, image, text, multipliers = (
+            None if gradient is None else gradient * loss_gradient for gradient in ctx.saved_tensors
+        )
+        return own_image, own_text, image, text, None, None, multipliers, None
+
+
+class _Tiles:
+    """Both passes over the tiles of one batch.
+
+    Args:
+        own_image, own_text: (n, d_s), normalised rows of this process.
+        image, text: (n, d), their normalised projections; None where there are none.
+        teacher_image, teacher_text: (n, d), normalised.
+        multipliers: (5,), scales of the student, the teacher, cross, image, text.
+        call: everything else.
+    """
+
+    def __init__(self, own_image, own_text, image, text, teacher_image, teacher_text, multipliers, call: _Call):
+        self.call, self.weights = call, call.weights
+        self.group = call.group
+        self.num_rows, self.total = len(own_image), sum(call.rows)
+        self.own = (own_image, own_text)
+        self.shared = image is None
+        self.student = self.own if self.shared else (image, text)
+        self.teacher = (teacher_image, teacher_text)
+        student, teacher, cross, vision, language = multipliers.tolist()
+        used = [index for index, users in _USERS.items() if any(self.weights[name] for name in users)]
+        # Only what some term reads travels: the student's texts, the teacher's images, the teacher's texts.
+        parts = [
+            (own_text, _OWN in used),
+            (teacher_image, bool({_IMAGE, _TEXT_TO_IMAGE} & set(used))),
+            (teacher_text, bool({_TEACHERS, _TEXT, _IMAGE_TO_TEXT} & set(used))),
+        ]
+        if self.group.size > 1 and used:
+            gathered = self.group.gather(torch.cat([part for part, wanted in parts if wanted], 1), call.rows)
+            widths = [part.shape[1] for part, wanted in parts if wanted]
+            found = iter(gathered.split(widths, 1))
+            parts = [(next(found).contiguous() if wanted else part, wanted) for part, wanted in parts]
+        all_texts, all_teacher_images, all_teacher_texts = (part for part, _ in parts)
+        left = {
+            _OWN: (own_image, student),
+            _TEACHERS: (teacher_image, teacher),
+            _IMAGE: (self.student[0], vision),
+            _TEXT: (self.student[1], language),
+            _TEXT_TO_IMAGE: (self.student[1], cross),
+            _IMAGE_TO_TEXT: (self.student[0], cross),
+        }
+        right = {
+            _OWN: all_texts,
+            _TEACHERS: all_teacher_texts,
+            _IMAGE: all_teacher_images,
+            _TEXT: all_teacher_texts,
+            _TEXT_TO_IMAGE: all_teacher_images,
+            _IMAGE_TO_TEXT: all_teacher_texts,
+        }
+        # The local partners of the rows: where the diagonal of the global product is.
+        partner = {
+            _OWN: own_text,
+            _TEACHERS: teacher_text,
+            _IMAGE: teacher_image,
+            _TEXT: teacher_text,
+            _TEXT_TO_IMAGE: teacher_image,
+            _IMAGE_TO_TEXT: teacher_text,
+        }
+        self.used = used
+        self.left, self.right, self.partner = left, right, partner
+        shape = (len(used), self.num_rows), (len(used), self.total)
+        lowest = own_image.new_tensor(-math.inf)
+        self.row_log_sums = dict(zip(used, lowest.expand(shape[0]).clone(), strict=True))
+        self.column_log_sums = dict(zip(used, lowest.expand(shape[1]).clone(), strict=True))
+        size = call.tile_size
+        self.buffer_size = min(size, max(self.num_rows, 1)) * min(size, self.total)
+        self.new_buffer = lambda: own_image.new_empty(self.buffer_size)
+        self.gradients: dict[int, torch.Tensor] = {}
+
+    def _slices(self, count: int) -> list[slice]:
+        size = self.call.tile_size
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def compute(self, gradients: bool) -> torch.Tensor:
+        """Values of all terms, (8,) float64, of the global batch; with `gradients`, fills `self.gradients`."""
+        self._log_sums()
+        totals = self._values_and_gradients(gradients)
+        return self.group.sum(totals) / self.total
+
+    def _log_sums(self) -> None:
+        """First pass: log-sum-exps over rows and columns of every product."""
+        logits, shifted = self.new_buffer(), self.new_buffer()
+        for rows in self._slices(self.num_rows):
+            scaled = {index: self.left[index][0][rows] * self.left[index][1] for index in self.used}
+            for columns in self._slices(self.total):
+                for index in self.used:
+                    right = self.right[index][columns]
+                    shape = (rows.stop - rows.start, columns.stop - columns.start)
+                    x, e = _view(logits, shape), _view(shifted, shape)
+                    torch.mm(scaled[index], right.T, out=x)
+                    for dim, sums in (
+                        (1, self.row_log_sums[index][rows]),
+                        (0, self.column_log_sums[index][columns]),
+                    ):
+                        # The true maximum of each row and column: a bound by the scale would underflow where the
+                        # largest cosine is far below 1.
+                        highest = x.amax(dim)
+                        torch.sub(x, highest.unsqueeze(dim), out=e)
+                        torch.logaddexp(sums, e.exp_().sum(dim).log_().add_(highest), out=sums)
+        if self.used:
+            merged = self.group.merge_log_sums(torch.stack(list(self.column_log_sums.values())))
+            self.column_log_sums = dict(zip(self.used, merged, strict=True))
+
+    def _values_and_gradients(self, gradients: bool) -> torch.Tensor:
+        """Second pass; returns this process's share of the values, times N."""
+        weights, total = self.weights, self.total
+        sums: dict[str, Any] = dict.fromkeys(TERMS, 0.0)
+        own = [torch.zeros_like(values) for values in self.own] if gradients else []
+        student = own if self.shared or not gradients else [torch.zeros_like(values) for values in self.student]
+        all_texts = torch.zeros_like(self.right[_OWN]) if gradients and _OWN in self.used else None
+        scale_gradients: list[Any] = [0.0] * 5
+        logits = {index: self.new_buffer() for index in self.used}
+        both = {index: self.new_buffer() for index in self.used}
+        single = {index: self.new_buffer() for index in self.used}
+        needs_tiles = gradients or any(weights[name] for name in ("hrd", "vrd", "xrd"))
+        # Row gradients: product -> (which of the student's rows, which of the five scales, weight of the diagonal).
+        owner = {
+            _OWN: (own, 0, 0, weights["task"]),
+            _IMAGE: (student, 0, 3, weights["vrd_image"]),
+            _TEXT: (student, 1, 4, weights["vrd_text"]),
+            _TEXT_TO_IMAGE: (student, 1, 2, 0.5 * weights["icl"]),
+            _IMAGE_TO_TEXT: (student, 0, 2, 0.5 * weights["icl"]),
+        }
+        for rows in self._slices(self.num_rows):
+            scaled = {index: self.left[index][0][rows] * self.left[index][1] for index in self.used}
+            moved = {
+                index: torch.zeros(rows.stop - rows.start, self.right[index].shape[1]).to(self.right[index])
+                for index in self.used
+                if gradients and index != _TEACHERS
+            }
+            for columns in self._slices(total) if needs_tiles else []:
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+                x, p, h = {}, {}, {}
+                for index in self.used:
+                    x[index], p[index], h[index] = (_view(part[index], shape) for part in (logits, single, both))
+                    torch.mm(scaled[index], self.right[index][columns].T, out=x[index])
+                    # p: softmax over the row; h: that plus the softmax over the column.
+                    torch.sub(x[index], self.row_log_sums[index][rows].unsqueeze(1), out=p[index]).exp_()
+                    torch.sub(x[index], self.column_log_sums[index][columns], out=h[index]).exp_()
+                    h[index] += p[index]
+                if weights["hrd"]:
+                    sums["hrd"] += _dot(h[_TEACHERS], x[_TEACHERS].sub_(x[_OWN])) / 2
+                if weights["vrd"]:
+                    sums["vrd"] += _dot(h[_TEXT], x[_IMAGE].neg_().add_(x[_TEXT])) / 2
+                if weights["xrd"]:
+                    difference = h[_IMAGE_TO_TEXT].sub_(h[_TEXT_TO_IMAGE])
+                    sums["xrd"] += _dot(difference, x[_IMAGE_TO_TEXT].sub_(x[_TEXT_TO_IMAGE])) / 4
+                if not gradients:
+                    continue
+                # Gradients of the loss with respect to the logits, times N, without the diagonal.
+                if _OWN in self.used:
+                    slope = h[_OWN].mul_((weights["task"] + weights["hrd"]) / 2)
+                    if weights["hrd"]:
+                        slope.add_(h[_TEACHERS], alpha=-weights["hrd"] / 2)
+                    moved[_OWN].addmm_(slope, self.right[_OWN][columns])
+                    assert all_texts is not None
+                    all_texts[columns].addmm_(slope.T, scaled[_OWN])
+                if _IMAGE in self.used:
+                    slope = h[_IMAGE].mul_((weights["vrd_image"] + weights["vrd"]) / 2)
+                    if weights["vrd"]:
+                        slope.add_(h[_TEXT], alpha=-weights["vrd"] / 2)
+                    moved[_IMAGE].addmm_(slope, self.right[_IMAGE][columns])
+                if weights["vrd_text"]:
+                    moved[_TEXT].addmm_(h[_TEXT], self.right[_TEXT][columns], alpha=weights["vrd_text"] / 2)
+                for index, sign in ((_TEXT_TO_IMAGE, -0.25), (_IMAGE_TO_TEXT, 0.25)):
+                    if index not in self.used:
+                        continue
+                    slope = p[index].mul_(weights["icl"] / 2)
+                    if weights["xrd"]:
+                        slope.add_(h[_IMAGE_TO_TEXT], alpha=sign * weights["xrd"])
+                    moved[index].addmm_(slope, self.right[index][columns])
+            for index, gradient in moved.items():
+                target, place, scale, diagonal = owner[index]
+                values, multiplier = self.left[index]
+                if diagonal:
+                    gradient.sub_(self.partner[index][rows], alpha=diagonal)
+                scale_gradients[scale] += _dot(values[rows], gradient)
+                target[place][rows].add_(gradient, alpha=multiplier)
+        self._add_closed_forms(sums)
+        if gradients:
+            self._finish(own, student, all_texts, scale_gradients)
+        return torch.tensor([float(sums[name]) for name in TERMS], dtype=torch.float64, device=self.own[0].device)
+
+    def _add_closed_forms(self, sums: dict[str, Any]) -> None:
+        """Adds what follows from log-sum-exps and diagonals alone; column sums are everyone's, so one process's."""
+        weights = self.weights
+
+        def rows(index: int) -> float:
+            return float(self.row_log_sums[index].double().sum())
+
+        def columns(index: int) -> float:
+            return float(self.column_log_sums[index].double().sum()) / self.group.size
+
+        def diagonal(index: int) -> float:
+            values, multiplier = self.left[index]
+            return multiplier * float(_dot(values, self.partner[index]))
+
+        for name, index in (("task", _OWN), ("vrd_image", _IMAGE), ("vrd_text", _TEXT)):
+            if weights[name]:
+                sums[name] += (rows(index) + columns(index)) / 2 - diagonal(index)
+        if weights["icl"]:
+            for index in (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT):
+                sums["icl"] += (rows(index) - diagonal(index)) / 2
+        for name, student, target in (("hrd", _OWN, _TEACHERS), ("vrd", _IMAGE, _TEXT)):
+            if weights[name]:
+                sums[name] += (rows(student) - rows(target) + columns(student) - columns(target)) / 2
+        if weights["fd"]:
+            for values, targets in zip(self.student, self.teacher, strict=True):
+                sums["fd"] += float((values - targets).square().sum(1).double().sum()) / values.shape[1]
+
+    def _finish(self, own, student, all_texts, scale_gradients: list[Any]) -> None:
+        """Brings the gradients together; those of a mean over N, for an average over processes."""
+        factor = self.group.size / self.total
+        if all_texts is not None:
+            # The diagonal's part is this process's own; the rest is summed over all.
+            own[1].sub_(self.own[0], alpha=self.weights["task"] * self.left[_OWN][1])
+            own[1].add_(self.group.scatter_sum(all_texts, self.call.rows))
+        if self.weights["fd"]:
+            for gradient, values, targets in zip(student, self.student, self.teacher, strict=True):
+                alpha = 2 * self.weights["fd"] / values.shape[1]
+                gradient.add_(values, alpha=alpha).sub_(targets, alpha=alpha)
+        for gradient in {id(part): part for part in (*own, *student)}.values():
+            gradient.mul_(factor)
+        scales = own[0].new_tensor([float(value) for value in scale_gradients]).mul_(factor)
+        self.gradients = {0: own[0], 1: own[1], 6: scales}
+        if not self.shared:
+            self.gradients |= {2: student[0], 3: student[1]}
+
+
+def _view(buffer: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    return buffer[: shape[0] * shape[1]].view(shape)
+
+
+def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Sum of the products of two matrices, summed over rows in float64."""
+    return torch.linalg.vecdot(left, right).double().sum()
+
+
+def dense_terms(
+    own_image: torch.Tensor,
+    own_text: torch.Tensor,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    teacher_image: torch.Tensor,
+    teacher_text: torch.Tensor,
+    multipliers: torch.Tensor,
+    weights: Mapping[str, float],
+) -> dict[str, torch.Tensor]:
+    """The terms as their formulas read, by N x N matrices and autograd.
+
+    Args:
+        own_image, own_text: (N, d_s), normalised.
+        image, text: (N, d), normalised.
+        teacher_image, teacher_text: (N, d), normalised, without gradient.
+        multipliers: (5,), scales of the student, the teacher, cross, image, text.
+        weights: of all terms.
+
+    Returns:
+        Unweighted scalars of the terms whose weight is not 0.
+    """
+    student, teacher, cross, vision, language = multipliers
+
+    def contrastive(*products: torch.Tensor) -> torch.Tensor:
+        diagonal = torch.arange(len(own_image), device=own_image.device)
+        return torch.stack([F.cross_entropy(product, diagonal) for product in products]).mean()
+
+    def divergence(*pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        values = [
+            F.kl_div(found.log_softmax(1), target.detach().log_softmax(1), reduction="batchmean", log_target=True)
+            for target, found in pairs
+        ]
+        return torch.stack(values).mean()
+
+    own = student * own_image @ own_text.T
+    teachers = teacher * teacher_image @ teacher_text.T
+    images = vision * image @ teacher_image.T
+    texts = language * text @ teacher_text.T
+    text_to_image = cross * text @ teacher_image.T
+    image_to_text = cross * image @ teacher_text.T
+    terms = {
+        "task": lambda: contrastive(own, own.T),
+        "fd": lambda: F.mse_loss(image, teacher_image) + F.mse_loss(text, teacher_text),
+        "icl": lambda: contrastive(image_to_text, text_to_image),
+        "hrd": lambda: divergence((teachers, own), (teachers.T, own.T)),
+        "vrd": lambda: divergence((texts.T, images.T), (texts, images)),
+        "vrd_image": lambda: contrastive(images.T, images),
+        "vrd_text": lambda: contrastive(texts.T, texts),
+        "xrd": lambda: divergence(
+            (image_to_text, text_to_image),
+            (text_to_image, image_to_text),
+            (image_to_text.T, text_to_image.T),
+            (text_to_image.T, image_to_text.T),
+        ),
+    }
+    return {name: compute() for name, compute in terms.items() if weights[name]}

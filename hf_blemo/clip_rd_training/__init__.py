@@ -1,0 +1,1 @@
+"""Training of CLIP-RD students: settings, batches, the loop."""

@@ -1,0 +1,333 @@
+"""The distiller: what it trains, keeps and leaves out, and every way a loop runs it."""
+
+import math
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from transformers import CLIPConfig, CLIPModel
+
+from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
+from hf_blemo.clip_rd.losses_clip_rd import TERMS, CLIPRDLoss
+
+TINY = runpy.run_path(str(Path(__file__).with_name("on_processes.py")), run_name="tiny")
+WIDTHS, TinyClip, make_batch, make_distiller = (
+    TINY[name] for name in ("WIDTHS", "TinyClip", "make_batch", "make_distiller")
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def make_clip(seed, width, **options):
+    torch.manual_seed(seed)
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={**tower, "vocab_size": 30, "max_position_embeddings": 8, "eos_token_id": 29, **options},
+        vision_config={**tower, "image_size": 8, "patch_size": 4, **options},
+        projection_dim=width,
+    )
+    return CLIPModel(config)
+
+
+def make_images(num_pairs=6):
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(1, 28, (num_pairs, 6), generator=generator)
+    ids[:, -1] = 29
+    return {
+        "pixel_values": torch.randn(num_pairs, 3, 8, 8, generator=generator),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+    }
+
+
+def gradients_of(module):
+    return {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+
+
+def test_forward_gives_every_term_of_the_loss():
+    distiller, batch = make_distiller(), make_batch()
+    terms = distiller(batch)
+    student, teacher = distiller.student, distiller.teacher
+    expected = distiller.loss(
+        student.get_image_features(batch["pixel_values"]),
+        student.get_text_features(batch["input_ids"]),
+        teacher.get_image_features(batch["pixel_values"]),
+        teacher.get_text_features(batch["input_ids"]),
+        student.logit_scale.exp(),
+        teacher.logit_scale.exp(),
+    )
+    assert list(terms) == ["loss", *TERMS]
+    for name in terms:
+        torch.testing.assert_close(terms[name], expected[name])
+    torch.testing.assert_close(distiller(**batch).loss, terms.loss)
+    terms.loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in distiller.parameters())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_the_teacher_is_moved_but_never_saved_trained_or_switched_to_training():
+    distiller = make_distiller()
+    assert not any("teacher" in name for name in distiller.state_dict())
+    count = sum(parameter.numel() for parameter in distiller.parameters())
+    own = [*distiller.student.parameters(), *distiller.loss.parameters()]
+    assert count == sum(parameter.numel() for parameter in own)
+    assert set(distiller.state_dict()) > {
+        "student.logit_scale",
+        "loss.cross_scale",
+        "loss.visual_projection.bias",
+        "step",
+    }
+    distiller.train()
+    assert distiller.student.training and not distiller.teacher.training
+    distiller.double()
+    assert {parameter.dtype for parameter in distiller.teacher.parameters()} == {torch.float64}
+    distiller.to("meta")
+    assert {parameter.device.type for parameter in distiller.teacher.parameters()} == {"meta"}
+
+
+def test_a_teacher_may_have_its_own_images_tokens_and_mask():
+    student, teacher = make_clip(0, 6), make_clip(1, 6, hidden_size=12)
+    distiller = CLIPRDDistiller(student, teacher, CLIPRDLoss(6)).eval()
+    own, other = make_images(), {name: value.flip(0) for name, value in make_images().items()}
+    other["attention_mask"][0, :2] = 0
+    terms = distiller({**own, **{f"teacher_{name}": value for name, value in other.items()}})
+    with torch.no_grad():
+        image = teacher.get_image_features(pixel_values=other["pixel_values"]).pooler_output
+        text = teacher.get_text_features(
+            input_ids=other["input_ids"], attention_mask=other["attention_mask"]
+        ).pooler_output
+    stored = distiller({**own, "teacher_image_embeds": image, "teacher_text_embeds": text})
+    for name in terms:
+        assert stored[name].item() == terms[name].item()
+    assert terms.loss.item() != distiller(own).loss.item()
+
+
+def test_stored_embeddings_need_no_teacher():
+    distiller, batch = make_distiller(), make_batch()
+    image, text = distiller._embed_teacher({**dict.fromkeys(STORED), **dict.fromkeys(INPUTS), **batch})
+    stored = {**batch, "teacher_image_embeds": image, "teacher_text_embeds": text}
+    scale = distiller.teacher.logit_scale.exp().item()
+    without = CLIPRDDistiller(distiller.student, None, distiller.loss, teacher_logit_scale=scale)
+    assert without(stored).loss.item() == distiller(batch).loss.item()
+    with pytest.raises(ValueError, match="no teacher: the batch needs teacher_image_embeds"):
+        without(batch)
+    with pytest.raises(
+        ValueError, match="expected a teacher or, with stored teacher embeddings, its teacher_logit_sc"
+    ):
+        CLIPRDDistiller(distiller.student, None, distiller.loss)
+
+
+EXACT = {"use_reentrant": False}
+STORED = ("teacher_image_embeds", "teacher_text_embeds")
+INPUTS = ("teacher_pixel_values", "teacher_input_ids", "attention_mask", "teacher_attention_mask")
+
+
+def test_without_distillation_the_contrastive_loss_needs_no_teacher():
+    student, batch = make_distiller().student, make_batch()
+    alone = CLIPRDDistiller(student, None, CLIPRDLoss(*WIDTHS, weights={"task": 2.0}))
+    expected = make_distiller()(batch).task
+    for terms in (alone(batch), cached_backward(alone, batch, 5)):
+        assert set(terms) == {"loss", "task"}
+        torch.testing.assert_close(terms.task, expected)
+        torch.testing.assert_close(terms.loss.detach(), 2 * expected)
+    alone.loss.set_weights({"task": 1.0, "xrd": 1.0})
+    with pytest.raises(ValueError, match="no teacher: the batch needs"):
+        alone(batch)
+    with pytest.raises(ValueError, match="found no teacher, expected one for the terms xrd"):
+        alone.loss(torch.ones(3, 5), torch.ones(3, 5), None, None, 1.0, None)
+
+
+def test_missing_and_unknown_inputs_are_named():
+    distiller, batch = make_distiller(), make_batch()
+    with pytest.raises(ValueError, match="the batch has no input_ids"):
+        distiller({"pixel_values": batch["pixel_values"]})
+    with pytest.raises(ValueError, match="unknown input 'images': expected some of pixel_values"):
+        distiller({**batch, "images": batch["pixel_values"]})
+    with pytest.raises(ValueError, match="not as wide as teacher_dim"):
+        CLIPRDDistiller(TinyClip(0, 6), TinyClip(1, 5), CLIPRDLoss(6))(batch)
+
+
+# --- Scales and schedule ---
+
+
+def test_the_students_scale_is_clamped_before_a_training_step_alone():
+    distiller = make_distiller()
+    with torch.no_grad():
+        distiller.student.logit_scale.fill_(7.0)
+    distiller.eval()(make_batch())
+    assert distiller.student.logit_scale.item() == 7.0
+    distiller.train()(make_batch())
+    assert distiller.student.logit_scale.item() == pytest.approx(math.log(100))
+
+
+def test_weights_follow_their_schedule_and_the_step_is_resumed():
+    schedule = {"xrd": [(10, 0.0), (20, 1.0)], "fd": [(0, 100.0), (10, 200.0), (30, 0.0)]}
+    distiller = make_distiller(weight_schedule=schedule)
+    found = []
+    for step in (0, 5, 10, 15, 20, 25, 40):
+        distiller.set_step(step)
+        weights = distiller.loss.weights
+        found.append((weights["xrd"], weights["fd"], weights["hrd"]))
+    assert found == [(0, 100, 1), (0, 150, 1), (0, 200, 1), (0.5, 150, 1), (1, 100, 1), (1, 50, 1), (1, 0, 1)]
+    assert distiller(make_batch()).fd is None
+    distiller.set_step(15)
+    resumed = make_distiller(weight_schedule=schedule)
+    resumed.load_state_dict(distiller.state_dict())
+    assert int(resumed.step) == 15 and resumed.loss.weights["xrd"] == 0.5
+    assert resumed(make_batch()).loss.item() == distiller(make_batch()).loss.item()
+
+
+def test_bad_schedules_are_named():
+    for schedule, message in (
+        ({"xdr": [(0, 1.0)]}, "unknown term 'xdr'"),
+        ({"xrd": []}, "xrd needs points of rising steps"),
+        ({"xrd": [(5, 1.0), (5, 0.0)]}, "xrd needs points of rising steps"),
+        ({"xrd": [(5, -1.0)]}, "xrd must be a finite number of at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_distiller(weight_schedule=schedule)
+
+
+# --- Ways of running ---
+
+
+def test_cached_gradients_repeat_the_dropout_of_the_first_pass():
+    """A model whose chunks are the whole batch is the plain step: with the same random state, bit for bit the same."""
+    plain, cached = make_distiller(dropout=0.5), make_distiller(dropout=0.5)
+    torch.manual_seed(9)
+    plain(make_batch()).loss.backward()
+    torch.manual_seed(9)
+    state = torch.get_rng_state()
+    cached_backward(cached, make_batch(), 12)
+    assert not torch.equal(torch.get_rng_state(), state)
+    for name, expected in gradients_of(plain).items():
+        torch.testing.assert_close(cached.get_parameter(name).grad, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 12, 100])
+def test_cached_terms_and_gradients_for_any_chunk(chunk_size):
+    plain, cached = make_distiller(), make_distiller()
+    expected = plain(make_batch())
+    expected.loss.backward()
+    scaled = []
+    terms = cached_backward(
+        cached, make_batch(), chunk_size, lambda value: scaled.append(value) or (2 * value).backward()
+    )
+    assert len(scaled) == math.ceil(12 / chunk_size)
+    for name in expected:
+        torch.testing.assert_close(terms[name], expected[name].detach())
+    for name, gradient in gradients_of(plain).items():
+        torch.testing.assert_close(cached.get_parameter(name).grad, 2 * gradient, rtol=1e-5, atol=1e-4)
+
+
+def test_cached_gradients_of_bad_input_are_refused():
+    with pytest.raises(ValueError, match="chunk_size of at least 1 and inputs of one length"):
+        cached_backward(make_distiller(), make_batch(), 0)
+    batch = make_batch()
+    with pytest.raises(ValueError, match="'pixel_values': 11, 'input_ids': 12"):
+        cached_backward(make_distiller(), {**batch, "pixel_values": batch["pixel_values"][1:]}, 4)
+    with pytest.raises(ValueError, match="expected a CLIPRDDistiller, found Linear"):
+        cached_backward(torch.nn.Linear(2, 2), batch, 4)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_an_accelerate_loop_learns_and_resumes_to_the_same_weights(precision, tmp_path):
+    def begin(seed):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=2)
+        distiller = make_distiller(dropout=0.3)
+        optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-2)
+        return accelerator, *accelerator.prepare(distiller, optimizer)
+
+    def go_on(accelerator, model, optimizer, first, last):
+        losses = []
+        for step in range(first, last):
+            rows = {name: values.roll(step, 0)[:6] for name, values in make_batch().items()}
+            with accelerator.accumulate(model):
+                terms = model(rows)
+                assert terms.loss.dtype == torch.float32
+                accelerator.backward(terms.loss)
+                optimizer.step()
+                optimizer.zero_grad()
+            accelerator.unwrap_model(model).set_step(step + 1)
+            losses.append(terms.loss.item())
+        return losses
+
+    torch.manual_seed(1)
+    accelerator, model, optimizer = begin(0)
+    losses = go_on(accelerator, model, optimizer, 0, 40)
+    assert losses[-1] < 0.7 * losses[0]
+    accelerator.save_state(str(tmp_path / "state"), safe_serialization=True)
+    go_on(accelerator, model, optimizer, 40, 44)
+    expected = accelerator.unwrap_model(model).state_dict()
+    accelerator, model, optimizer = begin(1)
+    with torch.no_grad():
+        model.loss.cross_scale.fill_(9.0)
+    accelerator.load_state(str(tmp_path / "state"))
+    assert int(accelerator.unwrap_model(model).step) == 40
+    go_on(accelerator, model, optimizer, 40, 44)
+    for name, value in accelerator.unwrap_model(model).state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_towers_run_in_bf16_under_autocast_and_the_loss_does_not():
+    distiller = CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6))
+    seen = []
+    distiller.loss.register_forward_pre_hook(lambda module, inputs: seen.append([value.dtype for value in inputs[:4]]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = distiller(make_images())
+    assert seen == [[torch.bfloat16] * 4]
+    assert {value.dtype for value in terms.values()} == {torch.float32}
+    terms.loss.backward()
+    half = CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6).bfloat16(), CLIPRDLoss(6))
+    batch = make_images()
+    terms = half({**batch, "teacher_pixel_values": batch["pixel_values"].bfloat16()})
+    assert terms.loss.dtype == torch.float32 and terms.loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    "enable",
+    [
+        lambda distiller: distiller.activation_checkpointing_enable(activation_checkpointing_kwargs=EXACT),
+        lambda distiller: distiller.gradient_checkpointing_enable(EXACT),
+    ],
+    ids=["new name", "old name"],
+)
+def test_activation_checkpointing_gives_the_same_gradients(enable):
+    plain, saving = (CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6)).train() for _ in range(2))
+    plain(make_images()).loss.backward()
+    enable(saving)
+    assert saving.student.is_activation_checkpointing
+    saving(make_images()).loss.backward()
+    for name, expected in gradients_of(plain).items():
+        torch.testing.assert_close(saving.get_parameter(name).grad, expected)
+
+
+# Dynamo looks at gradients of tensors that have none.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_it_gives_the_same_loss_and_gradients():
+    plain, other = (CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6)).train() for _ in range(2))
+    compiled = torch.compile(other, backend="aot_eager")
+    expected, found = plain(make_images()), compiled(make_images())
+    torch.testing.assert_close(found.loss, expected.loss)
+    expected.loss.backward()
+    found.loss.backward()
+    for name, gradient in gradients_of(plain).items():
+        torch.testing.assert_close(other.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_widths_and_names_of_the_tiny_models_are_what_the_tests_rely_on():
+    assert WIDTHS[0] != WIDTHS[1]
+    assert make_distiller().loss.visual_projection is not None

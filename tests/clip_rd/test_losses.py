@@ -1,0 +1,319 @@
+"""The loss: equal to the reference case and to its formulas, whatever the tiles; clear errors; no N x N memory."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_blemo.clip_rd.losses_clip_rd import (
+    AFFINITY_MIMICKING_WEIGHTS,
+    CLIP_KD_WEIGHTS,
+    CLIP_RD_WEIGHTS,
+    TERMS,
+    CLIPRDLoss,
+)
+
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "data" / "clip_rd_reference.npz"
+SCALES = ("cross_scale", "image_scale", "text_scale")
+
+
+def make_embeddings(num_pairs, student_dim=6, teacher_dim=6, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    widths = (student_dim, student_dim, teacher_dim, teacher_dim)
+    values = [torch.randn(num_pairs, width, generator=generator, dtype=torch.float64).to(dtype) for width in widths]
+    return [value.requires_grad_(index < 2) for index, value in enumerate(values)]
+
+
+def make_loss(*arguments, seed=0, dtype=torch.float64, **options):
+    torch.manual_seed(seed)
+    loss = CLIPRDLoss(*arguments, **options).to(dtype)
+    with torch.no_grad():
+        for value, name in zip((2.0, 3.5, 2.4), SCALES, strict=True):
+            getattr(loss, name).fill_(value if loss.scales == "released" else math.log(value))
+    return loss
+
+
+def results(loss, embeddings, student_scale=14.0, teacher_scale=20.0):
+    """Terms and every gradient."""
+    scale = torch.tensor(student_scale, dtype=torch.float64, requires_grad=True)
+    terms = loss(*embeddings, scale, teacher_scale)
+    leaves = {
+        "student_image": embeddings[0],
+        "student_text": embeddings[1],
+        "student_logit_scale": scale,
+        **dict(loss.named_parameters()),
+    }
+    found = torch.autograd.grad(terms.loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return terms, dict(zip(leaves, found, strict=True))
+
+
+def assert_same(found, expected, **tolerance):
+    for mine, theirs in zip(found, expected, strict=True):
+        assert set(mine) == set(theirs)
+        for name in theirs:
+            torch.testing.assert_close(mine[name], theirs[name], **tolerance, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.skipif(not REFERENCE.is_file(), reason=f"no {REFERENCE.name} in ../shared/data")
+@pytest.mark.parametrize("tile_size", [1, 3, 8, 512])
+def test_the_reference_case_comes_out_value_by_value_and_gradient_by_gradient(tile_size):
+    with np.load(REFERENCE, allow_pickle=False) as arrays:
+        case = {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays}
+    loss = CLIPRDLoss(16, tile_size=tile_size).double()
+    with torch.no_grad():
+        for name in SCALES:
+            getattr(loss, name).copy_(case[name])
+    embeddings = [case[name] for name in ("student_image", "student_text", "teacher_image", "teacher_text")]
+    embeddings = [value.requires_grad_(index < 2) for index, value in enumerate(embeddings)]
+    scales = case["student_logit_scale"].item(), case["teacher_logit_scale"].item()
+    terms, gradients = results(loss, embeddings, *scales)
+    assert terms.loss.item() == pytest.approx(case["total"].item(), abs=1e-10)
+    for name in TERMS:
+        assert terms[name].item() == pytest.approx(case[f"loss_{name}"].item(), abs=1e-10), name
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, case[f"grad_{name}"], rtol=0, atol=1e-10)
+
+
+SUBSETS = {
+    "clip-rd": CLIP_RD_WEIGHTS,
+    "clip-kd": CLIP_KD_WEIGHTS,
+    "affinity mimicking": AFFINITY_MIMICKING_WEIGHTS,
+    **{name: {name: 1.7} for name in TERMS},
+    "odd": dict(zip(TERMS, (0.3, 11.0, 0.7, 1.3, 0.2, 0.9, 1.1, 2.3), strict=True)),
+    "vrd and image": {"vrd": 0.5, "vrd_image": 2.0},
+    "xrd and icl": {"xrd": 0.5, "icl": 2.0},
+}
+
+
+@pytest.mark.parametrize("weights", SUBSETS.values(), ids=SUBSETS.keys())
+@pytest.mark.parametrize("widths", [(6, 6), (5, 6)], ids=["equal widths", "projected"])
+@pytest.mark.parametrize("scales", ["released", "exponentiated"])
+def test_tiles_equal_the_formulas(weights, widths, scales):
+    expected = results(make_loss(*widths, weights, scales, dense=True), make_embeddings(7, *widths))
+    found = results(make_loss(*widths, weights, scales, tile_size=3), make_embeddings(7, *widths))
+    assert_same(found, expected, rtol=1e-11, atol=1e-12)
+    assert set(found[0]) - {"loss"} == {name for name in TERMS if weights.get(name)}
+    total = sum(weights.get(name, 0) * found[0][name] for name in TERMS if weights.get(name))
+    assert found[0].loss.item() == pytest.approx(total.item())
+
+
+@pytest.mark.parametrize("num_pairs", [1, 2, 5, 16, 17])
+@pytest.mark.parametrize("tile_size", [1, 2, 4, 16, 100])
+def test_any_number_of_pairs_and_any_tile_give_the_same(num_pairs, tile_size):
+    expected = results(make_loss(6, dense=True), make_embeddings(num_pairs))
+    found = results(make_loss(6, tile_size=tile_size), make_embeddings(num_pairs))
+    assert_same(found, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_gradients_are_those_of_finite_differences():
+    loss = make_loss(3, 4, tile_size=2, scales="exponentiated")
+    # The scales of a stopped target move the value and not the gradient: without the relations between models.
+    loss.set_weights({"task": 1.0, "fd": 5.0, "icl": 0.5, "vrd_image": 0.3, "vrd_text": 0.7})
+    image, text, *teacher = make_embeddings(5, 3, 4)
+
+    def value(image, text, scale, *parameters):
+        names = dict(loss.named_parameters())
+        replaced = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(loss, replaced, (image, text, *teacher, scale, 20.0)).loss
+
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(value, (image, text, scale, *loss.parameters()))
+
+
+@pytest.mark.parametrize("tile_size", [7, 64])
+def test_float32_is_right_at_a_scale_of_100_for_rows_without_a_near_neighbour(tile_size):
+    """All cosines of most rows are near -0.9: bounded by the scale, exp(100 * (-0.9 - 1)) underflows."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.zeros(16)
+    direction[0] = 1.0
+    image = direction + 0.05 * torch.randn(40, 16, generator=generator)
+    text = -direction + 0.05 * torch.randn(40, 16, generator=generator)
+    # Two pairs agree fully, so that the largest logit of a tile is far above that of other rows.
+    text[:2] = image[:2]
+    teachers = image + 0.02 * torch.randn(40, 16, generator=generator), text.clone()
+
+    def run(dtype, **options):
+        loss = CLIPRDLoss(16, **options).to(dtype)
+        with torch.no_grad():
+            for name in SCALES:
+                getattr(loss, name).fill_(100.0)
+        values = [value.to(dtype) for value in (image, text, *teachers)]
+        embeddings = [value.requires_grad_(index < 2) for index, value in enumerate(values)]
+        return results(loss, embeddings, 100.0, 100.0)
+
+    expected, found = run(torch.float64, dense=True), run(torch.float32, tile_size=tile_size)
+    assert all(value.isfinite().all() for value in [*found[0].values(), *found[1].values()])
+    for name, value in expected[0].items():
+        torch.testing.assert_close(found[0][name].double(), value, rtol=1e-4, atol=1e-4)
+    for name, value in expected[1].items():
+        error = (found[1][name].double() - value).abs().max() / value.abs().max().clamp_min(1e-3)
+        assert error < 1e-3, (name, error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_embeddings_are_computed_in_float32_under_autocast(dtype):
+    exact = make_embeddings(9, dtype=dtype)
+    wide = [value.detach().float().requires_grad_(index < 2) for index, value in enumerate(exact)]
+    loss = make_loss(6, 6, tile_size=4, dtype=torch.float32)
+    expected, expected_gradients = results(loss, wide)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, gradients = results(loss, exact)
+    assert found.loss.dtype == torch.float32
+    assert found.loss.item() == expected.loss.item()
+    assert gradients["student_image"].dtype == dtype
+    torch.testing.assert_close(gradients["student_image"], expected_gradients["student_image"].to(dtype))
+
+
+def test_without_gradients_the_values_are_the_same():
+    loss, embeddings = make_loss(6, tile_size=4), make_embeddings(9)
+    expected = loss(*embeddings, 14.0, 20.0)
+    with torch.no_grad():
+        found = loss(*embeddings, 14.0, 20.0)
+    assert_same([found], [{name: value.detach() for name, value in expected.items()}])
+    assert not found.loss.requires_grad and expected.loss.requires_grad
+    assert not any(value.requires_grad for name, value in expected.items() if name != "loss")
+
+
+def test_the_teacher_s_and_student_s_own_lengths_do_not_matter():
+    loss, (image, text, *teacher) = make_loss(6), make_embeddings(5)
+    expected = loss(image, text, *teacher, 14.0, 20.0)
+    found = loss(3 * image, 0.1 * text, 7 * teacher[0], 0.2 * teacher[1], 14.0, 20.0)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_a_learned_scale_comes_back_from_its_bounds():
+    loss = CLIPRDLoss(6, scales="exponentiated").double()
+    with torch.no_grad():
+        loss.cross_scale.fill_(9.0)
+        loss.image_scale.fill_(-3.0)
+    assert [value.item() for value in loss.multipliers()] == pytest.approx([100, 1, 1 / 0.07])
+    _, gradients = results(loss, make_embeddings(5))
+    assert gradients["cross_scale"] != 0 and gradients["image_scale"] != 0
+
+
+# --- Cost ---
+
+
+class CountProducts(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts matrix products and remembers the largest tensor made."""
+
+    def __init__(self):
+        super().__init__()
+        self.products, self.largest = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        self.products += function.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "matmul")
+        if isinstance(output, torch.Tensor):
+            self.largest = max(self.largest, output.numel())
+        return output
+
+
+@pytest.mark.parametrize(
+    ("weights", "products"),
+    [
+        (CLIP_RD_WEIGHTS, 18),
+        ({"fd": 1.0}, 0),
+        ({"task": 1.0}, 4),
+        ({"hrd": 1.0}, 6),
+        ({"icl": 1.0}, 6),
+        ({"vrd_image": 1.0}, 3),
+        ({"vrd_text": 1.0}, 3),
+        ({"vrd": 1.0}, 5),
+        ({"xrd": 1.0}, 6),
+        (CLIP_KD_WEIGHTS, 12),
+    ],
+)
+def test_a_term_without_weight_costs_no_product(weights, products):
+    embeddings = make_embeddings(8)
+    with CountProducts() as count:
+        make_loss(6, weights=weights)(*embeddings, 14.0, 20.0).loss.backward()
+    assert count.products == products
+
+
+def test_nothing_as_large_as_the_matrix_of_all_pairs_is_ever_made():
+    embeddings = make_embeddings(300, 4, 4)
+    with CountProducts() as count:
+        make_loss(4, tile_size=16)(*embeddings, 14.0, 20.0).loss.backward()
+    assert count.largest <= 6 * 300 * 4 < 300 * 300
+
+
+# --- Bad input ---
+
+
+def test_unknown_terms_and_bad_weights_are_named():
+    with pytest.raises(ValueError, match="unknown term 'vrd_imge', expected some of .*; did you mean 'vrd_image'"):
+        CLIPRDLoss(6, weights={"vrd_imge": 1.0})
+    for bad in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="weights: xrd must be a finite number of at least 0"):
+            CLIPRDLoss(6, weights={"xrd": bad})
+    with pytest.raises(ValueError, match="scales 'clamped' is not one of released, exponentiated"):
+        CLIPRDLoss(6, scales="clamped")
+    with pytest.raises(ValueError, match="at least 1, found 0, None and None"):
+        CLIPRDLoss(0)
+    with pytest.raises(ValueError, match="at least 1, found 6, None and 0"):
+        CLIPRDLoss(6, tile_size=0)
+
+
+def spoil(place, change):
+    def spoiled(embeddings):
+        values = [value.detach().clone() for value in embeddings]
+        values[place] = change(values[place])
+        return values
+
+    return spoiled
+
+
+def with_row(value):
+    def changed(values):
+        values[3] = value
+        return values
+
+    return changed
+
+
+SPOILED = {
+    "fewer rows": (spoil(1, lambda values: values[:-1]), "different numbers of rows"),
+    "a vector": (spoil(2, lambda values: values[0]), "different numbers of rows, or are not matrices"),
+    "student width": (spoil(0, lambda values: values[:, 1:]), "not as wide as student_dim"),
+    "teacher width": (spoil(3, lambda values: values[:, 1:]), "not as wide as teacher_dim"),
+    "integers": (spoil(2, lambda values: (10 * values).long()), "not floating-point"),
+    "NaN": (spoil(0, with_row(math.nan)), "NaN or infinite"),
+    "infinity": (spoil(3, with_row(-math.inf)), "NaN or infinite"),
+    "zeros": (spoil(1, with_row(0.0)), "a row of zeros"),
+    "teacher zeros": (spoil(2, with_row(0.0)), "a row of zeros"),
+    "nothing": (lambda embeddings: [value.detach()[:0] for value in embeddings], "the batch is empty"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILED.values(), ids=SPOILED.keys())
+def test_bad_embeddings_are_named(spoil, message):
+    with pytest.raises(ValueError, match=message):
+        make_loss(6)(*spoil(make_embeddings(5)), 14.0, 20.0)
+
+
+def test_bad_scales_and_a_teacher_with_a_gradient_are_named():
+    loss, embeddings = make_loss(6), make_embeddings(5)
+    for scales in ((math.nan, 20.0), (14.0, math.inf)):
+        with pytest.raises(ValueError, match="a scale is not a finite number"):
+            loss(*embeddings, *scales)
+    embeddings[3].requires_grad_()
+    with pytest.raises(ValueError, match="teacher_text has a gradient: compute the teacher under torch.no_grad"):
+        loss(*embeddings, 14.0, 20.0)
+
+
+def test_large_half_precision_values_do_not_pass_for_infinite():
+    values = [torch.full((3, 6), 60000.0, dtype=torch.float16) + torch.arange(6) * 32 for _ in range(4)]
+    assert make_loss(6, dtype=torch.float32)(*values, 14.0, 20.0).loss.isfinite()
+
+
+def test_state_holds_scales_and_projections():
+    assert set(CLIPRDLoss(6).state_dict()) == set(SCALES)
+    names = {f"{name}.{part}" for name in ("visual_projection", "text_projection") for part in ("weight", "bias")}
+    wide = CLIPRDLoss(5, 6)
+    assert set(wide.state_dict()) == {*SCALES, *names}
+    assert isinstance(wide.visual_projection, nn.Linear) and wide.visual_projection.weight.shape == (6, 5)
+    assert CLIPRDLoss(6).visual_projection is None and CLIPRDLoss(6).teacher_dim == 6

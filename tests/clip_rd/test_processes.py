@@ -1,0 +1,85 @@
+"""Several processes give the loss and the gradients of one with all pairs, and none waits for a broken one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = ("plain", "unequal", "accumulated", "cached")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Number of processes -> what each of them found, computed once."""
+    found = {}
+
+    def run(world: int) -> list[dict[str, torch.Tensor]]:
+        if world not in found:
+            folder = tmp_path_factory.mktemp(f"processes_{world}")
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            program = [sys.executable, str(Path(__file__).with_name("on_processes.py")), str(folder), str(world)]
+            processes = [
+                subprocess.Popen([*program, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
+                for rank in range(world)
+            ]
+            try:
+                errors = [process.communicate(timeout=240)[1] for process in processes]
+            finally:
+                for process in processes:
+                    process.kill()
+            assert [process.returncode for process in processes] == [0] * world, errors
+            paths = [folder / f"{rank}_of_{world}.pt" for rank in range(world)]
+            found[world] = [torch.load(path, weights_only=True) for path in paths]
+        return found[world]
+
+    return run
+
+
+def assert_equal_to_rounding(found: torch.Tensor, expected: torch.Tensor, name: str) -> None:
+    """To 1e-5 of the largest entry."""
+    error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+    assert error < 1e-5, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_processes_give_the_loss_and_gradients_of_one(case, world, results):
+    [alone] = results(1)
+    names = [name for name in alone if name.startswith(f"{case}/")]
+    for part in (
+        "term/xrd",
+        "gradient/student.logit_scale",
+        "gradient/loss.cross_scale",
+        "gradient/student.text.bias",
+    ):
+        assert f"{case}/{part}" in names
+    assert f"{case}/gradient/loss.visual_projection.weight" in names
+    for found in results(world):
+        for name in names:
+            assert alone[name].abs().max() > 1e-5, f"{name} shows nothing"
+            assert_equal_to_rounding(found[name], alone[name], name)
+
+
+def test_cached_gradients_are_those_of_the_whole_batch(results):
+    [found] = results(1)
+    for name in found:
+        if name.startswith("cached/"):
+            assert_equal_to_rounding(found[name], found[name.replace("cached/", "plain/")], name)
+
+
+@pytest.mark.parametrize(
+    ("case", "problem"),
+    [
+        ("NaN", "embeddings hold NaN or infinite values"),
+        ("rows", "the embeddings have different numbers of rows, or are not matrices"),
+    ],
+)
+@pytest.mark.parametrize("world", [2, 4])
+def test_all_processes_end_with_the_error_of_one(case, problem, world, results):
+    for found in results(world):
+        message = bytes(found[case].tolist()).decode()
+        assert message == f"CLIPRDLoss: {problem} on process {world - 1} of {world}"
