@@ -1,0 +1,237 @@
+"""Whole distillations of tiny models: they learn, leave a folder that loads, and do not depend on the processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
+
+from hf_blemo.clip_rd_training.pairs import PairBatches, PairProcessor, load_pairs
+from hf_blemo.clip_rd_training.run import distill, learning_rate, make_student, parameter_groups
+from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
+from hf_blemo.settings import read_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "training" / "configs" / "clip_rd_synthetic.yaml")
+QUICK = [
+    "--config",
+    CONFIG,
+    "--synthetic.num_pairs",
+    "64",
+    "--batch_size",
+    "16",
+    "--num_steps",
+    "6",
+    "--log_every",
+    "2",
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def settings_for(output, *arguments):
+    return read_settings(DistillationSettings, [*QUICK, "--output_dir", str(output), *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A teacher that has learned a little, wider than its students."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        output = tmp_path_factory.mktemp("teacher")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        distill(settings_for(output, "--num_steps", 20, "--student_config.projection_dim", 48))
+    return output
+
+
+def test_without_a_teacher_the_contrastive_loss_is_learned(teacher):
+    metrics = json.loads((teacher / "metrics.json").read_text())
+    first, last = metrics["history"][0], metrics["history"][-1]
+    assert set(first) == {"step", "loss", "task", "logit_scale"}
+    assert last["task"] < first["task"] and last["step"] == 20 and len(metrics["history"]) == 10
+
+
+def test_a_student_learns_every_term_and_loads_with_all_it_needs(teacher, tmp_path):
+    output = tmp_path / "student"
+    metrics = distill(settings_for(output, "--teacher", teacher, "--num_steps", 20), command="python x.py")
+    first, last = metrics["history"][0], metrics["history"][-1]
+    for name in ("loss", "task", "fd", "hrd", "icl"):
+        assert last[name] < first[name], name
+    assert metrics == json.loads((output / "metrics.json").read_text())
+    assert not any("teacher" in name or "cross_scale" in name for name in load_file(output / "model.safetensors"))
+    student = AutoModel.from_pretrained(output)
+    assert student.num_parameters() == metrics["num_parameters"]
+    tokenizer, image_processor = AutoTokenizer.from_pretrained(output), AutoImageProcessor.from_pretrained(output)
+    pairs = make_synthetic_pairs(3, seed=9)
+    inputs = {
+        "pixel_values": image_processor(images=list(pairs["image"]), return_tensors="pt")["pixel_values"],
+        **tokenizer(list(pairs["caption"]), padding=True, return_tensors="pt"),
+    }
+    assert student(**inputs).logits_per_image.shape == (3, 3)
+    classify = pipeline("zero-shot-image-classification", model=str(output), device="cpu")
+    found = classify(pairs[0]["image"], candidate_labels=["a red square", "a blue ring"])
+    assert sum(entry["score"] for entry in found) == pytest.approx(1, abs=1e-5)
+
+
+def test_cached_chunks_end_with_the_same_student(teacher, tmp_path):
+    for name, chunk_size in (("whole", 0), ("chunks", 5)):
+        distill(settings_for(tmp_path / name, "--teacher", teacher, "--chunk_size", chunk_size))
+    whole, chunks = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "chunks"))
+    for name, value in whole.items():
+        torch.testing.assert_close(chunks[name], value, rtol=0, atol=1e-4, msg=lambda text, name=name: name + text)
+
+
+def test_two_processes_end_with_the_student_of_one(teacher, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    program = [str(ROOT / "training" / "distill_clip_rd.py"), *QUICK, "--teacher", str(teacher)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, start in (("one", []), ("two", launcher)):
+        command = [sys.executable, *start, *program, "--output_dir", str(tmp_path / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    metrics = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")}
+    assert [metrics[name]["num_processes"] for name in ("one", "two")] == [1, 2]
+    assert metrics["two"]["history"][-1]["loss"] == pytest.approx(metrics["one"]["history"][-1]["loss"], rel=1e-4)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    start = make_student(settings_for(tmp_path))[0].state_dict()
+    moved = max((one[name] - start[name]).abs().max().item() for name in one)
+    for name, value in one.items():
+        assert (two[name] - value).abs().max() < 1e-4 < 0.1 * moved, name
+
+
+def test_a_student_may_start_from_a_checkpoint(teacher, tmp_path):
+    settings = settings_for(tmp_path, "--student", teacher)
+    student, processor = make_student(settings)
+    for name, value in load_file(teacher / "model.safetensors").items():
+        assert torch.equal(student.state_dict()[name], value)
+    assert processor.image_processor.size["shortest_edge"] == 32
+
+
+def test_a_preset_takes_the_tokenizer_s_vocabulary(tmp_path):
+    settings = settings_for(tmp_path, "--student", "vit-t-16", "--student_config", "{}")
+    with torch.device("meta"):
+        student, processor = make_student(settings)
+    assert student.config.text_config.vocab_size == len(processor.tokenizer)
+    assert student.config.text_config.eos_token_id == processor.tokenizer.eos_token_id
+    assert processor.image_processor.size["shortest_edge"] == 224
+
+
+# --- Batches ---
+
+
+def test_global_batches_do_not_depend_on_the_number_of_processes(tmp_path):
+    settings = settings_for(tmp_path)
+    pairs = load_pairs(settings)
+    _, processor = make_student(settings)
+
+    def batches(rank, world):
+        return PairBatches(pairs, processor, None, settings, rank, world)
+
+    alone, halves = batches(0, 1), [batches(rank, 2) for rank in range(2)]
+    for step in (0, 3, 5):
+        whole, parts = alone[step], [half[step] for half in halves]
+        assert torch.equal(torch.cat([part["pixel_values"] for part in parts]), whole["pixel_values"])
+    passes = np.concatenate([alone.rows(step) for step in range(4)])
+    assert sorted(passes) == list(range(64))
+    assert not np.array_equal(alone.rows(0), alone.rows(4))
+    assert len(alone) == settings.num_steps
+
+
+def test_captions_are_padded_to_the_longest_of_the_batch_and_images_converted(tmp_path):
+    _, processor = make_student(settings_for(tmp_path))
+    encoded = processor.captions(["one small red ring", "two large striped red rings on the left"])
+    assert encoded["input_ids"].shape == (2, 10) and encoded["attention_mask"].sum(1).tolist() == [6, 10]
+    assert processor.images([make_synthetic_pairs(1)[0]["image"].convert("L")]).shape == (1, 3, 32, 32)
+
+
+def test_pairs_of_a_folder_are_found_under_their_own_column_names(tmp_path):
+    data = make_synthetic_pairs(4).rename_columns({"image": "jpg", "caption": "txt"}).add_column("more", range(4))
+    data.save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "parquet").mkdir()
+    data.to_parquet(str(tmp_path / "parquet" / "train.parquet"))
+    for name in ("saved", "parquet"):
+        options = {"data": str(tmp_path / name), "image_column": "jpg", "caption_column": "txt"}
+        found = load_pairs(DistillationSettings(**options))
+        assert found.column_names == ["image", "caption"] and found["caption"] == data["txt"]
+        assert found[0]["image"].size == (32, 32)
+    with pytest.raises(ValueError, match="no column 'image', found jpg, txt, more"):
+        load_pairs(DistillationSettings(data=str(tmp_path / "saved")))
+
+
+# --- Optimisation ---
+
+
+def test_the_rate_rises_then_falls_to_nothing():
+    settings = DistillationSettings(num_steps=20, warmup_steps=5, learning_rate=1.0)
+    rates = [learning_rate(step, settings) for step in range(21)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5] == 1 and all(later < earlier for earlier, later in zip(rates[5:], rates[6:], strict=False))
+    assert rates[20] == pytest.approx(0)
+
+
+def test_matrices_alone_decay(tmp_path):
+    student, _ = make_student(settings_for(tmp_path))
+    decayed, others = parameter_groups(student, 0.3)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    assert "logit_scale" in {names[id(parameter)] for parameter in others["params"]}
+    assert all(
+        names[id(parameter)].endswith("weight") or "embedding" in names[id(parameter)]
+        for parameter in decayed["params"]
+    )
+    assert len(names) == len(decayed["params"]) + len(others["params"])
+
+
+# --- Bad input ---
+
+BAD = {
+    "unknown term": ({"weights": {"xdr": 1.0}}, "unknown term 'xdr'"),
+    "no weight": ({"weights": {"fd": 1.0}}, "no term has a weight"),
+    "precision": ({"mixed_precision": "fp8"}, "mixed_precision 'fp8' is not one of no, bf16, fp16"),
+    "steps": ({"num_steps": 0}, "num_steps must be at least 1"),
+    "chunks": ({"chunk_size": -1}, "chunk_size must not be negative"),
+    "synthetic": ({"synthetic": {"num_pair": 3}}, "did you mean 'num_pairs'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--teacher", "./gone"], "teacher './gone': found no config.json there"),
+        (["--student", "vit-t-17"], "student 'vit-t-17': found no config.json there"),
+        (["--data", "gone"], "data 'gone': no such folder"),
+        (["--batch_size", "65"], "batch_size 65 is larger than the data, 64 pairs"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_nothing_is_written(arguments, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        distill(settings_for(tmp_path / "output", *arguments))
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
+    settings = settings_for(tmp_path)
+    with pytest.raises(ValueError, match="batch_size 16 is not a multiple of the 3 processes"):
+        PairBatches(make_synthetic_pairs(64), PairProcessor(None, None), None, settings, 0, 3)
