@@ -12,8 +12,9 @@ help:  ## list the targets
 		printf '%-14s %s\n' "$$target" "$$text"; done
 
 # One thread: these products are small, and threads that wait for a busy core cost far more than they save.
-demo: $(INSTALLED)  ## train, cross-validate, publish to a folder and load back, on built-in data (writes out/demo)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) training/demo.py --output_dir out/demo
+demo: $(INSTALLED)  ## train both halves on built-in data, publish to a folder, load back, predict (writes out/demo)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) training/demo_fusion.py --output_dir out/demo
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) training/demo_clip_rd.py --output_dir out/demo
 
 test: $(INSTALLED)  ## run the whole test suite
 	$(VENV_PYTHON) -m pytest -n 2 -q tests

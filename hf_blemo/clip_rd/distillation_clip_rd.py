@@ -18,6 +18,11 @@ def features_of(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 class CLIPRDDistiller(nn.Module):
     """Trains a student CLIP to relate images and texts as a teacher does.
 
@@ -168,8 +173,8 @@ class CLIPRDDistiller(nn.Module):
     def _terms(self, *embeddings: torch.Tensor | None) -> CLIPRDLossOutput:
         scale: Any = self.teacher_logit_scale
         if scale is None and self.teacher is not None:
-            scale = self.teacher.logit_scale.detach().float().exp()
-        return self.loss(*embeddings, self.student.logit_scale.float().exp(), scale)
+            scale = at_least_float32(self.teacher.logit_scale.detach()).exp()
+        return self.loss(*embeddings, at_least_float32(self.student.logit_scale).exp(), scale)
 
     def _loss_parameters(self) -> list[nn.Parameter]:
         """What the loss trains beside the towers."""
@@ -234,11 +239,11 @@ class CachedGradients:
 
     def surrogate(self, image: torch.Tensor, text: torch.Tensor, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
         """A scalar whose gradient is that of the loss."""
-        total = (image.float() * self.image).sum() + (text.float() * self.text).sum()
+        total = (at_least_float32(image) * self.image).sum() + (at_least_float32(text) * self.text).sum()
         # Every parameter takes part in every chunk: gradient synchronisation waits for all of them.
         gradients = self.parameters or [torch.zeros_like(parameter) for parameter in parameters]
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            total = total + (parameter.float() * gradient.float()).sum()
+            total = total + (at_least_float32(parameter) * at_least_float32(gradient)).sum()
         return total
 
 
@@ -286,7 +291,7 @@ def cached_backward(
             parts.append(distiller(chunk, embed_only=True))
     # Of the teacher's two there are none where no term reads them.
     embeddings: list[Any] = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
-    student = [values.float().requires_grad_() for values in embeddings[:2]]
+    student = [at_least_float32(values).requires_grad_() for values in embeddings[:2]]
     parameters = distiller._loss_parameters()
     with torch.enable_grad():
         terms = distiller._terms(*student, *embeddings[2:])

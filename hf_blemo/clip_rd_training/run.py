@@ -58,7 +58,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     batches = PairBatches(
         pairs, processor, teacher_processor, settings, accelerator.process_index, accelerator.num_processes
     )
-    distiller = CLIPRDDistiller(student, teacher, loss).train()
+    distiller = CLIPRDDistiller(student, teacher, loss).to(getattr(torch, settings.dtype)).train()
     optimizer = torch.optim.AdamW(
         parameter_groups(distiller, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6
     )

@@ -33,6 +33,8 @@ class DistillationSettings:
         learning_rate, weight_decay, warmup_steps, max_grad_norm: of AdamW with betas 0.9 and 0.98, eps 1e-6; matrices
             alone decay; the rate rises linearly, then falls to 0 along a cosine; a norm of 0 does not clip.
         mixed_precision: of the towers: `no`, `bf16` or `fp16`; the loss is float32 always.
+        dtype: of the weights: `float32`, or `float64`, in which runs that ought to be the same stay the same: rounding
+            in float32 grows with every step of Adam.
         seed: of the student's weights and the order of the pairs.
         log_every: steps between entries of the history.
         synthetic: settings of the built-in pairs.
@@ -58,6 +60,7 @@ class DistillationSettings:
     warmup_steps: int = 100
     max_grad_norm: float = 0.0
     mixed_precision: str = "no"
+    dtype: str = "float32"
     seed: int = 0
     log_every: int = 10
     synthetic: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +69,7 @@ class DistillationSettings:
         for name, choices in (
             ("scales", ("released", "exponentiated")),
             ("mixed_precision", ("no", "bf16", "fp16")),
+            ("dtype", ("float32", "float64")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(choices)}")

@@ -1,7 +1,7 @@
 """The main job on the built-in data, in minutes: train and cross-validate, publish to a folder, load back, predict.
 
 Example:
-    python training/demo.py --output_dir out/demo
+    python training/demo_fusion.py --output_dir out/demo
 """
 
 import shutil
@@ -15,7 +15,7 @@ CONFIG = Path(__file__).parent / "configs" / "fusion_synthetic.yaml"
 
 @dataclass
 class DemoSettings:
-    """What `training/demo.py` reads.
+    """What `training/demo_fusion.py` reads.
 
     Args:
         output_dir: where everything goes; what an earlier demo left there is replaced.
