@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,3 +23,16 @@ if not IS_XDIST_WORKER:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not IS_XDIST_WORKER:
         hf_home.cleanup()
+
+
+@pytest.fixture
+def fresh_accelerate_state(monkeypatch) -> Iterator[None]:
+    """Accelerate keeps one state per process: a test starts and ends without one, on the CPU wherever it runs."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

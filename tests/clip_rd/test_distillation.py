@@ -20,13 +20,8 @@ WIDTHS, TinyClip, make_batch, make_distiller = (
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate_state(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+def start_fresh(fresh_accelerate_state) -> None:
+    """Every test here starts without state of Accelerate."""
 
 
 def make_clip(seed, width, **options):

@@ -1,6 +1,6 @@
 """Small data sets with a planted signal, and runs on them that take fractions of a second."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 
 from hf_blemo import blemore
 from hf_blemo.blemore.features import Clip, dataset_features, encode_clips
@@ -23,14 +22,8 @@ MODEL = {"hidden_size": 8, "top_n": 2, "dropout": 0.0, "gate_noise": 0.0}
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate_state(monkeypatch) -> Iterator[None]:
-    """Accelerate keeps one state per process: each test starts without one, on the CPU wherever it runs."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+def start_fresh(fresh_accelerate_state) -> None:
+    """Every test here starts without state of Accelerate."""
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from hf_blemo import blemore
 
@@ -15,14 +14,8 @@ TRAINING = Path(__file__).resolve().parents[2] / "training"
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate_state(monkeypatch) -> Iterator[None]:
-    """Accelerate keeps one state per process: each test starts without one, on the CPU wherever it runs."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+def start_fresh(fresh_accelerate_state) -> None:
+    """Every test here starts without state of Accelerate."""
 
 
 @pytest.fixture
