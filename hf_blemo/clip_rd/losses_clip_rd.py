@@ -332,8 +332,6 @@ class _Group:
 
     def scatter_sum(self, values: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """(N, k) of every process -> the sum's rows (n, k) that belong to this one."""
-        if self.size == 1:
-            return values
         if min(rows) == max(rows):
             mine = values.new_empty(rows[self.rank], values.shape[1])
             _collective("reduce_scatter_single", "reduce_scatter_tensor")(mine, values, group=self.group)
@@ -520,11 +518,18 @@ class _Tiles:
         sums: dict[str, Any] = dict.fromkeys(TERMS, 0.0)
         own = [torch.zeros_like(values) for values in self.own] if gradients else []
         student = own if self.shared or not gradients else [torch.zeros_like(values) for values in self.student]
-        all_texts = torch.zeros_like(self.right[_OWN]) if gradients and _OWN in self.used else None
+        all_texts = None
+        if gradients and _OWN in self.used:
+            # On one process all texts are its own.
+            all_texts = own[1] if self.group.size == 1 else torch.zeros_like(self.right[_OWN])
         scale_gradients: list[Any] = [0.0] * 5
         logits = {index: self.new_buffer() for index in self.used}
         both = {index: self.new_buffer() for index in self.used}
-        single = {index: self.new_buffer() for index in self.used}
+        # The softmax over rows alone is read by the two products of `icl`; the others' is added up and forgotten.
+        scratch = self.new_buffer()
+        single = {
+            index: self.new_buffer() if index in (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT) else scratch for index in self.used
+        }
         needs_tiles = gradients or any(weights[name] for name in ("hrd", "vrd", "xrd"))
         # Row gradients: product -> (which of the student's rows, which of the five scales, weight of the diagonal).
         owner = {
@@ -627,7 +632,8 @@ class _Tiles:
         if all_texts is not None:
             # The diagonal's part is this process's own; the rest is summed over all.
             own[1].sub_(self.own[0], alpha=self.weights["task"] * self.left[_OWN][1])
-            own[1].add_(self.group.scatter_sum(all_texts, self.call.rows))
+            if all_texts is not own[1]:
+                own[1].add_(self.group.scatter_sum(all_texts, self.call.rows))
         if self.weights["fd"]:
             for gradient, values, targets in zip(student, self.student, self.teacher, strict=True):
                 alpha = 2 * self.weights["fd"] / values.shape[1]

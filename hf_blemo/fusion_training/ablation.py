@@ -66,6 +66,8 @@ def variants(settings: ExperimentSettings, encoder_names: list[str]) -> Iterator
     yield Variant("  without joint loss", {"joint_loss_weight": 0.0})
     yield Variant("  gate without context", {"gate_context": False})
     yield Variant("  without gate noise", {"gate_noise": 0.0})
+    if model.get("gate_noise", 0.0) == 0:
+        yield Variant("  with gate noise", {"gate_noise": 0.5})
     yield Variant("  without balance term", {"gate_balance_weight": 0.0})
     yield Variant("  without gate loss", {"gate_loss_weight": 0.0})
     yield Variant("  without encoder loss", {"encoder_loss_weight": 0.0, "gate_loss_weight": 0.0})

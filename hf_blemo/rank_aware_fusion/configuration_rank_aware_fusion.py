@@ -116,7 +116,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
     gate: Literal["attention", "static", "uniform"] = "attention"
     fusion: Literal["rank_aware", "weighted_sum", "concatenation"] = "rank_aware"
     gate_context: bool = True
-    gate_noise: float | int = 0.5
+    gate_noise: float | int = 0.0
     gate_balance_weight: float | int = 0.01
     encoder_loss_weight: float | int = 0.0
     gate_loss_weight: float | int = 0.0
