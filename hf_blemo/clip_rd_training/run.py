@@ -1,7 +1,9 @@
 """A distillation from settings to a folder with the student."""
 
 import math
+import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil, set_seed
 
+from hf_blemo.checkpoints import Checkpoints, check_same_run
 from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
@@ -19,9 +22,44 @@ from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training.pairs import PairBatches, PairProcessor, load_pairs
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.data.synthetic_pairs import synthetic_tokenizer
-from hf_blemo.json_files import write_json
+from hf_blemo.json_files import read_json, write_json
 
 CUSTOM = "custom"
+FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every"}
+
+
+class History:
+    """Means of the terms over the steps between two entries; part of the checkpoint."""
+
+    def __init__(self):
+        self.rows: list[dict[str, Any]] = []
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, terms: Mapping[str, torch.Tensor]) -> None:
+        """Takes the terms of a step."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+        self.count += 1
+
+    def close(self, step: int, **more: float) -> dict[str, Any]:
+        """Ends an entry after a step, counted from 1.
+
+        Returns:
+            The entry.
+        """
+        means = {name: value / self.count for name, value in self.sums.items()}
+        self.rows.append({"step": step, **means, **more})
+        self.sums, self.count = {}, 0
+        return self.rows[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"rows": self.rows, "sums": self.sums, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores [`state_dict`]."""
+        self.rows, self.sums, self.count = list(state["rows"]), dict(state["sums"]), state["count"]
 
 
 def distill(settings: DistillationSettings, command: str | None = None) -> dict[str, Any]:
@@ -58,18 +96,35 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     batches = PairBatches(
         pairs, processor, teacher_processor, settings, accelerator.process_index, accelerator.num_processes
     )
+    output = Path(settings.output_dir)
+    checkpoints, began = output / "checkpoints", output / "checkpoints" / "settings.json"
+    if settings.resume and began.is_file():
+        check_same_run(asdict(settings), read_json(began), FREE_IN_RESUME, settings.output_dir)
+    if accelerator.is_main_process:
+        if not settings.resume:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        if settings.checkpoint_every:
+            write_json({began: asdict(settings)})
+    accelerator.wait_for_everyone()
     distiller = CLIPRDDistiller(student, teacher, loss).to(getattr(torch, settings.dtype)).train()
     optimizer = torch.optim.AdamW(
         parameter_groups(distiller, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6
     )
     model, optimizer = accelerator.prepare(distiller, optimizer)
-    # Each process makes its own share, so nothing is left for Accelerate to deal out.
-    loader = torch.utils.data.DataLoader(batches, batch_size=None)
-    history = _train(accelerator, model, optimizer, loader, settings)
+    history = History()
+    accelerator.register_for_checkpointing(history)
+    _train(
+        accelerator,
+        model,
+        optimizer,
+        batches,
+        settings,
+        history,
+        Checkpoints(accelerator, checkpoints, settings.checkpoint_every, "step"),
+    )
 
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
-        output = Path(settings.output_dir)
         student.save_pretrained(output)
         processor.tokenizer.save_pretrained(output)
         processor.image_processor.save_pretrained(output)
@@ -80,7 +135,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
             "num_parameters": student.num_parameters(),
             "num_parameters_vision": student.vision_model.num_parameters(),
             "num_processes": accelerator.num_processes,
-            "history": history,
+            "history": history.rows,
             "config": asdict(settings),
             "command": command,
             "wall_seconds": round(time.perf_counter() - start, 1),
@@ -95,14 +150,23 @@ def _train(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loader: torch.utils.data.DataLoader,
+    batches: PairBatches,
     settings: DistillationSettings,
-) -> list[dict[str, Any]]:
-    history: list[dict[str, Any]] = []
-    collected: dict[str, list[torch.Tensor]] = {}
+    history: History,
+    checkpoints: Checkpoints,
+) -> None:
     distiller = accelerator.unwrap_model(model)
-    bar = tqdm(total=settings.num_steps, desc="distillation", unit="step", disable=not accelerator.is_main_process)
-    for step, batch in enumerate(loader):
+    begin = checkpoints.restore(settings.num_steps) if settings.resume else 0
+    # Each process makes its own share of the steps that are left, so nothing remains for Accelerate to deal out.
+    rest = torch.utils.data.Subset(batches, range(begin, settings.num_steps))
+    bar = tqdm(
+        total=settings.num_steps,
+        initial=begin,
+        desc="distillation",
+        unit="step",
+        disable=not accelerator.is_main_process,
+    )
+    for step, batch in enumerate(torch.utils.data.DataLoader(rest, batch_size=None), begin):
         batch = {name: values.to(accelerator.device, non_blocking=True) for name, values in batch.items()}
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
@@ -116,18 +180,17 @@ def _train(
             accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        distiller.set_step(step + 1)
-        for name, value in terms.items():
-            collected.setdefault(name, []).append(value.detach())
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps:
-            means = {name: torch.stack(values).mean().item() for name, values in collected.items()}
-            history.append({"step": step + 1, **means, "logit_scale": distiller.student.logit_scale.exp().item()})
-            bar.set_postfix(loss=f"{means['loss']:.3f}")
-            collected = {}
+        done, last = step + 1, step + 1 == settings.num_steps
+        distiller.set_step(done)
+        if last:
+            distiller.clamp_scales()
+        history.add(terms)
+        if done % settings.log_every == 0 or last:
+            row = history.close(done, logit_scale=distiller.student.logit_scale.exp().item())
+            bar.set_postfix(loss=f"{row['loss']:.3f}")
+        checkpoints.save(done, last)
         bar.update(1)
     bar.close()
-    distiller.clamp_scales()
-    return history
 
 
 def learning_rate(step: int, settings: DistillationSettings) -> float:

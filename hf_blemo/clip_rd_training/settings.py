@@ -37,6 +37,9 @@ class DistillationSettings:
             in float32 grows with every step of Adam.
         seed: of the student's weights and the order of the pairs.
         log_every: steps between entries of the history.
+        checkpoint_every: steps between checkpoints; 0 writes none.
+        resume: whether to go on from the newest checkpoint that an interrupted run of the same settings left in
+            `output_dir`; it ends with the weights of an uninterrupted one.
         synthetic: settings of the built-in pairs.
     """
 
@@ -63,6 +66,8 @@ class DistillationSettings:
     dtype: str = "float32"
     seed: int = 0
     log_every: int = 10
+    checkpoint_every: int = 0
+    resume: bool = False
     synthetic: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -76,9 +81,19 @@ class DistillationSettings:
         for name in ("num_steps", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("chunk_size", "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "seed"):
+        for name in (
+            "chunk_size",
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "max_grad_norm",
+            "seed",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if self.resume and self.checkpoint_every == 0:
+            raise ValueError("resume needs checkpoint_every of at least 1: without checkpoints there is nothing left")
         weights = check_weights(self.weights)
         if self.teacher is None:
             # Without a teacher there is one term to train with.

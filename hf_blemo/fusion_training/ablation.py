@@ -13,6 +13,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from hf_blemo import blemore
+from hf_blemo.checkpoints import check_same_run
 from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
@@ -140,7 +141,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
     measured: dict[str, dict[str, Any]] = {}
     if settings.resume and (output / "ablation.json").is_file():
         earlier = read_json(output / "ablation.json")
-        settings.check_same_run(earlier["settings"])
+        check_same_run(asdict(settings), earlier["settings"], settings.free_in_resume, settings.output_dir)
         measured = {row["name"]: row for row in earlier["rows"]}
     for variant in chosen:
         row = measured.get(variant.name) or _measure_variant(accelerator, data, settings, variant)

@@ -1,6 +1,5 @@
 """Cross-validation and final training of one config, with checkpoints."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from hf_blemo.checkpoints import Checkpoints
 from hf_blemo.fusion_training.encoder_ranking import probe_scores
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.lockstep import Lockstep
@@ -18,60 +18,6 @@ from hf_blemo.fusion_training.selection import Selection
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
-
-KEPT_CHECKPOINTS = 2
-
-
-class Checkpoints:
-    """Checkpoints of one phase of a run, written whole or not at all.
-
-    Args:
-        accelerator: saves and restores models, optimizer and random state.
-        folder: of this phase; `None` writes none.
-        every: epochs between checkpoints; 0 writes none.
-    """
-
-    def __init__(self, accelerator: Accelerator, folder: Path | None, every: int):
-        self.accelerator = accelerator
-        self.folder = folder if every > 0 else None
-        self.every = every
-
-    def found(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        if self.folder is None or not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if path.name.startswith("epoch_"))
-
-    def save(self, epoch: int, last: bool) -> None:
-        """Saves after an epoch when it is due; drops all but the newest."""
-        if self.folder is None or (epoch % self.every and not last):
-            return
-        partial = self.folder / f"partial_{epoch:05d}"
-        self.accelerator.save_state(str(partial), safe_serialization=True)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            final = self.folder / f"epoch_{epoch:05d}"
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            for old in self.found()[:-KEPT_CHECKPOINTS]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def restore(self, num_epochs: int) -> int:
-        """Restores the newest checkpoint of a training of some length.
-
-        Args:
-            num_epochs: of the training; checkpoints of later epochs are passed over.
-
-        Returns:
-            The epoch it was saved after; 0 without a checkpoint.
-        """
-        for path in reversed(self.found()):
-            epoch = int(path.name.removeprefix("epoch_"))
-            if epoch <= num_epochs:
-                self.accelerator.load_state(str(path))
-                return epoch
-        return 0
 
 
 class History:

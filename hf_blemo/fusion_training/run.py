@@ -11,6 +11,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from hf_blemo import blemore
+from hf_blemo.checkpoints import check_same_run
 from hf_blemo.evaluation.plots import (
     plot_confusion,
     plot_gate_weights,
@@ -72,7 +73,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
     checkpoints = output / "checkpoints"
     began = checkpoints / "settings.json"
     if settings.resume and began.is_file():
-        settings.check_same_run(read_json(began))
+        check_same_run(asdict(settings), read_json(began), settings.free_in_resume, settings.output_dir)
     if test is not None:
         found = list(blemore.encoder_widths(test))
         if not set(found) & set(config.encoders):

@@ -1,6 +1,6 @@
 """Settings of the programs that train the fusion."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_blemo.fusion_training.protocol import PROTOCOLS
@@ -90,24 +90,11 @@ class ExperimentSettings:
         if self.encoders is not None and (not self.encoders or len(set(self.encoders)) != len(self.encoders)):
             raise ValueError(f"encoders must be different names, at least one, found {self.encoders}")
 
-    def check_same_run(self, earlier: dict[str, Any]) -> None:
-        """Refuses to go on with what other settings began.
-
-        Args:
-            earlier: settings of the run that was interrupted, as `dataclasses.asdict` gives them.
-
-        Raises:
-            ValueError: a setting that the results depend on has another value now; the message names it.
-        """
+    @property
+    def free_in_resume(self) -> set[str]:
+        """Settings that may change when a run is resumed."""
         free = {"output_dir", "resume", "checkpoint_every", "trackers", "test_data", "only"}
-        if self.schedule == "constant":
-            free |= {"num_epochs"}
-        for name, value in asdict(self).items():
-            if name not in free and name in earlier and earlier[name] != value:
-                raise ValueError(
-                    f"resume: {name} is {value!r} and was {earlier[name]!r} in the run in {self.output_dir}; give the "
-                    "same settings, or start anew without resume"
-                )
+        return free | {"num_epochs"} if self.schedule == "constant" else free
 
 
 @dataclass
