@@ -82,6 +82,7 @@ def _find_captions(folders: list[Path]) -> None:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
+    from hf_blemo.evaluation.retrieval import retrieval_recall
     from hf_blemo.fusion_training.report import table
 
     pairs = make_synthetic_pairs(2 * FRESH_PAIRS, seed=12345)
@@ -94,11 +95,11 @@ def _find_captions(folders: list[Path]) -> None:
         images = AutoImageProcessor.from_pretrained(folder)(images=list(pairs["image"]), return_tensors="pt")
         texts = AutoTokenizer.from_pretrained(folder)(list(pairs["caption"]), padding=True, return_tensors="pt")
         with torch.inference_mode():
-            logits = model(pixel_values=images["pixel_values"], **texts).logits_per_image
-        ranks = (logits > logits.diagonal().unsqueeze(1)).sum(1)
-        shares = [f"{(ranks < top).float().mean():.3f}" for top in (1, 5, 10)]
-        rows.append([folder.name, f"{model.num_parameters():,}", *shares])
-    print(table(["model", "parameters", "R@1", "R@5", "R@10"], rows))
+            out = model(pixel_values=images["pixel_values"], **texts)
+        found = retrieval_recall(out.image_embeds, out.text_embeds, range(len(pairs)))
+        rows.append([folder.name, f"{model.num_parameters():,}", *(f"{value:.3f}" for value in found.values())])
+    header = ["model", "parameters", *(f"{side} R@{top}" for side in ("image to text", "back") for top in (1, 5, 10))]
+    print(table(header, rows))
 
 
 if __name__ == "__main__":

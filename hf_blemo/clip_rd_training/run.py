@@ -38,8 +38,9 @@ class History:
 
     def add(self, terms: Mapping[str, torch.Tensor]) -> None:
         """Takes the terms of a step."""
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+        values = torch.stack([value.detach() for value in terms.values()]).tolist()
+        for name, value in zip(terms, values, strict=True):
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
 
     def close(self, step: int, **more: float) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,33 @@ def test_two_processes_end_with_the_student_of_one(teacher, tmp_path):
         assert (two[name] - value).abs().max() < 1e-9 < 0.1 * moved, name
 
 
+def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_left_alone(teacher, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    program = [sys.executable, str(ROOT / "training" / "distill_clip_rd.py"), *QUICK, "--teacher", str(teacher)]
+    program += ["--num_steps", "12", "--checkpoint_every", "1", "--log_every", "5", "--output_dir"]
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    subprocess.run([*program, str(alone)], env=environment, check=True, capture_output=True, timeout=300)
+    child = subprocess.Popen([*program, str(killed)], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (killed / "checkpoints" / "step_00003").is_dir() and child.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    finally:
+        child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert not (killed / "metrics.json").exists()
+    resumed = [*program, str(killed), "--resume", "true"]
+    subprocess.run(resumed, env=environment, check=True, capture_output=True, timeout=300)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (killed / name).read_bytes() == (alone / name).read_bytes(), name
+    histories = [json.loads((folder / "metrics.json").read_text())["history"] for folder in (alone, killed)]
+    assert histories[0] == histories[1] and [row["step"] for row in histories[0]] == [5, 10, 12]
+    refused = subprocess.run([*resumed, "--learning_rate", "0.5"], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "resume: learning_rate is 0.5 and was 0.002" in refused.stderr
+
+
 def test_a_student_may_start_from_a_checkpoint(teacher, tmp_path):
     settings = settings_for(tmp_path, "--student", teacher)
     student, processor = make_student(settings)
@@ -200,6 +229,7 @@ BAD = {
     "no weight": ({"weights": {"fd": 1.0}}, "no term has a weight"),
     "precision": ({"mixed_precision": "fp8"}, "mixed_precision 'fp8' is not one of no, bf16, fp16"),
     "steps": ({"num_steps": 0}, "num_steps must be at least 1"),
+    "nothing to resume": ({"resume": True}, "resume needs checkpoint_every"),
     "chunks": ({"chunk_size": -1}, "chunk_size must not be negative"),
     "synthetic": ({"synthetic": {"num_pair": 3}}, "did you mean 'num_pairs'"),
 }
