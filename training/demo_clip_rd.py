@@ -83,7 +83,7 @@ def _find_captions(folders: list[Path]) -> None:
 
     from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
     from hf_blemo.evaluation.retrieval import retrieval_recall
-    from hf_blemo.fusion_training.report import table
+    from hf_blemo.text_tables import table
 
     pairs = make_synthetic_pairs(2 * FRESH_PAIRS, seed=12345)
     # Each caption once: of two equal ones neither would be wrong.

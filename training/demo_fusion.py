@@ -31,10 +31,11 @@ def main() -> None:
 
     from hf_blemo import blemore
     from hf_blemo.data.synthetic_blends import make_synthetic_blends
-    from hf_blemo.fusion_training.report import results_table, table
+    from hf_blemo.fusion_training.report import results_table
     from hf_blemo.fusion_training.run import train_fusion
     from hf_blemo.fusion_training.settings import FusionSettings
     from hf_blemo.hub import files_to_publish, publish
+    from hf_blemo.text_tables import table
 
     output = Path(settings.output_dir)
     run, published = output / "fusion", output / "published"

@@ -80,6 +80,8 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         ValueError, FileNotFoundError: settings or data are not usable; nothing is written then.
     """
     start = time.perf_counter()
+    if settings.resume and settings.checkpoint_every == 0:
+        raise ValueError("resume needs checkpoint_every of at least 1: without checkpoints there is nothing left")
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     pairs = load_pairs(settings)
     teacher: Any = None

@@ -92,8 +92,6 @@ class DistillationSettings:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
-        if self.resume and self.checkpoint_every == 0:
-            raise ValueError("resume needs checkpoint_every of at least 1: without checkpoints there is nothing left")
         weights = check_weights(self.weights)
         if self.teacher is None:
             # Without a teacher there is one term to train with.

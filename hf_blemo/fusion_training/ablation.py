@@ -17,7 +17,6 @@ from hf_blemo.checkpoints import check_same_run
 from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
-from hf_blemo.fusion_training.report import plus_minus
 from hf_blemo.fusion_training.results import CrossValidationResults, spread
 from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
@@ -25,6 +24,7 @@ from hf_blemo.json_files import read_json, write_json
 from hf_blemo.prediction import predict_blends
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
+from hf_blemo.text_tables import plus_minus
 
 ADAPTATIONS = ("mmd", "coral", "adversarial")
 

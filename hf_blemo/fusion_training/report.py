@@ -1,34 +1,9 @@
 """Metrics of a run as a table for the terminal."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from hf_blemo.fusion_training.results import METRICS
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with columns padded to their width, the first one left-aligned, the others right-aligned."""
-    cells = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = (
-        "|"
-        + "|".join("-" * (width + 2) if not column else "-" * (width + 1) + ":" for column, width in enumerate(widths))
-        + "|"
-    )
-    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
-
-
-def plus_minus(entry: dict[str, float]) -> str:
-    """`mean ± std` with four decimals each."""
-    return f"{entry['mean']:.4f} ± {entry['std']:.4f}"
+from hf_blemo.text_tables import plus_minus, table
 
 
 def results_table(metrics: dict[str, Any]) -> str:

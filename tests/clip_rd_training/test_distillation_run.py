@@ -229,7 +229,6 @@ BAD = {
     "no weight": ({"weights": {"fd": 1.0}}, "no term has a weight"),
     "precision": ({"mixed_precision": "fp8"}, "mixed_precision 'fp8' is not one of no, bf16, fp16"),
     "steps": ({"num_steps": 0}, "num_steps must be at least 1"),
-    "nothing to resume": ({"resume": True}, "resume needs checkpoint_every"),
     "chunks": ({"chunk_size": -1}, "chunk_size must not be negative"),
     "synthetic": ({"synthetic": {"num_pair": 3}}, "did you mean 'num_pairs'"),
 }
@@ -247,6 +246,7 @@ def test_bad_settings_are_named(changes, message):
         (["--teacher", "./gone"], "teacher './gone': found no config.json there"),
         (["--student", "vit-t-17"], "student 'vit-t-17': found no config.json there"),
         (["--data", "gone"], "data 'gone': no such folder"),
+        (["--resume", "true"], "resume needs checkpoint_every of at least 1"),
         (["--batch_size", "65"], "batch_size 65 is larger than the data, 64 pairs"),
     ],
 )

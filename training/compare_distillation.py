@@ -1,0 +1,19 @@
+"""Compares distillation methods on the built-in pairs: one teacher, equal students, budgets and seeds.
+
+Example:
+    python training/compare_distillation.py --config training/configs/clip_rd_comparison.yaml
+"""
+
+from hf_blemo.clip_rd_training.comparison_settings import ComparisonSettings
+from hf_blemo.settings import parse_settings, run_command
+
+
+def main() -> None:
+    settings = parse_settings(ComparisonSettings, description=__doc__)
+    from hf_blemo.clip_rd_training.comparison import compare, markdown
+
+    print(f"\n{markdown(compare(settings))}\nWritten to {settings.output_dir}/comparison.md and comparison.json")
+
+
+if __name__ == "__main__":
+    run_command(main)
