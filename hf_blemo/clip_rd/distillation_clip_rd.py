@@ -1,7 +1,7 @@
 """Student, teacher and loss of CLIP-RD as one module to train."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +9,16 @@ from torch import nn
 
 from .losses_clip_rd import MAXIMAL_LOG_SCALE, CLIPRDLoss, CLIPRDLossOutput, check_weights
 
-STUDENT_INPUTS = ("pixel_values", "input_ids", "attention_mask")
+INPUTS = (
+    "pixel_values",
+    "input_ids",
+    "attention_mask",
+    "teacher_pixel_values",
+    "teacher_input_ids",
+    "teacher_attention_mask",
+    "teacher_image_embeds",
+    "teacher_text_embeds",
+)
 Schedule = Sequence[tuple[int, float]]
 
 
@@ -56,19 +65,21 @@ class CLIPRDDistiller(nn.Module):
         super().__init__()
         self.student: Any
         self.step: torch.Tensor
-        if teacher is None and teacher_logit_scale is None and loss.needs_teacher:
+        self.weight_schedule = {name: _checked(name, points) for name, points in (weight_schedule or {}).items()}
+        later = any(weight for name, points in self.weight_schedule.items() if name != "task" for _, weight in points)
+        if teacher is None and teacher_logit_scale is None and (loss.needs_teacher or later):
             raise ValueError("expected a teacher or, with stored teacher embeddings, its teacher_logit_scale")
         self.student = student
         self.loss = loss
         # In a tuple, so that it is no submodule.
         self._teacher: tuple[Any] = (teacher,)
         if teacher is not None:
+            if {id(value) for value in teacher.parameters()} & {id(value) for value in student.parameters()}:
+                raise ValueError("teacher and student share parameters; expected two models")
             teacher.eval().requires_grad_(False)
         self.teacher_logit_scale = teacher_logit_scale
-        self.weight_schedule = {name: _checked(name, points) for name, points in (weight_schedule or {}).items()}
-        self.base_weights = dict(loss.weights)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_load_state_dict_post_hook(lambda module, _: module.set_step(int(module.step)))
+        self.register_load_state_dict_post_hook(_resume_schedule)
         self.set_step(0)
 
     @property
@@ -104,13 +115,14 @@ class CLIPRDDistiller(nn.Module):
         with torch.no_grad():
             self.step.fill_(step)
         scheduled = {name: _interpolated(points, step) for name, points in self.weight_schedule.items()}
-        self.loss.set_weights({**self.base_weights, **scheduled})
+        self.loss.set_weights({**self.loss.weights, **scheduled})
 
     @torch.no_grad()
     def clamp_scales(self) -> None:
-        """Keeps the student's logit scale between 0 and ln 100; done before every training step, and to be done after
-        the last."""
+        """Keeps the student's logit scale, and the loss's exponentiated ones, between 0 and ln 100; done before every
+        training step, and to be done after the last."""
         self.student.logit_scale.clamp_(0, MAXIMAL_LOG_SCALE)
+        self.loss.clamp_scales()
 
     def forward(
         self,
@@ -124,7 +136,7 @@ class CLIPRDDistiller(nn.Module):
         teacher_image_embeds: torch.Tensor | None = None,
         teacher_text_embeds: torch.Tensor | None = None,
         cached_gradients: "CachedGradients | None" = None,
-        embed_only: bool = False,
+        return_loss: bool = True,
     ) -> Any:
         """Computes the loss of this process's pairs among those of all processes.
 
@@ -136,25 +148,44 @@ class CLIPRDDistiller(nn.Module):
             teacher_input_ids, teacher_attention_mask: (n, L'), the same captions in the teacher's tokens; the
                 student's by default.
             teacher_image_embeds, teacher_text_embeds: (n, d), stored embeddings; the teacher is not run then.
-            cached_gradients, embed_only: of [`cached_backward`].
+            cached_gradients: of [`cached_backward`].
+            return_loss: False returns the embeddings of student and teacher instead.
 
         Returns:
-            [`CLIPRDLossOutput`]. With `embed_only` the four embeddings; with `cached_gradients` a scalar whose
-            gradient is the loss's.
+            [`CLIPRDLossOutput`]. Without `return_loss` the four embeddings, (n, d_s) and (n, d); with
+            `cached_gradients` a scalar whose gradient is the loss's.
 
         Raises:
-            ValueError: inputs are missing, or what [`CLIPRDLoss`] refuses.
+            ValueError: inputs are missing, or what [`CLIPRDLoss`] refuses. Where a process fails before the loss, the
+                others raise as well, instead of waiting for it.
         """
-        inputs = {
-            "pixel_values": pixel_values,
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "teacher_pixel_values": teacher_pixel_values,
-            "teacher_input_ids": teacher_input_ids,
-            "teacher_attention_mask": teacher_attention_mask,
-            "teacher_image_embeds": teacher_image_embeds,
-            "teacher_text_embeds": teacher_text_embeds,
-        }
+        given = (
+            pixel_values,
+            input_ids,
+            attention_mask,
+            teacher_pixel_values,
+            teacher_input_ids,
+            teacher_attention_mask,
+            teacher_image_embeds,
+            teacher_text_embeds,
+        )
+        if cached_gradients is not None or not return_loss:
+            return self._embed(batch, given, cached_gradients)
+        try:
+            embeddings = self._embed(batch, given)
+        except Exception:
+            self.loss.report_failure(self.step.device)
+            raise
+        return self._terms(*embeddings)
+
+    def _embed(
+        self,
+        batch: Mapping[str, Any] | None,
+        given: Sequence[torch.Tensor | None],
+        cached_gradients: "CachedGradients | None" = None,
+    ) -> Any:
+        """The four embeddings, or the surrogate of cached gradients."""
+        inputs = dict(zip(INPUTS, given, strict=True))
         for name, value in (batch or {}).items():
             if name not in inputs:
                 raise ValueError(f"unknown input {name!r}: expected some of {', '.join(inputs)}")
@@ -167,8 +198,7 @@ class CLIPRDDistiller(nn.Module):
         image, text = self._embed_student(inputs)
         if cached_gradients is not None:
             return cached_gradients.surrogate(image, text, self._loss_parameters())
-        embeddings = (image, text, *self._embed_teacher(inputs))
-        return embeddings if embed_only else self._terms(*embeddings)
+        return image, text, *self._embed_teacher(inputs)
 
     def _terms(self, *embeddings: torch.Tensor | None) -> CLIPRDLossOutput:
         scale: Any = self.teacher_logit_scale
@@ -178,7 +208,8 @@ class CLIPRDDistiller(nn.Module):
 
     def _loss_parameters(self) -> list[nn.Parameter]:
         """What the loss trains beside the towers."""
-        return [self.student.logit_scale, *self.loss.parameters()]
+        every = [self.student.logit_scale, *self.loss.parameters()]
+        return [parameter for parameter in every if parameter.requires_grad]
 
     def _embed_student(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         image = self.student.get_image_features(pixel_values=inputs["pixel_values"])
@@ -192,12 +223,17 @@ class CLIPRDDistiller(nn.Module):
         stored = inputs["teacher_image_embeds"], inputs["teacher_text_embeds"]
         if stored[0] is not None and stored[1] is not None:
             return stored
+        for one, other in (("image_embeds", "text_embeds"), ("text_embeds", "image_embeds")):
+            if inputs[f"teacher_{one}"] is not None:
+                raise ValueError(f"the batch has teacher_{one} without teacher_{other}")
         if self.teacher is None:
             raise ValueError("no teacher: the batch needs teacher_image_embeds and teacher_text_embeds")
         given = {
             name: inputs[name] if inputs[f"teacher_{name}"] is None else inputs[f"teacher_{name}"]
             for name in ("pixel_values", "input_ids")
         }
+        if inputs["teacher_attention_mask"] is not None and inputs["teacher_input_ids"] is None:
+            raise ValueError("the batch has teacher_attention_mask without teacher_input_ids")
         # A mask belongs to its tokens.
         prefix = "" if inputs["teacher_input_ids"] is None else "teacher_"
         image = self.teacher.get_image_features(pixel_values=given["pixel_values"])
@@ -205,6 +241,10 @@ class CLIPRDDistiller(nn.Module):
             input_ids=given["input_ids"], attention_mask=inputs[f"{prefix}attention_mask"]
         )
         return features_of(image), features_of(text)
+
+
+def _resume_schedule(distiller: CLIPRDDistiller, _: Any) -> None:
+    distiller.set_step(int(distiller.step))
 
 
 def _checked(name: str, points: Schedule) -> list[tuple[int, float]]:
@@ -257,7 +297,7 @@ def cached_backward(
 
     The towers run twice: first without gradients, chunk by chunk, for the embeddings, of which the loss and its
     gradients follow; then with gradients, chunk by chunk, fed with those. The gradients are those of one large batch
-    where the student has no batch statistics (batch normalisation sees chunks).
+    where the student has no batch statistics (batch normalisation sees chunks, and counts each of them twice).
 
     Args:
         model: a [`CLIPRDDistiller`], wrapped for distributed training or not.
@@ -275,20 +315,16 @@ def cached_backward(
     (GradCache).
     """
     distiller = _unwrapped(model)
-    given = {name: value for name, value in batch.items() if value is not None}
-    lengths = {name: len(value) for name, value in given.items()}
-    if chunk_size < 1 or len(set(lengths.values())) != 1:
-        raise ValueError(
-            f"expected chunk_size of at least 1 and inputs of one length, found {chunk_size} and {lengths}"
-        )
-    size = next(iter(lengths.values()))
-    starts = range(0, size, chunk_size)
-    chunks = [{name: value[start : start + chunk_size] for name, value in given.items()} for start in starts]
     states, parts = [], []
-    with torch.no_grad():
-        for chunk in chunks:
-            states.append(_RandomState())
-            parts.append(distiller(chunk, embed_only=True))
+    try:
+        chunks, starts = _chunks(batch, chunk_size)
+        with torch.no_grad():
+            for chunk in chunks:
+                states.append(_RandomState())
+                parts.append(distiller(chunk, return_loss=False))
+    except Exception:
+        distiller.loss.report_failure(distiller.step.device)
+        raise
     # Of the teacher's two there are none where no term reads them.
     embeddings: list[Any] = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
     student = [at_least_float32(values).requires_grad_() for values in embeddings[:2]]
@@ -305,11 +341,23 @@ def cached_backward(
         quiet = getattr(model, "no_sync", None)
         with nullcontext() if last or quiet is None else quiet():
             # The same dropout as in the first pass.
-            with state.restored():
-                surrogate = model(chunk, cached_gradients=gradients)
+            state.restore()
+            surrogate = model(chunk, cached_gradients=gradients)
             (backward or torch.Tensor.backward)(surrogate)
     after.restore()
     return CLIPRDLossOutput(**{name: value.detach() for name, value in terms.items()})
+
+
+def _chunks(batch: Mapping[str, Any], chunk_size: int) -> tuple[list[dict[str, torch.Tensor]], list[int]]:
+    """A batch in parts, at least one though it be empty, and where each begins."""
+    given = {name: value for name, value in batch.items() if value is not None}
+    lengths = {name: len(value) for name, value in given.items()}
+    if chunk_size < 1 or len(set(lengths.values())) != 1:
+        raise ValueError(
+            f"expected chunk_size of at least 1 and inputs of one length, found {chunk_size} and {lengths}"
+        )
+    starts = list(range(0, next(iter(lengths.values())), chunk_size)) or [0]
+    return [{name: value[start : start + chunk_size] for name, value in given.items()} for start in starts], starts
 
 
 def _unwrapped(model: nn.Module) -> CLIPRDDistiller:
@@ -322,7 +370,7 @@ def _unwrapped(model: nn.Module) -> CLIPRDDistiller:
 
 
 class _RandomState:
-    """The random state of the CPU and, once in use, of the accelerators."""
+    """The random state of the CPU and, once in use, of CUDA devices."""
 
     def __init__(self):
         self.cpu = torch.get_rng_state()
@@ -334,8 +382,3 @@ class _RandomState:
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state_all(self.cuda)
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        self.restore()
-        yield

@@ -7,7 +7,9 @@ and sees the columns of all of them.
 """
 
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -37,9 +39,12 @@ _PROBLEMS = (
     "embeddings are not floating-point numbers",
     "embeddings hold NaN or infinite values",
     "embeddings hold a row of zeros, which has no direction",
-    "a scale is not a finite number",
+    "a scale is not one finite number",
+    "there is no teacher, and terms other than task have a weight",
+    "the teacher has a gradient: compute it under torch.no_grad()",
+    "its embeddings could not be computed",
 )
-_ROWS, _STUDENT, _TEACHER, _TYPE, _FINITE, _ZERO, _SCALE = range(1, len(_PROBLEMS))
+_ROWS, _STUDENT, _TEACHER, _TYPE, _FINITE, _ZERO, _SCALE, _NO_TEACHER, _GRADIENT, _ELSEWHERE = range(1, len(_PROBLEMS))
 
 
 @dataclass
@@ -96,8 +101,8 @@ class CLIPRDLoss(nn.Module):
         weights: term -> weight; those of CLIP-RD's recipe by default. Terms that are left out have weight 0 and cost
             nothing. `fd` is a mean over entries, so its weight of 2,000 is tied to d = 512.
         scales: how the learned scales are read. `released`: the parameters are the multipliers, as in the released
-            code. `exponentiated`: the parameters are their logarithms, kept between 0 and ln 100 as CLIP keeps its own
-            (ours).
+            code. `exponentiated`: the parameters are their logarithms, read between 0 and ln 100 and kept there by
+            [`clamp_scales`], as CLIP keeps its own (ours).
         tile_size: rows and columns of a tile; 512 on a CPU, 2,048 elsewhere by default. It changes speed and memory,
             not the result.
         dense: computes the same by plain N x N matrices and autograd, on one process; for checking.
@@ -108,7 +113,7 @@ class CLIPRDLoss(nn.Module):
         visual_projection, text_projection: `nn.Linear(d_s, d)`, or None where the widths are equal.
 
     Raises:
-        ValueError: an unknown term, a weight below 0, or sizes below 1.
+        ValueError: an unknown term, a weight below 0, none above 0, or sizes below 1.
 
     Source: "CLIP-RD: Relational Distillation for Efficient CLIP Knowledge Distillation", arXiv 2603.25383; with
     `CLIP_KD_WEIGHTS` the losses of CLIP-KD (CVPR 2024).
@@ -139,6 +144,8 @@ class CLIPRDLoss(nn.Module):
         self.dense = dense
         self.process_group = process_group
         self.set_weights(CLIP_RD_WEIGHTS if weights is None else weights)
+        if not any(self.weights.values()):
+            raise ValueError(f"weights: expected one above 0, found {dict(weights or {})}")
         self.cross_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
         self.image_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
         self.text_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
@@ -202,35 +209,40 @@ class CLIPRDLoss(nn.Module):
                 with NaN, infinite values or a row of zeros, or a scale that is not finite; and a teacher with a
                 gradient.
         """
+        problem = 0
         if teacher_image is None or teacher_text is None or teacher_logit_scale is None:
-            if self.needs_teacher:
-                wanted = [name for name in TERMS if name != "task" and self.weights[name]]
-                raise ValueError(f"found no teacher, expected one for the terms {', '.join(wanted)}")
+            problem = _NO_TEACHER if self.needs_teacher else 0
             teacher_image = teacher_text = student_image.detach().new_ones(len(student_image), self.teacher_dim)
             teacher_logit_scale = 1.0
-        embeddings = (student_image, student_text, teacher_image, teacher_text)
-        for name, target in (("teacher_image", teacher_image), ("teacher_text", teacher_text)):
-            if target.requires_grad:
-                raise ValueError(f"{name} has a gradient: compute the teacher under torch.no_grad()")
+        if teacher_image.requires_grad or teacher_text.requires_grad:
+            problem = _GRADIENT
         if isinstance(teacher_logit_scale, torch.Tensor):
             teacher_logit_scale = teacher_logit_scale.detach()
         device = student_image.device
         group = _Group(self.process_group)
-        scales = (student_logit_scale, teacher_logit_scale, *self.multipliers())
-        problem = self._problem(embeddings, scales)
-        rows = group.agree(problem, student_image.shape[0] if student_image.dim() else 0, device)
-        with torch.autocast(device.type, enabled=False):
+        embeddings = (student_image, student_text, teacher_image, teacher_text)
+        scales = [
+            torch.as_tensor(scale, device=device)
+            for scale in (student_logit_scale, teacher_logit_scale, *self.multipliers())
+        ]
+        problem = problem or self._problem(embeddings, scales)
+        rows = group.agree(problem, student_image.shape[0] if student_image.dim() else 0, self.weights, device)
+        # Neither autocast nor a reduced precision of float32 products: both move the gradient by about 1 %.
+        with torch.autocast(device.type, enabled=False), _exact_products():
             dtype = torch.float64 if student_image.dtype == torch.float64 else torch.float32
             own_image, own_text = student_image.to(dtype), student_text.to(dtype)
-            image, text = own_image, own_text
-            if self.visual_projection is not None and self.text_projection is not None:
+            # Only terms of the teacher's space read the projections.
+            projects = self.visual_projection is not None and any(
+                self.weights[name] for name in TERMS if name not in ("task", "hrd")
+            )
+            if projects:
                 image = F.normalize(_linear(self.visual_projection, own_image), dim=-1)
                 text = F.normalize(_linear(self.text_projection, own_text), dim=-1)
             own_image, own_text = F.normalize(own_image, dim=-1), F.normalize(own_text, dim=-1)
-            if self.visual_projection is None:
+            if not projects:
                 image, text = own_image, own_text
             targets = [F.normalize(part.to(dtype), dim=-1) for part in (teacher_image, teacher_text)]
-            multipliers = torch.stack([torch.as_tensor(scale, device=device).to(dtype) for scale in scales])
+            multipliers = torch.stack([scale.to(dtype).reshape(()) for scale in scales])
             if self.dense:
                 if group.size > 1:
                     raise ValueError("dense computes on one process; leave it out for several")
@@ -242,12 +254,30 @@ class CLIPRDLoss(nn.Module):
             tile_size = self.tile_size or (CPU_TILE_SIZE if device.type == "cpu" else ACCELERATOR_TILE_SIZE)
             call = _Call(self.weights, tile_size, group, rows)
             # Without projections the towers' embeddings serve all terms: passed once, their gradients come once.
-            projected = (None, None) if self.visual_projection is None else (image, text)
+            projected = (image, text) if projects else (None, None)
             loss, found = _TiledTerms.apply(own_image, own_text, *projected, *targets, multipliers, call)
+            if not projects:
+                # Gradients of zero: distributed training waits for those of every parameter.
+                loss = loss + sum((value.sum() * 0 for value in self._projection_parameters()), 0.0)
         terms = {name: found[index] for index, name in enumerate(TERMS) if self.weights[name]}
         return CLIPRDLossOutput(loss=loss, **terms)
 
-    def _problem(self, embeddings: tuple[torch.Tensor, ...], scales: tuple[torch.Tensor | float, ...]) -> int:
+    def _projection_parameters(self) -> list[nn.Parameter]:
+        layers = (self.visual_projection, self.text_projection)
+        return [value for layer in layers if layer is not None for value in layer.parameters()]
+
+    def report_failure(self, device: torch.device) -> None:
+        """Tells the other processes that this one has no embeddings, so that they raise instead of waiting for it."""
+        _Group(self.process_group).exchange(_ELSEWHERE, 0, self.weights, device)
+
+    @torch.no_grad()
+    def clamp_scales(self) -> None:
+        """Keeps exponentiated scales between 0 and ln 100; released ones are left as they are."""
+        if self.scales == "exponentiated":
+            for value in (self.cross_scale, self.image_scale, self.text_scale):
+                value.clamp_(0, MAXIMAL_LOG_SCALE)
+
+    def _problem(self, embeddings: tuple[torch.Tensor, ...], scales: list[torch.Tensor]) -> int:
         """Number of the first problem this process has, 0 for none."""
         if any(values.dim() != 2 or values.shape[0] != embeddings[0].shape[0] for values in embeddings):
             return _ROWS
@@ -257,11 +287,13 @@ class CLIPRDLoss(nn.Module):
             return _TEACHER
         if not all(values.is_floating_point() for values in embeddings):
             return _TYPE
+        if any(scale.numel() != 1 for scale in scales):
+            return _SCALE
         with torch.no_grad():
             # One look at the squared norms tells NaN, infinities and zeros apart; float32, since fp16 overflows here.
             norms = [torch.linalg.vector_norm(values, dim=1, dtype=_wide(values)) for values in embeddings]
             found = torch.cat(norms)
-            numbers = torch.stack([torch.as_tensor(scale, device=found.device).detach().to(found) for scale in scales])
+            numbers = torch.stack([scale.detach().to(found).reshape(()) for scale in scales])
             finite, zero, scaled = (
                 found.isfinite().all().logical_not(),
                 (found == 0).any(),
@@ -271,11 +303,23 @@ class CLIPRDLoss(nn.Module):
         return next((code for code, flag in zip((_FINITE, _ZERO, _SCALE), flags, strict=True) if flag), 0)
 
 
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Float32 products in full precision, whatever the program has set for the towers."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _wide(values: torch.Tensor) -> torch.dtype:
     return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
-def _linear(layer: nn.Linear, values: torch.Tensor) -> torch.Tensor:
+def _linear(layer: nn.Linear | None, values: torch.Tensor) -> torch.Tensor:
+    assert layer is not None
     bias = None if layer.bias is None else layer.bias.to(values.dtype)
     return F.linear(values, layer.weight.to(values.dtype), bias)
 
@@ -294,26 +338,35 @@ class _Group:
         self.size = dist.get_world_size(process_group) if self.active else 1
         self.rank = dist.get_rank(process_group) if self.active else 0
 
-    def agree(self, problem: int, rows: int, device: torch.device) -> list[int]:
+    def exchange(
+        self, problem: int, rows: int, weights: Mapping[str, float], device: torch.device
+    ) -> list[tuple[int, int, int]]:
+        """Problem, number of rows and a checksum of the weights, of every process."""
+        found = [(problem, rows, 0)]
+        if self.size > 1:
+            mine = torch.tensor([problem, rows, zlib.crc32(repr(weights).encode())], device=device)
+            everyone = torch.empty(self.size * 3, dtype=mine.dtype, device=device)
+            _collective("all_gather_single", "all_gather_into_tensor")(everyone, mine, group=self.group)
+            found = [(int(code), int(count), int(digest)) for code, count, digest in everyone.view(-1, 3).tolist()]
+        return found
+
+    def agree(self, problem: int, rows: int, weights: Mapping[str, float], device: torch.device) -> list[int]:
         """Exchanges what each process found, before any of them waits for another's embeddings.
 
         Returns:
             Number of rows of every process.
 
         Raises:
-            ValueError: a process has a problem, or none has a row.
+            ValueError: a process has a problem, the processes have different weights, or none has a row.
         """
-        found = [(problem, rows)]
-        if self.size > 1:
-            mine = torch.tensor([problem, rows], device=device)
-            everyone = torch.empty(self.size * 2, dtype=mine.dtype, device=device)
-            _collective("all_gather_single", "all_gather_into_tensor")(everyone, mine, group=self.group)
-            found = [(int(code), int(count)) for code, count in everyone.view(-1, 2).tolist()]
-        for rank, (code, _) in enumerate(found):
+        found = self.exchange(problem, rows, weights, device)
+        for rank, (code, _, _) in enumerate(found):
             if code:
                 where = "" if self.size == 1 else f" on process {rank} of {self.size}"
                 raise ValueError(f"CLIPRDLoss: {_PROBLEMS[code]}{where}")
-        counts = [count for _, count in found]
+        if len({digest for _, _, digest in found}) > 1:
+            raise ValueError("CLIPRDLoss: the processes have different weights; set them on all of them alike")
+        counts = [count for _, count, _ in found]
         if sum(counts) == 0:
             raise ValueError("CLIPRDLoss: the batch is empty, expected at least one pair")
         return counts
@@ -485,8 +538,11 @@ class _Tiles:
     def compute(self, gradients: bool) -> torch.Tensor:
         """Values of all terms, (8,) float64, of the global batch; with `gradients`, fills `self.gradients`."""
         self._log_sums()
-        totals = self._values_and_gradients(gradients)
-        return self.group.sum(totals) / self.total
+        totals = self.group.sum(self._values_and_gradients(gradients))
+        # The same sum on every process, so all of them raise or none.
+        if not totals.isfinite().all():
+            raise ValueError("CLIPRDLoss: the loss is not finite: NaN or infinite values in the projections")
+        return totals / self.total
 
     def _log_sums(self) -> None:
         """First pass: log-sum-exps over rows and columns of every product."""
@@ -542,7 +598,7 @@ class _Tiles:
         for rows in self._slices(self.num_rows):
             scaled = {index: self.left[index][0][rows] * self.left[index][1] for index in self.used}
             moved = {
-                index: torch.zeros(rows.stop - rows.start, self.right[index].shape[1]).to(self.right[index])
+                index: self.right[index].new_zeros(rows.stop - rows.start, self.right[index].shape[1])
                 for index in self.used
                 if gradients and index != _TEACHERS
             }
@@ -692,10 +748,12 @@ def dense_terms(
 
     own = student * own_image @ own_text.T
     teachers = teacher * teacher_image @ teacher_text.T
-    images = vision * image @ teacher_image.T
-    texts = language * text @ teacher_text.T
-    text_to_image = cross * text @ teacher_image.T
-    image_to_text = cross * image @ teacher_text.T
+    # Without projections to the teacher's width these products do not exist, and no term asks for them.
+    if image.shape[1] == teacher_image.shape[1]:
+        images = vision * image @ teacher_image.T
+        texts = language * text @ teacher_text.T
+        text_to_image = cross * text @ teacher_image.T
+        image_to_text = cross * image @ teacher_text.T
     terms = {
         "task": lambda: contrastive(own, own.T),
         "fd": lambda: F.mse_loss(image, teacher_image) + F.mse_loss(text, teacher_text),

@@ -334,7 +334,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
             vision_config=vision_config,
             text_config=text_config,
             projection_dim=self.config.projection_dim,
-            logit_scale_init_value=self.config.logit_scale_init_value,
+            logit_scale_init_value=float(self.config.logit_scale_init_value),
             initializer_factor=float(self.config.initializer_factor),
         )
         return _with_weights_of(self, AutoModel.from_config(config, **_loading_options(self)))

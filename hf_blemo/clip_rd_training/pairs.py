@@ -25,7 +25,10 @@ def load_pairs(settings: DistillationSettings) -> datasets.Dataset:
     path = Path(source)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         data = datasets.load_from_disk(source)
-        data = data["train"] if isinstance(data, datasets.DatasetDict) else data
+        if isinstance(data, datasets.DatasetDict):
+            if "train" not in data:
+                raise ValueError(f"data {source!r}: expected a split 'train', found {', '.join(data)}")
+            data = data["train"]
     elif path.exists() or (source.count("/") == 1 and not source.startswith((".", "/"))):
         try:
             data = datasets.load_dataset(source, split="train")
@@ -59,10 +62,18 @@ class PairProcessor:
         return self.image_processor(images=converted, return_tensors="pt")["pixel_values"]
 
     def captions(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask`, (n, L), padded to the longest caption: exact for causal towers, and less
-        than half of the work of padding to the full length on short captions."""
+        """`input_ids` and, where the tokenizer makes one, `attention_mask`, (n, L), padded to the longest caption.
+
+        That is exact for causal towers, and on short captions less than half of the work of padding to full length.
+
+        Raises:
+            ValueError: a caption that is no text.
+        """
+        for caption in captions:
+            if not isinstance(caption, str):
+                raise ValueError(f"expected a caption, found {caption!r}")
         encoded = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        return {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
 
 
 class PairBatches(torch.utils.data.Dataset):
@@ -96,6 +107,8 @@ class PairBatches(torch.utils.data.Dataset):
             raise ValueError(f"batch_size {size} is not a multiple of the {world} processes")
         self.pairs, self.student, self.teacher, self.settings = pairs, student, teacher, settings
         self.share = slice(rank * size // world, (rank + 1) * size // world)
+        # The order of the pass under way: shuffling millions of numbers takes longer than a step.
+        self.order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return self.settings.num_steps
@@ -104,8 +117,10 @@ class PairBatches(torch.utils.data.Dataset):
         """Row numbers of the global batch of a step; a pass over the data leaves its incomplete last batch out."""
         size = self.settings.batch_size
         per_pass = len(self.pairs) // size
-        order = np.random.default_rng([self.settings.seed, step // per_pass]).permutation(len(self.pairs))
-        return order[step % per_pass * size :][:size]
+        number = step // per_pass
+        if self.order[0] != number:
+            self.order = number, np.random.default_rng([self.settings.seed, number]).permutation(len(self.pairs))
+        return self.order[1][step % per_pass * size :][:size]
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rows = self.pairs[self.rows(step)[self.share].tolist()]

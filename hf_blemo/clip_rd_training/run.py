@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImage
 
 from hf_blemo.checkpoints import Checkpoints, check_same_run
 from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
-from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
+from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward, features_of
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training.pairs import PairBatches, PairProcessor, load_pairs
@@ -82,7 +83,12 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     start = time.perf_counter()
     if settings.resume and settings.checkpoint_every == 0:
         raise ValueError("resume needs checkpoint_every of at least 1: without checkpoints there is nothing left")
+    output = Path(settings.output_dir)
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"output_dir {settings.output_dir!r}: found a file, expected a folder")
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision 'fp16' needs an accelerator; a CPU has bf16")
     pairs = load_pairs(settings)
     teacher: Any = None
     teacher_processor = None
@@ -92,14 +98,13 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     student, processor = make_student(settings, teacher_processor)
     loss = CLIPRDLoss(
         student.config.projection_dim,
-        student.config.projection_dim if teacher is None else teacher.config.projection_dim,
+        student.config.projection_dim if teacher is None else _width(teacher, teacher_processor),
         settings.weights,
         settings.scales,
     )
     batches = PairBatches(
         pairs, processor, teacher_processor, settings, accelerator.process_index, accelerator.num_processes
     )
-    output = Path(settings.output_dir)
     checkpoints, began = output / "checkpoints", output / "checkpoints" / "settings.json"
     if settings.resume and began.is_file():
         check_same_run(asdict(settings), read_json(began), FREE_IN_RESUME, settings.output_dir)
@@ -109,7 +114,9 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         if settings.checkpoint_every:
             write_json({began: asdict(settings)})
     accelerator.wait_for_everyone()
-    distiller = CLIPRDDistiller(student, teacher, loss).to(getattr(torch, settings.dtype)).train()
+    schedule = settings.weight_schedule if teacher is not None else {}
+    distiller = CLIPRDDistiller(student, teacher, loss, weight_schedule=schedule)
+    distiller.to(getattr(torch, settings.dtype)).train()
     optimizer = torch.optim.AdamW(
         parameter_groups(distiller, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6
     )
@@ -128,7 +135,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
 
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
-        student.save_pretrained(output)
+        student.float().save_pretrained(output)
         processor.tokenizer.save_pretrained(output)
         processor.image_processor.save_pretrained(output)
         metrics = {
@@ -169,7 +176,9 @@ def _train(
         unit="step",
         disable=not accelerator.is_main_process,
     )
-    for step, batch in enumerate(torch.utils.data.DataLoader(rest, batch_size=None), begin):
+    # A generator of its own: the loader's draw from the common one would make a resumed run another run.
+    loader = torch.utils.data.DataLoader(rest, batch_size=None, generator=torch.Generator())
+    for step, batch in enumerate(loader, begin):
         batch = {name: values.to(accelerator.device, non_blocking=True) for name, values in batch.items()}
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
@@ -220,17 +229,35 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 def _load_teacher(settings: DistillationSettings) -> tuple[Any, PairProcessor]:
     assert settings.teacher is not None
-    _check_model(settings.teacher, "teacher")
     options = {} if settings.teacher_revision is None else {"revision": settings.teacher_revision}
-    teacher = AutoModel.from_pretrained(settings.teacher, **options)
+    _check_model(settings.teacher, "teacher")
+    teacher = _load(AutoModel, settings.teacher, "teacher", **options)
     for name in ("get_image_features", "get_text_features", "logit_scale"):
         if not hasattr(teacher, name):
             raise ValueError(f"teacher {settings.teacher!r}: {type(teacher).__name__} has no {name}; expected a CLIP")
-    processor = PairProcessor(
-        AutoTokenizer.from_pretrained(settings.teacher, **options),
-        AutoImageProcessor.from_pretrained(settings.teacher, backend="pil", **options),
+    return teacher, _load_processor(settings.teacher, "teacher", **options)
+
+
+def _load(auto_class: Any, source: str, what: str, **options: Any) -> Any:
+    """Loads a part of a model, or says in one line which is missing where."""
+    try:
+        return auto_class.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{what} {source!r}: {auto_class.__name__} found nothing to load: {error}") from error
+
+
+def _load_processor(source: str, what: str, **options: Any) -> PairProcessor:
+    return PairProcessor(
+        _load(AutoTokenizer, source, what, **options),
+        _load(AutoImageProcessor, source, what, backend="pil", **options),
     )
-    return teacher, processor
+
+
+@torch.no_grad()
+def _width(teacher: Any, processor: PairProcessor | None) -> int:
+    """Width of the teacher's embeddings, whatever its config calls it."""
+    assert processor is not None
+    return features_of(teacher.get_text_features(**processor.captions(["a"]))).shape[-1]
 
 
 def _check_model(source: str, what: str) -> None:
@@ -247,43 +274,75 @@ def make_student(
 ) -> tuple[CLIPRDModel, PairProcessor]:
     """Makes the student and what prepares its inputs.
 
+    A student that starts from a checkpoint keeps that one's tokenizer and image processor.
+
     Args:
         settings: of the run.
-        teacher_processor: whose tokenizer it shares, unless the settings name another.
+        teacher_processor: whose tokenizer a new student shares, unless the settings name another.
 
     Returns:
         The student, its tokenizer and image processor.
 
     Raises:
-        ValueError: an unknown preset, or no tokenizer to take.
+        ValueError: an unknown setting of the student, no tokenizer to take or one that its embeddings are too few for,
+            or another size of images than a checkpoint's.
         FileNotFoundError: `student` is neither a preset nor a model.
     """
-    if settings.tokenizer is not None:
-        tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer)
-    elif teacher_processor is not None:
-        tokenizer = teacher_processor.tokenizer
-    elif settings.data == "synthetic":
-        tokenizer = synthetic_tokenizer()
-    else:
-        raise ValueError("expected tokenizer: without a teacher there is none to share")
     if settings.student == CUSTOM or settings.student in PRESETS:
-        vocabulary = {"vocab_size": len(tokenizer)}
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if getattr(tokenizer, name) is not None:
-                vocabulary[name] = getattr(tokenizer, name)
-        if settings.student == CUSTOM:
-            own = dict(settings.student_config)
-            config = CLIPRDConfig(**{**own, "text_config": {**vocabulary, **own.get("text_config", {})}})
-        else:
-            config = CLIPRDConfig.from_preset(settings.student, **settings.student_config)
-            for name, value in vocabulary.items():
-                setattr(config.text_config, name, value)
-        student = CLIPRDModel(config)
-    else:
-        _check_model(settings.student, "student")
-        student = AutoModel.from_pretrained(settings.student)
-        if not isinstance(student, CLIPRDModel):
-            student = CLIPRDModel.from_clip(student)
-    size = settings.image_size or getattr(student.config.vision_config, "image_size", None) or 224
+        return _new_student(settings, _tokenizer(settings, teacher_processor))
+    _check_model(settings.student, "student")
+    if settings.student_config:
+        raise ValueError(f"student_config: {settings.student!r} is a checkpoint, whose config is its own")
+    student = _load(AutoModel, settings.student, "student")
+    if not isinstance(student, CLIPRDModel):
+        student = CLIPRDModel.from_clip(student)
+    processor = _load_processor(settings.student, "student")
+    if settings.tokenizer is not None:
+        processor.tokenizer = _load(AutoTokenizer, settings.tokenizer, "tokenizer")
+    size = getattr(student.config.vision_config, "image_size", settings.image_size)
+    if settings.image_size not in (None, size):
+        raise ValueError(f"image_size {settings.image_size}: the student {settings.student!r} takes {size}")
+    known, needed = student.text_model.config.vocab_size, len(processor.tokenizer)
+    if needed > known:
+        raise ValueError(f"student {settings.student!r}: knows {known} tokens, too few for a tokenizer of {needed}")
+    return student, processor
+
+
+def _tokenizer(settings: DistillationSettings, teacher_processor: PairProcessor | None) -> Any:
+    if settings.tokenizer is not None:
+        return _load(AutoTokenizer, settings.tokenizer, "tokenizer")
+    if teacher_processor is not None:
+        return teacher_processor.tokenizer
+    if settings.data == "synthetic":
+        return synthetic_tokenizer()
+    raise ValueError("expected tokenizer: without a teacher there is none to share")
+
+
+def _new_student(settings: DistillationSettings, tokenizer: Any) -> tuple[CLIPRDModel, PairProcessor]:
+    """A student with random weights, made for a tokenizer and a size of images."""
+    given = dict(settings.student_config)
+    known = set(CLIPRDConfig.__annotations__)
+    for key in given:
+        if key not in known:
+            raise ValueError(
+                f"student_config.{key} is no setting of CLIPRDConfig; expected {', '.join(sorted(known))}"
+            )
+    text, vision = dict(given.get("text_config") or {}), dict(given.get("vision_config") or {})
+    text.setdefault("vocab_size", len(tokenizer))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(tokenizer, name) is not None:
+            text.setdefault(name, getattr(tokenizer, name))
+    if settings.image_size is not None:
+        vision["image_size"] = settings.image_size
+    given |= {"text_config": text, "vision_config": vision}
+    make = CLIPRDConfig if settings.student == CUSTOM else partial(CLIPRDConfig.from_preset, settings.student)
+    config = make(**given)
+    towers: Any = (("text", text, config.text_config), ("vision", vision, config.vision_config))
+    for name, asked, made in towers:
+        fresh = type(made)()
+        for key in asked:
+            if not hasattr(fresh, key):
+                raise ValueError(f"student_config.{name}_config.{key} is no setting of {type(made).__name__}")
+    size = getattr(config.vision_config, "image_size", None) or settings.image_size or 224
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    return student, PairProcessor(tokenizer, image_processor)
+    return CLIPRDModel(config), PairProcessor(tokenizer, image_processor)

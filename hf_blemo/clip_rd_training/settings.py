@@ -22,9 +22,11 @@ class DistillationSettings:
         student: a preset of `CLIPRDConfig`, or a folder or Hub id of a CLIP to start from.
         student_config: entries of `CLIPRDConfig` (`vision_config`, `text_config`, `projection_dim`) that differ from
             the preset, or, with `student: custom`, all of them.
-        tokenizer: a folder or Hub id; the teacher's by default, for `synthetic` without a teacher the built-in one.
-        image_size: pixels; that of the student's vision tower by default, for towers of no fixed size 224.
+        tokenizer: a folder or Hub id; by default that of a checkpoint student, else the teacher's, else, for
+            `synthetic`, the built-in one.
+        image_size: pixels of a new student; that of its vision tower's config by default, else 224.
         weights: term -> weight of the loss; those of CLIP-RD by default.
+        weight_schedule: term -> [[step, weight], ...], linear in between; its terms need no entry in `weights`.
         scales: of the loss: `released` or `exponentiated`.
         num_steps: optimizer steps.
         batch_size: pairs per step over all processes; all of them are each other's negatives.
@@ -54,6 +56,7 @@ class DistillationSettings:
     tokenizer: str | None = None
     image_size: int | None = None
     weights: dict[str, float] = field(default_factory=lambda: dict(CLIP_RD_WEIGHTS))
+    weight_schedule: dict[str, list] = field(default_factory=dict)
     scales: str = "released"
     num_steps: int = 1000
     batch_size: int = 256

@@ -57,6 +57,8 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         step_scheduler_with_optimizer=False,
     )
     output = Path(settings.output_dir)
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"output_dir {settings.output_dir!r}: found a file, expected a folder")
     labelled = load_data(settings.data, settings)
     config = model_config(labelled, settings)
     seed = settings.synthetic.get("seed", 0)

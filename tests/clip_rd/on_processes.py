@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
 
-CASES = ("plain", "unequal", "accumulated", "cached")
-BROKEN = ("NaN", "rows")
+CASES = ("plain", "unequal", "accumulated", "cached", "cached, unequal", "equal widths")
+BROKEN = ("NaN", "rows", "gradient", "no teacher", "weights", "input", "chunks")
 NUM_PAIRS = 12
 WIDTHS = (5, 6)
 
@@ -35,11 +35,11 @@ class TinyClip(nn.Module):
         return self.text(input_ids).tanh()
 
 
-def make_distiller(dropout: float = 0.0, **options) -> CLIPRDDistiller:
-    student, teacher = TinyClip(0, WIDTHS[0]), TinyClip(1, WIDTHS[1])
+def make_distiller(dropout: float = 0.0, widths: tuple[int, int] = WIDTHS, **options) -> CLIPRDDistiller:
+    student, teacher = TinyClip(0, widths[0]), TinyClip(1, widths[1])
     student.dropout.p = dropout
     torch.manual_seed(2)
-    return CLIPRDDistiller(student, teacher, CLIPRDLoss(*WIDTHS, tile_size=4, scales="exponentiated"), **options)
+    return CLIPRDDistiller(student, teacher, CLIPRDLoss(*widths, tile_size=4, scales="exponentiated"), **options)
 
 
 def make_batch(num_pairs: int = NUM_PAIRS) -> dict[str, torch.Tensor]:
@@ -55,14 +55,14 @@ def share_of(batch: dict[str, torch.Tensor], sizes: list[int], rank: int) -> dic
 
 
 def sizes_of(case: str, world: int) -> list[int]:
-    if case == "unequal":
+    if case.endswith("unequal"):
         return {1: [12], 2: [9, 3], 4: [5, 0, 6, 1]}[world]
     return [NUM_PAIRS // world] * world
 
 
 def work(case: str, world: int, rank: int) -> dict[str, torch.Tensor]:
     """Loss, terms and parameter gradients of one global batch, or of two under accumulation."""
-    distiller = make_distiller()
+    distiller = make_distiller(widths=(6, 6)) if case == "equal widths" else make_distiller()
     model = distiller if world == 1 else DistributedDataParallel(distiller)
     sizes = sizes_of(case, world)
     if case == "accumulated":
@@ -72,7 +72,7 @@ def work(case: str, world: int, rank: int) -> dict[str, torch.Tensor]:
             (model(share_of(batches[0], sizes, rank)).loss / 2).backward()
         terms = model(share_of(batches[1], sizes, rank))
         (terms.loss / 2).backward()
-    elif case == "cached":
+    elif case.startswith("cached"):
         terms = cached_backward(model, share_of(make_batch(), sizes, rank), 2)
     else:
         terms = model(share_of(make_batch(), sizes, rank))
@@ -85,15 +85,29 @@ def work(case: str, world: int, rank: int) -> dict[str, torch.Tensor]:
 
 def break_one(case: str) -> torch.Tensor:
     """The last process has something wrong: what each process says, as bytes."""
-    loss = CLIPRDLoss(6, tile_size=4)
+    broken = dist.get_rank() == dist.get_world_size() - 1
+    loss, distiller, batch = CLIPRDLoss(6, tile_size=4), make_distiller(), make_batch(4)
     values = [torch.randn(4, 6) for _ in range(4)]
-    if dist.get_rank() == dist.get_world_size() - 1:
-        if case == "NaN":
-            values[0][1, 2] = float("nan")
-        else:
-            values[1] = values[1][:-1]
     try:
-        loss(*values, 14.0, 20.0)
+        if case in ("input", "chunks"):
+            if broken:
+                del batch["input_ids"]
+            if case == "input":
+                distiller(batch)
+            else:
+                cached_backward(distiller, batch, 2)
+        else:
+            if broken and case == "NaN":
+                values[0][1, 2] = float("nan")
+            elif broken and case == "rows":
+                values[1] = values[1][:-1]
+            elif broken and case == "gradient":
+                values[3].requires_grad_()
+            elif broken and case == "weights":
+                loss.set_weights({"task": 1.0})
+            elif broken:
+                values[2] = None
+            loss(*values, 14.0, 20.0)
     except ValueError as error:
         return torch.tensor(list(str(error).encode()))
     raise AssertionError("no error")

@@ -139,7 +139,7 @@ def test_without_distillation_the_contrastive_loss_needs_no_teacher():
     alone.loss.set_weights({"task": 1.0, "xrd": 1.0})
     with pytest.raises(ValueError, match="no teacher: the batch needs"):
         alone(batch)
-    with pytest.raises(ValueError, match="found no teacher, expected one for the terms xrd"):
+    with pytest.raises(ValueError, match="there is no teacher, and terms other than task have a weight"):
         alone.loss(torch.ones(3, 5), torch.ones(3, 5), None, None, 1.0, None)
 
 
@@ -147,6 +147,12 @@ def test_missing_and_unknown_inputs_are_named():
     distiller, batch = make_distiller(), make_batch()
     with pytest.raises(ValueError, match="the batch has no input_ids"):
         distiller({"pixel_values": batch["pixel_values"]})
+    for name, other in (
+        ("teacher_text_embeds", "teacher_image_embeds"),
+        ("teacher_attention_mask", "teacher_input_ids"),
+    ):
+        with pytest.raises(ValueError, match=f"the batch has {name} without {other}"):
+            distiller({**batch, name: torch.ones(12, 6)})
     with pytest.raises(ValueError, match="unknown input 'images': expected some of pixel_values"):
         distiller({**batch, "images": batch["pixel_values"]})
     with pytest.raises(ValueError, match="not as wide as teacher_dim"):
@@ -181,6 +187,34 @@ def test_weights_follow_their_schedule_and_the_step_is_resumed():
     resumed.load_state_dict(distiller.state_dict())
     assert int(resumed.step) == 15 and resumed.loss.weights["xrd"] == 0.5
     assert resumed(make_batch()).loss.item() == distiller(make_batch()).loss.item()
+
+
+def test_other_weights_set_by_hand_are_kept():
+    distiller = make_distiller(weight_schedule={"xrd": [(0, 0.0), (10, 1.0)]})
+    distiller.loss.set_weights({"task": 1.0})
+    distiller.set_step(5)
+    assert {name: weight for name, weight in distiller.loss.weights.items() if weight} == {"task": 1, "xrd": 0.5}
+
+
+def test_a_schedule_that_comes_to_need_a_teacher_needs_one_at_once():
+    loss = CLIPRDLoss(*WIDTHS, weights={"task": 1.0})
+    with pytest.raises(ValueError, match="expected a teacher"):
+        CLIPRDDistiller(TinyClip(0, 5), None, loss, weight_schedule={"xrd": [(0, 0.0), (10, 1.0)]})
+
+
+def test_a_model_cannot_teach_itself():
+    student = TinyClip(0, 5)
+    with pytest.raises(ValueError, match="teacher and student share parameters"):
+        CLIPRDDistiller(student, student, CLIPRDLoss(5))
+
+
+def test_it_can_be_sent_to_another_process():
+    """By the means that spawned processes are; nothing else reads pickles here."""
+    import pickle
+
+    distiller = CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6))
+    again = pickle.loads(pickle.dumps(distiller))
+    assert again(make_images()).loss.item() == distiller(make_images()).loss.item()
 
 
 def test_bad_schedules_are_named():
@@ -224,6 +258,33 @@ def test_cached_terms_and_gradients_for_any_chunk(chunk_size):
         torch.testing.assert_close(terms[name], expected[name].detach())
     for name, gradient in gradients_of(plain).items():
         torch.testing.assert_close(cached.get_parameter(name).grad, 2 * gradient, rtol=1e-5, atol=1e-4)
+
+
+def test_cached_chunks_repeat_each_its_own_dropout():
+    """The surrogate's towers see in every chunk what the first pass saw there."""
+    distiller, seen = make_distiller(dropout=0.5), []
+    distiller.student.dropout.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    cached_backward(distiller, make_batch(), 5)
+    assert len(seen) == 6
+    for first, second in zip(seen[:3], seen[3:], strict=True):
+        assert torch.equal(first, second)
+    assert not torch.equal(seen[0] == 0, seen[1] == 0)
+
+
+def test_cached_gradients_leave_frozen_parameters_alone():
+    plain, cached = make_distiller(), make_distiller()
+    for distiller in (plain, cached):
+        distiller.student.logit_scale.requires_grad_(False)
+        distiller.loss.cross_scale.requires_grad_(False)
+        distiller.student.image.requires_grad_(False)
+    plain(make_batch()).loss.backward()
+    cached_backward(cached, make_batch(), 5)
+    for name, parameter in plain.named_parameters():
+        found = cached.get_parameter(name).grad
+        if parameter.requires_grad:
+            torch.testing.assert_close(found, parameter.grad, rtol=1e-5, atol=1e-5)
+        else:
+            assert found is None and parameter.grad is None
 
 
 def test_cached_gradients_of_bad_input_are_refused():
@@ -308,6 +369,21 @@ def test_activation_checkpointing_gives_the_same_gradients(enable):
     saving(make_images()).loss.backward()
     for name, expected in gradients_of(plain).items():
         torch.testing.assert_close(saving.get_parameter(name).grad, expected)
+
+
+def test_half_precision_gradients_are_scaled_and_unscaled():
+    plain, scaled = (CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6)).train() for _ in range(2))
+    plain(make_images()).loss.backward()
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    optimizer = torch.optim.SGD(scaled.parameters(), lr=0.0)
+    with torch.autocast("cpu", dtype=torch.float16):
+        terms = scaled(make_images())
+    assert terms.loss.dtype == torch.float32
+    scaler.scale(terms.loss).backward()
+    scaler.unscale_(optimizer)
+    one, other = (torch.cat([value.flatten() for value in gradients_of(part).values()]) for part in (plain, scaled))
+    assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.999
+    assert 0.9 < other.norm() / one.norm() < 1.1
 
 
 # Dynamo looks at gradients of tensors that have none.

@@ -192,6 +192,13 @@ def test_a_learned_scale_comes_back_from_its_bounds():
     assert [value.item() for value in loss.multipliers()] == pytest.approx([100, 1, 1 / 0.07])
     _, gradients = results(loss, make_embeddings(5))
     assert gradients["cross_scale"] != 0 and gradients["image_scale"] != 0
+    loss.clamp_scales()
+    assert [loss.cross_scale.item(), loss.image_scale.item()] == pytest.approx([math.log(100), 0])
+    released = CLIPRDLoss(6)
+    with torch.no_grad():
+        released.cross_scale.fill_(9.0)
+    released.clamp_scales()
+    assert released.cross_scale.item() == 9
 
 
 # --- Cost ---
@@ -234,6 +241,15 @@ def test_a_term_without_weight_costs_no_product(weights, products):
     assert count.products == products
 
 
+@pytest.mark.parametrize(("weights", "products"), [({"task": 1.0}, 4), ({"task": 1.0, "hrd": 1.0}, 6)])
+def test_projections_that_no_term_reads_cost_no_product_and_have_a_gradient_of_zero(weights, products):
+    loss, embeddings = make_loss(5, 6, weights=weights), make_embeddings(8, 5, 6)
+    with CountProducts() as count:
+        loss(*embeddings, 14.0, 20.0).loss.backward()
+    assert count.products == products
+    assert all(value.grad is not None and not value.grad.any() for value in loss.visual_projection.parameters())
+
+
 def test_nothing_as_large_as_the_matrix_of_all_pairs_is_ever_made():
     embeddings = make_embeddings(300, 4, 4)
     with CountProducts() as count:
@@ -250,6 +266,9 @@ def test_unknown_terms_and_bad_weights_are_named():
     for bad in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="weights: xrd must be a finite number of at least 0"):
             CLIPRDLoss(6, weights={"xrd": bad})
+    for empty in ({}, {"fd": 0.0}):
+        with pytest.raises(ValueError, match="weights: expected one above 0"):
+            CLIPRDLoss(6, weights=empty)
     with pytest.raises(ValueError, match="scales 'clamped' is not one of released, exponentiated"):
         CLIPRDLoss(6, scales="clamped")
     with pytest.raises(ValueError, match="at least 1, found 0, None and None"):
@@ -298,11 +317,43 @@ def test_bad_embeddings_are_named(spoil, message):
 def test_bad_scales_and_a_teacher_with_a_gradient_are_named():
     loss, embeddings = make_loss(6), make_embeddings(5)
     for scales in ((math.nan, 20.0), (14.0, math.inf)):
-        with pytest.raises(ValueError, match="a scale is not a finite number"):
+        with pytest.raises(ValueError, match="a scale is not one finite number"):
             loss(*embeddings, *scales)
+    with pytest.raises(ValueError, match="a scale is not one finite number"):
+        loss(*embeddings, torch.ones(2), 20.0)
     embeddings[3].requires_grad_()
-    with pytest.raises(ValueError, match="teacher_text has a gradient: compute the teacher under torch.no_grad"):
+    with pytest.raises(ValueError, match="the teacher has a gradient: compute it under torch.no_grad"):
         loss(*embeddings, 14.0, 20.0)
+
+
+def test_scales_of_shape_one_are_scales():
+    """As SigLIP keeps its own."""
+    loss, embeddings = make_loss(6), make_embeddings(5)
+    expected = loss(*embeddings, 14.0, 20.0)
+    found = loss(*embeddings, torch.tensor([14.0], requires_grad=True), torch.tensor([20.0]))
+    assert found.loss.item() == expected.loss.item()
+
+
+def test_projections_that_are_not_finite_are_refused():
+    loss = make_loss(5, 6)
+    with torch.no_grad():
+        loss.visual_projection.weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match="the loss is not finite: NaN or infinite values in the projections"):
+        loss(*make_embeddings(5, 5, 6), 14.0, 20.0)
+
+
+def test_products_are_exact_whatever_the_towers_are_allowed(monkeypatch):
+    seen = []
+    original = torch.mm
+    monkeypatch.setattr(
+        torch, "mm", lambda *a, **k: seen.append(torch.get_float32_matmul_precision()) or original(*a, **k)
+    )
+    torch.set_float32_matmul_precision("medium")
+    try:
+        make_loss(6, dtype=torch.float32)(*make_embeddings(5, dtype=torch.float32), 14.0, 20.0)
+        assert set(seen) == {"highest"} and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_large_half_precision_values_do_not_pass_for_infinite():

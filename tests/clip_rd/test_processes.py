@@ -9,7 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = ("plain", "unequal", "accumulated", "cached")
+CASES = ("plain", "unequal", "accumulated", "cached", "cached, unequal", "equal widths")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_processes_give_the_loss_and_gradients_of_one(case, world, results):
         "gradient/student.text.bias",
     ):
         assert f"{case}/{part}" in names
-    assert f"{case}/gradient/loss.visual_projection.weight" in names
+    assert (f"{case}/gradient/loss.visual_projection.weight" in names) == (case != "equal widths")
     for found in results(world):
         for name in names:
             assert alone[name].abs().max() > 1e-5, f"{name} shows nothing"
@@ -76,6 +76,8 @@ def test_cached_gradients_are_those_of_the_whole_batch(results):
     [
         ("NaN", "embeddings hold NaN or infinite values"),
         ("rows", "the embeddings have different numbers of rows, or are not matrices"),
+        ("gradient", "the teacher has a gradient: compute it under torch.no_grad()"),
+        ("no teacher", "there is no teacher, and terms other than task have a weight"),
     ],
 )
 @pytest.mark.parametrize("world", [2, 4])
@@ -83,3 +85,19 @@ def test_all_processes_end_with_the_error_of_one(case, problem, world, results):
     for found in results(world):
         message = bytes(found[case].tolist()).decode()
         assert message == f"CLIPRDLoss: {problem} on process {world - 1} of {world}"
+
+
+@pytest.mark.parametrize("case", ["input", "chunks"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_process_that_fails_before_the_loss_takes_the_others_with_it(case, world, results):
+    messages = [bytes(found[case].tolist()).decode() for found in results(world)]
+    assert messages[-1] == "the batch has no input_ids"
+    others = f"CLIPRDLoss: its embeddings could not be computed on process {world - 1} of {world}"
+    assert messages[:-1] == [others] * (world - 1)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_different_weights_are_found_on_all_processes(world, results):
+    for found in results(world):
+        message = bytes(found["weights"].tolist()).decode()
+        assert message == "CLIPRDLoss: the processes have different weights; set them on all of them alike"
