@@ -30,6 +30,11 @@ MAXIMAL_LOG_SCALE = math.log(100)
 CPU_TILE_SIZE = 512
 ACCELERATOR_TILE_SIZE = 2048
 
+# Sums of exponentials of at most 1 that are larger lose nothing that float32 could hold; log-sum-exps that differ by
+# less have a ratio that neither overflows nor meets an underflow that matters.
+SMALLEST_SUM = 1e-20
+LARGEST_RATIO = 40.0
+
 # What a process can find wrong with its part of the batch; exchanged as a number, so that all processes stop together.
 _PROBLEMS = (
     "",
@@ -555,15 +560,21 @@ class _Tiles:
                     shape = (rows.stop - rows.start, columns.stop - columns.start)
                     x, e = _view(logits, shape), _view(shifted, shape)
                     torch.mm(scaled[index], right.T, out=x)
-                    for dim, sums in (
-                        (1, self.row_log_sums[index][rows]),
-                        (0, self.column_log_sums[index][columns]),
-                    ):
-                        # The true maximum of each row and column: a bound by the scale would underflow where the
-                        # largest cosine is far below 1.
-                        highest = x.amax(dim)
-                        torch.sub(x, highest.unsqueeze(dim), out=e)
-                        torch.logaddexp(sums, e.exp_().sum(dim).log_().add_(highest), out=sums)
+                    row_sums, column_sums = self.row_log_sums[index][rows], self.column_log_sums[index][columns]
+                    # The true maximum of each row: bounded by the scale it would underflow where cosines are far below 1.
+                    highest = x.amax(1)
+                    torch.sub(x, highest.unsqueeze(1), out=e)
+                    torch.logaddexp(row_sums, e.exp_().sum(1).log_().add_(highest), out=row_sums)
+                    if x.device.type == "cpu":
+                        # The same exponentials, weighed by rows, sum up the columns, unless one underflows.
+                        top = highest.max()
+                        sums = torch.mv(e.T, (highest - top).exp_())
+                        if sums.min() > SMALLEST_SUM:
+                            torch.logaddexp(column_sums, sums.log_().add_(top), out=column_sums)
+                            continue
+                    highest = x.amax(0)
+                    torch.sub(x, highest, out=e)
+                    torch.logaddexp(column_sums, e.exp_().sum(0).log_().add_(highest), out=column_sums)
         if self.used:
             merged = self.group.merge_log_sums(torch.stack(list(self.column_log_sums.values())))
             self.column_log_sums = dict(zip(self.used, merged, strict=True))
@@ -595,6 +606,14 @@ class _Tiles:
             _TEXT_TO_IMAGE: (student, 1, 2, 0.5 * weights["icl"]),
             _IMAGE_TO_TEXT: (student, 0, 2, 0.5 * weights["icl"]),
         }
+        # Of every block of rows the largest and of every block of columns the smallest log-sum-exp, by their starts.
+        bounds = {
+            index: (
+                {part.start: self.row_log_sums[index][part].max().item() for part in self._slices(self.num_rows)},
+                {part.start: self.column_log_sums[index][part].min().item() for part in self._slices(total)},
+            )
+            for index in self.used
+        }
         for rows in self._slices(self.num_rows):
             scaled = {index: self.left[index][0][rows] * self.left[index][1] for index in self.used}
             moved = {
@@ -609,9 +628,16 @@ class _Tiles:
                     x[index], p[index], h[index] = (_view(part[index], shape) for part in (logits, single, both))
                     torch.mm(scaled[index], self.right[index][columns].T, out=x[index])
                     # p: softmax over the row; h: that plus the softmax over the column.
-                    torch.sub(x[index], self.row_log_sums[index][rows].unsqueeze(1), out=p[index]).exp_()
-                    torch.sub(x[index], self.column_log_sums[index][columns], out=h[index]).exp_()
-                    h[index] += p[index]
+                    row_sums, column_sums = self.row_log_sums[index][rows], self.column_log_sums[index][columns]
+                    torch.sub(x[index], row_sums.unsqueeze(1), out=p[index]).exp_()
+                    if bounds[index][0][rows.start] - bounds[index][1][columns.start] < LARGEST_RATIO:
+                        # The second is the first times the ratio of the two sums, which cannot overflow here.
+                        middle = bounds[index][0][rows.start]
+                        torch.mul((row_sums - middle).exp().unsqueeze(1), (middle - column_sums).exp(), out=h[index])
+                        torch.addcmul(p[index], p[index], h[index], out=h[index])
+                    else:
+                        torch.sub(x[index], column_sums, out=h[index]).exp_()
+                        h[index] += p[index]
                 if weights["hrd"]:
                     sums["hrd"] += _dot(h[_TEACHERS], x[_TEACHERS].sub_(x[_OWN])) / 2
                 if weights["vrd"]:
