@@ -470,4 +470,8 @@ def test_mobilenet_v3_s_runs(tmp_path):
     pixel_values = torch.from_numpy(image)[None]
     loaded = CLIPRDModel.from_pretrained(tmp_path)
     expected = model.eval().get_image_features(pixel_values)
-    torch.testing.assert_close(loaded.get_image_features(pixel_values), expected, rtol=0, atol=0)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    # Convolutions of equal weights differ by rounding with where the weights lie in memory.
+    error = (loaded.get_image_features(pixel_values) - expected).abs().max() / expected.abs().max()
+    assert error < 1e-4
