@@ -561,7 +561,7 @@ class _Tiles:
                     x, e = _view(logits, shape), _view(shifted, shape)
                     torch.mm(scaled[index], right.T, out=x)
                     row_sums, column_sums = self.row_log_sums[index][rows], self.column_log_sums[index][columns]
-                    # The true maximum of each row: bounded by the scale it would underflow where cosines are far below 1.
+                    # Each row's true maximum: bounded by the scale it would underflow where cosines are far below 1.
                     highest = x.amax(1)
                     torch.sub(x, highest.unsqueeze(1), out=e)
                     torch.logaddexp(row_sums, e.exp_().sum(1).log_().add_(highest), out=row_sums)
