@@ -328,6 +328,8 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
 
     def __init__(self, config: RankAwareFusionConfig):
         super().__init__(config)
+        # Settings that from_pretrained was given are set after the config was checked.
+        config.validate()
         if not config.encoders:
             raise ValueError("config.encoders is empty: name at least one encoder with its feature_size")
         self.encoder_names = list(config.encoders)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -115,3 +116,12 @@ def test_auto_classes_load_the_family_here(model, encoders, make_samples, collat
     assert type(auto_processor) is RankAwareFusionProcessor and auto_processor.alpha == 0.2
     batch = collate(make_samples(3))
     torch.testing.assert_close(loaded(**batch).probabilities, model(**batch).probabilities, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"top_n": 0}, {"gate_noise": -1.0}, {"gate": "hard"}], ids=lambda change: str(change)
+)
+def test_settings_given_to_from_pretrained_are_checked(change, make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match=next(iter(change))):
+        RankAwareFusionModel.from_pretrained(tmp_path, **change)
