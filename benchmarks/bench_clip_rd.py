@@ -4,7 +4,8 @@ The baseline of the loss computes the same formulas as the released code goes ab
 by itself (twelve products), plain N x N matrices, autograd. Both sides are interleaved; medians.
 
 Rows: the loss, forward and backward, time and peak memory above its inputs; a batch the baseline has no memory for;
-two processes against one on the same global batch; the student's vision tower against its teacher's.
+two processes against one on the same global batch; the student's vision tower against its teacher's; the memory of
+retrieval.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_blemo.clip_rd.losses_clip_rd import CLIP_RD_WEIGHTS, CLIPRDLoss
+from hf_blemo.evaluation.retrieval import retrieval_recall
 
 WIDTH = 512
 MEBIBYTE = 2**20
@@ -130,9 +132,19 @@ def resident() -> int:
 def peak_above_inputs(side: str, num_pairs: int) -> int:
     """Bytes by which the resident memory of this fresh process grew over its inputs at the most."""
     embeddings = make_embeddings(num_pairs)
-    loss = CLIPRDLoss(WIDTH) if side == "ours" else TwelveProducts()
-    # Libraries load their code and threads on first use; that is not the loss's memory.
-    step(loss, make_embeddings(16))
+    if side == "retrieval":
+        images, texts = embeddings[2:]
+
+        def run(count: int) -> None:
+            retrieval_recall(images[:count], texts[:count], range(count))
+    else:
+        loss = CLIPRDLoss(WIDTH) if side == "ours" else TwelveProducts()
+
+        def run(count: int) -> None:
+            step(loss, embeddings if count == num_pairs else make_embeddings(count))
+
+    # Libraries load their code and threads on first use; that is not the memory asked about.
+    run(16)
     before, highest, done = resident(), 0, threading.Event()
 
     def watch() -> None:
@@ -143,7 +155,7 @@ def peak_above_inputs(side: str, num_pairs: int) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    step(loss, embeddings)
+    run(num_pairs)
     done.set()
     watcher.join()
     return highest - before
@@ -174,6 +186,15 @@ def bench_large_batch(num_pairs: int) -> None:
         f"loss, N = {num_pairs:,}: {found['seconds']:.1f} s, peak above the inputs "
         f"{found['bytes'] / MEBIBYTE:,.0f} MiB; "
         f"twelve products would take {159 * num_pairs**2 / 2**30:,.0f} GiB",
+        flush=True,
+    )
+
+
+def bench_retrieval(num_pairs: int) -> None:
+    found = measured_apart("--peak", "retrieval", "--pairs", str(num_pairs))
+    print(
+        f"retrieval, {num_pairs:,} x {num_pairs:,} at width {WIDTH}: peak above the embeddings "
+        f"{found['bytes'] / MEBIBYTE:,.0f} MiB; one full matrix {4 * num_pairs**2 / 2**30:.1f} GiB",
         flush=True,
     )
 
@@ -232,7 +253,7 @@ def bench_towers(batch_size: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peak", choices=("ours", "dense"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=("ours", "dense", "retrieval"), help=argparse.SUPPRESS)
     parser.add_argument("--pairs", type=int, default=4096, help="N; 4,096 by default")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of each side; 3 by default")
     options = parser.parse_args()
@@ -246,3 +267,4 @@ if __name__ == "__main__":
         bench_large_batch(4 * options.pairs)
         bench_processes(options.pairs, options.rounds)
         bench_towers(32, options.rounds)
+        bench_retrieval(30_000)

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional
 
 CUTOFFS = (1, 5, 10)
-# Scores held at once: 32 MiB in float32.
-SCORES_AT_ONCE = 8 * 2**20
+# Scores held at once: 16 MiB in float32.
+SCORES_AT_ONCE = 4 * 2**20
 
 
 def retrieval_recall(
