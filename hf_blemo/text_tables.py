@@ -23,6 +23,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table as it is, for tables that grow row by row."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def markdown_head(header: Sequence[str]) -> list[str]:
+    """The two lines that begin such a table: the first column left-aligned, the others right-aligned."""
+    return [markdown_row(header), "|---|" + "---:|" * (len(header) - 1)]
+
+
 def plus_minus(entry: dict[str, float]) -> str:
     """`mean ± std` with four decimals each."""
     return f"{entry['mean']:.4f} ± {entry['std']:.4f}"

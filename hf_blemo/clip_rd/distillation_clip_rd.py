@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .losses_clip_rd import MAXIMAL_LOG_SCALE, CLIPRDLoss, CLIPRDLossOutput, check_weights
+from .losses_clip_rd import MAXIMAL_LOG_SCALE, CLIPRDLoss, CLIPRDLossOutput, check_weights, computing_dtype
 
 INPUTS = (
     "pixel_values",
@@ -29,7 +29,7 @@ def features_of(output: Any) -> torch.Tensor:
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     """Half precision as float32; float32 and float64 as they are."""
-    return values if values.dtype == torch.float64 else values.float()
+    return values.to(computing_dtype(values))
 
 
 class CLIPRDDistiller(nn.Module):

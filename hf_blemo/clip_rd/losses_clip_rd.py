@@ -234,7 +234,7 @@ class CLIPRDLoss(nn.Module):
         rows = group.agree(problem, student_image.shape[0] if student_image.dim() else 0, self.weights, device)
         # Neither autocast nor a reduced precision of float32 products: both move the gradient by about 1 %.
         with torch.autocast(device.type, enabled=False), _exact_products():
-            dtype = torch.float64 if student_image.dtype == torch.float64 else torch.float32
+            dtype = computing_dtype(student_image)
             own_image, own_text = student_image.to(dtype), student_text.to(dtype)
             # Only terms of the teacher's space read the projections.
             projects = self.visual_projection is not None and any(
@@ -296,7 +296,7 @@ class CLIPRDLoss(nn.Module):
             return _SCALE
         with torch.no_grad():
             # One look at the squared norms tells NaN, infinities and zeros apart; float32, since fp16 overflows here.
-            norms = [torch.linalg.vector_norm(values, dim=1, dtype=_wide(values)) for values in embeddings]
+            norms = [torch.linalg.vector_norm(values, dim=1, dtype=computing_dtype(values)) for values in embeddings]
             found = torch.cat(norms)
             numbers = torch.stack([scale.detach().to(found).reshape(()) for scale in scales])
             finite, zero, scaled = (
@@ -319,7 +319,8 @@ def _exact_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _wide(values: torch.Tensor) -> torch.dtype:
+def computing_dtype(values: torch.Tensor) -> torch.dtype:
+    """What values of this dtype are computed in: float64 as it is, anything else in float32."""
     return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 

@@ -28,6 +28,7 @@ from hf_blemo.data.synthetic_pairs import (
 from hf_blemo.evaluation.retrieval import retrieval_recall
 from hf_blemo.evaluation.zero_shot import class_embeddings, zero_shot_accuracy
 from hf_blemo.json_files import read_json, write_json
+from hf_blemo.text_tables import markdown_head, markdown_row
 
 # Of a seed that training never draws.
 EVALUATION_SEED = 10_000
@@ -157,11 +158,7 @@ def markdown(result: dict[str, Any]) -> str:
 
     def table(title: str, rows: list[list[str]]) -> list[str]:
         header = [title, "zero-shot", "zero-shot, held out", "image to text R@1", "text to image R@1"]
-        return [
-            "| " + " | ".join(header) + " |",
-            "|---|" + "---:|" * len(METRICS),
-            *("| " + " | ".join(row) + " |" for row in rows),
-        ]
+        return [*markdown_head(header), *map(markdown_row, rows)]
 
     students = result["students"]
     teacher = [f"{result['teacher'][name]:.4f}" for name in METRICS]

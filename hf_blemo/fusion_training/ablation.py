@@ -24,7 +24,7 @@ from hf_blemo.json_files import read_json, write_json
 from hf_blemo.prediction import predict_blends
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
-from hf_blemo.text_tables import plus_minus
+from hf_blemo.text_tables import markdown_head, markdown_row, plus_minus
 
 ADAPTATIONS = ("mmd", "coral", "adversarial")
 
@@ -226,7 +226,7 @@ def table_row(row: dict[str, Any]) -> str:
     cells += [plus_minus(row["expected_score"][metric]) for metric in ("score", "acc_presence", "acc_salience")]
     cells += [plus_minus(row["thresholds"]["score"]), f"{row['ensemble']['score']['mean']:.4f}"]
     cells += [plus_minus(row["loss"]), planted]
-    return "| " + " | ".join(cells) + " |"
+    return markdown_row(cells)
 
 
 def compare_adaptations(
@@ -291,16 +291,12 @@ def adaptation_row(row: dict[str, Any]) -> str:
     cells += [f"{np.mean(row[name]):.4f} ± {np.std(row[name]):.4f}" for name in ("score", "unshifted")]
     recovered = row["recovered"]
     cells.append(f"{np.mean(recovered):.3f} ± {np.std(recovered):.3f}" if adapted and recovered else "")
-    return "| " + " | ".join(cells) + " |"
+    return markdown_row(cells)
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The tables of [`ablate`] as Markdown."""
-
-    def head(header: tuple[str, ...]) -> list[str]:
-        return ["| " + " | ".join(header) + " |", "|" + "---|" + "---:|" * (len(header) - 1)]
-
-    lines = [*head(HEADER), *map(table_row, result["rows"])]
+    lines = [*markdown_head(HEADER), *map(table_row, result["rows"])]
     if "adaptation" in result:
-        lines += ["", *head(ADAPTATION_HEADER), *map(adaptation_row, result["adaptation"])]
+        lines += ["", *markdown_head(ADAPTATION_HEADER), *map(adaptation_row, result["adaptation"])]
     return "\n".join(lines) + "\n"
