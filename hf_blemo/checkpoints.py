@@ -7,6 +7,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from hf_blemo.json_files import read_json, write_json
+
 KEPT_CHECKPOINTS = 2
 
 
@@ -65,6 +67,23 @@ class Checkpoints:
                 self.accelerator.load_state(str(path))
                 return self._number(path)
         return 0
+
+
+SETTINGS_FILE = "settings.json"
+
+
+def check_resumable(folder: Path, settings: Mapping[str, Any], free: Collection[str]) -> None:
+    """Refuses to go on with the checkpoints that other settings left in a folder; see [`check_same_run`]."""
+    if (folder / SETTINGS_FILE).is_file():
+        check_same_run(settings, read_json(folder / SETTINGS_FILE), free, str(folder.parent))
+
+
+def begin_checkpoints(folder: Path, settings: Mapping[str, Any], every: int, resume: bool) -> None:
+    """Prepares the folder of a run's checkpoints; a run that does not resume drops what an earlier one left."""
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    if every:
+        write_json({folder / SETTINGS_FILE: settings})
 
 
 def check_same_run(

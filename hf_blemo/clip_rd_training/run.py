@@ -1,7 +1,6 @@
 """A distillation from settings to a folder with the student."""
 
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil, set_seed
 
-from hf_blemo.checkpoints import Checkpoints, check_same_run
+from hf_blemo.checkpoints import Checkpoints, begin_checkpoints, check_resumable
 from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward, features_of
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
@@ -23,7 +22,7 @@ from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training.pairs import PairBatches, PairProcessor, load_pairs
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.data.synthetic_pairs import synthetic_tokenizer
-from hf_blemo.json_files import read_json, write_json
+from hf_blemo.json_files import write_json
 
 CUSTOM = "custom"
 FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every"}
@@ -105,14 +104,11 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     batches = PairBatches(
         pairs, processor, teacher_processor, settings, accelerator.process_index, accelerator.num_processes
     )
-    checkpoints, began = output / "checkpoints", output / "checkpoints" / "settings.json"
-    if settings.resume and began.is_file():
-        check_same_run(asdict(settings), read_json(began), FREE_IN_RESUME, settings.output_dir)
+    checkpoints = output / "checkpoints"
+    if settings.resume:
+        check_resumable(checkpoints, asdict(settings), FREE_IN_RESUME)
     if accelerator.is_main_process:
-        if not settings.resume:
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        if settings.checkpoint_every:
-            write_json({began: asdict(settings)})
+        begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)
     accelerator.wait_for_everyone()
     schedule = settings.weight_schedule if teacher is not None else {}
     distiller = CLIPRDDistiller(student, teacher, loss, weight_schedule=schedule)

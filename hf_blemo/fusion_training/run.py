@@ -11,7 +11,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from hf_blemo import blemore
-from hf_blemo.checkpoints import check_same_run
+from hf_blemo.checkpoints import begin_checkpoints, check_resumable
 from hf_blemo.evaluation.plots import (
     plot_confusion,
     plot_gate_weights,
@@ -26,7 +26,7 @@ from hf_blemo.fusion_training.results import CrossValidationResults, versions
 from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.hub import write_card
-from hf_blemo.json_files import read_json, write_json
+from hf_blemo.json_files import write_json
 from hf_blemo.prediction import predict_blends
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
@@ -73,9 +73,8 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
     # Whatever can be refused is refused before anything of an earlier run is touched.
     labelled_rows(store, settings)
     checkpoints = output / "checkpoints"
-    began = checkpoints / "settings.json"
-    if settings.resume and began.is_file():
-        check_same_run(asdict(settings), read_json(began), settings.free_in_resume, settings.output_dir)
+    if settings.resume:
+        check_resumable(checkpoints, asdict(settings), settings.free_in_resume)
     if test is not None:
         found = list(blemore.encoder_widths(test))
         if not set(found) & set(config.encoders):
@@ -85,11 +84,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         FeatureStore(test, config, progress=False)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        if not settings.resume:
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        if settings.checkpoint_every:
-            checkpoints.mkdir(exist_ok=True)
-            write_json({began: asdict(settings)})
+        begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)
     accelerator.wait_for_everyone()
     if settings.trackers:
         accelerator.init_trackers("hf_blemo-fusion", config=_flat(asdict(settings)))
