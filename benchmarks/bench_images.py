@@ -1,0 +1,80 @@
+"""Reading random crops of JPEGs, from their bytes to normalised pixels, on one thread.
+
+The baseline decodes the whole picture with Pillow, crops it, resizes it with the bicubic filter and normalises it the
+same way. Both sides get the same crops and are interleaved; medians.
+"""
+
+import argparse
+import io
+import statistics
+import time
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_blemo.data.images import Augmentation, Crop, normalized, open_image, read_crop
+
+MEAN, STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
+
+
+def make_photograph(generator: np.random.Generator, size: tuple[int, int]) -> bytes:
+    """A JPEG of quality 90: smooth noise of nine scales, the finer the weaker, mostly shared by the channels."""
+    pixels = np.full((size[1], size[0], 3), 127.0)
+    for octave in range(1, 10):
+        wide = 2**octave + 1
+        noise = generator.normal(0, 1, (max(2, wide * size[1] // size[0]), wide, 3))
+        noise = 0.7 * noise.mean(-1, keepdims=True) + 0.5 * noise
+        for channel in range(3):
+            layer = Image.fromarray(noise[..., channel].astype(np.float32))
+            pixels[..., channel] += 130 / 1.4**octave * np.asarray(layer.resize(size, Image.Resampling.BICUBIC))
+    file = io.BytesIO()
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def read_in_full(data: bytes, crop: Crop, size: int) -> np.ndarray:
+    """The baseline."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = image.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def read_reduced(data: bytes, crop: Crop, size: int) -> np.ndarray:
+    return read_crop(open_image(data), crop, size)
+
+
+def bench_images(num_images: int, size: tuple[int, int], crop_size: int, rounds: int) -> None:
+    generator = np.random.default_rng(0)
+    photographs = [make_photograph(generator, size) for _ in range(num_images)]
+    crops = [Augmentation().crop_of(size, generator) for _ in photographs]
+    sides = (read_reduced, read_in_full)
+    times: tuple[list[float], list[float]] = ([], [])
+    for repetition in range(rounds + 1):
+        pixels = []
+        for side, seconds in zip(sides, times, strict=True):
+            start = time.perf_counter()
+            found = [side(data, crop, crop_size) for data, crop in zip(photographs, crops, strict=True)]
+            normalized(found, MEAN, STD)
+            if repetition:
+                seconds.append(time.perf_counter() - start)
+            pixels.append(np.stack(found).astype(np.float64))
+    ours, baseline = (num_images / statistics.median(seconds) for seconds in times)
+    print(
+        f"{size[0]} x {size[1]} JPEGs of {sum(map(len, photographs)) / num_images / 1024:.0f} KiB to {crop_size} x "
+        f"{crop_size}, one thread: {ours:.0f} images/s, full decode {baseline:.0f} images/s, "
+        f"ratio {ours / baseline:.2f}; mean difference {np.abs(pixels[0] - pixels[1]).mean():.2f} of 255 levels",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=32, help="pictures of each round; 32 by default")
+    parser.add_argument("--width", type=int, default=1024, help="of the pictures in pixels; 1,024 by default")
+    parser.add_argument("--height", type=int, default=768, help="of the pictures in pixels; 768 by default")
+    parser.add_argument("--size", type=int, default=224, help="of the crops read in pixels; 224 by default")
+    parser.add_argument("--rounds", type=int, default=9, help="repetitions of each side; 9 by default")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    bench_images(options.images, (options.width, options.height), options.size, options.rounds)

@@ -1,0 +1,398 @@
+"""Images as pixels: opened whatever they are, cropped at random, normalised."""
+
+import io
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
+from PIL.JpegImagePlugin import JpegImageFile
+
+# By EXIF orientation: how the stored picture is turned upright, and the same as three steps, whether the axes are
+# swapped, then whether left and right and whether top and bottom are.
+_TURNS = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, (False, True, False)),
+    3: (Image.Transpose.ROTATE_180, (False, True, True)),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, (False, False, True)),
+    5: (Image.Transpose.TRANSPOSE, (True, False, False)),
+    6: (Image.Transpose.ROTATE_270, (True, True, False)),
+    7: (Image.Transpose.TRANSVERSE, (True, True, True)),
+    8: (Image.Transpose.ROTATE_90, (True, False, True)),
+}
+_UPRIGHT = (None, (False, False, False))
+_TRIES = 10
+# What may tell of an orientation in a PNG, where it may come after the pixels.
+_PNG_MARKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
+
+Box = tuple[float, float, float, float]
+
+
+class BrokenImageError(ValueError):
+    """An image that cannot be read; the message says what was found and where."""
+
+
+def open_image(source: Any, where: str = "image") -> Image.Image:
+    """Opens an image: its header is read, its pixels are not decoded yet.
+
+    Args:
+        source: the bytes of a file, its path, a dictionary of the two as `datasets` has it (bytes win), or an image of
+            Pillow, which is returned as it is.
+        where: what messages call the image; the path of a dictionary is added.
+
+    Raises:
+        BrokenImageError: there is none, the file is missing, or it is no image that can be opened safely.
+    """
+    if isinstance(source, dict):
+        path = source.get("path")
+        where = f"{where} ({path})" if path else where
+        source = path if source.get("bytes") is None else source["bytes"]
+    elif isinstance(source, (str, Path)):
+        where = f"{where} ({source})"
+    if isinstance(source, Image.Image):
+        if not all(source.size):
+            raise BrokenImageError(f"{where}: an image of {_of(source)}, expected at least one pixel")
+        return source
+    if isinstance(source, (str, Path)):
+        try:
+            # Not left to Pillow, which would keep the file open until the pixels are asked for.
+            source = Path(source).read_bytes()
+        except (OSError, ValueError) as error:
+            raise BrokenImageError(f"{where}: expected an image file, found none that can be read: {error}") from error
+    if not isinstance(source, bytes):
+        raise BrokenImageError(f"{where}: expected an image, its bytes or its path, found {type(source).__name__}")
+    if not source:
+        raise BrokenImageError(f"{where}: expected an image, found zero bytes")
+    try:
+        image = Image.open(io.BytesIO(source))
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BrokenImageError(f"{where}: {len(source):,} bytes that are no known kind of image") from error
+    # Each of Pillow's readers has errors of its own.
+    except Exception as error:
+        raise BrokenImageError(f"{where}: {len(source):,} bytes that cannot be opened as an image: {error}") from error
+    if image.format == "EPS":
+        # Its pixels are made by running the file as a program, in Ghostscript.
+        raise BrokenImageError(f"{where}: expected an image of pixels, found EPS")
+    image.info["where"] = where
+    return image
+
+
+def _of(image: Image.Image) -> str:
+    return f"{image.width} x {image.height} pixels"
+
+
+def _broken(image: Image.Image, error: Exception) -> BrokenImageError:
+    where, kind = image.info.get("where", "image"), image.format or image.mode
+    return BrokenImageError(f"{where}: {kind} of {_of(image)} that cannot be decoded: {error}")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied to the pixels, 1 to 8."""
+    if image.format == "TIFF":
+        # Pillow applies it by itself, and counts it in the size from the start.
+        return 1
+    if image.format == "PNG" and (file := getattr(image, "fp", None)) is not None:
+        content, header = (file.getvalue(), file.tell()) if isinstance(file, io.BytesIO) else (None, 0)
+        if content is None or any(content.find(mark, header) >= 0 for mark in _PNG_MARKS):
+            image.load()
+    try:
+        # Not the method of PNG images, which decodes the pixels to look behind them.
+        found = Image.Image.getexif(image).get(Base.Orientation, 1)
+    except (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error):
+        # A torn EXIF block says nothing about the pixels, and viewers show such pictures as they are stored.
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _undecoded(image: Image.Image) -> JpegImageFile | None:
+    """The same JPEG opened once more, as a reduced decode changes the object; None where there is no such thing."""
+    if not isinstance(image, JpegImageFile) or not image.tile or image.decoderconfig:
+        return None
+    if image.tell() or not isinstance(image.fp, io.BytesIO):
+        return None
+    again = Image.open(io.BytesIO(image.fp.getvalue()), formats=("JPEG",))
+    return again if isinstance(again, JpegImageFile) else None
+
+
+def _gray_levels(image: Image.Image) -> Image.Image:
+    """8 bits of a picture that has more than 8."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    highest = values.max()
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        white = 65535.0
+    else:
+        usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        white = next((level for level in usual if highest <= level), highest)
+    return Image.fromarray(np.rint(255 * np.clip(values / white, 0, 1)).astype(np.uint8))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Decoded, as RGB, as it is stored; the image itself where that is what it is."""
+    image.load()
+    if image.mode[0] in "IF":
+        image = _gray_levels(image)
+    elif image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes an image, turns it upright as its EXIF data say, and converts it to RGB.
+
+    What is transparent lies on white. Gray of 16 bits is scaled to 8, not clipped. Integers of 32 bits and floats do
+    not say what is white: it is 255, 65535 or, for floats only, 1, the least of these that no pixel exceeds, or else
+    the brightest pixel. Of an animation this is the frame that it stands at, the first when just opened. Colour
+    profiles are ignored, as in the preprocessing of CLIP.
+
+    Args:
+        image: it stays as it is.
+
+    Raises:
+        BrokenImageError: its pixels cannot be decoded, or not all.
+
+    Source: this project's choice.
+    """
+    try:
+        own = _undecoded(image) or image
+        turn, _ = _TURNS.get(_orientation(own), _UPRIGHT)
+        upright = _rgb(own)
+        if turn is not None:
+            upright = upright.transpose(turn)
+        elif upright is image:
+            upright = upright.copy()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(image, error) from error
+    # What is left to say of the file, its orientation above all, has been applied.
+    upright.info = {}
+    return upright
+
+
+def oriented_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels once the image is upright; nothing is decoded for it, but for a PNG whose EXIF data
+    follow its pixels.
+
+    Raises:
+        BrokenImageError: such a PNG cannot be decoded.
+    """
+    try:
+        _, (swap, _, _) = _TURNS.get(_orientation(image), _UPRIGHT)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(image, error) from error
+    return (image.height, image.width) if swap else image.size
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of an image.
+
+    Args:
+        left, top, width, height: in pixels of the upright image at full size.
+        flip: whether the part is mirrored, left to right.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    flip: bool = False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crops: how large, how oblong, how often mirrored.
+
+    Args:
+        scale: least and greatest share of the image's area.
+        ratio: least and greatest width divided by height.
+        flip: probability of a mirrored crop.
+
+    Raises:
+        ValueError: a range that is empty or leaves (0, 1] for shares, (0, inf) for ratios; no probability.
+
+    Source: Szegedy et al., "Going Deeper with Convolutions", section 6; the defaults are those of OpenCLIP's training.
+    """
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+
+    def __post_init__(self):
+        for name, found, highest in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
+            if not isinstance(found, (tuple, list)) or len(found) != 2 or not all(map(_is_number, found)):
+                raise ValueError(f"{name}: expected the least and the greatest value, found {found!r}")
+            # A file of settings has lists; only tuples keep this hashable.
+            object.__setattr__(self, name, tuple(found))
+            if not (0 < found[0] <= found[1] <= highest and math.isfinite(found[1])):
+                limit = "" if math.isinf(highest) else f" <= {highest:g}"
+                raise ValueError(f"{name}: expected 0 < least <= greatest{limit}, found {found[0]} and {found[1]}")
+        if not _is_number(self.flip) or not 0 <= self.flip <= 1:
+            raise ValueError(f"flip: expected a probability from 0 to 1, found {self.flip!r}")
+
+    def crop_of(self, size: tuple[int, int], generator: np.random.Generator) -> Crop:
+        """Draws a crop: its share of the area uniformly, its ratio uniformly on the logarithmic scale.
+
+        Ten draws that do not fit, and it is the largest crop in the middle whose ratio is allowed. A photograph of
+        16:9 has no crop of nine tenths of its area with a ratio up to 4:3, so by the defaults it always gets that one.
+
+        Args:
+            size: width and height of the upright image in pixels.
+            generator: gives 23 numbers, whatever becomes of them.
+
+        Raises:
+            ValueError: an image without pixels.
+        """
+        width, height = size
+        if width < 1 or height < 1:
+            raise ValueError(f"size: expected at least one pixel, found {width} x {height}")
+        drawn = generator.random(2 * _TRIES + 3).tolist()
+        across, down, mirrored = drawn[2 * _TRIES :]
+        flip = mirrored < self.flip
+        lowest, highest = map(math.log, self.ratio)
+        for share, form in zip(drawn[:_TRIES], drawn[_TRIES : 2 * _TRIES], strict=True):
+            area = width * height * (self.scale[0] + share * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(lowest + form * (highest - lowest))
+            wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < wide <= width and 0 < high <= height:
+                # The last place is one of its own chance, and rounding must not lead past it.
+                left = min(int(across * (width - wide + 1)), width - wide)
+                return Crop(left, min(int(down * (height - high + 1)), height - high), wide, high, flip)
+        wide = max(1, min(width, round(height * self.ratio[1])))
+        high = max(1, min(height, round(width / self.ratio[0])))
+        return Crop((width - wide) // 2, (height - high) // 2, wide, high, flip)
+
+
+def _swapped(box: Box) -> Box:
+    left, top, right, bottom = box
+    return top, left, bottom, right
+
+
+def _mirrored(box: Box, size: tuple[int, int], across: bool, down: bool) -> Box:
+    left, top, right, bottom = box
+    if across:
+        left, right = size[0] - right, size[0] - left
+    if down:
+        top, bottom = size[1] - bottom, size[1] - top
+    return left, top, right, bottom
+
+
+def read_crop(
+    image: Image.Image,
+    crop: Crop,
+    size: int | tuple[int, int],
+    decode_size: int | None = None,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
+    """Reads a crop of an image at the size asked for.
+
+    A JPEG is decoded at the least of the scales 1/8, 1/4, 1/2 and 1 of its cosine transform at which the crop's
+    shorter side still has `decode_size` pixels: most of the work of a full decode is never done. The result depends
+    on the file and the arguments alone. An image that was decoded before cannot be reduced any more, and gives the
+    crop of its full size.
+
+    Args:
+        image: as [`open_image`] gave it; it stays as it is.
+        crop: in the pixels of [`oriented_size`].
+        size: width and height of the result in pixels, one number for both.
+        decode_size: in pixels; the larger side of `size` by default. A larger one is slower and closer to the full
+            decode.
+        resample: filter of the resize.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        BrokenImageError: the pixels cannot be decoded, or not all.
+        ValueError: a crop that leaves the image, or a size below one pixel.
+
+    Source: this project's choice.
+    """
+    target = (size, size) if isinstance(size, int) else (size[0], size[1])
+    decode_size = max(target) if decode_size is None else decode_size
+    if min(target) < 1 or decode_size < 1:
+        raise ValueError(f"expected sizes of at least one pixel, found size {size} and decode_size {decode_size}")
+    try:
+        own = _undecoded(image) or image
+        turn, (swap, across, down) = _TURNS.get(_orientation(own), _UPRIGHT)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(image, error) from error
+    upright = (own.height, own.width) if swap else own.size
+    right, bottom = crop.left + crop.width, crop.top + crop.height
+    if min(crop.left, crop.top) < 0 or min(crop.width, crop.height) < 1 or right > upright[0] or bottom > upright[1]:
+        raise ValueError(f"expected a part of an image of {upright[0]} x {upright[1]} pixels, found {crop}")
+    scale = 1
+    if own is not image:
+        shorter = min(crop.width, crop.height)
+        scale = next((factor for factor in (8, 4, 2) if shorter >= factor * decode_size), 1)
+    box = _mirrored((crop.left, crop.top, right, bottom), upright, across, down)
+    box = _swapped(box) if swap else box
+    try:
+        if scale > 1:
+            own.draft(None, (own.width // scale, own.height // scale))
+        stored = _rgb(own)
+        # Pixels outside the crop must not shine in at its edge, as they would through the filter of a whole image.
+        box = (box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale)
+        left, top = math.floor(box[0]), math.floor(box[1])
+        part = stored.crop((left, top, math.ceil(box[2]), math.ceil(box[3])))
+        box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+        if turn is not None:
+            part = part.transpose(turn)
+            box = _mirrored(_swapped(box) if swap else box, part.size, across, down)
+        part = part.resize(target, resample, box)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(image, error) from error
+    if crop.flip:
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(part)
+
+
+def normalized(
+    pixels: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float], rescale_factor: float = 1 / 255
+) -> torch.Tensor:
+    """Pixels as a tower takes them: `(pixels * rescale_factor - mean) / std`.
+
+    Args:
+        pixels: n arrays (H, W, 3) of uint8, all of one size.
+        mean, std: of the three channels, in units of the rescaled pixels.
+        rescale_factor: 1/255 maps the levels to [0, 1].
+
+    Returns:
+        (n, 3, H, W) float32, contiguous.
+
+    Raises:
+        ValueError: no pixels, pixels of another kind or of several sizes, or not three channels.
+    """
+    found = sorted({f"{values.dtype} {values.shape}" for values in pixels})
+    if len(found) != 1 or pixels[0].dtype != np.uint8 or pixels[0].shape[2:] != (3,):
+        raise ValueError(f"expected uint8 pixels (H, W, 3) of one size, found {', '.join(found) or 'none'}")
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"expected mean and std of three channels, found {mean} and {std}")
+    # In double precision until the last step, so that one multiplication and one sum are as exact as the three steps.
+    factor = rescale_factor / torch.tensor(std, dtype=torch.float64)
+    offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+    factor, offset = (values.float().view(3, 1, 1) for values in (factor, offset))
+    result = torch.empty(len(pixels), 3, *pixels[0].shape[:2])
+    for values, place in zip(pixels, result, strict=True):
+        place.copy_(torch.from_numpy(np.ascontiguousarray(values)).permute(2, 0, 1)).mul_(factor).add_(offset)
+    return result
