@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from hf_blemo.data.synthetic_pairs import (
-    HELD_OUT,
     SHAPES,
     caption_of,
     draw_scene,
+    held_out_pairs,
     make_synthetic_pairs,
     synthetic_tokenizer,
 )
@@ -74,7 +74,7 @@ def test_held_out_combinations_are_drawn_there_and_nowhere_else():
             tokens = caption.split()
             shape = tokens[4] if tokens[0] == "one" else {plural: name for name, plural in SHAPES.items()}[tokens[4]]
             words[held_out].add((shape, tokens[3]))
-    assert words[True] == set(HELD_OUT)
+    assert words[True] == set(held_out_pairs())
     assert not words[False] & words[True]
     assert {shape for shape, _ in words[False]} == set(SHAPES)
     assert len(words[False]) == 30
