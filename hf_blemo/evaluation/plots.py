@@ -3,20 +3,18 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from ..blemore import EMOTION_SETS
+from ._figures import DPI, heat_map, matrix_of, save, write_in_cell
 
-DPI = 150
 TRAIN_COLOUR = "#3b6ea5"
 SCORE_COLOUR = "#b4532a"
 MARK_COLOUR = "#d62728"
@@ -42,7 +40,7 @@ def plot_confusion(
     Source:
         This project's choice; the sets are those of the BlEmoRE labels.
     """
-    counts = _matrix(confusion, "confusion", (len(EMOTION_SETS), len(EMOTION_SETS)))
+    counts = matrix_of(confusion, "confusion", (len(EMOTION_SETS), len(EMOTION_SETS)))
     if not np.isfinite(counts).all() or (counts < 0).any():
         raise ValueError("confusion: expected counts of at least 0, found a negative or non-finite entry")
     totals = counts.sum(axis=1)
@@ -52,11 +50,11 @@ def plot_confusion(
 
     figure = Figure(figsize=(11, 9.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    image = _heat_map(axes, shares, "Blues", Normalize(0, max(float(shares.max()), 1e-9)))
+    image = heat_map(axes, shares, "Blues", Normalize(0, max(float(shares.max()), 1e-9)))
     for (row, column), count in np.ndenumerate(counts):
         if count:
             weight = "bold" if row == column else "normal"
-            _write_in_cell(axes, row, column, f"{count:,.0f}", image, 9.5, weight)
+            write_in_cell(axes, row, column, f"{count:,.0f}", image, 9.5, weight)
     for index in range(len(names)):
         axes.add_patch(Rectangle((index - 0.5, index - 0.5), 1, 1, fill=False, edgecolor="#777777", linewidth=0.7))
     axes.axhline(num_singles - 0.5, color="#222222", linewidth=1.4)
@@ -73,7 +71,7 @@ def plot_confusion(
         f"{title}\n{num_predictions:,.0f} predictions, {exact:.1%} of them exactly the right set", fontsize=12.5
     )
     figure.colorbar(image, ax=axes, label="share of the true set", shrink=0.75, pad=0.02)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_threshold_grid(
@@ -108,8 +106,8 @@ def plot_threshold_grid(
     """
     alpha_values, beta_values = np.asarray(alphas, dtype=float), np.asarray(betas, dtype=float)
     shape = (len(alpha_values), len(beta_values))
-    presence_grid = _matrix(presence, "presence", shape)
-    salience_grid = _matrix(salience, "salience", shape)
+    presence_grid = matrix_of(presence, "presence", shape)
+    salience_grid = matrix_of(salience, "salience", shape)
     if not (np.isfinite(presence_grid).all() and np.isfinite(salience_grid).all()):
         raise ValueError("presence and salience: expected finite numbers, found NaN or infinity")
     score_grid = 0.5 * presence_grid + 0.5 * salience_grid
@@ -122,7 +120,7 @@ def plot_threshold_grid(
         axes = panels[key]
         main = key == "score"
         lowest, highest = float(grid.min()), float(grid.max())
-        image = _heat_map(axes, grid, "viridis", Normalize(lowest, max(highest, lowest + 1e-9)), origin="lower")
+        image = heat_map(axes, grid, "viridis", Normalize(lowest, max(highest, lowest + 1e-9)), origin="lower")
         axes.set_title(name, fontsize=12 if main else 10.5)
         for ticks, values in ((axes.set_xticks, beta_values), (axes.set_yticks, alpha_values)):
             positions = range(0, len(values), 2 if main else 5)
@@ -155,7 +153,7 @@ def plot_threshold_grid(
             )
     panels["score"].legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=2, fontsize=10.5, frameon=False)
     figure.suptitle(title, fontsize=13)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_gate_weights(
@@ -186,9 +184,11 @@ def plot_gate_weights(
         This project's choice.
     """
     shape = (len(row_names), len(encoder_names))
-    panels = [("mean gate weight", _matrix(weights, "weights", shape), "Purples")]
+    panels = [("mean gate weight", matrix_of(weights, "weights", shape), "Purples")]
     if selected is not None:
-        panels.append(("share of clips with the encoder in the top-n", _matrix(selected, "selected", shape), "Greens"))
+        panels.append(
+            ("share of clips with the encoder in the top-n", matrix_of(selected, "selected", shape), "Greens")
+        )
     for name, values, _ in panels:
         if np.isinf(values).any() or (values < 0).any():
             raise ValueError(f"{name}: expected numbers of at least 0, found a negative or infinite one")
@@ -198,10 +198,10 @@ def plot_gate_weights(
     for column, (name, values, colours) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), column + 1)
         highest = 1.0 if column else float(np.nanmax(values, initial=1e-9))
-        image = _heat_map(axes, values, colours, Normalize(0, highest))
+        image = heat_map(axes, values, colours, Normalize(0, highest))
         for (row, encoder), value in np.ndenumerate(values):
             text = "–" if np.isnan(value) else (f"{value:.0%}" if column else f"{value:.2f}")
-            _write_in_cell(axes, row, encoder, text, image, 9.5)
+            write_in_cell(axes, row, encoder, text, image, 9.5)
         axes.set_xticks(
             range(shape[1]), list(encoder_names), rotation=35, ha="right", rotation_mode="anchor", fontsize=10
         )
@@ -209,7 +209,7 @@ def plot_gate_weights(
         axes.set_title(name, fontsize=10.5)
         figure.colorbar(image, ax=axes, shrink=0.85, pad=0.03).ax.tick_params(labelsize=8)
     figure.suptitle(title, fontsize=12.5)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_learning_curves(
@@ -287,7 +287,7 @@ def plot_learning_curves(
     figure.suptitle(
         f"{title}\n{_plural(len(runs), 'run')}: {_plural(folds, 'fold')}, {_plural(seeds, 'seed')}", fontsize=12.5
     )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _selected_rows(runs: Mapping[Any, list[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
@@ -307,41 +307,6 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _matrix(values: ArrayLike, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """Return `values` as float64 of the given shape, or say which shape was found instead."""
-    matrix = np.asarray(values, dtype=np.float64)
-    if matrix.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, found {matrix.shape}")
-    return matrix
-
-
 def _position(value: float, grid: np.ndarray) -> float:
     """Return where a value lies on an axis that counts the grid's cells."""
     return float(np.interp(value, grid, np.arange(len(grid))))
-
-
-def _heat_map(
-    axes: Axes, values: np.ndarray, colours: str, norm: Normalize, origin: Literal["upper", "lower"] = "upper"
-) -> AxesImage:
-    axes.set_facecolor("#e6e6e6")  # what NaN cells, left transparent by imshow, show
-    image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", origin=origin)
-    axes.tick_params(length=0)
-    return image
-
-
-def _write_in_cell(
-    axes: Axes, row: int, column: int, text: str, image: AxesImage, size: float, weight: str = "normal"
-) -> None:
-    """Write a value into its cell in whichever of dark and white can be read on the cell's colour."""
-    value = np.asarray(image.get_array())[row, column]
-    red, green, blue, _ = image.to_rgba(value) if np.isfinite(value) else (1.0, 1.0, 1.0, 1.0)
-    colour = "#1a1a1a" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-    axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, fontweight=weight)
-
-
-def _save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure as PNG, without the version stamp that would make equal pictures differ in bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})
-    return path

@@ -33,12 +33,33 @@ def class_embeddings(
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(f"template {template!r}: expected one {{}} where the class name goes")
-    prompts = [template.format(name) for name in class_names for template in templates]
+    return prompt_embeddings(embed_texts, [[template.format(name) for template in templates] for name in class_names])
+
+
+@torch.no_grad()
+def prompt_embeddings(
+    embed_texts: Callable[[list[str]], torch.Tensor], prompts: Sequence[Sequence[str]]
+) -> torch.Tensor:
+    """One embedding per class from prompts of its own, made as in [`class_embeddings`].
+
+    Args:
+        embed_texts: texts -> (n, d) embeddings.
+        prompts: of every class, at least one each.
+
+    Returns:
+        (C, d), of length 1.
+
+    Raises:
+        ValueError: a class without a prompt.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError(f"expected at least one prompt of every class, found {[len(own) for own in prompts]}")
+    texts = [prompt for own in prompts for prompt in own]
     parts = [
-        functional.normalize(embed_texts(prompts[start : start + PROMPTS_AT_ONCE]).float(), dim=-1)
-        for start in range(0, len(prompts), PROMPTS_AT_ONCE)
+        functional.normalize(embed_texts(texts[start : start + PROMPTS_AT_ONCE]).float(), dim=-1)
+        for start in range(0, len(texts), PROMPTS_AT_ONCE)
     ]
-    means = torch.cat(parts).unflatten(0, (len(class_names), len(templates))).mean(1)
+    means = torch.stack([own.mean(0) for own in torch.cat(parts).split([len(own) for own in prompts])])
     return functional.normalize(means, dim=-1)
 
 

@@ -4,28 +4,26 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import RepoCard
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from . import card_clip_rd, card_rank_aware_fusion
+from .card_values import FILTERS, without_local_paths
+
 SCHEMA_VERSION = 1
-METRIC_NAMES = {"acc_presence": "ACC_presence", "acc_salience": "ACC_salience", "score": "Score"}
-REQUIRED_KEYS = ("schema_version", "protocol", "summary", "encoders")
-PROTOCOLS = {
-    "honest": "honest cross-validation",
-    "published_style": "published-style cross-validation",
-    "none": "none",
-}
 LIST_KEYS = ("tags", "datasets", "metrics")
-TAGS = ["blended-emotion-recognition", "hf_blemo", "rank-aware-fusion", "blemore"]
+# One module per family says what differs: REQUIRED_KEYS, check_metrics, metadata and template_variables.
+FAMILIES: dict[str, ModuleType] = {"clip_rd": card_clip_rd, "rank_aware_fusion": card_rank_aware_fusion}
+DEFAULT_FAMILY = "rank_aware_fusion"
 
 _BLOCK = re.compile(r"<!-- hf_blemo:begin (\w+) -->.*?<!-- hf_blemo:end \1 -->", re.DOTALL)
 _MARKER = re.compile(r"<!-- hf_blemo:(?:begin|end) \w+ -->")
-_LOCAL_PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/'\"]+[\\/])+[^\s\\/'\"]*")
 
 
 def card_template(model_type: str = "rank_aware_fusion") -> Path:
@@ -61,44 +59,18 @@ def card_metadata(metrics: Mapping[str, Any], model_name: str | None = None) -> 
         model_name: name in the model index; the model type by default.
 
     Returns:
-        Metadata with a model index that holds the mean of each metric, its standard deviation and the protocol; no
-        index where nothing was evaluated, and `datasets` only where the data has a Hub id. The licence is that of
-        code and weights.
+        Metadata with a model index of what was measured; no index where nothing was evaluated, and data sets and base
+        models only where they have a Hub id. The licence is that of code and weights.
 
     Raises:
         ValueError: if `metrics` lacks a key it must have, or is of another schema.
+        FileNotFoundError: if the model type has no card.
 
     Source:
-        The Hub's model card specification; names of the metrics are those of the BlEmoRE challenge.
+        The Hub's model card specification.
     """
-    metrics = without_local_paths(_checked(metrics))
-    data, summary = metrics.get("data") or {}, metrics["summary"] or {}
-    results = [
-        EvalResult(
-            task_type="video-classification",
-            task_name="Blended emotion recognition",
-            dataset_type=_dataset_type(data),
-            dataset_name=dataset_name(data),
-            dataset_split="train",
-            dataset_args=_known(protocol=metrics["protocol"], folds=data.get("folds"), clips=data.get("clips")),
-            metric_type=key,
-            metric_name=f"{name} ({PROTOCOLS[metrics['protocol']]}, mean over runs)",
-            metric_value=summary[key]["mean"],
-            metric_args=_known(std=summary[key].get("std"), runs=len(metrics.get("folds") or []) or None),
-        )
-        for key, name in METRIC_NAMES.items()
-        if key in summary and metrics["protocol"] != "none"
-    ]
-    return ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="video-classification",
-        tags=TAGS,
-        datasets=[data["hub_id"]] if data.get("hub_id") else None,
-        metrics=list(METRIC_NAMES) if results else None,
-        model_name=(model_name or metrics.get("model_type", "rank_aware_fusion")) if results else None,
-        eval_results=results or None,
-    )
+    metrics, family = _checked(metrics)
+    return _metadata(metrics, family, model_name)
 
 
 def render_card(metrics: Mapping[str, Any], template: str | Path | None = None, **extra: Any) -> str:
@@ -122,24 +94,19 @@ def render_card(metrics: Mapping[str, Any], template: str | Path | None = None, 
     Source:
         This project's choice.
     """
-    metrics = without_local_paths(_checked(metrics))
+    metrics, family = _checked(metrics)
     repo_id = extra.get("repo_id")
-    metadata = card_metadata(metrics, extra.get("model_name") or (repo_id.split("/")[-1] if repo_id else None))
+    metadata = _metadata(metrics, family, extra.get("model_name") or (repo_id.split("/")[-1] if repo_id else None))
     if template is None:
-        template = card_template(metrics.get("model_type", "rank_aware_fusion"))
+        template = card_template(_model_type(metrics))
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"cell": _table_cell, "measure": _measure, "share": "{:.1%}".format, "counted": _counted}
-    data = metrics.get("data") or {}
+    environment.filters |= FILTERS
     variables = {
         "card_data": metadata.to_yaml(),
         "metrics": metrics,
-        "data": data,
-        "dataset_name": dataset_name(data),
-        "synthetic": _is_synthetic(data),
-        "metric_names": METRIC_NAMES,
-        "protocol_name": PROTOCOLS[metrics["protocol"]],
+        **family.template_variables(metrics),
         "remote_code": True,
         "plots": [],
         **extra,
@@ -244,70 +211,35 @@ def human_part(card: str) -> tuple[dict[str, Any], str]:
     return metadata, "\n".join(line.rstrip() for line in lines)
 
 
-def without_local_paths(value: Any) -> Any:
-    """Cut the folders off every absolute path in a tree of settings, so that publishing it tells nothing of a machine.
-
-    Args:
-        value: nested mappings, lists and texts.
-
-    Returns:
-        The same tree, absolute paths replaced by their last component; web addresses and relative paths stay.
-
-    Source:
-        This project's choice.
-    """
-    if isinstance(value, str):
-        return _LOCAL_PATH.sub(lambda match: re.split(r"[\\/]", match[0].rstrip("\\/"))[-1], value)
-    if isinstance(value, Mapping):
-        return {key: without_local_paths(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_local_paths(item) for item in value]
-    return value
+def _model_type(metrics: Mapping[str, Any]) -> str:
+    return metrics.get("model_type") or DEFAULT_FAMILY
 
 
-def dataset_name(data: Mapping[str, Any]) -> str:
-    """Name the data of a run without claiming more than the run recorded.
-
-    Args:
-        data: the `data` entry of metrics.json.
-
-    Returns:
-        Its `name` where given, else the Hub id, else a description of the source.
-
-    Source:
-        This project's choice.
-    """
-    if data.get("name"):
-        return str(data["name"])
-    if _is_synthetic(data):
-        return "synthetic blended emotions of hf_blemo"
-    return data.get("hub_id") or "local data with BlEmoRE labels"
-
-
-def _known(**arguments: Any) -> dict[str, Any] | None:
-    """Leave out what was not recorded; None where nothing was."""
-    return {key: value for key, value in arguments.items() if value is not None} or None
-
-
-def _is_synthetic(data: Mapping[str, Any]) -> bool:
-    return str(data.get("source", "")).split(":")[0] == "synthetic"
-
-
-def _dataset_type(data: Mapping[str, Any]) -> str:
-    return data.get("hub_id") or ("synthetic" if _is_synthetic(data) else "blemore")
-
-
-def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    missing = [key for key in REQUIRED_KEYS if key not in metrics]
+def _checked(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], ModuleType]:
+    """Return the metrics, without folders of a machine, and the module of their family."""
+    model_type = _model_type(metrics)
+    if model_type not in FAMILIES:
+        raise FileNotFoundError(f"no card for model_type {model_type!r}: expected one of {sorted(FAMILIES)}")
+    family = FAMILIES[model_type]
+    missing = [key for key in family.REQUIRED_KEYS if key not in metrics]
     if missing:
-        raise ValueError(f"metrics.json: expected the keys {list(REQUIRED_KEYS)}, {missing} not found")
+        raise ValueError(f"metrics.json: expected the keys {list(family.REQUIRED_KEYS)}, {missing} not found")
     if metrics["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
             f"metrics.json: expected schema_version {SCHEMA_VERSION}, found {metrics['schema_version']!r}"
         )
-    if metrics["protocol"] not in PROTOCOLS:
-        raise ValueError(f"metrics.json: expected a protocol of {list(PROTOCOLS)}, found {metrics['protocol']!r}")
-    return dict(metrics)
+    family.check_metrics(metrics)
+    return without_local_paths(metrics), family
+
+
+def _metadata(metrics: Mapping[str, Any], family: ModuleType, model_name: str | None) -> ModelCardData:
+    added = family.metadata(metrics)
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        model_name=(model_name or _model_type(metrics)) if added["eval_results"] else None,
+        **added,
+    )
 
 
 def _folder_variables(folder: Path) -> dict[str, Any]:
@@ -344,24 +276,3 @@ def _split_card(card: str) -> tuple[dict[str, Any], str]:
     except (yaml.YAMLError, TypeError) as error:
         raise ValueError(f"README.md: expected YAML metadata between the --- lines, found: {error}") from error
     return parsed.data.to_dict(), parsed.text
-
-
-def _table_cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
-
-
-def _counted(plural: str, runs: list[Mapping[str, Any]]) -> str:
-    """Say how many different folds or seeds the runs have."""
-    key = plural.removesuffix("s")
-    count = len({run[key] for run in runs})
-    return f"{count} {key if count == 1 else plural}"
-
-
-def _measure(value: Any) -> str:
-    """Write a metric as mean ± standard deviation where both are known."""
-    if value is None:
-        return "–"
-    if isinstance(value, Mapping):
-        mean, std = value.get("mean"), value.get("std")
-        return _measure(mean) if mean is None or std is None else f"{mean:.4f} ± {std:.4f}"
-    return f"{value:.4f}"

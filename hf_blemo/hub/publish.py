@@ -11,11 +11,21 @@ from safetensors import SafetensorError, safe_open
 
 from hf_blemo.json_files import read_json
 
-from .card import human_part, merge_card, plots_in, render_card, without_local_paths, write_card
+from .card import human_part, merge_card, plots_in, render_card, write_card
+from .card_values import without_local_paths
 
 logger = logging.getLogger(__name__)
 
-PROCESSOR_FILE = "processor_config.json"
+# What a model needs beside its weights and config.json to read its inputs; of the names in a group any one will do.
+INPUT_FILES = {
+    # transformers reads an image processor from either file, whatever it was saved with.
+    "clip_rd": (
+        ("preprocessor_config.json", "processor_config.json"),
+        ("tokenizer.json",),
+        ("tokenizer_config.json",),
+    ),
+}
+DEFAULT_INPUT_FILES = (("processor_config.json",),)
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 METRICS_FILE = "metrics.json"
@@ -24,6 +34,7 @@ CARD_FILE = "README.md"
 PUBLISHED_CARDS_FOLDER = ".published_cards"
 OPTIONAL_FILES = (
     "generation_config.json",
+    "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -48,11 +59,13 @@ def publish(
 ) -> str:
     """Check a model folder, bring its card up to date and upload both to the Hub in one commit.
 
-    Model, processor, card, the model's own code, metrics.json without this machine's folders, and plots are uploaded;
-    checkpoints, optimizer states and data never are. A card that people changed on the Hub keeps their text.
+    Model, what prepares its inputs, card, the model's own code, metrics.json without this machine's folders, and plots
+    are uploaded; checkpoints, optimizer states and data never are. A card that people changed on the Hub keeps their
+    text.
 
     Args:
-        folder: what the trainer wrote, or `save_pretrained` of model and processor into one folder.
+        folder: what the trainer wrote, or `save_pretrained` of the model and its processor, or its tokenizer and image
+            processor, into one folder.
         repo_id: `owner/name` on the Hub; None checks the folder, writes its card and logs the files at level INFO.
         private: whether a repository that is created is private; an existing one stays as it is.
         token: a Hub token; the one stored by `hf auth login` by default.
@@ -149,11 +162,13 @@ def _check_model(folder: Path) -> set[str]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder with a model, found none")
     problems = []
-    files = {"config.json", PROCESSOR_FILE}
-    settings = {name: read_json(folder / name) for name in sorted(files) if (folder / name).is_file()}
-    problems += [f"{name} is missing" for name in sorted(files - set(settings))]
-    if "config.json" in settings and not settings["config.json"].get("model_type"):
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {"model_type": "unknown"}
+    if not config.get("model_type"):
         problems.append("config.json has no model_type")
+    groups = (("config.json",), *INPUT_FILES.get(str(config.get("model_type")), DEFAULT_INPUT_FILES))
+    files = {name for group in groups for name in group if (folder / name).is_file()}
+    problems += [f"{' or '.join(group)} is missing" for group in groups if not files.intersection(group)]
+    settings = {name: read_json(folder / name) for name in sorted(files)}
 
     if not (folder / CARD_FILE).is_file() and not (folder / METRICS_FILE).is_file():
         problems.append(f"{CARD_FILE} is missing, and {METRICS_FILE} to write it from as well")

@@ -1,0 +1,48 @@
+"""What the plots of all families share: heat maps, numbers in their cells, and PNG files that depend on data alone."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike
+
+DPI = 150
+
+
+def matrix_of(values: ArrayLike, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """Return `values` as float64 of the given shape, or say which shape was found instead."""
+    matrix = np.asarray(values, dtype=np.float64)
+    if matrix.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, found {matrix.shape}")
+    return matrix
+
+
+def heat_map(
+    axes: Axes, values: np.ndarray, colours: str, norm: Normalize, origin: Literal["upper", "lower"] = "upper"
+) -> AxesImage:
+    axes.set_facecolor("#e6e6e6")  # what NaN cells, left transparent by imshow, show
+    image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", origin=origin)
+    axes.tick_params(length=0)
+    return image
+
+
+def write_in_cell(
+    axes: Axes, row: int, column: int, text: str, image: AxesImage, size: float, weight: str = "normal"
+) -> None:
+    """Write a value into its cell in whichever of dark and white can be read on the cell's colour."""
+    value = np.asarray(image.get_array())[row, column]
+    red, green, blue, _ = image.to_rgba(value) if np.isfinite(value) else (1.0, 1.0, 1.0, 1.0)
+    colour = "#1a1a1a" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+    axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, fontweight=weight)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write the figure as PNG, without the version stamp that would make equal pictures differ in bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Software": None})
+    return path

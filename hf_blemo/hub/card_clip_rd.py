@@ -1,0 +1,275 @@
+"""The card of a CLIP-RD student: what it needs of a run, what the Hub is told, what its template is given."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from .card_values import known
+
+REQUIRED_KEYS = ("schema_version", "student", "data", "num_parameters", "num_steps", "batch_size", "config")
+TAGS = ["clip", "distillation", "clip-rd", "hf_blemo"]
+TASK_TYPES = {"zero_shot": "zero-shot-image-classification", "retrieval": "image-text-retrieval"}
+TASK_NAMES = {"zero_shot": "Zero-shot image classification", "retrieval": "Image-text retrieval"}
+# Data that a program of this package makes: it says nothing about photographs.
+BUILT_IN_DATA = {"synthetic": "synthetic drawn scenes of hf_blemo", "emoji": "emoji pairs of hf_blemo"}
+TERMS = {
+    "task": "student's images against its own texts: the contrastive loss of CLIP",
+    "fd": "squared distance of embeddings, student to teacher",
+    "icl": "student's embeddings of one modality against the teacher's of the other, contrastive",
+    "hrd": "image-text similarities, student's like the teacher's",
+    "vrd": "student-teacher similarities, the images' like the texts'",
+    "vrd_image": "student's images against the teacher's images, contrastive",
+    "vrd_text": "student's texts against the teacher's texts, contrastive",
+    "xrd": "student's texts against teacher's images, like student's images against teacher's texts",
+}
+PUBLISHED_WEIGHTS = {**dict.fromkeys(TERMS, 1.0), "fd": 2000.0}
+METHODS = {
+    frozenset(TERMS): "the terms of CLIP-RD",
+    frozenset({"task", "fd", "icl", "hrd"}): "the terms of CLIP-KD",
+    frozenset({"task", "hrd"}): "the contrastive loss and affinity mimicking",
+    frozenset({"task"}): "the contrastive loss alone",
+}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_DIRECTIONS = ("image_to_text", "text_to_image")
+_ACCURACY = re.compile(r"top_(\d+)")
+_RECALL = re.compile(rf"(one_caption_)?({'|'.join(_DIRECTIONS)})_r@(\d+)")
+
+
+def check_metrics(metrics: Mapping[str, Any]) -> None:
+    """Refuse numbers that the card could not tell.
+
+    Args:
+        metrics: content of the run's metrics.json, with all of `REQUIRED_KEYS`.
+
+    Raises:
+        ValueError: if the data names no sources, or an evaluated task is of an unknown kind.
+
+    Source:
+        This project's choice.
+    """
+    data = metrics["data"]
+    if not isinstance(data, Mapping) or not isinstance(data.get("sources"), list) or not data["sources"]:
+        raise ValueError(f"metrics.json: expected data.sources, a list of what was trained on, found data {data!r}")
+    for source in data["sources"]:
+        if not isinstance(source, Mapping) or not source.get("data"):
+            raise ValueError(f"metrics.json: expected every entry of data.sources to name its data, found {source!r}")
+    for key in ("evaluation", "teacher_evaluation"):
+        for name, task in _tasks(metrics, key).items():
+            if task.get("kind") not in TASK_TYPES:
+                raise ValueError(
+                    f"metrics.json: expected {key}.tasks.{name}.kind to be one of {list(TASK_TYPES)}, "
+                    f"found {task.get('kind')!r}"
+                )
+
+
+def metadata(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the numbers of a run into what the family adds to the metadata of its card.
+
+    The Hub knows four relations to a base model, none of which is distillation, so that none is named here.
+
+    Args:
+        metrics: content of the run's metrics.json, checked.
+
+    Returns:
+        Arguments of `ModelCardData`: every number of the last evaluation with its data; data sets where they have a
+        Hub id; as `base_model` the teacher, or without one the model that training started from, likewise.
+
+    Source:
+        The Hub's model card specification.
+    """
+    teacher = metrics.get("teacher")
+    origin = teacher["source"] if teacher else metrics["student"]
+    datasets = [source["data"] for source in metrics["data"]["sources"] if is_hub_id(source["data"], metrics)]
+    results = [
+        EvalResult(
+            task_type=TASK_TYPES[task["kind"]],
+            task_name=TASK_NAMES[task["kind"]],
+            dataset_type=_dataset_type(task.get("data"), metrics),
+            dataset_name=_data_name(task.get("data")),
+            dataset_args=known(task=name, **{key: task.get(key) for key in ("images", "captions", "classes")}),
+            metric_type="accuracy" if task["kind"] == "zero_shot" else "recall",
+            metric_name=metric_name,
+            metric_value=value,
+        )
+        for name, task in _tasks(metrics, "evaluation").items()
+        for metric_name, value in _measured(task).items()
+    ]
+    return {
+        "base_model": origin if is_hub_id(origin, metrics) else None,
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": [tag for tag in TAGS if teacher or tag != "distillation"],
+        "datasets": list(dict.fromkeys(datasets)) or None,
+        "metrics": list(dict.fromkeys(result.metric_type for result in results)) or None,
+        "eval_results": results or None,
+    }
+
+
+def template_variables(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what the family's template is given besides the metrics.
+
+    Args:
+        metrics: content of the run's metrics.json, checked.
+
+    Returns:
+        The template's variables by name.
+
+    Source:
+        This project's choice.
+    """
+    teacher = metrics.get("teacher")
+    sources = metrics["data"]["sources"]
+    total = sum(source.get("weight", 1.0) for source in sources) or 1.0
+    tasks, teacher_tasks = _tasks(metrics, "evaluation"), _tasks(metrics, "teacher_evaluation")
+    built_in = {source["data"] for source in sources if source["data"] in BUILT_IN_DATA}
+    return {
+        "teacher": teacher,
+        "teacher_name": _model_name(teacher["source"], metrics) if teacher else None,
+        "start": _model_name(metrics["student"], metrics) if _is_model(metrics["student"]) else None,
+        "sources": [
+            {
+                "name": _data_name(source["data"]),
+                "hub_id": is_hub_id(source["data"], metrics),
+                "share": source.get("weight", 1.0) / total,
+                "pairs": source.get("pairs"),
+            }
+            for source in sources
+        ],
+        "built_in": sorted(BUILT_IN_DATA[name] for name in built_in),
+        "only_built_in": len(built_in) == len({source["data"] for source in sources}),
+        "evaluated": bool(tasks),
+        "zero_shot": _rows(tasks, teacher_tasks, "zero_shot"),
+        "retrieval": _rows(tasks, teacher_tasks, "retrieval"),
+        "one_caption": any(
+            f"one_caption_{direction}_r@1" in task for direction in _DIRECTIONS for task in tasks.values()
+        ),
+        "course": _course(metrics),
+        "method": _method(metrics["config"]),
+        "terms": _terms(metrics),
+    }
+
+
+def is_hub_id(source: Any, metrics: Mapping[str, Any]) -> bool:
+    """Tell a repository of the Hub from a folder, which metrics.json writes alike.
+
+    Args:
+        source: `owner/name`, a folder or the name of built-in data.
+        metrics: content of the run's metrics.json.
+
+    Returns:
+        Whether `source` has the form of a Hub id, does not exist as a folder here, and does not begin with the folder
+        in which the run's output lies: `out/teacher` beside `out/student` is none.
+
+    Source:
+        This project's choice.
+    """
+    if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or Path(source).exists():
+        return False
+    output = Path(str(metrics["config"].get("output_dir", "")))
+    return Path(source).parts[0] not in output.parts[:-1][:1]
+
+
+def _tasks(metrics: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    return (metrics.get(key) or {}).get("tasks") or {}
+
+
+def _measured(task: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracies or recalls of a task under names that say the protocol."""
+    found = {}
+    for key, value in task.items():
+        if value is None:
+            continue
+        if match := _ACCURACY.fullmatch(key):
+            found[f"top-{match[1]} accuracy"] = value
+        elif match := _RECALL.fullmatch(key):
+            protocol = "first caption of each image only" if match[1] else "standard protocol"
+            found[f"{match[2].replace('_', ' ')} R@{match[3]} ({protocol})"] = value
+    return found
+
+
+def _dataset_type(data: Any, metrics: Mapping[str, Any]) -> str:
+    return str(data) if data in BUILT_IN_DATA or is_hub_id(data, metrics) else "local"
+
+
+def _data_name(data: Any) -> str:
+    """Name data by its Hub id or the last part of its folder."""
+    if data in BUILT_IN_DATA:
+        return BUILT_IN_DATA[data]
+    text = str(data or "local data")
+    return text if _HUB_ID.fullmatch(text) else text.rstrip("/").split("/")[-1]
+
+
+def _is_model(student: str) -> bool:
+    """Tell a checkpoint that a student started from by its slash; presets and `custom` have none."""
+    return "/" in student or Path(student).is_dir()
+
+
+def _model_name(source: str, metrics: Mapping[str, Any]) -> str:
+    if is_hub_id(source, metrics):
+        return f"[{source}](https://huggingface.co/{source})"
+    return f"a local model (`{Path(source).name}`)"
+
+
+def _rows(
+    tasks: Mapping[str, Mapping[str, Any]], teacher_tasks: Mapping[str, Mapping[str, Any]], kind: str
+) -> list[dict[str, Any]]:
+    """Pair every evaluated task of a kind with the teacher's numbers, where known."""
+    return [
+        {**task, "task": name, "data": _data_name(task.get("data")), "teacher": teacher_tasks.get(name)}
+        for name, task in tasks.items()
+        if task["kind"] == kind
+    ]
+
+
+def _course(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the evaluations during training as a table of a few numbers, empty where there was only one."""
+    evaluations = metrics.get("evaluations") or []
+    if len(evaluations) < 2:
+        return {"columns": [], "rows": []}
+    wanted = ("top_1", "image_to_text_r@1", "text_to_image_r@1")
+    columns = [(name, key) for name, task in _tasks(metrics, "evaluation").items() for key in wanted if key in task]
+    rows = [
+        [evaluation["step"], *((evaluation["tasks"].get(name) or {}).get(key) for name, key in columns)]
+        for evaluation in evaluations
+    ]
+    return {"columns": [f"{name} {key.replace('_', ' ')}" for name, key in columns], "rows": rows}
+
+
+def _weight(config: Mapping[str, Any], term: str) -> list[tuple[int, float]]:
+    """Return a term's weight as a schedule of steps and weights, of one entry where it stays the same."""
+    schedule = (config.get("weight_schedule") or {}).get(term)
+    return schedule or [(0, (config.get("weights") or {}).get(term, 0.0))]
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    used = frozenset(term for term in TERMS if any(value for _, value in _weight(config, term)))
+    return METHODS.get(used, "a choice of CLIP-RD's terms")
+
+
+def _digits(value: float | None) -> str:
+    """Write a loss with four digits: some are near 5, some near 0.001."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _terms(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Describe each term: its weight, the published one, and its unweighted value at both ends of training."""
+    history = metrics.get("history") or [{}]
+    rows = []
+    for term, meaning in TERMS.items():
+        weight = _weight(metrics["config"], term)
+        rows.append(
+            {
+                "name": term,
+                "meaning": meaning,
+                "weight": ", ".join(
+                    f"{value:g}" if len(weight) == 1 else f"{value:g} at step {step}" for step, value in weight
+                ),
+                "published": f"{PUBLISHED_WEIGHTS[term]:g}",
+                "first": _digits(history[0].get(term)),
+                "last": _digits(history[-1].get(term)),
+            }
+        )
+    return rows

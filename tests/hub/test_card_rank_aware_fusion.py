@@ -1,0 +1,149 @@
+"""The card of a rank-aware fusion: its numbers, in metadata and text, and what it says of protocols and risks."""
+
+import copy
+import re
+
+import pytest
+import yaml
+from huggingface_hub import metadata_load
+
+from hf_blemo.hub import card_metadata, render_card, write_card
+
+
+def metadata_of(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def rows_of(card, first_cell):
+    lines = [line for line in card.splitlines() if line.startswith(f"| {first_cell}")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def test_metadata_holds_the_numbers(fusion_metrics, tmp_path):
+    path = write_card(tmp_path, fusion_metrics)
+    metadata = metadata_load(path)
+    assert metadata["license"] == "apache-2.0"
+    assert metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "video-classification"
+    assert metadata["tags"] == ["blended-emotion-recognition", "hf_blemo", "rank-aware-fusion", "blemore"]
+    assert "datasets" not in metadata
+    (index,) = metadata["model-index"]
+    (result,) = index["results"]
+    assert result["task"]["type"] == "video-classification"
+    assert result["dataset"]["split"] == "train"
+    assert result["dataset"]["args"] == {"protocol": "honest", "folds": [0, 1], "clips": 2456}
+    found = {metric["type"]: (metric["value"], metric["args"]) for metric in result["metrics"]}
+    assert found == {
+        key: (value["mean"], {"std": value["std"], "runs": 6}) for key, value in fusion_metrics["summary"].items()
+    }
+    assert all("honest cross-validation" in metric["name"] for metric in result["metrics"])
+
+
+def test_data_sets_are_named_for_what_they_are(fusion_metrics):
+    measured = copy.deepcopy(fusion_metrics)
+    fusion_metrics["data"] |= {"source": "owner/blemore-features", "hub_id": "owner/blemore-features"}
+    metadata = card_metadata(fusion_metrics).to_dict()
+    assert metadata["datasets"] == ["owner/blemore-features"]
+    assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == "owner/blemore-features"
+
+    fusion_metrics["data"] = {"source": "synthetic", "clips": 120}
+    card = render_card(fusion_metrics)
+    dataset = metadata_of(card)["model-index"][0]["results"][0]["dataset"]
+    assert dataset["type"] == "synthetic" and "BlEmoRE" not in dataset["name"]
+    assert "Trained on invented data" in card
+    assert "0.345 ± 0.035" not in card  # numbers on BlEmoRE are no yardstick for invented data
+    assert "Trained on invented data" not in render_card(measured)
+    assert "0.345 ± 0.035" in render_card(measured)
+
+
+def test_results_table(fusion_metrics):
+    card = render_card(fusion_metrics)
+    assert rows_of(card, "**mean") == [
+        [
+            "**mean ± standard deviation over 6 runs (2 folds, 3 seeds), decoded by expected score**",
+            "0.3125 ± 0.0211",
+            "0.1402 ± 0.0333",
+            "0.2263 ± 0.0187",
+        ]
+    ]
+    assert rows_of(card, "ensemble") == [["ensemble of the seeds", "0.3300", "0.1500", "0.2400"]]
+    assert rows_of(card, "decoded by") == [["decoded by thresholds instead", "0.2900 ± 0.0100", "–", "–"]]
+    assert rows_of(card, "2 | 1 |") == [["2", "1", "–", "7", "0.1447", "0.0974", "–", "–", "0.2100"]]
+    assert rows_of(card, "wavlm") == [["wavlm", "audio", "1024", "attention", "0.610", "90.0%"]]
+    assert rows_of(card, "image") == [["image\\|bind", "video", "7168", "mean", "–", "–"]]
+    assert "2,456 clips in 2 folds, 54.4% of them blends" in card
+    assert "1,234,567 parameters" in card
+    assert "took 62 s" in card
+
+
+def test_protocols_are_told_in_plain_words(fusion_metrics):
+    assert "honest cross-validation" in render_card(fusion_metrics)
+    assert "optimistic" not in render_card(fusion_metrics)
+    fusion_metrics["protocol"] = "published_style"
+    assert "**Protocol: published style, optimistic.**" in render_card(fusion_metrics)
+    fusion_metrics["protocol"] = "none"
+    card = render_card(fusion_metrics)
+    assert "were not evaluated" in card
+    assert "model-index" not in metadata_of(card) and "metrics" not in metadata_of(card)
+    assert not rows_of(card, "**mean")
+
+
+def test_the_four_required_keys_are_enough(fusion_metrics):
+    required = {key: fusion_metrics[key] for key in ("schema_version", "protocol", "summary", "encoders")}
+    card = render_card(required)
+    assert metadata_of(card)["model-index"][0]["results"][0]["metrics"][2]["value"] == 0.22635
+    assert "None" not in card and "Undefined" not in card
+    assert rows_of(card, "**mean")[0][0] == "**mean ± standard deviation**"
+
+
+def test_usage_code_names_repository_and_features(fusion_metrics):
+    codes = re.findall(r"```python\n(.*?)```", render_card(fusion_metrics, repo_id="owner/fusion"), re.DOTALL)
+    assert len(codes) == 2
+    for code in codes:
+        compile(code, "card", "exec")
+        assert 'AutoModel.from_pretrained("owner/fusion"' in code
+    assert '"image|bind": np.random.randn(20, 7168)' in codes[0]
+    assert "trust_remote_code=True" in codes[1]
+
+
+def test_card_names_risks_and_sources(fusion_metrics):
+    card = render_card(fusion_metrics)
+    for phrase in (
+        "58 actors",
+        "Article 5(1)(f)",
+        "2024/1689",
+        "informed and free consent",
+        "2605.21417",
+        "2601.13225",
+    ):
+        assert phrase in card
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": "lucky"}, "expected a protocol of .* found 'lucky'"),
+        ({"encoders": ...}, r"\['encoders'\] not found"),
+    ],
+)
+def test_bad_metrics_are_refused(fusion_metrics, change, message):
+    metrics = {key: value for key, value in (fusion_metrics | change).items() if value is not ...}
+    with pytest.raises(ValueError, match=message):
+        render_card(metrics)
+
+
+def test_template_of_ones_own(fusion_metrics, tmp_path):
+    template = tmp_path / "card.jinja"
+    template.write_text("---\n{{ card_data }}\n---\n{{ greeting }} {{ metrics.summary.score | measure }}")
+    card = render_card(fusion_metrics, template, greeting="Hello")
+    assert card.endswith("---\nHello 0.2263 ± 0.0187\n")
+    assert metadata_of(card)["license"] == "apache-2.0"
+
+
+def test_every_number_follows_a_new_run(fusion_metrics, tmp_path):
+    write_card(tmp_path, fusion_metrics)
+    fusion_metrics["summary"]["score"]["mean"] = 0.25
+    merged = write_card(tmp_path, fusion_metrics).read_text(encoding="utf-8")
+    values = [metric["value"] for metric in metadata_of(merged)["model-index"][0]["results"][0]["metrics"]]
+    assert values == [0.3125, 0.1402, 0.25]
+    assert "0.2500 ± 0.0187" in merged and "0.2263" not in merged
