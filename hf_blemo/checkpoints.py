@@ -38,9 +38,13 @@ class Checkpoints:
     def _number(self, path: Path) -> int:
         return int(path.name.removeprefix(self.prefix))
 
+    def due(self, number: int, last: bool) -> bool:
+        """Whether one is written after an epoch or step."""
+        return self.folder is not None and (number % self.every == 0 or last)
+
     def save(self, number: int, last: bool) -> None:
         """Saves after an epoch or step when it is due, or at the end; drops all but the newest."""
-        if self.folder is None or (number % self.every and not last):
+        if self.folder is None or not self.due(number, last):
             return
         partial = self.folder / f"partial_{number:05d}"
         self.accelerator.save_state(str(partial), safe_serialization=True)

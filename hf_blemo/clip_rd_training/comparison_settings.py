@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.data.pair_sources import BUILT_IN, EMOJI, SYNTHETIC
 
 CLIP_KD = ("task", "fd", "icl", "hrd")
 VERTICAL = ("vrd", "vrd_image", "vrd_text")
@@ -19,7 +20,7 @@ METHODS = {
 
 @dataclass
 class ComparisonSettings(DistillationSettings):
-    """What `training/compare_distillation.py` reads: the settings of every student; its data is the built-in one.
+    """What `training/compare_distillation.py` reads: the settings of every student.
 
     Args:
         output_dir: where teacher, students and the tables go, method by method.
@@ -27,7 +28,8 @@ class ComparisonSettings(DistillationSettings):
         teacher_config: entries of `student_config` that differ in the teacher.
         teacher_steps: how long it is trained.
         seeds: one student of every method each.
-        evaluation_pairs: drawn scenes to evaluate on, of the drawn combinations and of the held-out ones.
+        evaluation: tasks; by default the built-in ones of the data, where that is `synthetic` or `emoji`.
+        methods: which to train; all by default.
         resume: whether to keep the students that `output_dir` has from a run of the same settings.
     """
 
@@ -35,20 +37,32 @@ class ComparisonSettings(DistillationSettings):
     teacher_config: dict[str, Any] = field(default_factory=dict)
     teacher_steps: int = 600
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-    evaluation_pairs: int = 500
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
 
     def __post_init__(self):
         weights = dict(self.weights)
         super().__post_init__()
         # The teacher is made on the way: all terms have their weights.
         self.weights = weights
-        if self.data != "synthetic":
-            raise ValueError(f"the comparison is made on the built-in pairs, found data {self.data!r}")
+        for name in self.methods:
+            if name not in METHODS:
+                raise ValueError(f"methods: expected some of {', '.join(METHODS)}, found {name!r}")
+        if not self.evaluation and self.data not in BUILT_IN:
+            raise ValueError(
+                f"evaluation: expected tasks, which only the built-in data brings, found data {self.data!r}"
+            )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be different non-negative integers, at least one, found {self.seeds}")
         missing = [name for name in METHODS["CLIP-RD"] if not self.weights.get(name)]
         if missing:
             raise ValueError(f"weights: expected one above 0 for every term, found none for {', '.join(missing)}")
-        for name in ("teacher_steps", "evaluation_pairs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.teacher_steps < 1:
+            raise ValueError(f"teacher_steps must be at least 1, found {self.teacher_steps}")
+
+    def comparison_tasks(self) -> dict[str, dict[str, Any]]:
+        """Settings of the tasks that teacher and students are evaluated on."""
+        if self.evaluation:
+            return self.evaluation
+        own = {SYNTHETIC: self.synthetic, EMOJI: self.emoji}[self.data]
+        options = {name: own[name] for name in ("image_size", "combinations") if name in own}
+        return {self.data: {"kind": self.data, "options": options}}

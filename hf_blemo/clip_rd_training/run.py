@@ -4,28 +4,32 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil, set_seed
+from transformers import set_seed
 
 from hf_blemo.checkpoints import Checkpoints, begin_checkpoints, check_resumable
-from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
-from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward, features_of
+from hf_blemo.clip_models import Clip, fingerprint, load_clip
+from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
-from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
-from hf_blemo.clip_rd_training.pairs import PairBatches, PairProcessor, load_pairs
+from hf_blemo.clip_rd_training.batches import PairBatches
+from hf_blemo.clip_rd_training.data_position import DataPosition
+from hf_blemo.clip_rd_training.report import SimilarityMaps, write_report
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.data.synthetic_pairs import synthetic_tokenizer
-from hf_blemo.json_files import write_json
+from hf_blemo.clip_rd_training.stored_teacher import StoredTeacher, open_store
+from hf_blemo.clip_rd_training.students import make_student
+from hf_blemo.data.pair_processor import PairProcessor
+from hf_blemo.data.pair_sources import PairStream, PairTable, open_source
+from hf_blemo.evaluation.clip_evaluation import ClipEvaluator, flat_metrics
+from hf_blemo.evaluation.clip_tasks import make_tasks
 
-CUSTOM = "custom"
-FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every"}
+FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", "push_to_hub"}
 
 
 class History:
@@ -63,21 +67,52 @@ class History:
         self.rows, self.sums, self.count = list(state["rows"]), dict(state["sums"]), state["count"]
 
 
+class Evaluations:
+    """Evaluations of a student during its training; part of the checkpoint.
+
+    Args:
+        evaluator: None where nothing is evaluated.
+        processor: of the student.
+    """
+
+    def __init__(self, evaluator: ClipEvaluator | None, processor: PairProcessor):
+        self.evaluator, self.processor = evaluator, processor
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, student: Any, step: int) -> dict[str, float]:
+        """Evaluates after a step, counted from 1; the metrics alone, or nothing where that step has been evaluated."""
+        if self.evaluator is None or any(row["step"] == step for row in self.rows):
+            return {}
+        tasks = self.evaluator.evaluate(student, self.processor)
+        self.rows.append({"step": step, "tasks": tasks})
+        return flat_metrics(tasks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores [`state_dict`]."""
+        self.rows = list(state["rows"])
+
+
 def distill(settings: DistillationSettings, command: str | None = None) -> dict[str, Any]:
     """Trains a student and fills `settings.output_dir`.
 
-    The folder then holds the student with its tokenizer and image processor, and `metrics.json`: settings, parameters,
-    `history` (mean of every term over the steps since the last entry) and seconds.
+    The folder then holds the student with its tokenizer and image processor, a card, plots and `metrics.json`:
+    settings, parameters, data (pairs seen and broken), `history` (mean of every term over the steps since the last
+    entry), evaluations and seconds.
 
     Args:
         settings: of the run.
         command: the command line.
 
     Returns:
-        The content of `metrics.json`.
+        The content of `metrics.json`; empty on all processes but the first.
 
     Raises:
-        ValueError, FileNotFoundError: settings or data are not usable; nothing is written then.
+        ValueError, FileNotFoundError: settings or data are not usable; nothing is written then. While training: more
+            pairs are broken than `max_broken_share` allows; the checkpoints stay.
     """
     start = time.perf_counter()
     if settings.resume and settings.checkpoint_every == 0:
@@ -85,120 +120,281 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     output = Path(settings.output_dir)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"output_dir {settings.output_dir!r}: found a file, expected a folder")
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        log_with=settings.trackers or None,
+        project_dir=str(output) if settings.trackers else None,
+    )
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision 'fp16' needs an accelerator; a CPU has bf16")
-    pairs = load_pairs(settings)
-    teacher: Any = None
-    teacher_processor = None
-    if settings.teacher is not None:
-        teacher, teacher_processor = _load_teacher(settings)
+    # Every process evaluates nothing but the first.
+    tasks = make_tasks(settings.evaluation)
+    sources = [open_source(source, settings.shuffle_block, settings.seed) for source in settings.pair_sources()]
+    stored = open_store(settings)
+    teacher: Clip | None = None
+    if settings.teacher is not None and stored is None:
+        teacher = load_clip(settings.teacher, "teacher", settings.teacher_revision)
+    # Before the weights change their dtype.
+    taught_by = None if teacher is None else fingerprint(teacher)
     set_seed(settings.seed)
-    student, processor = make_student(settings, teacher_processor)
+    known = teacher.processor if teacher is not None else stored.processor if stored is not None else None
+    student, processor = make_student(settings, known)
+    if stored is not None:
+        stored.check(settings, sources, processor)
+    width = teacher.dim if teacher is not None else stored.store.dim if stored is not None else None
     loss = CLIPRDLoss(
-        student.config.projection_dim,
-        student.config.projection_dim if teacher is None else _width(teacher, teacher_processor),
-        settings.weights,
-        settings.scales,
+        student.config.projection_dim, width or student.config.projection_dim, settings.weights, settings.scales
     )
     batches = PairBatches(
-        pairs, processor, teacher_processor, settings, accelerator.process_index, accelerator.num_processes
+        sources,
+        processor,
+        teacher.processor if teacher is not None else None,
+        settings.batch_size,
+        settings.num_steps,
+        settings.seed,
+        settings.augmentation,
+        accelerator.process_index,
+        accelerator.num_processes,
+        settings.num_workers,
+        stored.store if stored is not None else None,
     )
     checkpoints = output / "checkpoints"
+    streams = any(isinstance(source, PairStream) for source in sources)
+    # Tables are read alike by any number of workers.
+    free = FREE_IN_RESUME if streams else FREE_IN_RESUME | {"num_workers"}
     if settings.resume:
-        check_resumable(checkpoints, asdict(settings), FREE_IN_RESUME)
+        check_resumable(checkpoints, asdict(settings), free)
     if accelerator.is_main_process:
         begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)
     accelerator.wait_for_everyone()
-    schedule = settings.weight_schedule if teacher is not None else {}
-    distiller = CLIPRDDistiller(student, teacher, loss, weight_schedule=schedule)
+    if settings.trackers:
+        accelerator.init_trackers("hf_blemo-clip_rd", config=_flat(asdict(settings)))
+    distiller = CLIPRDDistiller(
+        student,
+        None if teacher is None else teacher.model,
+        loss,
+        teacher_logit_scale=None if stored is None else stored.store.logit_scale,
+        weight_schedule=settings.weight_schedule if width is not None else {},
+    )
     distiller.to(getattr(torch, settings.dtype)).train()
     optimizer = torch.optim.AdamW(
         parameter_groups(distiller, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6
     )
     model, optimizer = accelerator.prepare(distiller, optimizer)
-    history = History()
-    accelerator.register_for_checkpointing(history)
-    _train(
-        accelerator,
-        model,
-        optimizer,
-        batches,
-        settings,
-        history,
-        Checkpoints(accelerator, checkpoints, settings.checkpoint_every, "step"),
-    )
+    average = None
+    if settings.ema_decay:
+        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+        accelerator.register_for_checkpointing(average)
+    evaluator = ClipEvaluator(tasks) if tasks else None
+    training = Training(accelerator, model, optimizer, batches, settings, average, evaluator, processor)
+    teacher_tasks = None
+    if settings.evaluate_teacher and teacher is not None and evaluator is not None and accelerator.is_main_process:
+        teacher_tasks = evaluator.evaluate(teacher.model, teacher.processor, accelerator.device)
+    maps = before = None
+    if width is not None and accelerator.is_main_process and loss.needs_teacher:
+        maps = SimilarityMaps(training.distiller, batches)
+        before, _ = maps.now()
+    training.run(Checkpoints(accelerator, checkpoints, settings.checkpoint_every, "step"))
 
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
-        student.float().save_pretrained(output)
+        best: Any = average.module if average is not None else student
+        best.float().save_pretrained(output)
         processor.tokenizer.save_pretrained(output)
         processor.image_processor.save_pretrained(output)
+        data = training.position
+        pairs = [len(source) if isinstance(source, PairTable) else None for source in sources]
+        described = [
+            {"data": source.settings.data, "weight": source.settings.weight, "pairs": count}
+            for source, count in zip(sources, pairs, strict=True)
+        ]
         metrics = {
             "schema_version": 1,
             "model_type": student.config.model_type,
-            "data": {"source": settings.data, "pairs": len(pairs)},
+            "student": settings.student,
+            "teacher": _described(settings, teacher, stored, taught_by),
+            "data": {
+                "sources": described,
+                "pairs": None if None in pairs else sum(count or 0 for count in pairs),
+                "seen": data.seen,
+                "broken": data.broken,
+                "broken_examples": data.examples,
+            },
             "num_parameters": student.num_parameters(),
             "num_parameters_vision": student.vision_model.num_parameters(),
             "num_processes": accelerator.num_processes,
-            "history": history.rows,
+            "num_steps": settings.num_steps,
+            "batch_size": settings.batch_size,
+            "history": training.history.rows,
+            "evaluation": training.evaluations.rows[-1] if training.evaluations.rows else None,
+            "evaluations": training.evaluations.rows,
+            "teacher_evaluation": None if teacher_tasks is None else {"tasks": teacher_tasks},
             "config": asdict(settings),
             "command": command,
             "wall_seconds": round(time.perf_counter() - start, 1),
         }
-        write_json({output / "metrics.json": metrics})
+        shown = None
+        if maps is not None and before is not None:
+            after, theirs = maps.now()
+            shown = theirs, before, after
+        write_report(output, metrics, shown)
+        if settings.push_to_hub is not None:
+            from hf_blemo.hub import publish
+
+            publish(output, settings.push_to_hub)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics
 
 
-def _train(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: PairBatches,
-    settings: DistillationSettings,
-    history: History,
-    checkpoints: Checkpoints,
-) -> None:
-    distiller = accelerator.unwrap_model(model)
-    begin = checkpoints.restore(settings.num_steps) if settings.resume else 0
-    # Each process makes its own share of the steps that are left, so nothing remains for Accelerate to deal out.
-    rest = torch.utils.data.Subset(batches, range(begin, settings.num_steps))
-    bar = tqdm(
-        total=settings.num_steps,
-        initial=begin,
-        desc="distillation",
-        unit="step",
-        disable=not accelerator.is_main_process,
-    )
-    # A generator of its own: the loader's draw from the common one would make a resumed run another run.
-    loader = torch.utils.data.DataLoader(rest, batch_size=None, generator=torch.Generator())
-    for step, batch in enumerate(loader, begin):
-        batch = {name: values.to(accelerator.device, non_blocking=True) for name, values in batch.items()}
-        for group in optimizer.param_groups:
+def _described(
+    settings: DistillationSettings, teacher: Clip | None, stored: StoredTeacher | None, taught_by: str | None
+) -> dict[str, Any] | None:
+    if teacher is not None:
+        assert settings.teacher is not None
+        return {
+            "source": settings.teacher,
+            "fingerprint": taught_by,
+            "parameters": sum(values.numel() for values in teacher.model.parameters()),
+            "logit_scale": teacher.model.logit_scale.exp().item(),
+            "stored": False,
+        }
+    if stored is not None:
+        kept = {key: stored.store.teacher[key] for key in ("source", "fingerprint", "parameters", "logit_scale")}
+        return {**kept, "stored": True}
+    return None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings as trackers take them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat
+
+
+class Training:
+    """The loop over the steps.
+
+    Args:
+        accelerator: of the run.
+        model, optimizer: prepared by it.
+        batches: of all steps.
+        settings: of the run.
+        average: of the student's weights, or None.
+        evaluator: of the student, or None.
+        processor: of the student.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: PairBatches,
+        settings: DistillationSettings,
+        average: AveragedModel | None,
+        evaluator: ClipEvaluator | None,
+        processor: PairProcessor,
+    ):
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.batches, self.settings, self.average, self.evaluator = batches, settings, average, evaluator
+        self.distiller = accelerator.unwrap_model(model)
+        self.history = History()
+        self.position = DataPosition(accelerator, settings.max_broken_share)
+        self.evaluations = Evaluations(evaluator, processor)
+        for part in (self.history, self.position, self.evaluations):
+            accelerator.register_for_checkpointing(part)
+
+    @property
+    def student(self) -> Any:
+        """The student as it would be saved now."""
+        return self.distiller.student if self.average is None else self.average.module
+
+    def run(self, checkpoints: Checkpoints) -> None:
+        """Trains from the newest checkpoint, or from the beginning, to the end."""
+        settings, accelerator = self.settings, self.accelerator
+        begin = checkpoints.restore(settings.num_steps) if settings.resume else 0
+        self.batches.go_on(begin, self.position.own_states())
+        bar = tqdm(
+            total=settings.num_steps,
+            initial=begin,
+            desc="distillation",
+            unit="step",
+            disable=not accelerator.is_main_process,
+        )
+        for step in range(begin, settings.num_steps):
+            if step == begin:
+                loader = iter(self._loader())
+            batch = self._next(loader)
+            terms = self._step(step, batch)
+            done, last = step + 1, step + 1 == settings.num_steps
+            self.distiller.set_step(done)
+            if last:
+                self.distiller.clamp_scales()
+            if self.average is not None:
+                self.average.update_parameters(self.distiller.student)
+            self.history.add(terms)
+            logged = {}
+            if done % settings.log_every == 0 or last:
+                self.position.share()
+                scale = self.distiller.student.logit_scale.exp().item()
+                logged = self.history.close(done, logit_scale=scale, learning_rate=learning_rate(step, settings))
+                bar.set_postfix(loss=f"{logged['loss']:.3f}")
+            if last or (settings.evaluate_every and done % settings.evaluate_every == 0):
+                logged = {**logged, **self._evaluate(done)}
+            if logged and settings.trackers:
+                accelerator.log({name: value for name, value in logged.items() if name != "step"}, step=done)
+            if checkpoints.due(done, last):
+                self.position.share()
+                checkpoints.save(done, last)
+            bar.update(1)
+        bar.close()
+
+    def _loader(self) -> torch.utils.data.DataLoader:
+        # Each process makes its own share, so nothing remains for Accelerate to deal out. A generator of its own: the
+        # loader's draw from the common one would make a resumed run another run.
+        return torch.utils.data.DataLoader(
+            self.batches,
+            batch_size=None,
+            num_workers=self.settings.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),
+        )
+
+    def _next(self, loader: Any) -> dict[str, torch.Tensor]:
+        """This process's share of the next batch; where it fails, the others are told before they wait for it."""
+        try:
+            batch, report = next(loader)
+        except Exception:
+            self.distiller.loss.report_failure(self.distiller.step.device)
+            raise
+        self.position.take(report)
+        return {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
+
+    def _step(self, step: int, batch: dict[str, torch.Tensor]) -> Any:
+        settings, accelerator = self.settings, self.accelerator
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         if settings.chunk_size:
-            terms = cached_backward(model, batch, settings.chunk_size, accelerator.backward)
+            terms = cached_backward(self.model, batch, settings.chunk_size, accelerator.backward)
         else:
-            terms = model(batch)
+            terms = self.model(batch)
             accelerator.backward(terms.loss)
         if settings.max_grad_norm:
             # Unscales the gradients first.
-            accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        done, last = step + 1, step + 1 == settings.num_steps
-        distiller.set_step(done)
-        if last:
-            distiller.clamp_scales()
-        history.add(terms)
-        if done % settings.log_every == 0 or last:
-            row = history.close(done, logit_scale=distiller.student.logit_scale.exp().item())
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
-        checkpoints.save(done, last)
-        bar.update(1)
-    bar.close()
+            accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return terms
+
+    def _evaluate(self, done: int) -> dict[str, float]:
+        found = self.evaluations.add(self.student, done) if self.accelerator.is_main_process else {}
+        self.accelerator.wait_for_everyone()
+        return found
 
 
 def learning_rate(step: int, settings: DistillationSettings) -> float:
@@ -221,124 +417,3 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
     ]
-
-
-def _load_teacher(settings: DistillationSettings) -> tuple[Any, PairProcessor]:
-    assert settings.teacher is not None
-    options = {} if settings.teacher_revision is None else {"revision": settings.teacher_revision}
-    _check_model(settings.teacher, "teacher")
-    teacher = _load(AutoModel, settings.teacher, "teacher", **options)
-    for name in ("get_image_features", "get_text_features", "logit_scale"):
-        if not hasattr(teacher, name):
-            raise ValueError(f"teacher {settings.teacher!r}: {type(teacher).__name__} has no {name}; expected a CLIP")
-    return teacher, _load_processor(settings.teacher, "teacher", **options)
-
-
-def _load(auto_class: Any, source: str, what: str, **options: Any) -> Any:
-    """Loads a part of a model, or says in one line which is missing where."""
-    try:
-        return auto_class.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{what} {source!r}: {auto_class.__name__} found nothing to load: {error}") from error
-
-
-def _load_processor(source: str, what: str, **options: Any) -> PairProcessor:
-    return PairProcessor(
-        _load(AutoTokenizer, source, what, **options),
-        _load(AutoImageProcessor, source, what, backend="pil", **options),
-    )
-
-
-@torch.no_grad()
-def _width(teacher: Any, processor: PairProcessor | None) -> int:
-    """Width of the teacher's embeddings, whatever its config calls it."""
-    assert processor is not None
-    return features_of(teacher.get_text_features(**processor.captions(["a"]))).shape[-1]
-
-
-def _check_model(source: str, what: str) -> None:
-    path = Path(source)
-    local = source.startswith((".", "/")) or source.count("/") != 1 or path.exists()
-    if local and not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{what} {source!r}: found no config.json there, expected a model's folder or a Hub id"
-        )
-
-
-def make_student(
-    settings: DistillationSettings, teacher_processor: PairProcessor | None = None
-) -> tuple[CLIPRDModel, PairProcessor]:
-    """Makes the student and what prepares its inputs.
-
-    A student that starts from a checkpoint keeps that one's tokenizer and image processor.
-
-    Args:
-        settings: of the run.
-        teacher_processor: whose tokenizer a new student shares, unless the settings name another.
-
-    Returns:
-        The student, its tokenizer and image processor.
-
-    Raises:
-        ValueError: an unknown setting of the student, no tokenizer to take or one that its embeddings are too few for,
-            or another size of images than a checkpoint's.
-        FileNotFoundError: `student` is neither a preset nor a model.
-    """
-    if settings.student == CUSTOM or settings.student in PRESETS:
-        return _new_student(settings, _tokenizer(settings, teacher_processor))
-    _check_model(settings.student, "student")
-    if settings.student_config:
-        raise ValueError(f"student_config: {settings.student!r} is a checkpoint, whose config is its own")
-    student = _load(AutoModel, settings.student, "student")
-    if not isinstance(student, CLIPRDModel):
-        student = CLIPRDModel.from_clip(student)
-    processor = _load_processor(settings.student, "student")
-    if settings.tokenizer is not None:
-        processor.tokenizer = _load(AutoTokenizer, settings.tokenizer, "tokenizer")
-    size = getattr(student.config.vision_config, "image_size", settings.image_size)
-    if settings.image_size not in (None, size):
-        raise ValueError(f"image_size {settings.image_size}: the student {settings.student!r} takes {size}")
-    known, needed = student.text_model.config.vocab_size, len(processor.tokenizer)
-    if needed > known:
-        raise ValueError(f"student {settings.student!r}: knows {known} tokens, too few for a tokenizer of {needed}")
-    return student, processor
-
-
-def _tokenizer(settings: DistillationSettings, teacher_processor: PairProcessor | None) -> Any:
-    if settings.tokenizer is not None:
-        return _load(AutoTokenizer, settings.tokenizer, "tokenizer")
-    if teacher_processor is not None:
-        return teacher_processor.tokenizer
-    if settings.data == "synthetic":
-        return synthetic_tokenizer()
-    raise ValueError("expected tokenizer: without a teacher there is none to share")
-
-
-def _new_student(settings: DistillationSettings, tokenizer: Any) -> tuple[CLIPRDModel, PairProcessor]:
-    """A student with random weights, made for a tokenizer and a size of images."""
-    given = dict(settings.student_config)
-    known = set(CLIPRDConfig.__annotations__)
-    for key in given:
-        if key not in known:
-            raise ValueError(
-                f"student_config.{key} is no setting of CLIPRDConfig; expected {', '.join(sorted(known))}"
-            )
-    text, vision = dict(given.get("text_config") or {}), dict(given.get("vision_config") or {})
-    text.setdefault("vocab_size", len(tokenizer))
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(tokenizer, name) is not None:
-            text.setdefault(name, getattr(tokenizer, name))
-    if settings.image_size is not None:
-        vision["image_size"] = settings.image_size
-    given |= {"text_config": text, "vision_config": vision}
-    make = CLIPRDConfig if settings.student == CUSTOM else partial(CLIPRDConfig.from_preset, settings.student)
-    config = make(**given)
-    towers: Any = (("text", text, config.text_config), ("vision", vision, config.vision_config))
-    for name, asked, made in towers:
-        fresh = type(made)()
-        for key in asked:
-            if not hasattr(fresh, key):
-                raise ValueError(f"student_config.{name}_config.{key} is no setting of {type(made).__name__}")
-    size = getattr(config.vision_config, "image_size", None) or settings.image_size or 224
-    image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    return CLIPRDModel(config), PairProcessor(tokenizer, image_processor)

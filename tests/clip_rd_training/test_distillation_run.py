@@ -8,16 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
-from hf_blemo.clip_rd_training.pairs import PairBatches, PairProcessor, load_pairs
-from hf_blemo.clip_rd_training.run import distill, learning_rate, make_student, parameter_groups
+from hf_blemo.clip_rd_training.run import distill, learning_rate, parameter_groups
 from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
 from hf_blemo.settings import read_settings
 
@@ -60,7 +59,7 @@ def teacher(tmp_path_factory):
 def test_without_a_teacher_the_contrastive_loss_is_learned(teacher):
     metrics = json.loads((teacher / "metrics.json").read_text())
     first, last = metrics["history"][0], metrics["history"][-1]
-    assert set(first) == {"step", "loss", "task", "logit_scale"}
+    assert set(first) == {"step", "loss", "task", "logit_scale", "learning_rate"}
     assert last["task"] < first["task"] and last["step"] == 20 and len(metrics["history"]) == 10
 
 
@@ -237,25 +236,7 @@ def test_a_preset_takes_the_tokenizer_s_vocabulary(tmp_path):
     assert processor.image_processor.size["shortest_edge"] == 224
 
 
-# --- Batches ---
-
-
-def test_global_batches_do_not_depend_on_the_number_of_processes(tmp_path):
-    settings = settings_for(tmp_path)
-    pairs = load_pairs(settings)
-    _, processor = make_student(settings)
-
-    def batches(rank, world):
-        return PairBatches(pairs, processor, None, settings, rank, world)
-
-    alone, halves = batches(0, 1), [batches(rank, 2) for rank in range(2)]
-    for step in (0, 3, 5):
-        whole, parts = alone[step], [half[step] for half in halves]
-        assert torch.equal(torch.cat([part["pixel_values"] for part in parts]), whole["pixel_values"])
-    passes = np.concatenate([alone.rows(step) for step in range(4)])
-    assert sorted(passes) == list(range(64))
-    assert not np.array_equal(alone.rows(0), alone.rows(4))
-    assert len(alone) == settings.num_steps
+# --- Inputs ---
 
 
 def test_captions_are_padded_to_the_longest_of_the_batch_and_images_converted(tmp_path):
@@ -263,20 +244,6 @@ def test_captions_are_padded_to_the_longest_of_the_batch_and_images_converted(tm
     encoded = processor.captions(["one small red ring", "two large striped red rings on the left"])
     assert encoded["input_ids"].shape == (2, 10) and encoded["attention_mask"].sum(1).tolist() == [6, 10]
     assert processor.images([make_synthetic_pairs(1)[0]["image"].convert("L")]).shape == (1, 3, 32, 32)
-
-
-def test_pairs_of_a_folder_are_found_under_their_own_column_names(tmp_path):
-    data = make_synthetic_pairs(4).rename_columns({"image": "jpg", "caption": "txt"}).add_column("more", range(4))
-    data.save_to_disk(str(tmp_path / "saved"))
-    (tmp_path / "parquet").mkdir()
-    data.to_parquet(str(tmp_path / "parquet" / "train.parquet"))
-    for name in ("saved", "parquet"):
-        options = {"data": str(tmp_path / name), "image_column": "jpg", "caption_column": "txt"}
-        found = load_pairs(DistillationSettings(**options))
-        assert found.column_names == ["image", "caption"] and found["caption"] == data["txt"]
-        assert found[0]["image"].size == (32, 32)
-    with pytest.raises(ValueError, match="no column 'image', found jpg, txt, more"):
-        load_pairs(DistillationSettings(data=str(tmp_path / "saved")))
 
 
 # --- Optimisation ---
@@ -328,7 +295,7 @@ def test_bad_settings_are_named(changes, message):
         (["--student", "vit-t-17"], "student 'vit-t-17': found no config.json there"),
         (["--data", "gone"], "data 'gone': no such folder"),
         (["--resume", "true"], "resume needs checkpoint_every of at least 1"),
-        (["--batch_size", "65"], "batch_size 65 is larger than the data, 64 pairs"),
+        (["--batch_size", "65"], "batch_size 65 is larger than the data 'synthetic', 64 pairs"),
     ],
 )
 def test_what_cannot_be_used_is_named_and_nothing_is_written(arguments, message, tmp_path):
@@ -353,9 +320,3 @@ def test_a_teacher_without_its_tokenizer_is_named(teacher, tmp_path):
 def test_a_caption_that_is_no_text_is_named(tmp_path):
     with pytest.raises(ValueError, match="expected a caption, found None"):
         make_student(settings_for(tmp_path))[1].captions(["one small red ring", None])
-
-
-def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
-    settings = settings_for(tmp_path)
-    with pytest.raises(ValueError, match="batch_size 16 is not a multiple of the 3 processes"):
-        PairBatches(make_synthetic_pairs(64), PairProcessor(None, None), None, settings, 0, 3)

@@ -1,0 +1,80 @@
+"""What a run has read of its data, on all processes: the positions in streams, and the pairs that were broken."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 5
+# A share of fewer pairs says little.
+LEAST_SEEN = 100
+
+
+class DataPosition:
+    """Counts of the pairs that were read, and every consumer's position; part of the checkpoint.
+
+    Args:
+        accelerator: of the run.
+        max_broken_share: a larger share of broken pairs ends the run.
+    """
+
+    def __init__(self, accelerator: Accelerator, max_broken_share: float):
+        self.accelerator, self.max_broken_share = accelerator, max_broken_share
+        self.seen = self.broken = 0
+        self.examples: list[str] = []
+        # Process -> consumer -> position in every source.
+        self.states: dict[int, dict[int, list[dict[str, int]]]] = {}
+        self._new: dict[str, Any] = {"seen": 0, "broken": 0, "examples": []}
+
+    def take(self, report: Mapping[str, Any]) -> None:
+        """Takes the report that came with a batch of this process."""
+        self.count(report["seen"], report["broken"], report["examples"])
+        own = self.states.setdefault(self.accelerator.process_index, {})
+        own[report["consumer"]] = [dict(state) for state in report["states"]]
+
+    def count(self, seen: int, broken: int, examples: Sequence[str]) -> None:
+        """Counts pairs that this process has read."""
+        self._new["seen"] += seen
+        self._new["broken"] += broken
+        self._new["examples"] += examples
+
+    def own_states(self) -> dict[int, list[dict[str, int]]]:
+        """This process's positions."""
+        return self.states.get(self.accelerator.process_index, {})
+
+    def share(self) -> None:
+        """Adds up what the processes have read; all of them must call this together.
+
+        Raises:
+            ValueError: too many pairs are broken; on every process.
+        """
+        own = {**self._new, "process": self.accelerator.process_index, "states": self.own_states()}
+        reports = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        broken = sum(report["broken"] for report in reports)
+        self.seen += sum(report["seen"] for report in reports)
+        self.broken += broken
+        for report in reports:
+            self.examples = (self.examples + report["examples"])[:SHOWN]
+            self.states[report["process"]] = report["states"]
+        self._new = {"seen": 0, "broken": 0, "examples": []}
+        if broken and self.accelerator.is_main_process:
+            newest = next(example for report in reports for example in report["examples"])
+            logger.warning("%d of %d pairs could not be read so far, for instance: %s", self.broken, self.seen, newest)
+        if self.broken > self.max_broken_share * max(self.seen, LEAST_SEEN):
+            raise ValueError(
+                f"{self.broken} of {self.seen} pairs could not be read, more than max_broken_share "
+                f"{self.max_broken_share} allows; for instance: {'; '.join(self.examples)}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts."""
+        return {"seen": self.seen, "broken": self.broken, "examples": self.examples, "states": self.states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores [`state_dict`]."""
+        self.seen, self.broken, self.examples = state["seen"], state["broken"], list(state["examples"])
+        self.states = state["states"]

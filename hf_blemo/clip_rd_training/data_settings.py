@@ -1,0 +1,91 @@
+"""Settings of the image-caption pairs that training and the embedding of a teacher read."""
+
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+from hf_blemo.data.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings
+
+AUGMENTATION = ("scale", "ratio", "flip", "variants", "seed")
+BUILT_IN_OPTIONS = {
+    SYNTHETIC: ("num_pairs", "seed", "image_size", "held_out", "combinations"),
+    EMOJI: ("image_size", "part", "combinations", "font"),
+}
+
+
+@dataclass
+class PairDataSettings:
+    """Which pairs are read, and how.
+
+    Args:
+        data: `synthetic`, `emoji`, a Hub id, a folder (`save_to_disk`, Parquet, images with `metadata.csv`, WebDataset
+            shards) or a file (.parquet, .csv with paths of images, .tar).
+        split: of the data.
+        image_column, caption_column: of the data; those of WebDataset shards are found without being named. A column
+            of captions may hold lists, of which each visit of an image draws one.
+        streaming: whether to read shards in turn instead of a table by row numbers.
+        sources: several data sets instead of `data`, each a dict with `data` and, as needed, `weight` (its share of
+            every batch), `split`, `name`, `revision`, `image_column`, `caption_column`, `streaming`, `options`.
+        shuffle_block: consecutive pairs of a stream that are shuffled among each other; the order of the shards is
+            random, too.
+        num_workers: processes that read and decode, per training process; 0 reads in the training process.
+        max_broken_share: pairs that cannot be read are left out, counted and reported; a larger share of them than
+            this ends the run.
+        augmentation: of RandomResizedCrop: `scale` (share of the area, [0.9, 1.0]), `ratio` (of width to height,
+            [0.75, 1.3333]), `flip` (probability, 0), `variants` (different crops per image, 0 for a new one on every
+            visit) and `seed`. Empty: the image processors' own resizing and cropping, without chance.
+        image_size: pixels of a new student; that of its vision tower's config by default, else 224.
+        synthetic, emoji: settings of the built-in pairs.
+    """
+
+    data: str = SYNTHETIC
+    split: str = "train"
+    image_column: str = "image"
+    caption_column: str = "caption"
+    streaming: bool = False
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    shuffle_block: int = 1000
+    num_workers: int = 0
+    max_broken_share: float = 0.05
+    augmentation: dict[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    synthetic: dict[str, Any] = field(default_factory=dict)
+    emoji: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.shuffle_block < 1 or self.num_workers < 0:
+            raise ValueError(
+                f"expected shuffle_block of at least 1 and num_workers of at least 0, found {self.shuffle_block} and "
+                f"{self.num_workers}"
+            )
+        if not 0 <= self.max_broken_share <= 1:
+            raise ValueError(f"max_broken_share must be from 0 to 1, found {self.max_broken_share}")
+        _check_keys("augmentation", self.augmentation, AUGMENTATION)
+        for name in ("variants", "seed"):
+            value = self.augmentation.get(name, 0)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"augmentation.{name} must be a whole number of at least 0, found {value!r}")
+        for name in BUILT_IN_OPTIONS:
+            _check_keys(name, getattr(self, name), BUILT_IN_OPTIONS[name])
+        for source in self.pair_sources():
+            if source.data in BUILT_IN_OPTIONS:
+                _check_keys(source.data, source.options or {}, BUILT_IN_OPTIONS[source.data])
+
+    def pair_sources(self) -> list[PairSourceSettings]:
+        """The settings of every source."""
+        if self.sources:
+            return [PairSourceSettings.from_dict(entry) for entry in self.sources]
+        names = {entry.name for entry in fields(PairSourceSettings)} & {entry.name for entry in fields(self)}
+        options = {SYNTHETIC: self.synthetic, EMOJI: self.emoji}.get(self.data)
+        return [PairSourceSettings(**{name: getattr(self, name) for name in names}, options=options)]
+
+    def described_sources(self) -> list[dict[str, Any]]:
+        """The settings of every source as plain values."""
+        return [asdict(source) for source in self.pair_sources()]
+
+
+def _check_keys(name: str, values: dict[str, Any], known: tuple[str, ...]) -> None:
+    for key in values:
+        if key not in known:
+            nearest = get_close_matches(str(key), known, 1, 0.0)[0]
+            raise ValueError(f"{name}.{key} is no setting; did you mean {nearest!r}?")

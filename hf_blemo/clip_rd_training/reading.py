@@ -1,0 +1,89 @@
+"""Pairs turned into pixels and a caption, the same wherever and whenever a pair is read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hf_blemo.data.images import Augmentation, BrokenImageError, Crop, open_image, oriented_size, to_rgb
+from hf_blemo.data.pair_processor import PairProcessor
+
+
+class BrokenPairError(ValueError):
+    """A pair that cannot be read."""
+
+
+class ReadPair(NamedTuple):
+    """A pair as it was read.
+
+    Args:
+        pixels: (H, W, 3) uint8 of the crop, one per processor; without augmentation the RGB image alone.
+        caption: the one that was chosen.
+        crop: of the image; None without augmentation.
+    """
+
+    pixels: list[Any]
+    caption: str
+    crop: Crop | None
+
+
+class PairReader:
+    """Reads pairs for some models at once: all see the same crop of the same picture.
+
+    Crop and caption depend on the augmentation's seed, the pair and the number of its visit alone, so that what a
+    teacher has embedded can be read again by its students.
+
+    Args:
+        processors: of the models.
+        augmentation: settings of the crop; empty for the image processors' own rule.
+        decode_size: the least side at which the crop of a JPEG is decoded; the largest model's by default.
+    """
+
+    def __init__(
+        self, processors: Sequence[PairProcessor], augmentation: Mapping[str, Any], decode_size: int | None = None
+    ):
+        self.processors = list(processors)
+        given = dict(augmentation)
+        self.variants, self.seed = given.pop("variants", 0), given.pop("seed", 0)
+        self.augmentation: Augmentation | None = None
+        self.decode_size = decode_size
+        if augmentation:
+            options: dict[str, Any] = {name: tuple(given.pop(name)) for name in ("scale", "ratio") if name in given}
+            self.augmentation = Augmentation(**options, **given)
+            self.decode_size = decode_size or max(max(processor.image_size) for processor in self.processors)
+
+    def read(self, pair: Mapping[str, Any], source: int, visit: int) -> ReadPair:
+        """Reads a pair.
+
+        Args:
+            pair: `image`, `caption`, `key` (numbers that tell it from the others of its source) and `where`.
+            source: number of its source.
+            visit: how often it was read before.
+
+        Raises:
+            BrokenPairError: it has no caption, or no image that can be read; the message says where it is.
+        """
+        variant = visit % self.variants if self.variants else visit
+        generator = np.random.default_rng([self.seed, source, *pair["key"], variant])
+        caption = pair["caption"]
+        if isinstance(caption, list | tuple) and caption:
+            caption = caption[generator.integers(len(caption))]
+        if not isinstance(caption, str) or not caption.strip():
+            raise BrokenPairError(f"{pair['where']}: found the caption {caption!r}, expected text")
+        try:
+            if self.augmentation is None:
+                return ReadPair([to_rgb(open_image(pair["image"]))], caption, None)
+            image = open_image(pair["image"])
+            crop = self.augmentation.crop_of(oriented_size(image), generator)
+            pixels = [processor.cropped(image, crop, self.decode_size) for processor in self.processors]
+        except BrokenImageError as error:
+            raise BrokenPairError(f"{pair['where']}: {error}") from None
+        return ReadPair(pixels, caption, crop)
+
+    def stacked(self, pairs: Sequence[ReadPair], number: int) -> torch.Tensor:
+        """Images of pairs as one of the models takes them, (n, 3, H, W) float32."""
+        processor = self.processors[number]
+        if self.augmentation is None:
+            return processor.images([pair.pixels[0] for pair in pairs])
+        return processor.normalized([pair.pixels[number] for pair in pairs])

@@ -1,0 +1,66 @@
+"""What a distillation leaves beside the student: metrics, plots and the card."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
+from hf_blemo.clip_rd_training.batches import PairBatches
+from hf_blemo.evaluation.clip_plots import plot_evaluations, plot_loss_terms, plot_similarity
+from hf_blemo.hub.card import write_card
+from hf_blemo.json_files import write_json
+
+SHOWN_PAIRS = 48
+
+
+class SimilarityMaps:
+    """Image-text similarities of some pairs of the first batch, of the student as it is and of the teacher.
+
+    Args:
+        distiller: of the run.
+        batches: of the run.
+    """
+
+    def __init__(self, distiller: CLIPRDDistiller, batches: PairBatches):
+        self.distiller = distiller
+        self.batch, _ = next(iter(batches))
+        self.batch = {name: values[:SHOWN_PAIRS] for name, values in self.batch.items()}
+
+    @torch.no_grad()
+    def now(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines (n, n) of images (rows) and texts: the student's and the teacher's."""
+        training = self.distiller.training
+        self.distiller.eval()
+        device = self.distiller.step.device
+        embeds = self.distiller({name: values.to(device) for name, values in self.batch.items()}, return_loss=False)
+        self.distiller.train(training)
+        image, text, *teacher = (functional.normalize(values.double(), dim=-1).cpu() for values in embeds)
+        return (image @ text.T).numpy(), (teacher[0] @ teacher[1].T).numpy()
+
+
+def write_report(
+    output: Path, metrics: dict[str, Any], maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+) -> None:
+    """Writes `metrics.json`, the plots and the card.
+
+    Args:
+        output: the student's folder.
+        metrics: of the run.
+        maps: similarities of the teacher, of the student before and after; None without a teacher.
+    """
+    write_json({output / "metrics.json": metrics})
+    plots = output / "plots"
+    plots.mkdir(exist_ok=True)
+    for name in ("loss_terms", "evaluations", "similarity"):
+        (plots / f"{name}.png").unlink(missing_ok=True)
+    plot_loss_terms(metrics["history"], plots / "loss_terms.png")
+    if len(metrics["evaluations"]) > 1:
+        teacher = metrics["teacher_evaluation"]
+        plot_evaluations(metrics["evaluations"], plots / "evaluations.png", teacher)
+    # Nothing can be drawn of a student that has diverged.
+    if maps is not None and all(np.isfinite(values).all() for values in maps):
+        plot_similarity(*maps, plots / "similarity.png")
+    write_card(output, metrics)

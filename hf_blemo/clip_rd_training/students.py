@@ -1,0 +1,102 @@
+"""The student of a distillation: made new for a tokenizer and a size of images, or loaded from a checkpoint."""
+
+from functools import partial
+from typing import Any
+
+from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil
+
+from hf_blemo.clip_models import check_source, load_part, load_processor
+from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
+from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
+from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.data.pair_processor import PairProcessor
+from hf_blemo.data.pair_sources import EMOJI, SYNTHETIC
+from hf_blemo.data.synthetic_pairs import synthetic_tokenizer
+
+CUSTOM = "custom"
+
+
+def make_student(
+    settings: DistillationSettings, teacher_processor: PairProcessor | None = None
+) -> tuple[CLIPRDModel, PairProcessor]:
+    """Makes the student and what prepares its inputs.
+
+    A student that starts from a checkpoint keeps that one's tokenizer and image processor.
+
+    Args:
+        settings: of the run.
+        teacher_processor: whose tokenizer a new student shares, unless the settings name another.
+
+    Returns:
+        The student, its tokenizer and image processor.
+
+    Raises:
+        ValueError: an unknown setting of the student, no tokenizer to take or one that its embeddings are too few for,
+            or another size of images than a checkpoint's.
+        FileNotFoundError: `student` is neither a preset nor a model.
+    """
+    if settings.student == CUSTOM or settings.student in PRESETS:
+        return _new_student(settings, _tokenizer(settings, teacher_processor))
+    check_source(settings.student, "student")
+    if settings.student_config:
+        raise ValueError(f"student_config: {settings.student!r} is a checkpoint, whose config is its own")
+    student = load_part(AutoModel, settings.student, "student")
+    if not isinstance(student, CLIPRDModel):
+        student = CLIPRDModel.from_clip(student)
+    processor = load_processor(settings.student, "student", student.text_model.config)
+    if settings.tokenizer is not None:
+        tokenizer = load_part(AutoTokenizer, settings.tokenizer, "tokenizer")
+        processor = PairProcessor(tokenizer, processor.image_processor, student.text_model.config)
+    size = getattr(student.config.vision_config, "image_size", settings.image_size)
+    if settings.image_size not in (None, size):
+        raise ValueError(f"image_size {settings.image_size}: the student {settings.student!r} takes {size}")
+    known, needed = student.text_model.config.vocab_size, len(processor.tokenizer)
+    if needed > known:
+        raise ValueError(f"student {settings.student!r}: knows {known} tokens, too few for a tokenizer of {needed}")
+    return student, processor
+
+
+def _tokenizer(settings: DistillationSettings, teacher_processor: PairProcessor | None) -> Any:
+    if settings.tokenizer is not None:
+        return load_part(AutoTokenizer, settings.tokenizer, "tokenizer")
+    # A tokenizer of open_clip is none of transformers, which the student's folder has to hold.
+    if teacher_processor is not None and hasattr(teacher_processor.tokenizer, "save_pretrained"):
+        return teacher_processor.tokenizer
+    sources = {source.data for source in settings.pair_sources()}
+    if sources == {SYNTHETIC}:
+        return synthetic_tokenizer()
+    if sources == {EMOJI}:
+        from hf_blemo.data.emoji_pairs import emoji_tokenizer
+
+        return emoji_tokenizer()
+    raise ValueError("expected tokenizer: there is no teacher of transformers whose tokenizer could be shared")
+
+
+def _new_student(settings: DistillationSettings, tokenizer: Any) -> tuple[CLIPRDModel, PairProcessor]:
+    """A student with random weights, made for a tokenizer and a size of images."""
+    given = dict(settings.student_config)
+    known = set(CLIPRDConfig.__annotations__)
+    for key in given:
+        if key not in known:
+            raise ValueError(
+                f"student_config.{key} is no setting of CLIPRDConfig; expected {', '.join(sorted(known))}"
+            )
+    text, vision = dict(given.get("text_config") or {}), dict(given.get("vision_config") or {})
+    text.setdefault("vocab_size", len(tokenizer))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(tokenizer, name) is not None:
+            text.setdefault(name, getattr(tokenizer, name))
+    if settings.image_size is not None:
+        vision["image_size"] = settings.image_size
+    given |= {"text_config": text, "vision_config": vision}
+    make = CLIPRDConfig if settings.student == CUSTOM else partial(CLIPRDConfig.from_preset, settings.student)
+    config = make(**given)
+    towers: Any = (("text", text, config.text_config), ("vision", vision, config.vision_config))
+    for name, asked, made in towers:
+        fresh = type(made)()
+        for key in asked:
+            if not hasattr(fresh, key):
+                raise ValueError(f"student_config.{name}_config.{key} is no setting of {type(made).__name__}")
+    size = getattr(config.vision_config, "image_size", None) or settings.image_size or 224
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return CLIPRDModel(config), PairProcessor(tokenizer, image_processor, config.text_config)

@@ -1,0 +1,23 @@
+"""Embeds image-caption pairs by one or several teachers, once, for all students to come.
+
+Example:
+    accelerate launch training/embed_teacher.py --config training/configs/embed_vit_b_16.yaml --output_dir out/store
+"""
+
+from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
+from hf_blemo.settings import parse_settings, run_command
+
+
+def main() -> None:
+    settings = parse_settings(EmbeddingSettings, description=__doc__)
+    from hf_blemo.clip_rd_training.embedding import embed
+
+    result = embed(settings)
+    print(
+        f"{result['pairs']} pairs, {result['rows']} rows in {result['shards']} shards, {result['written']} of them "
+        f"now; {result['broken']} of {result['seen']} could not be read: {settings.output_dir}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
