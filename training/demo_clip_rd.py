@@ -1,10 +1,11 @@
-"""Distillation on drawn images, in minutes: a tiny teacher, its student on one process and on two, both the same.
+"""Distillation on drawn images, in minutes: train a teacher, store what it sees, distil from that, evaluate, reload.
 
 Example:
     python training/demo_clip_rd.py --output_dir out/demo
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from hf_blemo.settings import parse_settings, run_command
 ROOT = Path(__file__).resolve().parent
 CONFIG = str(ROOT / "configs" / "clip_rd_synthetic.yaml")
 TEACHER = ("student_config.vision_config.hidden_size", "student_config.text_config.hidden_size")
-FRESH_PAIRS = 200
+SCENES = 300
 
 
 @dataclass
@@ -24,42 +25,59 @@ class DemoSettings:
 
     Args:
         output_dir: where everything goes; what an earlier demo left there is replaced.
+        num_pairs: drawn for training.
         teacher_steps: how long the teacher is trained.
         student_steps: how long each student is.
     """
 
     output_dir: str = "out/demo"
-    teacher_steps: int = 300
-    student_steps: int = 100
+    num_pairs: int = 6000
+    teacher_steps: int = 400
+    student_steps: int = 150
 
 
 def main() -> None:
     settings = parse_settings(DemoSettings, description=__doc__)
     output = Path(settings.output_dir)
-    folders = {name: output / name for name in ("clip_teacher", "clip_alone", "clip_student", "clip_student_of_two")}
-    steps = ("--num_steps", str(settings.student_steps))
+    names = ("clip_teacher", "clip_alone", "clip_student", "clip_student_of_two")
+    teacher, alone, student, of_two = (output / name for name in names)
+    store = output / "clip_teacher_store"
+    data = ("--synthetic.num_pairs", str(settings.num_pairs))
+    steps = (*data, "--num_steps", str(settings.student_steps))
     # In float64: rounding in float32, which differs between one and two processes, grows with every step of Adam.
-    distil = (*steps, "--teacher", str(folders["clip_teacher"]), "--dtype", "float64")
+    distil = (*steps, "--teacher_store", str(store), "--dtype", "float64")
 
-    print("1. Train a tiny teacher on drawn images", flush=True)
+    _say(1, "Train a tiny teacher on drawn images")
     wider = [argument for name in TEACHER for argument in (f"--{name}", "64")]
-    _train(folders["clip_teacher"], 1, *wider, "--num_steps", str(settings.teacher_steps))
-    print("\n2. Train a smaller student without it, and distil one from it", flush=True)
-    _train(folders["clip_alone"], 1, *steps)
-    _train(folders["clip_student"], 1, *distil)
-    print("\n3. Distil it once more, on two processes", flush=True)
-    _train(folders["clip_student_of_two"], 2, *distil)
-    _compare_weights(folders["clip_student"], folders["clip_student_of_two"])
-    print(
-        f"\n4. Load them with AutoModel and find the captions of {FRESH_PAIRS} new images among each other", flush=True
-    )
-    _find_captions(list(folders.values())[:3])
+    _distil(teacher, 1, *wider, *data, "--num_steps", str(settings.teacher_steps))
+    _say(2, "Store its embeddings of all pairs, once for all students")
+    shutil.rmtree(store, ignore_errors=True)
+    _run("embed_teacher.py", 1, "--output_dir", str(store), "--teachers.tiny", str(teacher), *data)
+    _say(3, "Train a student of a quarter of its size without it, and distil one from the store")
+    _distil(alone, 1, *steps)
+    _distil(student, 1, *distil)
+    _say(4, "Distil it once more, on two processes")
+    _distil(of_two, 2, *distil)
+    _compare_weights(student, of_two)
+    _say(5, f"Load them with AutoModel and evaluate them on {SCENES} scenes that no training has seen")
+    _evaluate([teacher, alone, student])
+    _say(6, "Classify a new picture by words alone, as anyone would who loads the student")
+    _classify(student, output / "clip_scene.png")
+    _say(7, "What `hf-blemo publish` would upload")
+    _show_published(student)
 
 
-def _train(folder: Path, num_processes: int, *arguments: str) -> None:
+def _say(number: int, what: str) -> None:
+    print(f"\n{number}. {what}" if number > 1 else f"{number}. {what}", flush=True)
+
+
+def _distil(folder: Path, num_processes: int, *arguments: str) -> None:
+    _run("distill_clip_rd.py", num_processes, "--config", CONFIG, "--output_dir", str(folder), *arguments)
+
+
+def _run(program: str, num_processes: int, *arguments: str) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    program = [str(ROOT / "distill_clip_rd.py"), "--config", CONFIG, "--output_dir", str(folder), *arguments]
-    command = [sys.executable, *(launcher if num_processes > 1 else []), *program]
+    command = [sys.executable, *(launcher if num_processes > 1 else []), str(ROOT / program), *arguments]
     # On the CPU wherever it runs: two processes need two devices otherwise.
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, check=False)
@@ -77,29 +95,49 @@ def _compare_weights(one: Path, two: Path) -> None:
         raise SystemExit("the students of one and of two processes differ by more than rounding")
 
 
-def _find_captions(folders: list[Path]) -> None:
-    import torch
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-    from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
-    from hf_blemo.evaluation.retrieval import retrieval_recall
+def _evaluate(folders: list[Path]) -> None:
+    from hf_blemo.clip_models import load_clip
+    from hf_blemo.evaluation.clip_evaluation import ClipEvaluator
+    from hf_blemo.evaluation.clip_tasks import make_tasks
     from hf_blemo.text_tables import table
 
-    pairs = make_synthetic_pairs(2 * FRESH_PAIRS, seed=12345)
-    # Each caption once: of two equal ones neither would be wrong.
-    first = {caption: row for row, caption in reversed(list(enumerate(pairs["caption"])))}
-    pairs = pairs.select(sorted(first.values())[:FRESH_PAIRS])
+    evaluator = ClipEvaluator(make_tasks({"drawn": {"kind": "synthetic", "options": {"images": SCENES}}}))
     rows = []
     for folder in folders:
-        model = AutoModel.from_pretrained(folder, dtype="float32").eval()
-        images = AutoImageProcessor.from_pretrained(folder)(images=list(pairs["image"]), return_tensors="pt")
-        texts = AutoTokenizer.from_pretrained(folder)(list(pairs["caption"]), padding=True, return_tensors="pt")
-        with torch.inference_mode():
-            out = model(pixel_values=images["pixel_values"], **texts)
-        found = retrieval_recall(out.image_embeds, out.text_embeds, range(len(pairs)))
-        rows.append([folder.name, f"{model.num_parameters():,}", *(f"{value:.3f}" for value in found.values())])
-    header = ["model", "parameters", *(f"{side} R@{top}" for side in ("image to text", "back") for top in (1, 5, 10))]
+        clip = load_clip(str(folder))
+        found = evaluator.evaluate(clip.model, clip.processor)
+        values = (
+            found["zero_shot"]["top_1"],
+            found["held_out_zero_shot"]["top_1"],
+            found["retrieval"]["image_to_text_r@1"],
+            found["retrieval"]["text_to_image_r@1"],
+        )
+        rows.append([folder.name, f"{clip.model.num_parameters():,}", *(f"{value:.3f}" for value in values)])
+    header = ["model", "parameters", "zero-shot", "never drawn", "image to text R@1", "back R@1"]
     print(table(header, rows))
+    print("zero-shot: shape and colour among all 36; never drawn: combinations of the two that no training has shown")
+
+
+def _classify(folder: Path, picture: Path) -> None:
+    from transformers import pipeline
+
+    from hf_blemo.data.synthetic_pairs import COLOURS, caption_of, draw_scene
+
+    def words(colour: str) -> tuple[str, ...]:
+        return "ring", colour, "large", "plain", "centre", "one", "white"
+
+    draw_scene(*words("green")).save(picture)
+    captions = [caption_of(*words(colour)) for colour in COLOURS]
+    classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu")
+    print(picture)
+    for found in classify(str(picture), candidate_labels=captions, hypothesis_template="{}"):
+        print(f"  {found['score']:.3f}  {found['label']}")
+
+
+def _show_published(folder: Path) -> None:
+    from hf_blemo.hub import files_to_publish
+
+    print(f"{folder}: {', '.join(map(str, files_to_publish(folder)))}")
 
 
 if __name__ == "__main__":

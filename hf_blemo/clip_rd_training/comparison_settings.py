@@ -64,5 +64,5 @@ class ComparisonSettings(DistillationSettings):
         if self.evaluation:
             return self.evaluation
         own = {SYNTHETIC: self.synthetic, EMOJI: self.emoji}[self.data]
-        options = {name: own[name] for name in ("image_size", "combinations") if name in own}
+        options = {name: own[name] for name in ("image_size", "combinations", "font") if name in own}
         return {self.data: {"kind": self.data, "options": options}}

@@ -177,10 +177,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         weight_schedule=settings.weight_schedule if width is not None else {},
     )
     distiller.to(getattr(torch, settings.dtype)).train()
-    optimizer = torch.optim.AdamW(
-        parameter_groups(distiller, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6
-    )
-    model, optimizer = accelerator.prepare(distiller, optimizer)
+    model, optimizer = accelerator.prepare(distiller, make_optimizer(distiller, settings))
     average = None
     if settings.ema_decay:
         average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
@@ -408,6 +405,13 @@ def learning_rate(step: int, settings: DistillationSettings) -> float:
     rest = max(settings.num_steps - settings.warmup_steps, 1)
     progress = min(max(step - settings.warmup_steps, 0) / rest, 1.0)
     return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(distiller: nn.Module, settings: DistillationSettings) -> torch.optim.Optimizer:
+    """AdamW of the recipe."""
+    groups = parameter_groups(distiller, settings.weight_decay)
+    # Fused: one pass over the weights; the plain one takes a sixth of a small batch's step on a CPU.
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from transformers import PreTrainedTokenizerFast
 
+from hf_blemo.data.word_tokenizer import word_tokenizer
+
 SHAPES = {
     "circle": "circles",
     "square": "squares",
@@ -187,24 +189,5 @@ def make_synthetic_pairs(
 
 def synthetic_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of whole words for the captions of this module."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
-
     tables = (SHAPES, COLOURS, BACKGROUNDS, SIZES, TEXTURES, POSITIONS, _GROUPS, _WORDS)
-    words = ["<pad>", "<unk>", "<start>", "<end>", *dict.fromkeys(itertools.chain(*tables))]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    special = [(word, vocabulary[word]) for word in ("<start>", "<end>")]
-    tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<start>",
-        eos_token="<end>",
-        model_max_length=MAX_TOKENS,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return word_tokenizer(itertools.chain(*tables), MAX_TOKENS)

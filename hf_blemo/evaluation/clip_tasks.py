@@ -1,6 +1,5 @@
 """Tasks to evaluate CLIP-like models on: any labelled images, any image-caption pairs, and the built-in ones."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -10,18 +9,7 @@ from typing import Any
 import datasets
 
 from hf_blemo.data.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings, PairTable, open_source
-from hf_blemo.data.synthetic_pairs import (
-    BACKGROUNDS,
-    COLOURS,
-    COUNTS,
-    POSITIONS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    caption_of,
-    make_synthetic_pairs,
-    shape_and_colour,
-)
+from hf_blemo.evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
 from hf_blemo.evaluation.clip_evaluation import RetrievalTask, Task, ZeroShotTask
 from hf_blemo.json_files import read_json
 
@@ -37,8 +25,6 @@ TEMPLATES = (
     "a drawing of a {}.",
     "the {}.",
 )
-# Of a seed that training never draws.
-EVALUATION_SEED = 10_000
 
 
 @dataclass
@@ -54,7 +40,8 @@ class TaskSettings:
             the 1,000 names and 80 templates that open_clip ships; by default the names of the data's own labels.
         templates: prompts with `{}` where the name goes; those of `classes` or a few plain ones by default.
         limit: images at most; 0 takes all.
-        options: of the built-in tasks: `images`, `seed`, `image_size`, `combinations`.
+        options: of the built-in tasks: `seed`, `image_size`, `combinations`, and `images` of `synthetic` or `font` of
+            `emoji`.
     """
 
     kind: str = "retrieval"
@@ -217,48 +204,3 @@ def load_class_table(source: str) -> tuple[list[str], list[str] | None]:
         ):
             raise ValueError(f"{path}: expected {key!r}, a list of texts, found {entries!r}")
     return content["classes"], content.get("templates")
-
-
-def synthetic_tasks(
-    images: int = 500, seed: int = EVALUATION_SEED, image_size: int = 32, combinations: int = 0
-) -> dict[str, Task]:
-    """Tasks on drawn scenes that no training has seen.
-
-    `zero_shot` names shape and colour among all 36 combinations, with captions of every count, size, texture, position
-    and background around them, on combinations that training draws; `held_out_zero_shot` does so on those it never
-    draws. `retrieval` finds scenes of drawn combinations by caption, each caption once.
-
-    Args:
-        images: of each task.
-        seed: of the scenes; training draws with others.
-        image_size, combinations: as of the training data.
-    """
-    scenes: dict[str, Any] = {"seed": seed, "image_size": image_size, "combinations": combinations}
-    drawn = make_synthetic_pairs(2 * images, **scenes)
-    # Each caption once: of two equal ones neither would be wrong.
-    first = {caption: row for row, caption in reversed(list(enumerate(drawn["caption"])))}
-    drawn = drawn.select(sorted(first.values())[:images])
-    held_out = make_synthetic_pairs(images, held_out=True, **scenes)
-    classes = list(itertools.product(SHAPES, COLOURS))
-    prompts = [
-        [
-            caption_of(shape, colour, size, texture, position, count, background)
-            for count, size, texture, position, background in itertools.product(
-                COUNTS, SIZES, TEXTURES, POSITIONS, BACKGROUNDS
-            )
-        ]
-        for shape, colour in classes
-    ]
-    tasks: dict[str, Task] = {}
-    for name, pairs in (("zero_shot", drawn), ("held_out_zero_shot", held_out)):
-        labels = [classes.index(shape_and_colour(caption)) for caption in pairs["caption"]]
-        names = [f"{colour} {shape}" for shape, colour in classes]
-        tasks[name] = ZeroShotTask(list(pairs["image"]), labels, names, data=SYNTHETIC, prompts=prompts)
-    tasks["retrieval"] = RetrievalTask(
-        tasks["zero_shot"].images, [[caption] for caption in drawn["caption"]], SYNTHETIC
-    )
-    return tasks
-
-
-def emoji_tasks(image_size: int = 64, combinations: int = 0, seed: int = EVALUATION_SEED) -> dict[str, Task]:
-    raise NotImplementedError

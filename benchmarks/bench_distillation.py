@@ -1,0 +1,150 @@
+"""Steps of a distillation of ViT-T/16 from ViT-B/16 as ratios against a fair baseline of the same run.
+
+Rows: a training step from stored teacher embeddings against one with the live teacher, both from stored images to
+updated weights through the pieces that `training/distill_clip_rd.py` is made of; a training step of the student with
+captions of 12 tokens, trimmed to the longest of the batch against padded to the full 77. Random weights; both sides
+are interleaved; medians.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import CLIPImageProcessorPil
+
+from hf_blemo import CLIPRDConfig, CLIPRDDistiller, CLIPRDLoss, CLIPRDModel
+from hf_blemo.clip_models import load_clip
+from hf_blemo.clip_rd_training.batches import PairBatches
+from hf_blemo.clip_rd_training.embedding import embed
+from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
+from hf_blemo.clip_rd_training.run import make_optimizer
+from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.clip_rd_training.stored_teacher import open_store
+from hf_blemo.clip_rd_training.students import make_student
+from hf_blemo.data.pair_sources import open_source
+from hf_blemo.data.synthetic_pairs import synthetic_tokenizer
+
+# The vocabulary of CLIP, whatever the tokenizer of the drawn captions has.
+FULL_VOCABULARY = {"text_config": {"vocab_size": 49408}}
+AUGMENTATION = {"scale": [0.9, 1.0], "variants": 1}
+
+
+def training_step(distiller: CLIPRDDistiller, optimizer: torch.optim.Optimizer, batch: dict) -> float:
+    terms = distiller(batch)
+    terms.loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return terms.loss.item()
+
+
+def interleaved(sides: list[Callable[[int], float]], rounds: int) -> tuple[list[float], list[list[float]]]:
+    """Median seconds of each side, and what each returned, round by round; the first round is not timed."""
+    times: list[list[float]] = [[] for _ in sides]
+    found: list[list[float]] = [[] for _ in sides]
+    for repetition in range(rounds + 1):
+        for side, seconds, values in zip(sides, times, found, strict=True):
+            start = time.perf_counter()
+            values.append(side(repetition))
+            if repetition:
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times], found
+
+
+def bench_stored_teacher(batch_size: int, rounds: int, folder: Path) -> None:
+    teacher_folder, store_folder = str(folder / "teacher"), str(folder / "store")
+    config = CLIPRDConfig.from_preset("vit-b-16", **FULL_VOCABULARY)
+    CLIPRDModel(config).save_pretrained(teacher_folder)
+    synthetic_tokenizer().save_pretrained(teacher_folder)
+    size = {"height": 224, "width": 224}
+    CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=size).save_pretrained(teacher_folder)
+    data = {"synthetic": {"num_pairs": batch_size * 2, "image_size": 256}, "augmentation": AUGMENTATION}
+    embed(EmbeddingSettings(output_dir=store_folder, teachers={"teacher": teacher_folder}, **data))
+
+    def step_of(**taught: str) -> Callable[[int], float]:
+        settings = DistillationSettings(
+            student_config=FULL_VOCABULARY,
+            batch_size=batch_size,
+            num_steps=rounds + 1,
+            learning_rate=0.0,
+            **data,
+            **taught,
+        )
+        sources = [open_source(source) for source in settings.pair_sources()]
+        stored = open_store(settings)
+        teacher = load_clip(teacher_folder) if stored is None else None
+        torch.manual_seed(0)
+        student, processor = make_student(settings, None if teacher is None else teacher.processor)
+        if stored is not None:
+            stored.check(settings, sources, processor)
+        batches = PairBatches(
+            sources,
+            processor,
+            None if teacher is None else teacher.processor,
+            batch_size,
+            settings.num_steps,
+            augmentation=settings.augmentation,
+            store=None if stored is None else stored.store,
+        )
+        distiller = CLIPRDDistiller(
+            student,
+            None if teacher is None else teacher.model,
+            CLIPRDLoss(512),
+            teacher_logit_scale=None if stored is None else stored.store.logit_scale,
+        )
+        optimizer = make_optimizer(distiller, settings)
+        return lambda step: training_step(distiller, optimizer, batches[step])
+
+    (ours, baseline), losses = interleaved(
+        [step_of(teacher_store=store_folder), step_of(teacher=teacher_folder)], rounds
+    )
+    # The weights stay as they are, so that both sides see the same student at every step.
+    for mine, theirs in zip(*losses, strict=True):
+        assert abs(mine - theirs) < 2e-3 * abs(theirs), f"stored and live teacher disagree: {mine} and {theirs}"
+    print(
+        f"training step, ViT-T/16 from ViT-B/16, {batch_size} pairs: stored teacher {ours:.2f} s, live teacher "
+        f"{baseline:.2f} s, ratio {ours / baseline:.3f}",
+        flush=True,
+    )
+
+
+def bench_trimmed_captions(batch_size: int, num_tokens: int, rounds: int) -> None:
+    torch.manual_seed(0)
+    student = CLIPRDModel(CLIPRDConfig.from_preset("vit-t-16"))
+    distiller = CLIPRDDistiller(student, None, CLIPRDLoss(512), teacher_logit_scale=100.0)
+    optimizer = make_optimizer(distiller, DistillationSettings(learning_rate=0.0))
+    config = student.config.text_config
+    ids = torch.randint(1, 40_000, (batch_size, num_tokens))
+    ids[:, -1] = config.eos_token_id
+    full = torch.full((batch_size, 77), config.pad_token_id if config.pad_token_id is not None else 0)
+    full[:, :num_tokens] = ids
+    mask = torch.zeros_like(full)
+    mask[:, :num_tokens] = 1
+    common = {
+        "pixel_values": torch.randn(batch_size, 3, 224, 224),
+        "teacher_image_embeds": torch.randn(batch_size, 512),
+        "teacher_text_embeds": torch.randn(batch_size, 512),
+    }
+    trimmed = {**common, "input_ids": ids, "attention_mask": mask[:, :num_tokens]}
+    padded = {**common, "input_ids": full, "attention_mask": mask}
+    sides = [lambda _, batch=batch: training_step(distiller, optimizer, batch) for batch in (trimmed, padded)]
+    (ours, baseline), losses = interleaved(sides, rounds)
+    assert abs(losses[0][0] - losses[1][0]) < 1e-4 * abs(losses[1][0]), f"padding changes the loss: {losses}"
+    print(
+        f"training step of the student, {batch_size} pairs, captions of {num_tokens} tokens: trimmed {ours:.2f} s, "
+        f"padded to 77 {baseline:.2f} s, ratio {ours / baseline:.3f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=32, help="pairs of a step; 32 by default")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each side; 5 by default")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        bench_stored_teacher(options.batch_size, options.rounds, Path(temporary))
+    bench_trimmed_captions(options.batch_size, 12, options.rounds)
