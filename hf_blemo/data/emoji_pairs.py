@@ -22,7 +22,7 @@ KINDS = ("role", "face", "flag", "other")
 # Disjoint choices of what is held out: 0 is for results, the others are for tuning.
 NUM_COMBINATIONS = 4
 # Combinations of person and skin tone, of 15, that one choice holds out of every role.
-HELD_OUT_PER_ROLE = 2
+HELD_OUT_PER_ROLE = 3
 # One flag in so many is held out.
 FLAG_SHARE = 16
 MAX_TOKENS = 32
@@ -260,8 +260,8 @@ def _mixed(text: str) -> int:
 def held_out_emoji(emoji: Sequence[Emoji], combinations: int = 0) -> tuple[Emoji, ...]:
     """What training never shows.
 
-    Of every role two combinations of person and skin tone are held out, so that its role is seen with every person and
-    every tone, and its person and tone with other roles. Of the faces, some whose every word is in captions that
+    Of every role three combinations of person and skin tone are held out, so that its role is seen with every person
+    and every tone, and its person and tone with other roles. Of the faces, some whose every word is in captions that
     training shows. Of the flags, one in sixteen: nobody can know a country's flag by other flags, so they serve
     retrieval only.
 
