@@ -4,6 +4,7 @@ Example:
     python training/demo_clip_rd.py --output_dir out/demo
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parent
 CONFIG = str(ROOT / "configs" / "clip_rd_synthetic.yaml")
 TEACHER = ("student_config.vision_config.hidden_size", "student_config.text_config.hidden_size")
 SCENES = 300
+TASKS = {"drawn": {"kind": "synthetic", "options": {"images": SCENES}}}
 
 
 @dataclass
@@ -46,6 +48,7 @@ def main() -> None:
     steps = (*data, "--num_steps", str(settings.student_steps))
     # In float64: rounding in float32, which differs between one and two processes, grows with every step of Adam.
     distil = (*steps, "--teacher_store", str(store), "--dtype", "float64")
+    evaluated = ("--evaluation", json.dumps(TASKS), "--evaluate_every", "50")
 
     _say(1, "Train a tiny teacher on drawn images")
     wider = [argument for name in TEACHER for argument in (f"--{name}", "64")]
@@ -55,7 +58,7 @@ def main() -> None:
     _run("embed_teacher.py", 1, "--output_dir", str(store), "--teachers.tiny", str(teacher), *data)
     _say(3, "Train a student of a quarter of its size without it, and distil one from the store")
     _distil(alone, 1, *steps)
-    _distil(student, 1, *distil)
+    _distil(student, 1, *distil, *evaluated)
     _say(4, "Distil it once more, on two processes")
     _distil(of_two, 2, *distil)
     _compare_weights(student, of_two)
@@ -101,7 +104,7 @@ def _evaluate(folders: list[Path]) -> None:
     from hf_blemo.evaluation.clip_tasks import make_tasks
     from hf_blemo.text_tables import table
 
-    evaluator = ClipEvaluator(make_tasks({"drawn": {"kind": "synthetic", "options": {"images": SCENES}}}))
+    evaluator = ClipEvaluator(make_tasks(TASKS))
     rows = []
     for folder in folders:
         clip = load_clip(str(folder))

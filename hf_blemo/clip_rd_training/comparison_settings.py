@@ -5,6 +5,7 @@ from typing import Any
 
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.data.pair_sources import BUILT_IN, EMOJI, SYNTHETIC
+from hf_blemo.setting_checks import check_at_least_one, check_seeds
 
 CLIP_KD = ("task", "fd", "icl", "hrd")
 VERTICAL = ("vrd", "vrd_image", "vrd_text")
@@ -51,13 +52,11 @@ class ComparisonSettings(DistillationSettings):
             raise ValueError(
                 f"evaluation: expected tasks, which only the built-in data brings, found data {self.data!r}"
             )
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be different non-negative integers, at least one, found {self.seeds}")
+        check_seeds(self.seeds)
         missing = [name for name in METHODS["CLIP-RD"] if not self.weights.get(name)]
         if missing:
             raise ValueError(f"weights: expected one above 0 for every term, found none for {', '.join(missing)}")
-        if self.teacher_steps < 1:
-            raise ValueError(f"teacher_steps must be at least 1, found {self.teacher_steps}")
+        check_at_least_one(self, ("teacher_steps",))
 
     def comparison_tasks(self) -> dict[str, dict[str, Any]]:
         """Settings of the tasks that teacher and students are evaluated on."""

@@ -1,10 +1,10 @@
 """Settings of the image-caption pairs that training and the embedding of a teacher read."""
 
 from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any
 
 from hf_blemo.data.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings
+from hf_blemo.setting_checks import check_at_least_one, check_known, check_not_negative
 
 AUGMENTATION = ("scale", "ratio", "flip", "variants", "seed")
 BUILT_IN_OPTIONS = {
@@ -53,23 +53,25 @@ class PairDataSettings:
     emoji: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.shuffle_block < 1 or self.num_workers < 0:
-            raise ValueError(
-                f"expected shuffle_block of at least 1 and num_workers of at least 0, found {self.shuffle_block} and "
-                f"{self.num_workers}"
-            )
+        check_at_least_one(self, ("shuffle_block",))
+        check_not_negative(self, ("num_workers",))
         if not 0 <= self.max_broken_share <= 1:
             raise ValueError(f"max_broken_share must be from 0 to 1, found {self.max_broken_share}")
-        _check_keys("augmentation", self.augmentation, AUGMENTATION)
+        check_known("augmentation", self.augmentation, AUGMENTATION)
         for name in ("variants", "seed"):
             value = self.augmentation.get(name, 0)
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"augmentation.{name} must be a whole number of at least 0, found {value!r}")
         for name in BUILT_IN_OPTIONS:
-            _check_keys(name, getattr(self, name), BUILT_IN_OPTIONS[name])
+            check_known(name, getattr(self, name), BUILT_IN_OPTIONS[name])
+        if self.sources and self.data != SYNTHETIC:
+            raise ValueError(
+                f"data {self.data!r}: sources are given, too, {len(self.sources)} of them; expected one of both "
+                "(--sources '[]' leaves those of a config out)"
+            )
         for source in self.pair_sources():
             if source.data in BUILT_IN_OPTIONS:
-                _check_keys(source.data, source.options or {}, BUILT_IN_OPTIONS[source.data])
+                check_known(source.data, source.options or {}, BUILT_IN_OPTIONS[source.data])
 
     def pair_sources(self) -> list[PairSourceSettings]:
         """The settings of every source."""
@@ -82,10 +84,3 @@ class PairDataSettings:
     def described_sources(self) -> list[dict[str, Any]]:
         """The settings of every source as plain values."""
         return [asdict(source) for source in self.pair_sources()]
-
-
-def _check_keys(name: str, values: dict[str, Any], known: tuple[str, ...]) -> None:
-    for key in values:
-        if key not in known:
-            nearest = get_close_matches(str(key), known, 1, 0.0)[0]
-            raise ValueError(f"{name}.{key} is no setting; did you mean {nearest!r}?")

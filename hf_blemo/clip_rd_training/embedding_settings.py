@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from hf_blemo.clip_rd_training.data_settings import PairDataSettings
 from hf_blemo.data.teacher_store import check_teacher_name
+from hf_blemo.setting_checks import check_at_least_one, check_choices, check_repository
 
 
 @dataclass
@@ -40,16 +41,11 @@ class EmbeddingSettings(PairDataSettings):
         for name in self.revisions:
             if name not in self.teachers:
                 raise ValueError(f"revisions: no teacher {name!r}, found {', '.join(self.teachers)}")
-        if self.batch_size < 1 or self.rows_per_shard < 1:
-            raise ValueError(
-                f"batch_size and rows_per_shard must be at least 1, found {self.batch_size} and {self.rows_per_shard}"
-            )
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"mixed_precision {self.mixed_precision!r} is not one of no, bf16, fp16")
+        check_at_least_one(self, ("batch_size", "rows_per_shard"))
+        check_choices(self, {"mixed_precision": ("no", "bf16", "fp16")})
         if self.augmentation and not self.augmentation.get("variants"):
             raise ValueError("augmentation.variants: expected the number of crops to embed of each image, at least 1")
         for source in self.pair_sources():
             if source.streaming:
                 raise ValueError(f"data {source.data!r}: embeddings are found by row, which a stream does not have")
-        if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
-            raise ValueError(f"push_to_hub: expected owner/name, found {self.push_to_hub!r}")
+        check_repository("push_to_hub", self.push_to_hub)

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from hf_blemo.data.pair_processor import PairProcessor
 from hf_blemo.data.pair_sources import PairStream, PairTable, open_source
 from hf_blemo.evaluation.clip_evaluation import ClipEvaluator, flat_metrics
 from hf_blemo.evaluation.clip_tasks import make_tasks
+from hf_blemo.setting_checks import check_output_folder
 
 FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", "push_to_hub"}
 
@@ -117,9 +117,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     start = time.perf_counter()
     if settings.resume and settings.checkpoint_every == 0:
         raise ValueError("resume needs checkpoint_every of at least 1: without checkpoints there is nothing left")
-    output = Path(settings.output_dir)
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"output_dir {settings.output_dir!r}: found a file, expected a folder")
+    output = check_output_folder(settings.output_dir)
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         log_with=settings.trackers or None,

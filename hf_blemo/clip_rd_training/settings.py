@@ -5,6 +5,7 @@ from typing import Any
 
 from hf_blemo.clip_rd.losses_clip_rd import CLIP_RD_WEIGHTS, check_weights
 from hf_blemo.clip_rd_training.data_settings import PairDataSettings
+from hf_blemo.setting_checks import check_at_least_one, check_choices, check_not_negative, check_repository
 
 
 @dataclass
@@ -83,33 +84,19 @@ class DistillationSettings(PairDataSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, choices in (
-            ("scales", ("released", "exponentiated")),
-            ("mixed_precision", ("no", "bf16", "fp16")),
-            ("dtype", ("float32", "float64")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(choices)}")
-        for name in ("num_steps", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in (
-            "chunk_size",
-            "learning_rate",
-            "weight_decay",
-            "warmup_steps",
-            "max_grad_norm",
-            "seed",
-            "checkpoint_every",
-            "evaluate_every",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        choices = {
+            "scales": ("released", "exponentiated"),
+            "mixed_precision": ("no", "bf16", "fp16"),
+            "dtype": ("float32", "float64"),
+        }
+        check_choices(self, choices)
+        check_at_least_one(self, ("num_steps", "batch_size", "log_every"))
+        names = ("chunk_size", "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "seed")
+        check_not_negative(self, (*names, "checkpoint_every", "evaluate_every"))
         weights = check_weights(self.weights)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, found {self.ema_decay}")
-        if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
-            raise ValueError(f"push_to_hub: expected owner/name, found {self.push_to_hub!r}")
+        check_repository("push_to_hub", self.push_to_hub)
         if self.teacher_store is None and self.teacher_name is not None:
             raise ValueError("teacher_name is about a teacher_store, which is not given")
         if self.evaluate_teacher and (self.teacher is None or self.teacher_store is not None or not self.evaluation):

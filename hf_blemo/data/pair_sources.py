@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import datasets
 import numpy as np
 
 from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
+from hf_blemo.setting_checks import check_known
 
 SYNTHETIC = "synthetic"
 EMOJI = "emoji"
@@ -55,11 +55,7 @@ class PairSourceSettings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PairSourceSettings":
         """Makes the settings of a source from a dict; an unknown key is an error that names the nearest one."""
-        known = [entry.name for entry in fields(cls)]
-        for key in values:
-            if key not in known:
-                nearest = get_close_matches(str(key), known, 1, 0.0)[0]
-                raise ValueError(f"sources: unknown setting {key!r}; the nearest known one is {nearest!r}")
+        check_known("sources", values, (entry.name for entry in fields(cls)))
         return cls(**values)
 
 

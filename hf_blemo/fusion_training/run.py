@@ -31,6 +31,7 @@ from hf_blemo.prediction import predict_blends
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
+from hf_blemo.setting_checks import check_output_folder
 
 
 def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[str, Any]:
@@ -56,9 +57,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         project_dir=settings.output_dir,
         step_scheduler_with_optimizer=False,
     )
-    output = Path(settings.output_dir)
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"output_dir {settings.output_dir!r}: found a file, expected a folder")
+    output = check_output_folder(settings.output_dir)
     labelled = load_data(settings.data, settings)
     config = model_config(labelled, settings)
     seed = settings.synthetic.get("seed", 0)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_blemo.fusion_training.protocol import PROTOCOLS
+from hf_blemo.setting_checks import check_at_least_one, check_choices, check_not_negative, check_seeds
 
 
 @dataclass
@@ -64,29 +65,17 @@ class ExperimentSettings:
     synthetic: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name, choices in (
-            ("protocol", tuple(PROTOCOLS)),
-            ("selection", ("loss", "score")),
-            ("decoding", ("expected_score", "thresholds")),
-            ("schedule", ("constant", "cosine")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(choices)}")
-        for name in ("num_epochs", "batch_size", "unlabelled_batch_size", "evaluation_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in (
-            "patience",
-            "checkpoint_every",
-            "seeds_at_once",
-            "max_grad_norm",
-            "learning_rate",
-            "weight_decay",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be different non-negative integers, at least one, found {self.seeds}")
+        choices = {
+            "protocol": tuple(PROTOCOLS),
+            "selection": ("loss", "score"),
+            "decoding": ("expected_score", "thresholds"),
+            "schedule": ("constant", "cosine"),
+        }
+        check_choices(self, choices)
+        check_at_least_one(self, ("num_epochs", "batch_size", "unlabelled_batch_size", "evaluation_batch_size"))
+        names = ("patience", "checkpoint_every", "seeds_at_once", "max_grad_norm", "learning_rate", "weight_decay")
+        check_not_negative(self, names)
+        check_seeds(self.seeds)
         if self.encoders is not None and (not self.encoders or len(set(self.encoders)) != len(self.encoders)):
             raise ValueError(f"encoders must be different names, at least one, found {self.encoders}")
 

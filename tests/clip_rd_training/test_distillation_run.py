@@ -278,7 +278,7 @@ BAD = {
     "precision": ({"mixed_precision": "fp8"}, "mixed_precision 'fp8' is not one of no, bf16, fp16"),
     "steps": ({"num_steps": 0}, "num_steps must be at least 1"),
     "chunks": ({"chunk_size": -1}, "chunk_size must not be negative"),
-    "synthetic": ({"synthetic": {"num_pair": 3}}, "did you mean 'num_pairs'"),
+    "synthetic": ({"synthetic": {"num_pair": 3}}, "unknown setting 'num_pair'; the nearest known one is 'num_pairs'"),
 }
 
 
