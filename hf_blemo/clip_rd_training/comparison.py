@@ -54,6 +54,7 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
     own = {entry.name: getattr(settings, entry.name) for entry in fields(DistillationSettings)}
     # Resuming is done student by student, evaluation once for all of them.
     without: dict[str, Any] = {"resume": False, "teacher": None, "evaluation": {}, "evaluate_every": 0}
+    without |= {"weight_schedule": {}, "teacher_revision": None}
     base = DistillationSettings(**{**own, **without, "evaluate_teacher": False, "weights": {"task": 1.0}})
     teacher = settings.teacher or str(output / "teacher")
     if settings.teacher is None and not (earlier and (output / "teacher" / "model.safetensors").is_file()):
@@ -65,9 +66,10 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
         if found is None:
             folder = output / f"{name.replace(' ', '_')}_seed_{seed}"
             weights = {term: settings.weights[term] for term in METHODS[name]}
+            schedule = {term: points for term, points in settings.weight_schedule.items() if term in weights}
             taught = teacher if len(weights) > 1 else None
             changes: dict[str, Any] = {"output_dir": str(folder), "seed": seed, "teacher": taught, "weights": weights}
-            distill(replace(base, **changes))
+            distill(replace(base, **changes, weight_schedule=schedule))
             found = {"seed": seed, **evaluate(str(folder))}
         result["students"][name].append(found)
         write_json({output / "comparison.json": result})

@@ -33,19 +33,19 @@ FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", "push_
 
 
 class History:
-    """Means of the terms over the steps between two entries; part of the checkpoint."""
+    """Means of the terms over the steps between two entries that computed them; part of the checkpoint."""
 
     def __init__(self):
         self.rows: list[dict[str, Any]] = []
-        self.sums: dict[str, float] = {}
-        self.count = 0
+        # Term -> sum and number of steps: a scheduled term may begin or end in between.
+        self.sums: dict[str, tuple[float, int]] = {}
 
     def add(self, terms: Mapping[str, torch.Tensor]) -> None:
         """Takes the terms of a step."""
         values = torch.stack([value.detach() for value in terms.values()]).tolist()
         for name, value in zip(terms, values, strict=True):
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = total + value, count + 1
 
     def close(self, step: int, **more: float) -> dict[str, Any]:
         """Ends an entry after a step, counted from 1.
@@ -53,18 +53,18 @@ class History:
         Returns:
             The entry.
         """
-        means = {name: value / self.count for name, value in self.sums.items()}
+        means = {name: total / count for name, (total, count) in self.sums.items()}
         self.rows.append({"step": step, **means, **more})
-        self.sums, self.count = {}, 0
+        self.sums = {}
         return self.rows[-1]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"rows": self.rows, "sums": self.sums, "count": self.count}
+        return {"rows": self.rows, "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores [`state_dict`]."""
-        self.rows, self.sums, self.count = list(state["rows"]), dict(state["sums"]), state["count"]
+        self.rows, self.sums = list(state["rows"]), dict(state["sums"])
 
 
 class Evaluations:

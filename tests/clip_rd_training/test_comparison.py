@@ -39,6 +39,7 @@ def settings_for(output, **changes):
             "batch_size": 8,
             "warmup_steps": 1,
             "synthetic": {"num_pairs": 16, "image_size": 16},
+            "weight_schedule": {"xrd": [[0, 0.0], [1, 2.0]]},
             "seeds": [3, 1],
             "evaluation": {"built_in": {"kind": "synthetic", "options": {"images": 30, "image_size": 16}}},
             **changes,
@@ -65,6 +66,7 @@ def test_every_method_trains_its_terms_with_the_same_budget(compared):
         config = metrics["config"]
         assert (config["teacher"] is None) == (name == "no distillation")
         assert (config["seed"], config["batch_size"], config["num_steps"]) == (1, 8, 2)
+        assert set(config["weight_schedule"]) == {"xrd"} & set(terms)
     teacher = json.loads((output / "teacher" / "config.json").read_text())
     assert teacher["vision_config"]["hidden_size"] == 12 and teacher["text_config"]["hidden_size"] == 8
     assert METHODS["CLIP-RD"] == ("task", "fd", "icl", "hrd", "vrd", "vrd_image", "vrd_text", "xrd")

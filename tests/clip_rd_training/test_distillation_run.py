@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
-from hf_blemo.clip_rd_training.run import distill, learning_rate, parameter_groups
+from hf_blemo.clip_rd_training.run import History, distill, learning_rate, parameter_groups
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
@@ -225,6 +225,16 @@ def test_the_weights_of_a_run_may_follow_a_schedule(teacher, tmp_path):
     )
     rows = distill(settings_for(tmp_path / "student", *arguments))["history"]
     assert ["xrd" in row for row in rows] == [False, False, True, True]
+
+
+def test_the_mean_of_a_term_is_over_the_steps_that_computed_it():
+    history = History()
+    history.add({"loss": torch.tensor(4.0)})
+    history.load_state_dict(json.loads(json.dumps(history.state_dict())))
+    history.add({"loss": torch.tensor(2.0), "xrd": torch.tensor(3.0)})
+    assert history.close(2, rate=0.5) == {"step": 2, "loss": 3.0, "xrd": 3.0, "rate": 0.5}
+    history.add({"loss": torch.tensor(1.0)})
+    assert history.close(3) == {"step": 3, "loss": 1.0} and len(history.rows) == 2
 
 
 def test_a_preset_takes_the_tokenizer_s_vocabulary(tmp_path):
