@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hf_blemo
+from hf_blemo.clip_evaluation_command import CLIP_OPTIONS, add_clip_options, evaluate_clip
 from hf_blemo.json_files import write_json
 from hf_blemo.settings import run_command
 
@@ -190,18 +191,27 @@ def _add_evaluate(commands: Any) -> None:
         commands,
         "evaluate",
         _evaluate,
-        "score predictions by the official metrics",
+        "score predictions of blends by the official metrics, or a CLIP by zero-shot classification and retrieval",
         """\
-Reads predictions (.json or .zip) and labels: a built data set, a table, or train_metadata.csv; by default the labels
-in the clips' names. Predictions and labels must be of the same clips.
-Prints ACC_presence, ACC_salience and Score, from 0 to 1, and writes them where --json says.
+--predictions: reads predictions (.json or .zip) and labels: a built data set, a table, or train_metadata.csv; by
+default the labels in the clips' names. Predictions and labels must be of the same clips. Prints ACC_presence,
+ACC_salience and Score, from 0 to 1.
 
-Example:
-  hf-blemo evaluate --predictions out/fusion/predictions.json --labels out/blemore""",
+--model: reads any CLIP-like model of transformers, or open_clip:NAME/PRETRAINED, and evaluates it on images with
+labels (zero-shot: top-1 and top-5) or captions (retrieval: R@1, R@5 and R@10; in the standard protocol any of an
+image's captions counts; where images have several, the protocol of the first caption alone is shown beside it).
+
+Examples:
+  hf-blemo evaluate --predictions out/fusion/predictions.json --labels out/blemore
+  hf-blemo evaluate --model out/student --benchmark synthetic --card
+  hf-blemo evaluate --model out/student --retrieval out/flickr30k --caption-column captions --json out/flickr.json""",
     )
-    parser.add_argument("--predictions", metavar="FILE", required=True, help="predictions (.json or .zip)")
-    parser.add_argument("--labels", metavar="PATH", help="data set, table or train_metadata.csv")
+    evaluated = parser.add_mutually_exclusive_group(required=True)
+    evaluated.add_argument("--predictions", metavar="FILE", help="predictions (.json or .zip)")
+    evaluated.add_argument("--model", metavar="MODEL", help="folder, Hub id (owner/name) or open_clip:NAME/PRETRAINED")
     parser.add_argument("--json", metavar="FILE.json", help="also write the metrics")
+    parser.add_argument("--labels", metavar="PATH", help="data set, table or train_metadata.csv; with --predictions")
+    add_clip_options(parser, _positive)
 
 
 def _add_submit(commands: Any) -> None:
@@ -447,6 +457,14 @@ def _details(predictions: "FusionPredictions") -> dict[str, dict[str, Any]]:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     output = None if arguments.json is None else _json_path(arguments.json, "--json")
+    strange = ("labels",) if arguments.predictions is None else CLIP_OPTIONS
+    for name in strange:
+        if getattr(arguments, name) is not None:
+            other = "--predictions" if arguments.predictions is None else "--model"
+            raise ValueError(f"--{name.replace('_', '-')} is for {other}, which is not given")
+    if arguments.predictions is None:
+        evaluate_clip(arguments, output)
+        return
 
     from hf_blemo import blemore
 

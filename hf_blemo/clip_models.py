@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImage
 
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.data.pair_processor import PairProcessor
+from hf_blemo.extras import MissingExtraError
 
 OPEN_CLIP = "open_clip:"
 NEEDED = ("get_image_features", "get_text_features", "logit_scale")
@@ -44,7 +45,7 @@ def load_clip(source: str, what: str = "model", revision: str | None = None) -> 
 
     Raises:
         FileNotFoundError: the model, its tokenizer or its image processor cannot be found.
-        ImportError: open_clip is asked for and missing.
+        MissingExtraError: open_clip is asked for and missing.
         ValueError: the model is no CLIP: it lacks a method, a scale, or embeds images and texts in different widths.
     """
     if source.startswith(OPEN_CLIP):
@@ -159,7 +160,9 @@ def _load_open_clip(name: str, what: str) -> tuple[OpenCLIPModel, PairProcessor]
     try:
         import open_clip
     except ImportError as error:
-        raise ImportError(f"{what} {OPEN_CLIP}{name}: needs open_clip: pip install hf_blemo[openclip]") from error
+        raise MissingExtraError(
+            f"{what} {OPEN_CLIP}{name}: needs open_clip: pip install hf_blemo[openclip]"
+        ) from error
     pretrained = None
     if ":" not in name and "/" in name:
         name, pretrained = name.split("/", 1)

@@ -18,11 +18,14 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from hf_blemo.extras import MissingExtraError
+
 Settings = TypeVar("Settings")
 Result = TypeVar("Result")
 
 CONFIG_OPTION = "--config"
 USER_ERRORS = (
+    MissingExtraError,
     ValueError,
     FileNotFoundError,
     FileExistsError,

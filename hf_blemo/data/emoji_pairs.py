@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from transformers import PreTrainedTokenizerFast
 
 from hf_blemo.data.word_tokenizer import split_words, word_tokenizer
+from hf_blemo.extras import MissingExtraError
 
 PARTS = ("train", "held_out", "all")
 KINDS = ("role", "face", "flag", "other")
@@ -111,14 +112,14 @@ def emoji_table() -> tuple[Emoji, ...]:
     the first.
 
     Raises:
-        ImportError: the package `emoji`, which has the names, is not installed.
+        MissingExtraError: the package `emoji`, which has the names, is not installed.
 
     Source: the names are the English ones of Unicode CLDR; the phrases made of them are this project's choice.
     """
     try:
         from emoji import EMOJI_DATA, STATUS
     except ImportError as error:
-        raise ImportError("data 'emoji': needs the package emoji: pip install hf_blemo[emoji]") from error
+        raise MissingExtraError("data 'emoji': needs the package emoji: pip install hf_blemo[emoji]") from error
     names = {
         sequence: found["en"].strip(":").replace("_", " ")
         for sequence, found in sorted(EMOJI_DATA.items())
@@ -189,7 +190,7 @@ class _EmojiFont:
         path: of the font.
 
     Raises:
-        RuntimeError: Pillow was installed without what joins characters.
+        MissingExtraError: Pillow was installed without what joins characters.
         FileNotFoundError: there is no such file.
         ValueError: it is no font of coloured bitmaps of Noto's size.
     """
@@ -198,7 +199,7 @@ class _EmojiFont:
         for feature, package in (("raqm", "libraqm0"), ("fribidi", "libfribidi0")):
             # The wheels of Pillow have raqm inside, and look for fribidi when they need it.
             if not features.check(feature):
-                raise RuntimeError(
+                raise MissingExtraError(
                     f"data 'emoji': Pillow cannot join characters to one picture without {feature}; "
                     f"apt install {package}"
                 )
@@ -323,8 +324,7 @@ def make_emoji_pairs(
         ValueError: no such part or combinations, images too small to tell emoji apart, or a font without coloured
             bitmaps of Noto's size.
         FileNotFoundError: there is no such font.
-        ImportError: the package `emoji` is not installed.
-        RuntimeError: Pillow was installed without what joins characters to one picture.
+        MissingExtraError: the package `emoji` is not installed, or Pillow without what joins characters.
 
     Source: this project's choice.
     """
@@ -373,7 +373,7 @@ def emoji_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of whole lower-case words for the captions of this module; it needs no font.
 
     Raises:
-        ImportError: the package `emoji` is not installed.
+        MissingExtraError: the package `emoji` is not installed.
     """
     words = sorted({word for emoji in emoji_table() for word in _words(emoji.caption)})
     return word_tokenizer(words, MAX_TOKENS, lower_case=True)

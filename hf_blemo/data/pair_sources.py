@@ -114,6 +114,20 @@ class PairStream:
     ):
         self.settings, self.data, self.block_size, self.seed, self.root = settings, data, block_size, seed, root
 
+    def first(self, count: int) -> list[dict[str, Any]]:
+        """The first pairs in the order of the shards.
+
+        Raises:
+            ValueError: there is none.
+        """
+        pairs = [
+            _located(pair, self.root, f"{self.settings.data}, row {row}")
+            for row, pair in enumerate(self.data.take(count))
+        ]
+        if not pairs:
+            raise ValueError(f"data {self.settings.data!r}: found an empty stream")
+        return pairs
+
     def read(self, consumer: int, consumers: int, state: Mapping[str, int]) -> Iterator[tuple[dict, dict[str, int]]]:
         """Pairs without end, each with the state from which reading would go on after it; beside what a table's pairs
         hold they say in which pass (`visit`) they were read.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from tqdm.auto import tqdm
 
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.data.images import BrokenImageError
@@ -68,13 +69,16 @@ class ClipEvaluator:
         self.tasks, self.batch_size = dict(tasks), batch_size
 
     @torch.no_grad()
-    def evaluate(self, model: Any, processor: PairProcessor, device: Any = None) -> dict[str, dict[str, Any]]:
+    def evaluate(
+        self, model: Any, processor: PairProcessor, device: Any = None, progress: bool = False
+    ) -> dict[str, dict[str, Any]]:
         """Evaluates a model, in evaluation mode and left in the mode it came in.
 
         Args:
             model: has `get_image_features` and `get_text_features`.
             processor: of the model.
             device: of the model; that of its first parameter by default.
+            progress: whether to show a bar.
 
         Returns:
             Task -> `kind`, `data`, `images` (how many were read), `broken` (how many could not be, where any),
@@ -92,16 +96,19 @@ class ClipEvaluator:
         def embed_texts(texts: Sequence[str]) -> torch.Tensor:
             parts = []
             for start in range(0, len(texts), self.batch_size):
+                bar.set_description("texts")
+                bar.update(len(texts[start : start + self.batch_size]))
                 tokens = processor.captions(list(texts[start : start + self.batch_size]))
                 features = model.get_text_features(**{name: values.to(device) for name, values in tokens.items()})
                 parts.append(features_of(features).float().cpu())
             return torch.cat(parts)
 
+        bar = tqdm(disable=not progress, unit="input")
         try:
             results = {}
             for name, task in self.tasks.items():
                 if id(task.images) not in embedded:
-                    embedded[id(task.images)] = self._embed_images(model, processor, task.images, device)
+                    embedded[id(task.images)] = self._embed_images(model, processor, task.images, device, bar)
                 images, rows, problems = embedded[id(task.images)]
                 if not rows:
                     raise ValueError(f"task {name!r}: none of {len(task.images)} images can be read: {problems[:1]}")
@@ -113,10 +120,11 @@ class ClipEvaluator:
                     results[name] |= {"broken": len(problems), "broken_examples": problems[:SHOWN]}
             return results
         finally:
+            bar.close()
             model.train(training)
 
     def _embed_images(
-        self, model: Any, processor: PairProcessor, images: Sequence[Any], device: Any
+        self, model: Any, processor: PairProcessor, images: Sequence[Any], device: Any, bar: Any
     ) -> tuple[torch.Tensor, list[int], list[str]]:
         """Embeddings of the images that can be read, their numbers, and what is wrong with the others."""
         rows: list[int] = []
@@ -124,6 +132,8 @@ class ClipEvaluator:
         parts: list[torch.Tensor] = []
         for start in range(0, len(images), self.batch_size):
             batch = []
+            bar.set_description("images")
+            bar.update(len(range(start, min(start + self.batch_size, len(images)))))
             for row in range(start, min(start + self.batch_size, len(images))):
                 try:
                     batch.append(processor.images([images[row]])[0])

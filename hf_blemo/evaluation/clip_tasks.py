@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from hf_blemo.data.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings, PairTable, open_source
+from hf_blemo.data.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings, PairStream, PairTable, open_source
 from hf_blemo.evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
 from hf_blemo.evaluation.clip_evaluation import RetrievalTask, Task, ZeroShotTask
+from hf_blemo.extras import MissingExtraError
 from hf_blemo.json_files import read_json
+from hf_blemo.setting_checks import check_known
 
 KINDS = ("zero_shot", "retrieval", SYNTHETIC, EMOJI)
 IMAGENET = "imagenet"
@@ -40,6 +41,7 @@ class TaskSettings:
             the 1,000 names and 80 templates that open_clip ships; by default the names of the data's own labels.
         templates: prompts with `{}` where the name goes; those of `classes` or a few plain ones by default.
         limit: images at most; 0 takes all.
+        streaming: whether to read the first `limit` images from the shards, instead of fetching the whole data set.
         options: of the built-in tasks: `seed`, `image_size`, `combinations`, and `images` of `synthetic` or `font` of
             `emoji`.
     """
@@ -55,6 +57,7 @@ class TaskSettings:
     classes: str | None = None
     templates: list[str] | None = None
     limit: int = 0
+    streaming: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -64,6 +67,8 @@ class TaskSettings:
             raise ValueError(f"kind {self.kind!r} needs data; the built-in tasks are of kind {self.data!r}")
         if self.limit < 0:
             raise ValueError(f"limit must be at least 0, found {self.limit}")
+        if self.streaming and not self.limit:
+            raise ValueError("streaming needs limit, how many images to take from the stream")
 
 
 def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
@@ -78,7 +83,7 @@ def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     Raises:
         FileNotFoundError: data or class table cannot be found.
         ValueError: an unknown setting, a missing column, labels that are no classes, or two tasks of one name.
-        ImportError: `classes: imagenet` without open_clip.
+        MissingExtraError: `classes: imagenet` without open_clip.
     """
     tasks: dict[str, Task] = {}
     for name, entries in settings.items():
@@ -92,11 +97,7 @@ def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
 
 def parse_task(name: str, entries: Mapping[str, Any]) -> TaskSettings:
     """Settings of one task; an unknown key is an error that names the nearest one."""
-    known = [entry.name for entry in fields(TaskSettings)]
-    for key in entries:
-        if key not in known:
-            nearest = get_close_matches(str(key), known, 1, 0.0)[0]
-            raise ValueError(f"evaluation.{name}: unknown setting {key!r}; the nearest known one is {nearest!r}")
+    check_known(f"evaluation.{name}", entries, (entry.name for entry in fields(TaskSettings)))
     try:
         return TaskSettings(**entries)
     except ValueError as error:
@@ -109,7 +110,7 @@ def _make(name: str, settings: TaskSettings) -> dict[str, Task]:
     if settings.kind == EMOJI:
         return emoji_tasks(**settings.options)
     source = PairSourceSettings(
-        **{key: getattr(settings, key) for key in ("data", "split", "name", "revision", "image_column")},
+        **{key: getattr(settings, key) for key in ("data", "split", "name", "revision", "image_column", "streaming")},
         caption_column=settings.caption_column if settings.kind == "retrieval" else settings.label_column,
     )
     if settings.kind == "retrieval":
@@ -130,25 +131,30 @@ class _Column(Sequence):
         return self.table.pairs([self.rows[index]])[0]["image"]
 
 
+def _opened(settings: TaskSettings, source: PairSourceSettings) -> tuple[Sequence[Any], list[Any], Any]:
+    """Images, what belongs to each, and the feature of the latter."""
+    data = open_source(source)
+    feature = (data.data.features or {}).get("caption")
+    if isinstance(data, PairStream):
+        pairs = data.first(settings.limit)
+        return [pair["image"] for pair in pairs], [pair["caption"] for pair in pairs], feature
+    rows = range(min(len(data), settings.limit or len(data)))
+    return _Column(data, rows), data.data["caption"][: len(rows)], feature
+
+
 def _retrieval_task(name: str, settings: TaskSettings, source: PairSourceSettings) -> RetrievalTask:
-    table = open_source(source)
-    assert isinstance(table, PairTable)
-    rows = range(min(len(table), settings.limit or len(table)))
-    captions = [found if isinstance(found, list) else [found] for found in table.data["caption"][: len(rows)]]
+    images, column, _ = _opened(settings, source)
+    captions = [found if isinstance(found, list) else [found] for found in column]
     for row, found in enumerate(captions):
         if not found or not all(isinstance(caption, str) for caption in found):
             raise ValueError(
                 f"evaluation.{name}: {settings.data} row {row}: found the captions {found!r}, expected text"
             )
-    return RetrievalTask(_Column(table, rows), captions, settings.data)
+    return RetrievalTask(images, captions, settings.data)
 
 
 def _zero_shot_task(name: str, settings: TaskSettings, source: PairSourceSettings) -> ZeroShotTask:
-    table = open_source(source)
-    assert isinstance(table, PairTable)
-    feature = table.data.features["caption"]
-    rows = range(min(len(table), settings.limit or len(table)))
-    found = table.data["caption"][: len(rows)]
+    images, found, feature = _opened(settings, source)
     names, templates = load_class_table(settings.classes) if settings.classes else (None, None)
     if names is None:
         if isinstance(feature, datasets.ClassLabel):
@@ -170,7 +176,7 @@ def _zero_shot_task(name: str, settings: TaskSettings, source: PairSourceSetting
             )
         labels.append(number)
     prompts = settings.templates or templates or list(TEMPLATES)
-    return ZeroShotTask(_Column(table, rows), labels, names, prompts, settings.data)
+    return ZeroShotTask(images, labels, names, prompts, settings.data)
 
 
 def load_class_table(source: str) -> tuple[list[str], list[str] | None]:
@@ -184,14 +190,14 @@ def load_class_table(source: str) -> tuple[list[str], list[str] | None]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: `imagenet` without open_clip, whose names and templates these are.
+        MissingExtraError: `imagenet` without open_clip, whose names and templates these are.
         ValueError: the file holds something else.
     """
     if source == IMAGENET:
         try:
             from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
         except ImportError as error:
-            raise ImportError(f"classes {source!r}: needs open_clip: pip install hf_blemo[openclip]") from error
+            raise MissingExtraError(f"classes {source!r}: needs open_clip: pip install hf_blemo[openclip]") from error
         return list(IMAGENET_CLASSNAMES), [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     path = Path(source)
     if not path.is_file():

@@ -33,7 +33,9 @@ def class_embeddings(
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(f"template {template!r}: expected one {{}} where the class name goes")
-    return prompt_embeddings(embed_texts, [[template.format(name) for template in templates] for name in class_names])
+    return prompt_embeddings(
+        embed_texts, [[template.replace("{}", name) for template in templates] for name in class_names]
+    )
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from hf_blemo.data.emoji_pairs import (
     rows_of_kind,
 )
 from hf_blemo.data.word_tokenizer import split_words
+from hf_blemo.extras import MissingExtraError
 
 try:
     FOUND = find_emoji_font()
@@ -196,7 +197,7 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "emoji", None)
         emoji_table.cache_clear()
-        with pytest.raises(ImportError, match=r"pip install hf_blemo\[emoji\]"):
+        with pytest.raises(MissingExtraError, match=r"pip install hf_blemo\[emoji\]"):
             emoji_tokenizer()
     with monkeypatch.context() as patched:
         patched.setattr(emoji_pairs, "FONT_FOLDERS", (str(tmp_path),))
@@ -208,7 +209,7 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
     for feature, package in (("raqm", "libraqm0"), ("fribidi", "libfribidi0")):
         with monkeypatch.context() as patched:
             patched.setattr(features, "check", lambda asked, missing=feature: asked != missing)
-            with pytest.raises(RuntimeError, match=f"without {feature}; apt install {package}"):
+            with pytest.raises(MissingExtraError, match=f"without {feature}; apt install {package}"):
                 make_emoji_pairs(17, font=str(tmp_path / "NotoColorEmoji.ttf"))
 
 
