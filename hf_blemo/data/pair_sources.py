@@ -16,6 +16,7 @@ EMOJI = "emoji"
 BUILT_IN = (SYNTHETIC, EMOJI)
 # What `datasets` reads each kind of file by; folders it looks into itself.
 READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".arrow": "arrow"}
+READ_AT_ONCE = 8
 # As of WebDataset shards on the Hub, taken where neither column is in the data.
 WEBDATASET_COLUMNS = (("jpg", "jpeg", "png", "webp"), ("txt", "caption"))
 
@@ -171,7 +172,7 @@ class PairStream:
             own = order if shared else order[consumer::consumers]
             for position in range(shard, len(own)):
                 part = self.data.shard(count, own[position]) if count > 1 else self.data
-                for offset, pair in enumerate(part.skip(row) if row else part, row):
+                for offset, pair in enumerate(_rows_of(part.skip(row) if row else part), row):
                     if shared and (offset + position) % consumers != consumer:
                         continue
                     found = True
@@ -254,6 +255,13 @@ def load_source(settings: PairSourceSettings) -> Any:
     except ValueError as error:
         # An unknown split or one without rows.
         raise ValueError(f"data {source!r}: {error}") from error
+
+
+def _rows_of(data: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+    # In a worker of a loader, iter(data) would deal the shards out once more and leave most of them unread.
+    for batch in data.iter(batch_size=READ_AT_ONCE):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
 
 
 def _arrow_shards(data: datasets.Dataset) -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
@@ -18,42 +17,8 @@ from hf_blemo.clip_rd_training.run import History, distill, learning_rate, param
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
-from hf_blemo.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = str(ROOT / "training" / "configs" / "clip_rd_synthetic.yaml")
-QUICK = [
-    "--config",
-    CONFIG,
-    "--synthetic.num_pairs",
-    "64",
-    "--batch_size",
-    "16",
-    "--num_steps",
-    "6",
-    "--log_every",
-    "2",
-]
-
-
-@pytest.fixture(autouse=True)
-def start_fresh(fresh_accelerate_state) -> None:
-    """Every test here starts without state of Accelerate."""
-
-
-def settings_for(output, *arguments):
-    return read_settings(DistillationSettings, [*QUICK, "--output_dir", str(output), *map(str, arguments)])
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """A teacher that has learned a little, wider than its students."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        output = tmp_path_factory.mktemp("teacher")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        distill(settings_for(output, "--num_steps", 20, "--student_config.projection_dim", 48))
-    return output
 
 
 def test_without_a_teacher_the_contrastive_loss_is_learned(teacher):
@@ -63,7 +28,7 @@ def test_without_a_teacher_the_contrastive_loss_is_learned(teacher):
     assert last["task"] < first["task"] and last["step"] == 20 and len(metrics["history"]) == 10
 
 
-def test_a_student_learns_every_term_and_loads_with_all_it_needs(teacher, tmp_path):
+def test_a_student_learns_every_term_and_loads_with_all_it_needs(teacher, tmp_path, settings_for):
     output = tmp_path / "student"
     metrics = distill(settings_for(output, "--teacher", teacher, "--num_steps", 20), command="python x.py")
     first, last = metrics["history"][0], metrics["history"][-1]
@@ -85,7 +50,7 @@ def test_a_student_learns_every_term_and_loads_with_all_it_needs(teacher, tmp_pa
     assert sum(entry["score"] for entry in found) == pytest.approx(1, abs=1e-5)
 
 
-def test_cached_chunks_end_with_the_same_student(teacher, tmp_path):
+def test_cached_chunks_end_with_the_same_student(teacher, tmp_path, settings_for):
     for name, chunk_size in (("whole", 0), ("chunks", 5)):
         distill(settings_for(tmp_path / name, "--teacher", teacher, "--chunk_size", chunk_size))
     whole, chunks = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "chunks"))
@@ -93,9 +58,9 @@ def test_cached_chunks_end_with_the_same_student(teacher, tmp_path):
         torch.testing.assert_close(chunks[name], value, rtol=0, atol=1e-4, msg=lambda text, name=name: name + text)
 
 
-def test_two_processes_end_with_the_student_of_one(teacher, tmp_path):
+def test_two_processes_end_with_the_student_of_one(teacher, tmp_path, settings_for, quick):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    program = [str(ROOT / "training" / "distill_clip_rd.py"), *QUICK, "--teacher", str(teacher), "--dtype", "float64"]
+    program = [str(ROOT / "training" / "distill_clip_rd.py"), *quick, "--teacher", str(teacher), "--dtype", "float64"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for name, start in (("one", []), ("two", launcher)):
         command = [sys.executable, *start, *program, "--output_dir", str(tmp_path / name)]
@@ -111,9 +76,9 @@ def test_two_processes_end_with_the_student_of_one(teacher, tmp_path):
         assert (two[name] - value).abs().max() < 1e-6 < 0.1 * moved, name
 
 
-def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_left_alone(teacher, tmp_path):
+def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_left_alone(teacher, tmp_path, quick):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    program = [sys.executable, str(ROOT / "training" / "distill_clip_rd.py"), *QUICK, "--teacher", str(teacher)]
+    program = [sys.executable, str(ROOT / "training" / "distill_clip_rd.py"), *quick, "--teacher", str(teacher)]
     program += ["--num_steps", "12", "--checkpoint_every", "1", "--log_every", "5"]
     program += ["--student_config.text_config.attention_dropout", "0.2", "--output_dir"]
     alone, killed = tmp_path / "alone", tmp_path / "killed"
@@ -139,7 +104,7 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_left_alone(teacher, tm
     assert "resume: learning_rate is 0.5 and was 0.002" in refused.stderr
 
 
-def test_a_student_may_start_from_a_checkpoint(teacher, tmp_path):
+def test_a_student_may_start_from_a_checkpoint(teacher, tmp_path, settings_for):
     settings = settings_for(tmp_path, "--student", teacher, "--student_config", "{}")
     student, processor = make_student(settings)
     for name, value in load_file(teacher / "model.safetensors").items():
@@ -147,7 +112,7 @@ def test_a_student_may_start_from_a_checkpoint(teacher, tmp_path):
     assert processor.image_processor.size["shortest_edge"] == 32
 
 
-def test_a_checkpoint_keeps_its_own_tokenizer_and_image_processor(teacher, tmp_path):
+def test_a_checkpoint_keeps_its_own_tokenizer_and_image_processor(teacher, tmp_path, settings_for):
     folder = tmp_path / "started"
     AutoModel.from_pretrained(teacher).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(teacher, model_max_length=9)
@@ -170,7 +135,7 @@ def test_a_checkpoint_keeps_its_own_tokenizer_and_image_processor(teacher, tmp_p
 
 
 @pytest.mark.parametrize("size", [16, 48])
-def test_a_new_student_is_made_for_the_size_of_images(size, tmp_path):
+def test_a_new_student_is_made_for_the_size_of_images(size, tmp_path, settings_for):
     student, processor = make_student(settings_for(tmp_path, "--image_size", size))
     pixels = processor.images([make_synthetic_pairs(1)[0]["image"]])
     assert pixels.shape == (1, 3, size, size) and student.get_image_features(pixels).shape == (1, 64)
@@ -184,17 +149,17 @@ def test_a_new_student_is_made_for_the_size_of_images(size, tmp_path):
         ("text_config.layers", "student_config.text_config.layers is no setting of CLIPTextConfig"),
     ],
 )
-def test_unknown_settings_of_the_student_are_named(key, message, tmp_path):
+def test_unknown_settings_of_the_student_are_named(key, message, tmp_path, settings_for):
     with pytest.raises(ValueError, match=message):
         make_student(settings_for(tmp_path, f"--student_config.{key}", 3))
 
 
-def test_asked_for_vocabulary_is_kept(tmp_path):
+def test_asked_for_vocabulary_is_kept(tmp_path, settings_for):
     student, _ = make_student(settings_for(tmp_path, "--student_config.text_config.vocab_size", 600))
     assert student.config.text_config.vocab_size == 600
 
 
-def test_a_teacher_of_another_kind_teaches_too(teacher, tmp_path):
+def test_a_teacher_of_another_kind_teaches_too(teacher, tmp_path, settings_for):
     """SigLIP: its scale has an axis, its config names no projection, its tokenizer makes no mask."""
     from transformers import SiglipConfig, SiglipModel
 
@@ -212,7 +177,7 @@ def test_a_teacher_of_another_kind_teaches_too(teacher, tmp_path):
     assert metrics["history"][-1]["xrd"] > 0
 
 
-def test_the_weights_of_a_run_may_follow_a_schedule(teacher, tmp_path):
+def test_the_weights_of_a_run_may_follow_a_schedule(teacher, tmp_path, settings_for):
     arguments = (
         "--teacher",
         teacher,
@@ -237,7 +202,7 @@ def test_the_mean_of_a_term_is_over_the_steps_that_computed_it():
     assert history.close(3) == {"step": 3, "loss": 1.0} and len(history.rows) == 2
 
 
-def test_a_preset_takes_the_tokenizer_s_vocabulary(tmp_path):
+def test_a_preset_takes_the_tokenizer_s_vocabulary(tmp_path, settings_for):
     settings = settings_for(tmp_path, "--student", "vit-t-16", "--student_config", "{}")
     with torch.device("meta"):
         student, processor = make_student(settings)
@@ -249,7 +214,7 @@ def test_a_preset_takes_the_tokenizer_s_vocabulary(tmp_path):
 # --- Inputs ---
 
 
-def test_captions_are_padded_to_the_longest_of_the_batch_and_images_converted(tmp_path):
+def test_captions_are_padded_to_the_longest_of_the_batch_and_images_converted(tmp_path, settings_for):
     _, processor = make_student(settings_for(tmp_path))
     encoded = processor.captions(["one small red ring", "two large striped red rings on the left"])
     assert encoded["input_ids"].shape == (2, 10) and encoded["attention_mask"].sum(1).tolist() == [6, 10]
@@ -267,7 +232,7 @@ def test_the_rate_rises_then_falls_to_nothing():
     assert rates[20] == pytest.approx(0)
 
 
-def test_matrices_alone_decay(tmp_path):
+def test_matrices_alone_decay(tmp_path, settings_for):
     student, _ = make_student(settings_for(tmp_path))
     decayed, others = parameter_groups(student, 0.3)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
@@ -308,25 +273,25 @@ def test_bad_settings_are_named(changes, message):
         (["--batch_size", "65"], "batch_size 65 is larger than the data 'synthetic', 64 pairs"),
     ],
 )
-def test_what_cannot_be_used_is_named_and_nothing_is_written(arguments, message, tmp_path):
+def test_what_cannot_be_used_is_named_and_nothing_is_written(arguments, message, tmp_path, settings_for):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         distill(settings_for(tmp_path / "output", *arguments))
     assert not (tmp_path / "output").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_found_before_training(tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_found_before_training(tmp_path, settings_for):
     (tmp_path / "output").write_text("mine")
     with pytest.raises(NotADirectoryError, match="output_dir .*: found a file, expected a folder"):
         distill(settings_for(tmp_path / "output"))
     assert (tmp_path / "output").read_text() == "mine"
 
 
-def test_a_teacher_without_its_tokenizer_is_named(teacher, tmp_path):
+def test_a_teacher_without_its_tokenizer_is_named(teacher, tmp_path, settings_for):
     AutoModel.from_pretrained(teacher).save_pretrained(tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match="teacher .*bare'?: AutoTokenizer found nothing to load"):
         distill(settings_for(tmp_path / "output", "--teacher", tmp_path / "bare"))
 
 
-def test_a_caption_that_is_no_text_is_named(tmp_path):
+def test_a_caption_that_is_no_text_is_named(tmp_path, settings_for):
     with pytest.raises(ValueError, match="expected a caption, found None"):
         make_student(settings_for(tmp_path))[1].captions(["one small red ring", None])

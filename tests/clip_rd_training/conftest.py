@@ -1,0 +1,50 @@
+"""What the tests of distillation share: settings of a run of a second, and a teacher."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from hf_blemo.clip_rd_training.run import distill
+from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.settings import read_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "training" / "configs" / "clip_rd_synthetic.yaml")
+QUICK = (
+    *("--config", CONFIG, "--weight_schedule", "{}", "--synthetic.num_pairs", "64"),
+    *("--batch_size", "16", "--num_steps", "6", "--log_every", "2"),
+)
+
+
+@pytest.fixture(autouse=True)
+def start_fresh(fresh_accelerate_state) -> None:
+    """Every test here starts without state of Accelerate."""
+
+
+@pytest.fixture(scope="session")
+def quick() -> tuple[str, ...]:
+    """Arguments of a distillation that takes a second."""
+    return QUICK
+
+
+@pytest.fixture(scope="session")
+def settings_for() -> Callable[..., DistillationSettings]:
+    """Settings of such a distillation, by output folder and further arguments."""
+
+    def make(output: object, *arguments: object) -> DistillationSettings:
+        return read_settings(DistillationSettings, [*QUICK, "--output_dir", str(output), *map(str, arguments)])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory, settings_for) -> Path:
+    """The folder of a teacher that has learned a little, wider than its students."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        output = tmp_path_factory.mktemp("teacher")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        distill(settings_for(output, "--num_steps", 20, "--student_config.projection_dim", 48))
+    return output

@@ -1,0 +1,286 @@
+"""Batches are a function of seed and step, whoever reads them, and broken pairs never end up in them unseen."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from pair_files import assert_same, encoded, picture, write_shards
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from hf_blemo.clip_rd_training.batches import MOST_IN_A_ROW, PairBatches
+from hf_blemo.clip_rd_training.data_position import DataPosition
+from hf_blemo.data.pair_processor import PairProcessor
+from hf_blemo.data.pair_sources import PairSourceSettings, PairTable, open_source
+from hf_blemo.data.synthetic_pairs import MAX_TOKENS, synthetic_tokenizer
+
+CROPS = {"scale": [0.5, 1.0], "flip": 0.5}
+WORDS = ("red", "green", "blue", "yellow", "purple", "orange")
+
+
+def caption(number: int) -> str:
+    """A caption of words the tokenizer knows, another for every number below 216."""
+    return " ".join(WORDS[number // base % 6] for base in (36, 6, 1))
+
+
+def processor(size: int = 16) -> PairProcessor:
+    sides = {"height": size, "width": size}
+    return PairProcessor(
+        synthetic_tokenizer(), CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=sides), None
+    )
+
+
+def table_of(images, captions, **settings) -> PairTable:
+    features = datasets.Features({"image": datasets.Image(decode=False), "caption": _feature(captions)})
+    rows = [{"bytes": image, "path": None} if isinstance(image, bytes) else image for image in images]
+    data = datasets.Dataset.from_dict({"image": rows, "caption": captions}, features=features)
+    return PairTable(PairSourceSettings(data="here", **settings), data)
+
+
+def _feature(captions):
+    lists = any(isinstance(found, list) for found in captions)
+    return datasets.List(datasets.Value("string")) if lists else datasets.Value("string")
+
+
+@pytest.fixture(scope="module")
+def table() -> PairTable:
+    return table_of([encoded(picture(number)) for number in range(24)], [caption(number) for number in range(24)])
+
+
+def batches_of(sources, batch_size=8, num_steps=6, **options) -> PairBatches:
+    sources = sources if isinstance(sources, list) else [sources]
+    return PairBatches(sources, options.pop("student", processor()), None, batch_size, num_steps, **options)
+
+
+def read(batches: PairBatches, workers: int = 0):
+    """All batches, with their reports, through a loader as in training."""
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers, generator=torch.Generator())
+    return list(loader)
+
+
+# --- Who reads ---
+
+
+@pytest.mark.parametrize("augmentation", [{}, CROPS], ids=["whole", "crops"])
+def test_the_global_batch_is_that_of_one_process(table, augmentation):
+    whole = batches_of(table, augmentation=augmentation)
+    shares = [batches_of(table, augmentation=augmentation, rank=rank, world=2) for rank in range(2)]
+    for step in range(6):
+        parts = [share[step] for share in shares]
+        for name, values in whole[step].items():
+            # Slots are dealt to the processes in turn.
+            for rank in range(2):
+                assert torch.equal(parts[rank][name], values[rank::2]), (name, step)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_read_what_the_training_process_would(table, workers):
+    alone, found = (
+        read(batches_of(table, augmentation=CROPS)),
+        read(batches_of(table, augmentation=CROPS, num_workers=workers), workers),
+    )
+    assert len(alone) == len(found) == 6
+    for (one, _), (other, _) in zip(alone, found, strict=True):
+        assert_same(one, other)
+
+
+def test_a_pass_visits_every_row_once_in_an_order_of_its_own(table):
+    batches = batches_of(table)
+    orders = []
+    for number in range(2):
+        passes, rows = zip(*(batches.rows(0, step) for step in range(3 * number, 3 * number + 3)), strict=True)
+        assert set(passes) == {number}
+        orders.append(np.concatenate(rows).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(24)) and orders[0] != orders[1]
+    assert not np.array_equal(batches_of(table, seed=1).rows(0, 0)[1], batches.rows(0, 0)[1])
+
+
+def test_every_step_can_be_begun_with(table):
+    batches = batches_of(table, augmentation=CROPS)
+    expected = [batch for batch, _ in read(batches)]
+    later = batches_of(table, augmentation=CROPS)
+    later.go_on(4, {})
+    for (batch, _), same in zip(read(later), expected[4:], strict=True):
+        assert_same(batch, same)
+
+
+def test_sources_have_their_share_of_every_batch(table):
+    others = table_of([encoded(picture(100 + number)) for number in range(6)], [caption(50)] * 6, weight=3.0)
+    batches = batches_of([table, others])
+    assert batches.counts == [2, 6]
+    unlike = processor().captions([caption(50)])["input_ids"][0]
+    for batch, _ in read(batches):
+        assert (batch["input_ids"] == unlike).all(1).tolist() == [False] * 2 + [True] * 6
+    with pytest.raises(ValueError, match="the share of 15 pairs in a batch is larger than the data 'here', 6 pairs"):
+        batches_of([table, others], batch_size=20)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(table):
+    with pytest.raises(ValueError, match="batch_size 8 is not a multiple of the 3 processes"):
+        batches_of(table, world=3)
+
+
+# --- Pictures and captions ---
+
+
+def test_variants_come_again_and_new_crops_never_do(table):
+    first = {step: batches_of(table, 24, 4, augmentation={**CROPS, "variants": 2})[step] for step in range(4)}
+    order = [batches_of(table, 24, 4).rows(0, step)[1].argsort() for step in range(4)]
+    pixels = [first[step]["pixel_values"][order[step]] for step in range(4)]
+    assert torch.equal(pixels[0], pixels[2]) and torch.equal(pixels[1], pixels[3])
+    assert not torch.equal(pixels[0], pixels[1])
+    endless = [batches_of(table, 24, 4, augmentation=CROPS)[step]["pixel_values"][order[step]] for step in range(4)]
+    assert torch.equal(endless[0], pixels[0]) and not torch.equal(endless[0], endless[2])
+
+
+def test_a_teacher_of_another_size_sees_the_same_crop(table):
+    batches = PairBatches([table], processor(16), processor(32), 8, 1, augmentation=CROPS)
+    batch = batches[0]
+    assert batch["teacher_pixel_values"].shape == (8, 3, 32, 32)
+    halves = torch.nn.functional.avg_pool2d(batch["teacher_pixel_values"], 2)
+    assert (halves - batch["pixel_values"]).abs().mean() < 0.5 * (halves - batch["pixel_values"].flip(0)).abs().mean()
+    same = PairBatches([table], processor(16), processor(16), 8, 1, augmentation=CROPS)[0]
+    assert "teacher_pixel_values" not in same and "teacher_input_ids" not in same
+
+
+def test_of_several_captions_each_visit_draws_one():
+    lists = [[caption(number), caption(number + 24), caption(number + 48)] for number in range(24)]
+    table = table_of([encoded(picture(number)) for number in range(24)], lists)
+    batches = batches_of(table, 24, 12)
+    drawn = {row: [] for row in range(24)}
+    for step in range(12):
+        tokenizer = batches.student.tokenizer
+        texts = tokenizer.batch_decode(batches[step]["input_ids"], skip_special_tokens=True)
+        for row, text in zip(batches.rows(0, step)[1], texts, strict=True):
+            drawn[row].append(lists[row].index(text))
+        assert_same(batches[step], batches_of(table, 24, 12)[step])
+    counts = np.bincount([number for row in drawn.values() for number in row], minlength=3)
+    assert (counts > 0.2 * counts.sum()).all() and all(len(set(row)) > 1 for row in drawn.values())
+
+
+def test_captions_longer_than_the_context_keep_their_end():
+    table = table_of([encoded(picture(number)) for number in range(8)], [" ".join(WORDS * 9)] * 8)
+    batch = batches_of(table, num_steps=1)[0]
+    assert batch["input_ids"].shape == (8, MAX_TOKENS)
+    assert (batch["input_ids"][:, -1] == synthetic_tokenizer().eos_token_id).all()
+
+
+@pytest.mark.parametrize("augmentation", [{}, CROPS], ids=["whole", "crops"])
+def test_pictures_of_every_kind_stand_in_one_batch(augmentation):
+    turned = Image.Exif()
+    turned[274] = 6
+    sixteen = Image.fromarray(np.linspace(0, 65535, 1280).reshape(32, 40).astype(np.uint16))
+    images = [
+        encoded(picture(0, "L"), "JPEG"),
+        encoded(picture(1, "CMYK"), "JPEG"),
+        encoded(picture(2, "P")),
+        encoded(sixteen),
+        encoded(picture(4), "JPEG", exif=turned),
+        encoded(picture(5, size=(1, 1))),
+        encoded(picture(6, "RGBA")),
+        encoded(picture(7, "1")),
+    ]
+    table = table_of(images, [caption(number) for number in range(8)])
+    batch, report = read(batches_of(table, num_steps=1, augmentation=augmentation))[0]
+    assert report["broken"] == 0
+    assert batch["pixel_values"].shape == (8, 3, 16, 16) and batch["pixel_values"].isfinite().all()
+    assert len({tuple(image.flatten().tolist()) for image in batch["pixel_values"]}) == 8
+
+
+# --- Broken pairs ---
+
+
+def test_broken_pairs_are_replaced_counted_and_named(tmp_path):
+    images = [encoded(picture(number), "JPEG") for number in range(12)]
+    captions = [caption(number) for number in range(12)]
+    images[1] = images[1][: len(images[1]) // 2]
+    images[3] = {"bytes": None, "path": str(tmp_path / "gone.jpg")}
+    images[5] = b"no picture"
+    images[7] = None
+    captions[9] = "  "
+    captions[11] = None
+    table = table_of(images, captions)
+    batches = batches_of(table, 12, 3, augmentation=CROPS)
+    whole = [encoded(picture(number), "JPEG") for number in range(12)]
+    sound = batches_of(table_of(whole, [caption(number) for number in range(12)]), 12, 3, augmentation=CROPS)
+    for step, (batch, report) in enumerate(read(batches)):
+        assert report["broken"] >= 6 and report["seen"] == 12 + report["broken"]
+        assert len(report["examples"]) == 3 and all("here, row " in example for example in report["examples"])
+        # Those that can be read are where they would be.
+        rows = batches.rows(0, step)[1]
+        for slot, row in enumerate(rows):
+            same = torch.equal(batch["pixel_values"][slot], sound[step]["pixel_values"][slot])
+            assert same == (row % 2 == 0 or row > 11), row
+        assert_same(batch, batches[step])
+
+
+def test_data_of_which_nothing_can_be_read_ends_with_one_error():
+    table = table_of([b"no picture"] * 8, [caption(number) for number in range(8)])
+    with pytest.raises(ValueError, match=f"{MOST_IN_A_ROW} pairs in a row could not be read; the last: here, row"):
+        batches_of(table)[0]
+
+
+def test_too_large_a_share_of_broken_pairs_ends_the_run():
+    position = DataPosition(Accelerator(cpu=True), 0.1)
+    report = {"seen": 200, "broken": 20, "examples": ["here, row 3: cut"], "consumer": 0, "states": [{}]}
+    position.take(report)
+    position.share()
+    assert (position.seen, position.broken, position.examples) == (200, 20, ["here, row 3: cut"])
+    position.take({**report, "seen": 10, "broken": 5})
+    with pytest.raises(ValueError, match="25 of 210 pairs could not be read, more than max_broken_share 0.1 allows"):
+        position.share()
+    few = DataPosition(Accelerator(cpu=True), 0.05)
+    few.take({**report, "seen": 8, "broken": 4})
+    # Four of the first eight say little.
+    few.share()
+
+
+# --- Streams and files ---
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_stream_goes_on_where_it_was(tmp_path, workers):
+    folder = write_shards(tmp_path / "shards", [caption(number) for number in range(30)], 3)
+
+    def batches():
+        source = open_source(PairSourceSettings(data=str(folder), streaming=True), 4, 5)
+        return batches_of(source, 4, 20, num_workers=workers, augmentation=CROPS)
+
+    expected = read(batches(), workers)
+    assert len(expected) == 20
+    for done in (1, 7, 8):
+        states = {report["consumer"]: report["states"] for _, report in expected[:done]}
+        later = batches()
+        later.go_on(done, states)
+        for (batch, _), (same, _) in zip(read(later, workers), expected[done:], strict=True):
+            assert_same(batch, same)
+    texts = synthetic_tokenizer().batch_decode(
+        torch.cat([batch["input_ids"] for batch, _ in expected]), skip_special_tokens=True
+    )
+    counts = np.unique(texts, return_counts=True)[1]
+    # 80 pairs are more than two passes of 30.
+    assert len(counts) == 30 and counts.min() >= 2 and counts.max() <= 4
+
+
+def test_broken_pairs_of_a_stream_are_passed_over_and_counted(tmp_path):
+    captions = [caption(number) if number % 5 else " " for number in range(20)]
+    folder = write_shards(tmp_path / "shards", captions, 2)
+    source = open_source(PairSourceSettings(data=str(folder), streaming=True), 4)
+    reports = [report for _, report in read(batches_of(source, 4, 5))]
+    broken = sum(report["broken"] for report in reports)
+    # Twenty sound pairs are a whole pass of sixteen and a part of the next.
+    assert 4 <= broken <= 8 and sum(report["seen"] for report in reports) == 20 + broken
+    assert all("shard" in example for report in reports for example in report["examples"])
+
+
+def test_pictures_beside_a_table_and_missing_ones(tmp_path):
+    for number in range(8):
+        if number != 3:
+            (tmp_path / f"{number}.png").write_bytes(encoded(picture(number)))
+    rows = "".join(f"{number}.png,{caption(number)}\n" for number in range(8))
+    (tmp_path / "pairs.csv").write_text(f"image,caption\n{rows}")
+    table = open_source(PairSourceSettings(data=str(tmp_path / "pairs.csv")))
+    batch, report = read(batches_of(table, num_steps=1))[0]
+    assert report["broken"] == 1 and "row 3" in report["examples"][0] and "3.png" in report["examples"][0]
+    assert batch["pixel_values"].isfinite().all()

@@ -1,0 +1,44 @@
+"""Pictures and captions on disk, for tests of whatever reads them."""
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def picture(number: int, mode: str = "RGB", size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """A picture like no other."""
+    pixels = np.random.default_rng(number).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    """The file of a picture."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def write_shards(folder: Path, captions: Sequence[str], num_shards: int) -> Path:
+    """WebDataset shards of pictures with captions."""
+    folder.mkdir(parents=True)
+    for part in range(num_shards):
+        with tarfile.open(folder / f"part-{part}.tar", "w") as archive:
+            for number in range(part, len(captions), num_shards):
+                content = {"jpg": encoded(picture(number), "JPEG"), "txt": captions[number].encode()}
+                for suffix, value in content.items():
+                    entry = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                    entry.size = len(value)
+                    archive.addfile(entry, io.BytesIO(value))
+    return folder
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    """Whether two batches are the same to the last bit."""
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        assert torch.equal(values, two[name]), name
