@@ -151,24 +151,19 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     shards = description.shards()
     missing = [number for number in range(len(shards)) if not description.shard_path(output, number).is_file()]
     own = missing[accelerator.process_index :: accelerator.num_processes]
-    bar = tqdm(
-        total=sum(len(shards[number][1]) for number in own) * description.variants,
-        desc="embedding",
-        unit="pair",
-        disable=not accelerator.is_main_process,
-    )
-    # Every process comes by here as often, so that they can add up what they have read.
-    for turn in range(-(-len(missing) // accelerator.num_processes)):
-        if turn < len(own):
-            source, rows = shards[own[turn]]
-            table = sources[source]
-            assert isinstance(table, PairTable)
-            part = ShardPairs(table, source, rows, description.variants, reader, clips, settings.batch_size)
-            columns = _embedded(accelerator, part, names, settings.num_workers, position, bar)
-            columns["source"] = [source] * len(part.visits)
-            write_shard(description.shard_path(output, own[turn]), schema, columns)
-        position.share()
-    bar.close()
+    total = sum(len(shards[number][1]) for number in own) * description.variants
+    with tqdm(total=total, desc="embedding", unit="pair", disable=not accelerator.is_main_process) as bar:
+        # Every process comes by here as often, so that they can add up what they have read.
+        for turn in range(-(-len(missing) // accelerator.num_processes)):
+            if turn < len(own):
+                source, rows = shards[own[turn]]
+                table = sources[source]
+                assert isinstance(table, PairTable)
+                part = ShardPairs(table, source, rows, description.variants, reader, clips, settings.batch_size)
+                columns = _embedded(accelerator, part, names, settings.num_workers, position, bar)
+                columns["source"] = [source] * len(part.visits)
+                write_shard(description.shard_path(output, own[turn]), schema, columns)
+            position.share()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _write_card(output, description)

@@ -314,40 +314,42 @@ class Training:
         settings, accelerator = self.settings, self.accelerator
         begin = checkpoints.restore(settings.num_steps) if settings.resume else 0
         self.batches.go_on(begin, self.position.own_states())
-        bar = tqdm(
+        with tqdm(
             total=settings.num_steps,
             initial=begin,
             desc="distillation",
             unit="step",
             disable=not accelerator.is_main_process,
-        )
-        for step in range(begin, settings.num_steps):
-            if step == begin:
-                loader = iter(self._loader())
-            batch = self._next(loader)
-            terms = self._step(step, batch)
-            done, last = step + 1, step + 1 == settings.num_steps
-            self.distiller.set_step(done)
-            if last:
-                self.distiller.clamp_scales()
-            if self.average is not None:
-                self.average.update_parameters(self.distiller.student)
-            self.history.add(terms)
-            logged = {}
-            if done % settings.log_every == 0 or last:
-                self.position.share()
-                scale = self.distiller.student.logit_scale.exp().item()
-                logged = self.history.close(done, logit_scale=scale, learning_rate=learning_rate(step, settings))
-                bar.set_postfix(loss=f"{logged['loss']:.3f}")
-            if last or (settings.evaluate_every and done % settings.evaluate_every == 0):
-                logged = {**logged, **self._evaluate(done)}
-            if logged and settings.trackers:
-                accelerator.log({name: value for name, value in logged.items() if name != "step"}, step=done)
-            if checkpoints.due(done, last):
-                self.position.share()
-                checkpoints.save(done, last)
-            bar.update(1)
-        bar.close()
+        ) as bar:
+            loader = iter(self._loader()) if begin < settings.num_steps else None
+            for step in range(begin, settings.num_steps):
+                self._train(step, loader, checkpoints, bar)
+
+    def _train(self, step: int, loader: Any, checkpoints: Checkpoints, bar: Any) -> None:
+        """One step, and all that is due after it."""
+        settings, accelerator = self.settings, self.accelerator
+        terms = self._step(step, self._next(loader))
+        done, last = step + 1, step + 1 == settings.num_steps
+        self.distiller.set_step(done)
+        if last:
+            self.distiller.clamp_scales()
+        if self.average is not None:
+            self.average.update_parameters(self.distiller.student)
+        self.history.add(terms)
+        logged = {}
+        if done % settings.log_every == 0 or last:
+            self.position.share()
+            scale = self.distiller.student.logit_scale.exp().item()
+            logged = self.history.close(done, logit_scale=scale, learning_rate=learning_rate(step, settings))
+            bar.set_postfix(loss=f"{logged['loss']:.3f}")
+        if last or (settings.evaluate_every and done % settings.evaluate_every == 0):
+            logged = {**logged, **self._evaluate(done)}
+        if logged and settings.trackers:
+            accelerator.log({name: value for name, value in logged.items() if name != "step"}, step=done)
+        if checkpoints.due(done, last):
+            self.position.share()
+            checkpoints.save(done, last)
+        bar.update(1)
 
     def _loader(self) -> torch.utils.data.DataLoader:
         # Each process makes its own share, so nothing remains for Accelerate to deal out. A generator of its own: the

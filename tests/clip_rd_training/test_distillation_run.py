@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from pair_files import write_shards
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
-from hf_blemo.clip_rd_training.run import History, distill, learning_rate, parameter_groups
+from hf_blemo.clip_models import load_clip
+from hf_blemo.clip_rd_training.run import History, Training, distill, learning_rate, parameter_groups
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
-from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
+from hf_blemo.data.synthetic_pairs import make_synthetic_pairs, synthetic_tokenizer
+from hf_blemo.evaluation.clip_evaluation import ClipEvaluator
+from hf_blemo.evaluation.clip_tasks import make_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,9 +81,22 @@ def test_two_processes_end_with_the_student_of_one(teacher, tmp_path, settings_f
         assert (two[name] - value).abs().max() < 1e-6 < 0.1 * moved, name
 
 
-def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_left_alone(teacher, tmp_path, quick):
+KINDS_OF_DATA = {
+    "table": [],
+    "stream": [
+        *("--data", "{shards}", "--streaming", "true", "--shuffle_block", "7", "--num_workers", "2"),
+        *("--augmentation.scale", "[0.5, 1.0]", "--ema_decay", "0.9", "--tokenizer", "{teacher}"),
+        *("--evaluation", "{{drawn: {{kind: synthetic, options: {{images: 8}}}}}}", "--evaluate_every", "5"),
+    ],
+}
+
+
+@pytest.mark.parametrize("arguments", KINDS_OF_DATA.values(), ids=KINDS_OF_DATA.keys())
+def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_left_alone(teacher, tmp_path, quick, arguments):
+    shards = write_shards(tmp_path / "shards", list(make_synthetic_pairs(50)["caption"]), 3)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     program = [sys.executable, str(ROOT / "training" / "distill_clip_rd.py"), *quick, "--teacher", str(teacher)]
+    program += [argument.format(shards=shards, teacher=teacher) for argument in arguments]
     program += ["--num_steps", "12", "--checkpoint_every", "1", "--log_every", "5"]
     program += ["--student_config.text_config.attention_dropout", "0.2", "--output_dir"]
     alone, killed = tmp_path / "alone", tmp_path / "killed"
@@ -97,11 +115,114 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_left_alone(teacher, tm
     subprocess.run(resumed, env=environment, check=True, capture_output=True, timeout=300)
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (killed / name).read_bytes() == (alone / name).read_bytes(), name
-    histories = [json.loads((folder / "metrics.json").read_text())["history"] for folder in (alone, killed)]
-    assert histories[0] == histories[1] and [row["step"] for row in histories[0]] == [5, 10, 12]
+    one, other = (json.loads((folder / "metrics.json").read_text()) for folder in (alone, killed))
+    for key in ("history", "evaluations", "data"):
+        assert one[key] == other[key], key
+    assert [row["step"] for row in one["history"]] == [5, 10, 12]
+    assert [row["step"] for row in one["evaluations"]] == ([5, 10, 12] if arguments else [])
     refused = subprocess.run([*resumed, "--learning_rate", "0.5"], env=environment, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "resume: learning_rate is 0.5 and was 0.002" in refused.stderr
+
+
+def test_the_saved_student_may_be_a_moving_average(tmp_path, settings_for, monkeypatch):
+    seen = []
+    original = Training._step
+
+    def step(self, *arguments):
+        terms = original(self, *arguments)
+        seen.append({name: value.clone() for name, value in self.distiller.student.state_dict().items()})
+        return terms
+
+    monkeypatch.setattr(Training, "_step", step)
+    distill(settings_for(tmp_path / "student", "--num_steps", 3, "--ema_decay", 0.5))
+    saved = load_file(tmp_path / "student" / "model.safetensors")
+    for name, value in saved.items():
+        # The average begins with the weights after the first step.
+        expected = 0.5 * (0.5 * seen[0][name] + 0.5 * seen[1][name]) + 0.5 * seen[2][name]
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    assert any((saved[name] - seen[2][name]).abs().max() > 1e-4 for name in saved)
+
+
+def test_a_student_is_evaluated_on_its_way(teacher, tmp_path, settings_for):
+    tasks = "{drawn: {kind: synthetic, options: {images: 20}}}"
+    arguments = ("--teacher", teacher, "--evaluation", tasks, "--evaluate_every", 4, "--evaluate_teacher", "true")
+    metrics = distill(settings_for(tmp_path / "student", *arguments))
+    assert [row["step"] for row in metrics["evaluations"]] == [4, 6]
+    assert metrics["evaluation"] == metrics["evaluations"][-1]
+    evaluator = ClipEvaluator(make_tasks({"drawn": {"kind": "synthetic", "options": {"images": 20}}}))
+    for folder, found in ((tmp_path / "student", metrics["evaluation"]), (teacher, metrics["teacher_evaluation"])):
+        clip = load_clip(str(folder))
+        assert evaluator.evaluate(clip.model, clip.processor) == found["tasks"]
+    # The card has them, and the plots are there.
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert f"{metrics['evaluation']['tasks']['retrieval']['image_to_text_r@5']:.1%}" in card
+    plots = {path.stem for path in (tmp_path / "student" / "plots").iterdir()}
+    assert plots == {"loss_terms", "evaluations", "similarity"}
+
+
+def test_too_many_broken_pairs_end_the_run_and_keep_its_checkpoints(tmp_path, quick):
+    pairs = make_synthetic_pairs(200)
+    captions = [caption if number % 10 else " " for number, caption in enumerate(pairs["caption"])]
+    pairs.remove_columns("caption").add_column("caption", captions).save_to_disk(str(tmp_path / "pairs"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    program = [sys.executable, str(ROOT / "training" / "distill_clip_rd.py"), *quick, "--num_steps", "20"]
+    program += ["--synthetic", "{}", "--data", str(tmp_path / "pairs"), "--checkpoint_every", "2"]
+    program += ["--tokenizer", str(tmp_path / "tokenizer"), "--output_dir", str(tmp_path / "student")]
+    synthetic_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert "pairs could not be read, more than max_broken_share 0.05 allows; for instance:" in last
+    assert "found the caption ' ', expected text" in last
+    assert list((tmp_path / "student" / "checkpoints").glob("step_*"))
+    more = subprocess.run(
+        [*program, "--max_broken_share", "0.2", "--num_steps", "3"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert more.returncode == 0, more.stderr[-2000:]
+    data = json.loads((tmp_path / "student" / "metrics.json").read_text())["data"]
+    assert data["seen"] == 48 + data["broken"] and data["broken_examples"]
+
+
+def test_gradients_are_clipped(teacher, tmp_path, settings_for, monkeypatch):
+    norms = {}
+    original = torch.optim.AdamW.step
+
+    def step(self, *arguments, **options):
+        gradients = [value.grad for group in self.param_groups for value in group["params"] if value.grad is not None]
+        norms.setdefault(limit, []).append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    for limit in (0.0, 0.01):
+        distill(settings_for(tmp_path / str(limit), "--teacher", teacher, "--max_grad_norm", limit))
+    assert min(norms[0.0]) > 0.1 and max(norms[0.01]) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_towers_may_run_in_half_precision(teacher, tmp_path, settings_for):
+    rows = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        arguments = ("--teacher", teacher, "--mixed_precision", precision)
+        rows[precision] = distill(settings_for(tmp_path / precision, *arguments))["history"][-1]
+    for name, value in rows["no"].items():
+        assert rows["bf16"][name] == pytest.approx(value, rel=0.05), name
+    assert rows["bf16"]["fd"] != rows["no"]["fd"]
+    assert {value.dtype for value in load_file(tmp_path / "bf16" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_trackers_get_every_term(teacher, tmp_path, settings_for):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    distill(settings_for(tmp_path / "student", "--teacher", teacher, "--trackers", "tensorboard"))
+    events = EventAccumulator(str(next((tmp_path / "student").rglob("events.out.*")).parent))
+    events.Reload()
+    assert {"loss", "xrd", "fd", "logit_scale", "learning_rate"} <= set(events.Tags()["scalars"])
+    assert [entry.step for entry in events.Scalars("loss")] == [2, 4, 6]
 
 
 def test_a_student_may_start_from_a_checkpoint(teacher, tmp_path, settings_for):
@@ -270,6 +391,8 @@ def test_bad_settings_are_named(changes, message):
         (["--student", "vit-t-17"], "student 'vit-t-17': found no config.json there"),
         (["--data", "gone"], "data 'gone': no such folder"),
         (["--resume", "true"], "resume needs checkpoint_every of at least 1"),
+        (["--evaluation.drawn.kid", "synthetic"], "unknown setting 'kid'; the nearest known one is 'kind'"),
+        (["--evaluation.drawn.kind", "retrieval"], "evaluation.drawn: kind 'retrieval' needs data"),
         (["--batch_size", "65"], "batch_size 65 is larger than the data 'synthetic', 64 pairs"),
     ],
 )
@@ -295,3 +418,35 @@ def test_a_teacher_without_its_tokenizer_is_named(teacher, tmp_path, settings_fo
 def test_a_caption_that_is_no_text_is_named(tmp_path, settings_for):
     with pytest.raises(ValueError, match="expected a caption, found None"):
         make_student(settings_for(tmp_path))[1].captions(["one small red ring", None])
+
+
+def test_teachers_without_a_common_width_are_refused(teacher, tmp_path, settings_for):
+    from transformers import CLIPTextConfig, CLIPTextModel, SiglipConfig, SiglipModel
+
+    def prepared(model, name):
+        model.save_pretrained(tmp_path / name)
+        AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / name)
+        AutoImageProcessor.from_pretrained(teacher, backend="pil").save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": 44, "max_position_embeddings": 16}
+    alone = prepared(CLIPTextModel(CLIPTextConfig(**text)), "text_alone")
+    with pytest.raises(ValueError, match="CLIPTextModel has no get_image_features; expected a CLIP"):
+        distill(settings_for(tmp_path / "student", "--teacher", alone))
+    vision = {**tower, "hidden_size": 24, "image_size": 32, "patch_size": 8}
+    config = SiglipConfig(text_config={**text, "projection_size": 16}, vision_config=vision)
+    unequal = prepared(SiglipModel(config), "unequal")
+    with pytest.raises(ValueError, match="images are embedded in a width of 24 and texts of 16; expected projections"):
+        distill(settings_for(tmp_path / "student", "--teacher", unequal))
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_checkpoint_of_another_config_is_refused(teacher, tmp_path, settings_for):
+    output = tmp_path / "student"
+    distill(settings_for(output, "--teacher", teacher, "--checkpoint_every", 2))
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    other = ("--student_config.vision_config.num_hidden_layers", 1)
+    with pytest.raises(ValueError, match="resume: student_config.* is .* and was"):
+        distill(settings_for(output, "--teacher", teacher, "--checkpoint_every", 2, "--resume", "true", *other))
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
