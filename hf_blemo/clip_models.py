@@ -86,8 +86,12 @@ def load_part(auto_class: Any, source: str, what: str, **options: Any) -> Any:
 
 def load_processor(source: str, what: str, text_config: Any, **options: Any) -> PairProcessor:
     """Loads the tokenizer and the image processor of a model of transformers."""
+    tokenizer = load_part(AutoTokenizer, source, what, **options)
+    # What transformers makes of a folder without a tokenizer's files knows its special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise FileNotFoundError(f"{what} {source!r}: AutoTokenizer found nothing to load: a tokenizer without words")
     return PairProcessor(
-        load_part(AutoTokenizer, source, what, **options),
+        tokenizer,
         load_part(AutoImageProcessor, source, what, backend="pil", **options),
         text_config,
     )

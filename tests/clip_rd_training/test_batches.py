@@ -265,7 +265,8 @@ def test_a_stream_goes_on_where_it_was(tmp_path, workers):
 
 def test_broken_pairs_of_a_stream_are_passed_over_and_counted(tmp_path):
     captions = [caption(number) if number % 5 else " " for number in range(20)]
-    folder = write_shards(tmp_path / "shards", captions, 2)
+    captions[0], captions[5] = caption(0), caption(5)
+    folder = write_shards(tmp_path / "shards", captions, 2, torn=(0, 5))
     source = open_source(PairSourceSettings(data=str(folder), streaming=True), 4)
     reports = [report for _, report in read(batches_of(source, 4, 5))]
     broken = sum(report["broken"] for report in reports)

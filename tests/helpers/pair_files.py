@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,14 @@ def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def write_shards(folder: Path, captions: Sequence[str], num_shards: int) -> Path:
-    """WebDataset shards of pictures with captions."""
+def write_shards(folder: Path, captions: Sequence[str], num_shards: int, torn: Collection[int] = ()) -> Path:
+    """WebDataset shards of pictures with captions; the files of some pictures end too early."""
     folder.mkdir(parents=True)
     for part in range(num_shards):
         with tarfile.open(folder / f"part-{part}.tar", "w") as archive:
             for number in range(part, len(captions), num_shards):
-                content = {"jpg": encoded(picture(number), "JPEG"), "txt": captions[number].encode()}
+                image = encoded(picture(number), "JPEG")
+                content = {"jpg": image[:500] if number in torn else image, "txt": captions[number].encode()}
                 for suffix, value in content.items():
                     entry = tarfile.TarInfo(f"{number:04d}.{suffix}")
                     entry.size = len(value)
