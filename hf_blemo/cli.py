@@ -193,13 +193,13 @@ def _add_evaluate(commands: Any) -> None:
         _evaluate,
         "score predictions of blends by the official metrics, or a CLIP by zero-shot classification and retrieval",
         """\
---predictions: reads predictions (.json or .zip) and labels: a built data set, a table, or train_metadata.csv; by
-default the labels in the clips' names. Predictions and labels must be of the same clips. Prints ACC_presence,
-ACC_salience and Score, from 0 to 1.
+Reads predictions (.json or .zip) and labels: a built data set, a table, or train_metadata.csv; by default the labels
+in the clips' names. Predictions and labels must be of the same clips. Prints ACC_presence, ACC_salience and Score,
+from 0 to 1, and writes them where --json says.
 
---model: reads any CLIP-like model of transformers, or open_clip:NAME/PRETRAINED, and evaluates it on images with
-labels (zero-shot: top-1 and top-5) or captions (retrieval: R@1, R@5 and R@10; in the standard protocol any of an
-image's captions counts; where images have several, the protocol of the first caption alone is shown beside it).
+With --model it reads any CLIP-like model of transformers, or open_clip:NAME/PRETRAINED, and images with labels
+(zero-shot: top-1 and top-5) or captions (retrieval: R@1, R@5 and R@10; in the standard protocol any of an image's
+captions counts; where images have several, the protocol of the first caption alone is shown beside it).
 
 Examples:
   hf-blemo evaluate --predictions out/fusion/predictions.json --labels out/blemore

@@ -166,6 +166,8 @@ def tables(tasks: Mapping[str, Mapping[str, Any]]) -> str:
         header = ["retrieval", "images", "captions", "protocol", "image to text R@1", "R@5", "R@10"]
         parts.append(table([*header, "text to image R@1", "R@5", "R@10"], rows))
     broken = [
-        f"{name}: {found['broken']} images could not be read" for name, found in tasks.items() if "broken" in found
+        f"{name}: {found['broken']} images could not be read, for instance {found['broken_examples'][0]}"
+        for name, found in tasks.items()
+        if "broken" in found
     ]
     return "\n\n".join([*parts, *broken])

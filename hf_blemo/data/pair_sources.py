@@ -203,7 +203,7 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
     """
     data = load_source(settings)
     image, caption = _columns(settings, data)
-    # Before anything else: a stream whose columns are renamed first decodes its images and encodes them anew, with loss.
+    # Before all else: a stream whose columns are renamed first decodes its images and encodes them anew, with loss.
     if isinstance((data.features or {}).get(image), datasets.Image):
         data = data.cast_column(image, datasets.Image(decode=False))
     data = data.select_columns([image, caption]).rename_columns(
