@@ -137,7 +137,8 @@ class OpenCLIPModel(nn.Module):
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, d) of images, not normalised."""
-        return self.model.encode_image(pixel_values)
+        # Models of transformers convert their inputs themselves.
+        return self.model.encode_image(pixel_values.to(self.model.logit_scale.dtype))
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embeddings (B, d) of texts padded to the full context, not normalised; the mask is not needed."""
@@ -167,12 +168,12 @@ def _load_open_clip(name: str, what: str) -> tuple[OpenCLIPModel, PairProcessor]
         raise MissingExtraError(
             f"{what} {OPEN_CLIP}{name}: needs open_clip: pip install hf_blemo[openclip]"
         ) from error
-    pretrained = None
+    architecture, pretrained = name, None
     if ":" not in name and "/" in name:
-        name, pretrained = name.split("/", 1)
+        architecture, pretrained = name.split("/", 1)
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(name)
+        model = open_clip.create_model(architecture, pretrained=pretrained, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(architecture)
     except (RuntimeError, ValueError, OSError) as error:
         raise FileNotFoundError(f"{what} {OPEN_CLIP}{name}: open_clip found nothing to load: {error}") from error
     settings = open_clip.get_model_preprocess_cfg(model)
