@@ -14,11 +14,12 @@ def main() -> None:
 
     metrics = distill(settings, command=command_line())
     if metrics:
-        first, last = metrics["history"][0], metrics["history"][-1]
-        for name in [name for name in last if name != "step"]:
-            print(
-                f"{name:<12} {first[name]:10.4f} after {first['step']} steps {last[name]:10.4f} after {last['step']}"
-            )
+        history = metrics["history"]
+        for name in [name for name in history[-1] if name != "step"]:
+            # A scheduled term may begin later.
+            rows = [row for row in history if name in row]
+            shown = [f"{row[name]:10.4f} after {row['step']} steps" for row in (rows[0], rows[-1])]
+            print(f"{name:<13} {' '.join(shown)}")
         print(f"Student, tokenizer, image processor and metrics: {settings.output_dir}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emoji_font import FOUND, needs_font
 from matplotlib import font_manager
 from PIL import Image, features
 
@@ -24,15 +25,6 @@ from hf_blemo.data.emoji_pairs import (
 )
 from hf_blemo.data.word_tokenizer import split_words
 from hf_blemo.extras import MissingExtraError
-
-try:
-    FOUND = find_emoji_font()
-except FileNotFoundError:
-    FOUND = None
-needs_font = pytest.mark.skipif(
-    FOUND is None or not features.check("raqm") or not features.check("fribidi"),
-    reason="needs the Debian packages fonts-noto-color-emoji and libfribidi0",
-)
 
 
 def words_of(captions):

@@ -1,22 +1,12 @@
 """The tasks of the built-in data: what is asked, of which pictures, among which classes."""
 
 import numpy as np
-import pytest
-from PIL import features
+from emoji_font import FOUND, needs_font
 
-from hf_blemo.data.emoji_pairs import find_emoji_font, make_emoji_pairs, rows_of_kind
+from hf_blemo.data.emoji_pairs import make_emoji_pairs, rows_of_kind
 from hf_blemo.data.synthetic_pairs import held_out_pairs
 from hf_blemo.evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
 from hf_blemo.evaluation.clip_tasks import make_tasks
-
-try:
-    FOUND = find_emoji_font()
-except FileNotFoundError:
-    FOUND = None
-needs_font = pytest.mark.skipif(
-    FOUND is None or not features.check("raqm") or not features.check("fribidi"),
-    reason="needs the Debian packages fonts-noto-color-emoji and libfribidi0",
-)
 
 
 def named(task):

@@ -26,8 +26,12 @@ def test_a_teacher_is_trained_embedded_and_distilled_from_its_store(program, tmp
         *("--rows_per_shard", 20),
     )
     assert "32 pairs, 32 rows in 2 shards, 2 of them now; 0 of 32 could not be read" in capsys.readouterr().out
-    program("distill_clip_rd.py", *QUICK, "--output_dir", student, "--teacher_store", store)
-    assert capsys.readouterr().out.splitlines()[-1].endswith(str(student))
+    late = ("--log_every", 1, "--weight_schedule", "{xrd: [[1, 0], [2, 1]]}")
+    program("distill_clip_rd.py", *QUICK, "--output_dir", student, "--teacher_store", store, *late, "--num_steps", 3)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].endswith(str(student))
+    xrd = next(line for line in printed if line.startswith("xrd "))
+    assert xrd.split()[2:4] == ["after", "3"] and xrd.endswith("after 3 steps")
     metrics = json.loads((student / "metrics.json").read_text())
     assert metrics["teacher"]["stored"] and metrics["teacher"]["source"] == str(teacher)
     assert metrics["command"].startswith("python ") and "--teacher_store" in metrics["command"]
