@@ -71,6 +71,9 @@ class PairBatches(torch.utils.data.IterableDataset):
             processors.append(teacher)
         decode_size = store.decode_size if store is not None else None
         self.reader = PairReader(processors, augmentation or {}, decode_size)
+        if store is not None:
+            # Without crops, too, a visit may only draw a caption that was embedded.
+            self.reader.variants = store.description.variants
         self.teacher_tokens = teacher is not None and not teacher.same_tokens(student)
         self.begin = 0
         # Per consumer of this process, the position in every stream.
@@ -83,7 +86,8 @@ class PairBatches(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
         """Batches, each with a report: pairs `seen`, how many of them were `broken`, `examples` of those, and the
-        `consumer` with its `states` after it."""
+        `consumer` with its `states` after it. Where a worker of a loader cannot go on, its last report says nothing
+        but the `error`."""
         worker = torch.utils.data.get_worker_info()
         number = 0 if worker is None else worker.id
         # The loader asks its workers in turn, beginning with the first.
@@ -95,7 +99,14 @@ class PairBatches(torch.utils.data.IterableDataset):
             if isinstance(source, PairStream)
         }
         for step in range(self.begin + number, self.num_steps, self.consumers):
-            batch, report = self._batch(step, streams, states)
+            try:
+                batch, report = self._batch(step, streams, states)
+            except ValueError as error:
+                if worker is None:
+                    raise
+                # Raised here, it would reach the run inside the worker's traceback.
+                yield {}, {"error": str(error)}
+                return
             yield batch, {**report, "consumer": consumer, "states": list(states)}
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:

@@ -75,6 +75,17 @@ class DataPosition:
         return {"seen": self.seen, "broken": self.broken, "examples": self.examples, "states": self.states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores [`state_dict`]."""
+        """Restores [`state_dict`].
+
+        Raises:
+            ValueError: positions in streams, of another number of processes.
+        """
+        found = self.accelerator.num_processes
+        positions = [state for own in state["states"].values() for states in own.values() for state in states]
+        if any(positions) and len(state["states"]) != found:
+            raise ValueError(
+                f"resume: the streams were read by {len(state['states'])} processes, found {found}; every process "
+                "goes on from a position of its own"
+            )
         self.seen, self.broken, self.examples = state["seen"], state["broken"], list(state["examples"])
         self.states = state["states"]

@@ -58,6 +58,10 @@ class PairDataSettings:
         if not 0 <= self.max_broken_share <= 1:
             raise ValueError(f"max_broken_share must be from 0 to 1, found {self.max_broken_share}")
         check_known("augmentation", self.augmentation, AUGMENTATION)
+        # As JSON gives it back: a store and the checkpoints of a run are compared with what they were made with.
+        self.augmentation = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in self.augmentation.items()
+        }
         for name in ("variants", "seed"):
             value = self.augmentation.get(name, 0)
             if not isinstance(value, int) or value < 0:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.nn import functional
 from tqdm.auto import tqdm
 
@@ -132,6 +133,8 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
         },
         rows_per_shard=settings.rows_per_shard,
     )
+    # Whatever is wrong with the settings is found before the folder is begun.
+    reader = PairReader([clip.processor for clip in clips], settings.augmentation, decode_size)
     if (output / STORE_FILE).is_file():
         _check_same(StoreDescription.load(output), description, output)
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -145,11 +148,12 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     for clip in clips:
         clip.model.to(accelerator.device)
-    reader = PairReader([clip.processor for clip in clips], settings.augmentation, decode_size)
     schema = shard_schema(description.teachers)
     position = DataPosition(accelerator, settings.max_broken_share)
     shards = description.shards()
     missing = [number for number in range(len(shards)) if not description.shard_path(output, number).is_file()]
+    # As the first process found it: another may have written a shard by the time the last one looks.
+    missing = broadcast_object_list([missing])[0]
     own = missing[accelerator.process_index :: accelerator.num_processes]
     total = sum(len(shards[number][1]) for number in own) * description.variants
     with tqdm(total=total, desc="embedding", unit="pair", disable=not accelerator.is_main_process) as bar:

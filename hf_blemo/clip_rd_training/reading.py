@@ -49,8 +49,7 @@ class PairReader:
         self.augmentation: Augmentation | None = None
         self.decode_size = decode_size
         if augmentation:
-            options: dict[str, Any] = {name: tuple(given.pop(name)) for name in ("scale", "ratio") if name in given}
-            self.augmentation = Augmentation(**options, **given)
+            self.augmentation = Augmentation(**given)
             self.decode_size = decode_size or max(max(processor.image_size) for processor in self.processors)
 
     def read(self, pair: Mapping[str, Any], source: int, visit: int) -> ReadPair:

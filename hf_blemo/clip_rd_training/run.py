@@ -137,8 +137,6 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     set_seed(settings.seed)
     known = teacher.processor if teacher is not None else stored.processor if stored is not None else None
     student, processor = make_student(settings, known)
-    if stored is not None:
-        stored.check(settings, sources, processor)
     width = teacher.dim if teacher is not None else stored.store.dim if stored is not None else None
     loss = CLIPRDLoss(
         student.config.projection_dim, width or student.config.projection_dim, settings.weights, settings.scales
@@ -156,6 +154,8 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         settings.num_workers,
         stored.store if stored is not None else None,
     )
+    if stored is not None:
+        stored.check(settings, sources, processor)
     checkpoints = output / "checkpoints"
     streams = any(isinstance(source, PairStream) for source in sources)
     # Tables are read alike by any number of workers.
@@ -178,7 +178,8 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     model, optimizer = accelerator.prepare(distiller, make_optimizer(distiller, settings))
     average = None
     if settings.ema_decay:
-        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+        # Buffers are copied, not averaged: the numbers of positions would be rounded down to others.
+        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
         accelerator.register_for_checkpointing(average)
     evaluator = ClipEvaluator(tasks) if tasks else None
     training = Training(accelerator, model, optimizer, batches, settings, average, evaluator, processor)
@@ -366,6 +367,8 @@ class Training:
         """This process's share of the next batch; where it fails, the others are told before they wait for it."""
         try:
             batch, report = next(loader)
+            if "error" in report:
+                raise ValueError(report["error"])
         except Exception:
             self.distiller.loss.report_failure(self.distiller.step.device)
             raise

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil
+from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from hf_blemo.clip_models import check_source, load_part, load_processor
 from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
@@ -41,8 +41,13 @@ def make_student(
     if settings.student_config:
         raise ValueError(f"student_config: {settings.student!r} is a checkpoint, whose config is its own")
     student = load_part(AutoModel, settings.student, "student")
-    if not isinstance(student, CLIPRDModel):
+    if isinstance(student, CLIPModel):
         student = CLIPRDModel.from_clip(student)
+    if not isinstance(student, CLIPRDModel):
+        raise ValueError(
+            f"student {settings.student!r}: expected a CLIPModel or CLIPRDModel, with projections of known width, "
+            f"found {type(student).__name__}"
+        )
     processor = load_processor(settings.student, "student", student.text_model.config)
     if settings.tokenizer is not None:
         tokenizer = load_part(AutoTokenizer, settings.tokenizer, "tokenizer")

@@ -131,6 +131,16 @@ def write_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> No
         partial.unlink(missing_ok=True)
 
 
+def _damaged(paths: Sequence[Path]) -> str:
+    """Name of the first shard that cannot be read."""
+    for path in paths:
+        try:
+            pq.read_table(path)
+        except (pa.ArrowException, OSError):
+            return path.name
+    return "a shard"
+
+
 class TeacherStore:
     """Embeddings of one teacher, found by source, row and variant.
 
@@ -140,7 +150,7 @@ class TeacherStore:
 
     Raises:
         FileNotFoundError: the folder is no store, or a shard is missing.
-        ValueError: no such teacher, or no teacher named where there are several.
+        ValueError: no such teacher, no teacher named where there are several, or a damaged shard.
     """
 
     def __init__(self, folder: str | Path, teacher: str | None = None):
@@ -161,7 +171,13 @@ class TeacherStore:
                 f"teacher_store {str(folder)!r}: {len(missing)} of {len(paths)} shards are missing, {missing[0]} "
                 "first; run training/embed_teacher.py again, it goes on where it stopped"
             )
-        data = datasets.load_dataset("parquet", data_files={"train": [str(path) for path in paths]}, split="train")
+        try:
+            data = datasets.load_dataset("parquet", data_files={"train": [str(path) for path in paths]}, split="train")
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise ValueError(
+                f"teacher_store {str(folder)!r}: {_damaged(paths)} cannot be read: {error.__cause__}; delete it and "
+                "run training/embed_teacher.py again"
+            ) from error
         # The columns of one teacher alone are read from disk.
         self.embeds = [f"{self.name}_{side}_embeds" for side in ("image", "text")]
         self.meta = data.select_columns(["crop", "flip", "caption", "broken"])

@@ -1,5 +1,10 @@
 """Batches are a function of seed and step, whoever reads them, and broken pairs never end up in them unseen."""
 
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import datasets
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ from pair_files import assert_same, encoded, picture, write_shards
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from hf_blemo.clip_rd_training import data_position
 from hf_blemo.clip_rd_training.batches import MOST_IN_A_ROW, PairBatches
 from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.data.pair_processor import PairProcessor
@@ -74,6 +80,26 @@ def test_the_global_batch_is_that_of_one_process(table, augmentation):
                 assert torch.equal(parts[rank][name], values[rank::2]), (name, step)
 
 
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_sources_of_any_weight_and_what_replaces_their_broken_pairs(table, world):
+    """Of a source with one pair per batch most processes read nothing."""
+    captions = [caption(50 + number) if number % 2 else " " for number in range(6)]
+    others = table_of([encoded(picture(100 + number)) for number in range(6)], captions)
+    sources = [PairTable(PairSourceSettings(data="here", weight=7.0), table.data), others]
+    whole = batches_of(sources, augmentation=CROPS)
+    shares = [batches_of(sources, augmentation=CROPS, rank=rank, world=world) for rank in range(world)]
+    assert whole.counts == [7, 1]
+    read_shares = [read(share) for share in shares]
+    for step, (expected, report) in enumerate(read(whole)):
+        for rank in range(world):
+            for name, values in expected.items():
+                assert torch.equal(read_shares[rank][step][0][name], values[rank::world]), (name, step)
+        for name in ("seen", "broken"):
+            assert sum(found[step][1][name] for found in read_shares) == report[name], (name, step)
+    # Half of the six are broken, and each was met once in the six steps.
+    assert sum(report["broken"] for found in read_shares for _, report in found) >= 3
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_read_what_the_training_process_would(table, workers):
     alone, found = (
@@ -134,6 +160,17 @@ def test_variants_come_again_and_new_crops_never_do(table):
     assert torch.equal(endless[0], pixels[0]) and not torch.equal(endless[0], endless[2])
 
 
+def test_variants_of_a_stream_come_again_pass_by_pass(tmp_path):
+    folder = write_shards(tmp_path / "shards", [caption(number) for number in range(6)], 1)
+    source = open_source(PairSourceSettings(data=str(folder), streaming=True), 6)
+    pixels = []
+    for batch, _ in read(batches_of(source, 6, 4, augmentation={**CROPS, "variants": 2})):
+        texts = synthetic_tokenizer().batch_decode(batch["input_ids"], skip_special_tokens=True)
+        pixels.append(batch["pixel_values"][np.argsort(texts).tolist()])
+    assert torch.equal(pixels[0], pixels[2]) and torch.equal(pixels[1], pixels[3])
+    assert not any(torch.equal(one, other) for one, other in zip(pixels[0], pixels[1], strict=True))
+
+
 def test_a_teacher_of_another_size_sees_the_same_crop(table):
     batches = PairBatches([table], processor(16), processor(32), 8, 1, augmentation=CROPS)
     batch = batches[0]
@@ -157,6 +194,13 @@ def test_of_several_captions_each_visit_draws_one():
         assert_same(batches[step], batches_of(table, 24, 12)[step])
     counts = np.bincount([number for row in drawn.values() for number in row], minlength=3)
     assert (counts > 0.2 * counts.sum()).all() and all(len(set(row)) > 1 for row in drawn.values())
+
+
+def test_a_list_without_captions_is_a_broken_pair():
+    lists = [[caption(number)] if number else [] for number in range(8)]
+    table = table_of([encoded(picture(number)) for number in range(8)], lists)
+    report = read(batches_of(table, num_steps=1))[0][1]
+    assert report["broken"] >= 1 and report["examples"][0] == "here, row 0: found the caption [], expected text"
 
 
 def test_captions_longer_than_the_context_keep_their_end():
@@ -217,8 +261,26 @@ def test_broken_pairs_are_replaced_counted_and_named(tmp_path):
 
 def test_data_of_which_nothing_can_be_read_ends_with_one_error():
     table = table_of([b"no picture"] * 8, [caption(number) for number in range(8)])
-    with pytest.raises(ValueError, match=f"{MOST_IN_A_ROW} pairs in a row could not be read; the last: here, row"):
+    message = f"^{MOST_IN_A_ROW} pairs in a row could not be read; the last: here, row [0-7]: image: 10 bytes .*image$"
+    with pytest.raises(ValueError, match=message):
         batches_of(table)[0]
+    # From a worker comes the error alone, and nothing after it.
+    (batch, report), *rest = read(batches_of(table, num_workers=1), 1)
+    assert batch == {} and list(report) == ["error"] and not rest
+    assert report["error"].startswith(f"{MOST_IN_A_ROW} pairs in a row")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_broken_pairs_are_replaced_alike_by_any_number_of_workers(workers):
+    images = [encoded(picture(number)) if number % 3 else b"no picture" for number in range(24)]
+    table = table_of(images, [caption(number) for number in range(24)])
+    alone = read(batches_of(table, augmentation=CROPS))
+    found = read(batches_of(table, augmentation=CROPS, num_workers=workers), workers)
+    for (one, expected), (other, report) in zip(alone, found, strict=True):
+        assert_same(one, other)
+        for name in ("seen", "broken", "examples"):
+            assert report[name] == expected[name], name
+    assert sum(report["broken"] for _, report in found) >= 16
 
 
 def test_too_large_a_share_of_broken_pairs_ends_the_run():
@@ -234,6 +296,49 @@ def test_too_large_a_share_of_broken_pairs_ends_the_run():
     few.take({**report, "seen": 8, "broken": 4})
     # Four of the first eight say little.
     few.share()
+
+
+def share_together(monkeypatch, *positions):
+    """What `share` of every process returned or raised, all of them calling it together."""
+    barrier, given = threading.Barrier(len(positions)), {}
+
+    def gather(own):
+        given[own[0]["process"]] = own[0]
+        barrier.wait(10)
+        return [given[number] for number in sorted(given)]
+
+    def shared(position):
+        try:
+            return position.share()
+        except ValueError as error:
+            return str(error)
+
+    monkeypatch.setattr(data_position, "gather_object", gather)
+    with ThreadPoolExecutor(len(positions)) as pool:
+        return list(pool.map(shared, positions))
+
+
+def position_of(rank, world, max_broken_share=0.1):
+    process = SimpleNamespace(process_index=rank, num_processes=world, is_main_process=rank == 0)
+    return DataPosition(process, max_broken_share)
+
+
+def test_processes_add_up_what_they_have_read(monkeypatch):
+    positions = [position_of(rank, 2) for rank in range(2)]
+    for rank, position in enumerate(positions):
+        examples = [f"here, row {rank}: cut"]
+        position.take(
+            {"seen": 100, "broken": 5 * rank, "examples": examples * rank, "consumer": rank, "states": [{"row": rank}]}
+        )
+    assert share_together(monkeypatch, *positions) == [None, None]
+    expected = {"seen": 200, "broken": 5, "examples": ["here, row 1: cut"]}
+    for position in positions:
+        state = position.state_dict()
+        assert state == {**expected, "states": {0: {0: [{"row": 0}]}, 1: {1: [{"row": 1}]}}}
+    # One process read all that is broken, and both end.
+    positions[1].count(10, 20, ["here, row 7: cut"])
+    errors = share_together(monkeypatch, *positions)
+    assert errors[0] == errors[1] and errors[0].startswith("25 of 210 pairs could not be read, more than")
 
 
 # --- Streams and files ---
@@ -263,6 +368,48 @@ def test_a_stream_goes_on_where_it_was(tmp_path, workers):
     assert len(counts) == 30 and counts.min() >= 2 and counts.max() <= 4
 
 
+def test_processes_with_workers_go_on_from_the_checkpoint_of_the_first(tmp_path, monkeypatch, table):
+    """Two processes of two workers, a table and a stream; the checkpoint is the first process's."""
+    folder = write_shards(tmp_path / "shards", [caption(60 + number) for number in range(24)], 4, torn=(5,))
+
+    def batches(rank):
+        stream = open_source(PairSourceSettings(data=str(folder), streaming=True), 3, 1)
+        return batches_of([table, stream], 8, 12, rank=rank, world=2, num_workers=2, augmentation=CROPS)
+
+    expected = [read(batches(rank), 2) for rank in range(2)]
+    positions = [position_of(rank, 2) for rank in range(2)]
+    done = 5
+    for position, found in zip(positions, expected, strict=True):
+        for _, report in found[:done]:
+            position.take(report)
+    assert share_together(monkeypatch, *positions) == [None, None]
+    kept = positions[0].state_dict()
+    for rank in range(2):
+        position, later = position_of(rank, 2), batches(rank)
+        position.load_state_dict(kept)
+        later.go_on(done, position.own_states())
+        for (batch, report), (same, as_before) in zip(read(later, 2), expected[rank][done:], strict=True):
+            assert_same(batch, same)
+            assert report == as_before
+    # In the 48 pairs that four consumers read of the stream, each of the 23 sound ones has come at least once.
+    ids = torch.cat([torch.nn.functional.pad(batch["input_ids"], (0, 9)) for found in expected for batch, _ in found])
+    texts = set(synthetic_tokenizer().batch_decode(ids, skip_special_tokens=True))
+    assert {caption(60 + number) for number in range(24) if number != 5} <= texts
+    # Without streams it does not matter how many go on.
+    with pytest.raises(ValueError, match="resume: the streams were read by 2 processes, found 1"):
+        position_of(0, 1).load_state_dict(kept)
+    position_of(0, 1).load_state_dict({**kept, "states": {0: {0: [{}]}, 1: {0: [{}]}}})
+
+
+def test_a_stream_of_which_nothing_can_be_read_ends_with_one_error(tmp_path):
+    folder = write_shards(tmp_path / "shards", [" "] * 6, 2)
+    source = open_source(PairSourceSettings(data=str(folder), streaming=True), 4)
+    with pytest.raises(ValueError, match=f"^{MOST_IN_A_ROW} pairs in a row could not be read; the last: .*, shard"):
+        read(batches_of(source, 4, 2))
+    reports = [report for _, report in read(batches_of(source, 4, 2, num_workers=2), 2)]
+    assert reports and all(list(report) == ["error"] for report in reports)
+
+
 def test_broken_pairs_of_a_stream_are_passed_over_and_counted(tmp_path):
     captions = [caption(number) if number % 5 else " " for number in range(20)]
     captions[0], captions[5] = caption(0), caption(5)
@@ -285,3 +432,26 @@ def test_pictures_beside_a_table_and_missing_ones(tmp_path):
     batch, report = read(batches_of(table, num_steps=1))[0]
     assert report["broken"] == 1 and "row 3" in report["examples"][0] and "3.png" in report["examples"][0]
     assert batch["pixel_values"].isfinite().all()
+
+
+# `datasets` leaves the file of metadata beside images open.
+@pytest.mark.filterwarnings("ignore:.*metadata.csv:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
+def test_a_folder_of_pictures_with_metadata_is_read(tmp_path, streaming):
+    for number in range(8):
+        content = encoded(picture(number), "JPEG")
+        (tmp_path / f"{number}.jpg").write_bytes(content[: len(content) // 2] if number == 3 else content)
+    rows = "".join(f"{number}.jpg,{caption(number)}\n" for number in range(8))
+    (tmp_path / "metadata.csv").write_text(f"file_name,caption\n{rows}")
+    source = open_source(PairSourceSettings(data=str(tmp_path), streaming=streaming), 4)
+    found = read(batches_of(source, 8, 1))
+    batch, report = found[0]
+    assert report["broken"] == 1 and "3.jpg" in report["examples"][0]
+    plain = processor()
+    texts = synthetic_tokenizer().batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert len(set(texts)) == 7 and caption(3) not in texts
+    for text, pixels in zip(texts, batch["pixel_values"], strict=True):
+        number = next(number for number in range(8) if caption(number) == text)
+        assert torch.equal(pixels, plain.images([(tmp_path / f"{number}.jpg").read_bytes()])[0])
+    # While what it warns of is still let pass.
+    gc.collect()

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import accelerate.accelerator as accelerator_module
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -16,7 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
 from hf_blemo.clip_models import load_clip
-from hf_blemo.clip_rd_training.run import History, Training, distill, learning_rate, parameter_groups
+from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
+from hf_blemo.clip_rd_training.run import Evaluations, History, Training, distill, learning_rate, parameter_groups
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.data.synthetic_pairs import make_synthetic_pairs, synthetic_tokenizer
@@ -93,7 +96,7 @@ KINDS_OF_DATA = {
 
 @pytest.mark.parametrize("arguments", KINDS_OF_DATA.values(), ids=KINDS_OF_DATA.keys())
 def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_left_alone(teacher, tmp_path, quick, arguments):
-    shards = write_shards(tmp_path / "shards", list(make_synthetic_pairs(50)["caption"]), 3)
+    shards = write_shards(tmp_path / "shards", list(make_synthetic_pairs(50)["caption"]), 3, torn=(7,))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     program = [sys.executable, str(ROOT / "training" / "distill_clip_rd.py"), *quick, "--teacher", str(teacher)]
     program += [argument.format(shards=shards, teacher=teacher) for argument in arguments]
@@ -120,9 +123,140 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_left_alone(teacher, tm
         assert one[key] == other[key], key
     assert [row["step"] for row in one["history"]] == [5, 10, 12]
     assert [row["step"] for row in one["evaluations"]] == ([5, 10, 12] if arguments else [])
+    # Twelve batches of sixteen are almost four passes over the shards, with the torn picture in each.
+    assert one["data"]["seen"] == 192 + one["data"]["broken"] and (one["data"]["broken"] >= 2) == bool(arguments)
     refused = subprocess.run([*resumed, "--learning_rate", "0.5"], env=environment, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "resume: learning_rate is 0.5 and was 0.002" in refused.stderr
+
+
+class Killed(BaseException):
+    """Ends a run where it is, as a signal does."""
+
+
+def killed_at(patch, moment):
+    """Has the run end in the middle of what it does after the third step, or at the end."""
+    calls = []
+    # A checkpoint has four parts beside the weights: average, history, position and evaluations.
+    last = {"a checkpoint is written": 10, "the student is written": 1}.get(moment, 3)
+
+    def after_a_part(original):
+        def call(*arguments, **options):
+            original(*arguments, **options)
+            calls.append(arguments)
+            if len(calls) == last:
+                raise Killed
+
+        return call
+
+    def half_dropped(path, **options):
+        if options or not path.name.startswith("step_"):
+            return shutil_rmtree(path, **options)
+        next(file for file in sorted(path.iterdir()) if file.is_file()).unlink()
+        raise Killed
+
+    def never(path, target):
+        calls.append(path)
+        if len(calls) == last:
+            raise Killed
+        return path_rename(path, target)
+
+    shutil_rmtree, path_rename = shutil.rmtree, Path.rename
+    if moment == "a checkpoint is written":
+        patch.setattr("accelerate.accelerator.save_custom_state", after_a_part(accelerator_module.save_custom_state))
+    elif moment == "a checkpoint gets its name":
+        patch.setattr(Path, "rename", never)
+    elif moment == "an old checkpoint is dropped":
+        patch.setattr("hf_blemo.checkpoints.shutil.rmtree", half_dropped)
+    else:
+        patch.setattr(CLIPRDModel, "save_pretrained", after_a_part(CLIPRDModel.save_pretrained))
+
+
+MOMENTS = (
+    "a checkpoint is written",
+    "a checkpoint gets its name",
+    "an old checkpoint is dropped",
+    "the student is written",
+)
+
+
+def test_a_run_may_be_killed_at_every_moment_of_a_checkpoint(teacher, tmp_path, settings_for):
+    arguments = ("--teacher", teacher, "--num_steps", 5, "--checkpoint_every", 1, "--ema_decay", 0.9)
+    arguments += ("--student_config.text_config.attention_dropout", 0.2)
+    alone = distill(settings_for(tmp_path / "alone", *arguments))
+    for moment in MOMENTS:
+        output = tmp_path / moment
+        with pytest.MonkeyPatch.context() as patch:
+            killed_at(patch, moment)
+            with pytest.raises(Killed):
+                distill(settings_for(output, *arguments))
+        assert not (output / "metrics.json").exists(), moment
+        complete = "step_00005" if moment == "the student is written" else "step_00002"
+        assert (output / "checkpoints" / complete).is_dir(), moment
+        resumed = distill(settings_for(output, *arguments, "--resume", "true"))
+        assert resumed["history"] == alone["history"] and resumed["data"] == alone["data"], moment
+        name = "model.safetensors"
+        assert (output / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), moment
+        left = {path.name for path in (output / "checkpoints").iterdir()}
+        assert left == {"settings.json", "step_00004", "step_00005"}, moment
+
+
+def test_a_finished_run_resumed_trains_no_more(teacher, tmp_path, settings_for, monkeypatch):
+    arguments = ("--teacher", teacher, "--checkpoint_every", 4)
+    metrics = distill(settings_for(tmp_path / "student", *arguments))
+    weights = (tmp_path / "student" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(Training, "_step", lambda *_: pytest.fail("a step was trained"))
+    # Tables are read alike by any number of workers.
+    again = distill(settings_for(tmp_path / "student", *arguments, "--resume", "true", "--num_workers", 1))
+    assert (tmp_path / "student" / "model.safetensors").read_bytes() == weights
+    for key in ("history", "data", "evaluations"):
+        assert again[key] == metrics[key], key
+
+
+def test_a_stream_goes_on_with_as_many_workers_alone(teacher, tmp_path, settings_for):
+    shards = write_shards(tmp_path / "shards", list(make_synthetic_pairs(40)["caption"]), 2)
+    arguments = ("--data", shards, "--synthetic", "{}", "--streaming", "true", "--teacher", teacher)
+    arguments += ("--checkpoint_every", 1, "--num_steps", 2)
+    metrics = distill(settings_for(tmp_path / "student", *arguments))
+    assert metrics["data"]["sources"][0]["pairs"] is None and metrics["data"]["seen"] == 32
+    with pytest.raises(ValueError, match="resume: num_workers is 1 and was 0"):
+        distill(settings_for(tmp_path / "student", *arguments, "--resume", "true", "--num_workers", 1))
+
+
+def test_the_average_is_what_is_evaluated(teacher, tmp_path, settings_for, monkeypatch):
+    tasks = {"drawn": {"kind": "synthetic", "options": {"images": 8}}}
+    arguments = ("--teacher", teacher, "--ema_decay", 0.9, "--evaluation", json.dumps(tasks))
+    features = []
+    original = Evaluations.add
+
+    def add(self, student, step):
+        tokens = self.processor.captions(["one small red ring", "two large striped red rings on the left"])
+        with torch.no_grad():
+            features.append((student.eval().get_text_features(**tokens), tokens))
+        return original(self, student, step)
+
+    monkeypatch.setattr(Evaluations, "add", add)
+    found = distill(settings_for(tmp_path / "student", *arguments))["evaluation"]["tasks"]
+    clip = load_clip(str(tmp_path / "student"))
+    # To the last bit the same towers, with positions that no average has moved.
+    [(embeds, tokens)] = features
+    with torch.no_grad():
+        assert torch.equal(clip.model.get_text_features(**tokens), embeds)
+    assert ClipEvaluator(make_tasks(tasks)).evaluate(clip.model, clip.processor) == found
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_cannot_be_read_ends_a_run_with_one_line(teacher, tmp_path, settings_for, workers):
+    pairs = make_synthetic_pairs(20)
+    data = pairs.remove_columns("caption").add_column("caption", [" "] * 20)
+    data.save_to_disk(str(tmp_path / "pairs"))
+    # Without terms of a teacher nothing is read before the first step.
+    arguments = ("--synthetic", "{}", "--data", tmp_path / "pairs", "--tokenizer", teacher)
+    with pytest.raises(ValueError) as error:
+        distill(settings_for(tmp_path / "student", *arguments, "--num_workers", workers))
+    message = str(error.value)
+    assert message.startswith("100 pairs in a row could not be read; the last: ") and "\n" not in message
+    assert message.endswith("found the caption ' ', expected text")
 
 
 def test_the_saved_student_may_be_a_moving_average(tmp_path, settings_for, monkeypatch):
@@ -420,7 +554,7 @@ def test_a_caption_that_is_no_text_is_named(tmp_path, settings_for):
         make_student(settings_for(tmp_path))[1].captions(["one small red ring", None])
 
 
-def test_teachers_without_a_common_width_are_refused(teacher, tmp_path, settings_for):
+def test_teachers_and_students_without_a_common_width_are_refused(teacher, tmp_path, settings_for):
     from transformers import CLIPTextConfig, CLIPTextModel, SiglipConfig, SiglipModel
 
     def prepared(model, name):
@@ -439,6 +573,10 @@ def test_teachers_without_a_common_width_are_refused(teacher, tmp_path, settings
     unequal = prepared(SiglipModel(config), "unequal")
     with pytest.raises(ValueError, match="images are embedded in a width of 24 and texts of 16; expected projections"):
         distill(settings_for(tmp_path / "student", "--teacher", unequal))
+    for name, what in (("text_alone", "CLIPTextModel"), ("unequal", "SiglipModel")):
+        other = ("--student", tmp_path / name, "--student_config", "{}", "--teacher", teacher)
+        with pytest.raises(ValueError, match=f"student '.*{name}': expected a CLIPModel or .*, found {what}"):
+            distill(settings_for(tmp_path / "student", *other))
     assert not (tmp_path / "student").exists()
 
 

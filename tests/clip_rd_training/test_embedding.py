@@ -1,5 +1,6 @@
 """A store holds what the teacher makes of the very pixels that students see, and refuses to serve anything else."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,15 +15,19 @@ import pytest
 import torch
 from pair_files import encoded, picture, write_shards
 from torch.nn import functional
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil
 
 from hf_blemo.clip_models import load_clip
 from hf_blemo.clip_rd_training import embedding
+from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.embedding import embed, push_store
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.data.images import Crop, open_image, read_crop
+from hf_blemo.data.pair_processor import PairProcessor
+from hf_blemo.data.pair_sources import PairSourceSettings, open_source
 from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
+from hf_blemo.data.teacher_store import TeacherStore
 
 ROOT = Path(__file__).resolve().parents[2]
 CROPS = {"scale": [0.5, 1.0], "variants": 2, "seed": 3}
@@ -82,7 +87,7 @@ def test_a_store_is_written_once_and_goes_on_where_it_stopped(teacher, store):
     assert embed(embed_settings(store, teacher))["written"] == 0
     (store / "data" / "train-00001-of-00003.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 3 shards are missing, train-00001.* first"):
-        embedding_of(store)
+        TeacherStore(store)
     again = embed(embed_settings(store, teacher))
     assert again["written"] == 1 and again["seen"] == 32 and shards(store) == whole
     for changes in ({"augmentation": {**CROPS, "seed": 4}}, {"synthetic": {"num_pairs": 41}}, {"rows_per_shard": 8}):
@@ -91,10 +96,74 @@ def test_a_store_is_written_once_and_goes_on_where_it_stopped(teacher, store):
     assert shards(store) == whole
 
 
-def embedding_of(store):
-    from hf_blemo.data.teacher_store import TeacherStore
+def state_of(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Every file of a folder, and when it was written."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
-    return TeacherStore(store)
+
+def test_another_run_s_store_stays_as_it_is(teacher, store, tmp_path):
+    retrained = tmp_path / "retrained"
+    shutil.copytree(teacher, retrained)
+    model = AutoModel.from_pretrained(retrained)
+    with torch.no_grad():
+        model.logit_scale += 1e-3
+    before = state_of(store)
+    with pytest.raises(ValueError, match="a store with teachers .*retrained"):
+        embed(embed_settings(store, retrained))
+    # The folder of the same name with other weights in it.
+    embed(embed_settings(tmp_path / "second", retrained))
+    model.save_pretrained(retrained)
+    second = state_of(tmp_path / "second")
+    with pytest.raises(ValueError, match="a store with teachers .*'fingerprint'"):
+        embed(embed_settings(tmp_path / "second", retrained))
+    with pytest.raises(ValueError, match="a store with sources .*'pairs': 40.* this run has .*'pairs': 39"):
+        embed(embed_settings(store, teacher, synthetic={"num_pairs": 39}))
+    assert state_of(store) == before and state_of(tmp_path / "second") == second
+    (store / "store.json").write_text(
+        (store / "store.json").read_text().replace('schema_version": 1', 'schema_version": 2')
+    )
+    before = state_of(store)
+    with pytest.raises(ValueError, match="store.json: expected schema_version 1, found 2"):
+        embed(embed_settings(store, teacher))
+    assert state_of(store) == before
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "message"),
+    [
+        ({"scale": [0.0, 2.0]}, "scale: expected 0 < least <= greatest <= 1, found 0.0 and 2.0"),
+        ({"scale": 0.5}, "scale: expected the least and the greatest value, found 0.5"),
+        ({"flip": 3}, "flip: expected a probability from 0 to 1, found 3"),
+    ],
+)
+def test_crops_that_cannot_be_drawn_begin_no_store_and_no_student(
+    teacher, tmp_path, settings_for, augmentation, message
+):
+    crops = {**augmentation, "variants": 2}
+    with pytest.raises(ValueError, match=message):
+        embed(embed_settings(tmp_path / "store", teacher, augmentation=crops))
+    with pytest.raises(ValueError, match=message):
+        distill(settings_for(tmp_path / "student", "--augmentation", json.dumps(crops)))
+    assert not (tmp_path / "store").exists() and not (tmp_path / "student").exists()
+
+
+def test_tuples_are_the_ranges_that_lists_are(teacher, store, tmp_path, settings_for):
+    crops = {**CROPS, "scale": tuple(CROPS["scale"])}
+    assert embed(embed_settings(store, teacher, augmentation=crops))["written"] == 0
+    settings = settings_for(tmp_path / "student", "--synthetic.num_pairs", 40, "--teacher_store", store)
+    metrics = distill(dataclasses.replace(settings, augmentation=crops))
+    assert metrics["config"]["augmentation"] == CROPS
+
+
+def test_a_damaged_shard_is_named_and_made_anew(teacher, store):
+    whole = shards(store)
+    damaged = store / "data" / "train-00001-of-00003.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-300])
+    with pytest.raises(ValueError, match="train-00001-of-00003.parquet cannot be read: .*delete it and run"):
+        TeacherStore(store)
+    damaged.unlink()
+    assert embed(embed_settings(store, teacher, num_workers=1))["written"] == 1 and shards(store) == whole
+    assert TeacherStore(store).dim == 48
 
 
 def test_processes_write_the_store_of_one(teacher, store, tmp_path):
@@ -107,6 +176,19 @@ def test_processes_write_the_store_of_one(teacher, store, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "40 pairs, 80 rows in 3 shards, 3 of them now; 0 of 80 could not be read" in done.stdout
     assert shards(tmp_path / "two") == shards(store)
+
+
+def test_all_processes_write_what_the_first_found_missing(teacher, tmp_path, monkeypatch):
+    """Another may have written a shard by the time the last one looks."""
+    given = []
+
+    def as_the_first(found):
+        given.append(list(found))
+        return [[1]]
+
+    monkeypatch.setattr(embedding, "broadcast_object_list", as_the_first)
+    assert embed(embed_settings(tmp_path / "store", teacher))["written"] == 1
+    assert given == [[[0, 1, 2]]] and list(shards(tmp_path / "store")) == ["train-00001-of-00003.parquet"]
 
 
 def test_losses_from_the_store_are_those_of_the_live_teacher(teacher, store, tmp_path, settings_for):
@@ -128,6 +210,85 @@ def test_losses_from_the_store_are_those_of_the_live_teacher(teacher, store, tmp
     assert live["history"] != stored["history"]
     assert stored["teacher"]["stored"] and stored["teacher"]["source"] == str(teacher)
     assert stored["teacher"]["fingerprint"] == live["teacher"]["fingerprint"]
+
+
+def saved_pairs(folder, count=20, captions=None, sizes=(40, 32), form="PNG"):
+    """A data set on disk of pictures like no other."""
+    captions = list(make_synthetic_pairs(count)["caption"]) if captions is None else captions
+    kind = datasets.Value("string")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(decode=False),
+            "caption": datasets.List(kind) if isinstance(captions[0], list) else kind,
+        }
+    )
+    images = [{"bytes": encoded(picture(number, size=sizes), form), "path": None} for number in range(count)]
+    datasets.Dataset.from_dict({"image": images, "caption": captions}, features=features).save_to_disk(str(folder))
+    return str(folder)
+
+
+LIVE = {
+    "whole images": ({}, 1),
+    "two sources": (CROPS, 2),
+}
+
+
+@pytest.mark.parametrize(("augmentation", "num_sources"), LIVE.values(), ids=LIVE.keys())
+def test_a_store_of_any_kind_teaches_as_the_live_teacher_does(
+    teacher, tmp_path, settings_for, augmentation, num_sources
+):
+    sources = [{"data": saved_pairs(tmp_path / f"pairs{number}", 20 + number)} for number in range(num_sources)]
+    data = {"sources": sources, "synthetic": {}, "augmentation": augmentation}
+    embed(embed_settings(tmp_path / "store", teacher, **data))
+    arguments = ("--synthetic", "{}", "--sources", json.dumps(sources), "--augmentation", json.dumps(augmentation))
+    arguments += ("--dtype", "float64", "--tokenizer", teacher)
+    live = distill(settings_for(tmp_path / "live", *arguments, "--teacher", teacher))
+    stored = distill(settings_for(tmp_path / "stored", *arguments, "--teacher_store", tmp_path / "store"))
+    for one, other in zip(live["history"], stored["history"], strict=True):
+        for name, value in one.items():
+            # Entries of 48 are rounded by 2^-12 of themselves at most, and the errors of a batch mostly cancel.
+            assert other[name] == pytest.approx(value, rel=5e-4), name
+
+
+def test_a_smaller_student_sees_the_pixels_it_would_beside_the_live_teacher(teacher, tmp_path):
+    """Large JPEGs are decoded at a part of their size, which has to be the same part."""
+    source = open_source(PairSourceSettings(data=saved_pairs(tmp_path / "pairs", 8, sizes=(300, 200), form="JPEG")))
+    embed(embed_settings(tmp_path / "store", teacher, data=source.settings.data, synthetic={}))
+    clip = load_clip(str(teacher))
+    size = {"height": 16, "width": 16}
+    small = PairProcessor(clip.processor.tokenizer, CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=size))
+    live = PairBatches([source], small, clip.processor, 8, 4, augmentation=CROPS)
+    store = TeacherStore(tmp_path / "store")
+    stored = PairBatches([source], small, None, 8, 4, augmentation=CROPS, store=store)
+    unlike = PairBatches([source], small, None, 8, 4, augmentation=CROPS)
+    for step in range(4):
+        one, other = live[step], stored[step]
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+        assert not torch.equal(one["pixel_values"], unlike[step]["pixel_values"])
+        with torch.no_grad():
+            images = clip.model.get_image_features(pixel_values=one["teacher_pixel_values"])
+        embeds = functional.normalize(getattr(images, "pooler_output", images), dim=-1)
+        torch.testing.assert_close(other["teacher_image_embeds"], embeds, rtol=0, atol=2**-11)
+        # Each pair has its own: another's are far from it.
+        assert (other["teacher_image_embeds"] - embeds.roll(1, 0)).abs().max() > 2**-6
+
+
+def test_of_several_captions_those_that_were_embedded_are_drawn(teacher, tmp_path, settings_for):
+    captions = list(make_synthetic_pairs(60)["caption"])
+    data = saved_pairs(tmp_path / "pairs", captions=[captions[3 * row : 3 * row + 3] for row in range(20)])
+    for name, augmentation in (("whole", {}), ("crops", CROPS)):
+        store = tmp_path / f"store_{name}"
+        embed(embed_settings(store, teacher, data=data, synthetic={}, augmentation=augmentation))
+        chosen = {
+            row["row"]: captions[3 * row["row"] : 3 * row["row"] + 3].index(row["caption"]) for row in rows_of(store)
+        }
+        assert len(set(chosen.values())) == 3
+        # Four passes, each of which would draw anew.
+        arguments = ("--synthetic", "{}", "--data", data, "--augmentation", json.dumps(augmentation))
+        metrics = distill(
+            settings_for(tmp_path / name, *arguments, "--teacher_store", store, "--batch_size", 20, "--num_steps", 4)
+        )
+        assert metrics["data"]["seen"] == 80 and metrics["data"]["broken"] == 0
 
 
 def test_a_store_may_hold_several_teachers(teacher, tmp_path, settings_for):
@@ -162,6 +323,22 @@ def test_a_store_of_something_else_is_refused(store, tmp_path, settings_for, arg
     data = ("--synthetic.num_pairs", 40, "--augmentation", json.dumps(CROPS), "--teacher_store", store)
     with pytest.raises(ValueError, match=message):
         distill(settings_for(tmp_path / "student", *data, *arguments))
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_stream_or_another_number_of_pairs_cannot_learn_from_a_store(teacher, tmp_path, settings_for):
+    data = saved_pairs(tmp_path / "pairs")
+    embed(embed_settings(tmp_path / "store", teacher, data=data, synthetic={}, augmentation={}))
+    arguments = ("--synthetic", "{}", "--data", data, "--teacher_store", tmp_path / "store")
+    with pytest.raises(ValueError, match="pairs': stored embeddings are found by row, not in a stream"):
+        distill(settings_for(tmp_path / "student", *arguments, "--streaming", "true"))
+    shutil.rmtree(data)
+    saved_pairs(data, 21)
+    with pytest.raises(ValueError, match="source 0 had pairs 20, the run has 21"):
+        distill(settings_for(tmp_path / "student", *arguments))
+    sources = json.dumps([{"data": data}] * 2)
+    with pytest.raises(ValueError, match="made of 1 sources, the run has 2"):
+        distill(settings_for(tmp_path / "student", *arguments[:2], "--sources", sources, *arguments[4:]))
     assert not (tmp_path / "student").exists()
 
 
@@ -239,6 +416,20 @@ def test_a_store_goes_to_the_hub_as_a_data_set(store, monkeypatch):
     sent = [name for name in names if any(fnmatch(name, known) for known in calls["upload"]["allow_patterns"])]
     assert {"README.md", "store.json", "data/train-00002-of-00003.parquet"} < set(sent)
     assert any(name.startswith(f"{embedding.TOKENIZERS}/tiny/") for name in sent) and len(sent) == len(names)
+
+
+def test_a_finished_store_is_pushed_where_the_settings_say(teacher, tmp_path, monkeypatch):
+    pushed = []
+
+    def push(folder, repo_id):
+        pushed.append(
+            (repo_id, sorted(path.name for path in folder.rglob("*.parquet")), (folder / "README.md").is_file())
+        )
+
+    monkeypatch.setattr(embedding, "push_store", push)
+    embed(embed_settings(tmp_path / "store", teacher, push_to_hub="somebody/store"))
+    names = [f"train-0000{number}-of-00003.parquet" for number in range(3)]
+    assert pushed == [("somebody/store", names, True)]
 
 
 def test_what_a_student_needs_of_the_teacher_is_in_the_store(store, tmp_path, settings_for):
