@@ -87,4 +87,5 @@ class PairDataSettings:
 
     def described_sources(self) -> list[dict[str, Any]]:
         """The settings of every source as plain values."""
-        return [asdict(source) for source in self.pair_sources()]
+        # No options and an empty dict of them are the same data.
+        return [{**asdict(source), "options": source.options or None} for source in self.pair_sources()]

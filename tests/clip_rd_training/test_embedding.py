@@ -441,3 +441,9 @@ def test_what_a_student_needs_of_the_teacher_is_in_the_store(store, tmp_path, se
     features = clip.model.get_text_features(**texts)
     embeds = getattr(features, "pooler_output", features)
     assert functional.normalize(embeds, dim=-1).shape == (1, 64)
+
+
+def test_the_same_data_may_be_named_in_either_way():
+    own = EmbeddingSettings(teachers={"tiny": "x/y"}, data="synthetic", synthetic={})
+    listed = EmbeddingSettings(teachers={"tiny": "x/y"}, sources=[{"data": "synthetic"}])
+    assert own.described_sources() == listed.described_sources()
