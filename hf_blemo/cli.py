@@ -7,8 +7,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,9 +294,12 @@ def _build_dataset(arguments: argparse.Namespace) -> None:
         dataset = blemore.build_distribution_dataset(source, output, **options, **common)
     print(f"{output}\n{_summary(dataset)}")
     if arguments.push_to_hub is not None:
-        with _hub_errors(f"{output} was built, but not uploaded to {arguments.push_to_hub}"):
+        from hf_blemo.hub.dataset_card import push_features
+        from hf_blemo.hub.hub_errors import hub_errors
+
+        with hub_errors(f"{output} was built, but not uploaded to {arguments.push_to_hub}"):
             split = options.get("split", "train")
-            dataset.push_to_hub(arguments.push_to_hub, split=split, private=not arguments.public)
+            push_features(dataset, arguments.push_to_hub, split, private=not arguments.public)
         print(f"uploaded to {arguments.push_to_hub}, split {split}")
 
 
@@ -547,6 +549,7 @@ def _submit(arguments: argparse.Namespace) -> None:
 
 def _publish(arguments: argparse.Namespace) -> None:
     from hf_blemo.hub import files_to_publish, publish
+    from hf_blemo.hub.hub_errors import hub_errors
 
     if arguments.repo is None:
         for option in ("public", "tag", "message", "create_pr"):
@@ -556,7 +559,7 @@ def _publish(arguments: argparse.Namespace) -> None:
         print(f"{arguments.folder} can be published; with --repo these files would be uploaded:")
         print("\n".join(f"  {name}" for name in files))
         return
-    with _hub_errors(f"{arguments.folder} was not published to {arguments.repo}"):
+    with hub_errors(f"{arguments.folder} was not published to {arguments.repo}"):
         address = publish(
             arguments.folder,
             arguments.repo,
@@ -566,19 +569,6 @@ def _publish(arguments: argparse.Namespace) -> None:
             tag=arguments.tag,
         )
     print(address)
-
-
-@contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
-    """Turns what the Hub refuses, or that it cannot be reached, into an error that says what did not happen."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    # The Hub's client lets the connection errors of its HTTP library through; which library that is has changed.
-    http_error: Any = HfHubHTTPError.__bases__[0]
-    try:
-        yield
-    except (http_error, LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
-        raise ValueError(f"{what}: {error}") from None
 
 
 def _json_path(text: str, option: str) -> Path:

@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_blemo import blemore
+from hf_blemo.hub.hub_errors import explained
 from hf_blemo.json_files import read_json
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
@@ -84,6 +85,7 @@ def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
         raise FileNotFoundError(f"{where}: no such folder, and no id of a Hub repository (owner/name)")
     if not any((folder / name).is_file() for name in WEIGHTS_FILES):
         raise FileNotFoundError(f"{where}: found no weights, expected {WEIGHTS_FILES[0]}")
+    _check_shards(folder, where)
     model = _load_model(folder, where)
     processor = _load_processor(folder, where)
     if processor.encoders != model.config.encoders:
@@ -253,7 +255,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
             f"{where}: no such folder, and the Hub cannot be reached and its cache does not hold the repository"
         ) from None
     except HfHubHTTPError as error:
-        raise FileNotFoundError(f"{where}: the Hub did not answer as expected: {error}") from None
+        raise FileNotFoundError(f"{where}: {explained(error)}") from None
 
 
 def _check_files(folder: Path, where: str) -> None:
@@ -273,6 +275,16 @@ def _check_files(folder: Path, where: str) -> None:
         )
     if not isinstance(read_json(folder / PROCESSOR_FILE, f"{where}: {PROCESSOR_FILE}").get("encoders"), dict):
         raise ValueError(f"{where}: found no 'encoders' in {PROCESSOR_FILE}, expected the processor of this model")
+
+
+def _check_shards(folder: Path, where: str) -> None:
+    """Checks that every file that the index of the weights names is there."""
+    index = folder / WEIGHTS_FILES[1]
+    if (folder / WEIGHTS_FILES[0]).is_file() or not index.is_file():
+        return
+    for name in sorted(set(read_json(index, f"{where}: {index.name}").get("weight_map", {}).values())):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{where}: found no {name}, which {index.name} names among the weights")
 
 
 def _load_model(folder: Path, where: str) -> RankAwareFusionModel:

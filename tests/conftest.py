@@ -25,6 +25,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         hf_home.cleanup()
 
 
+@pytest.fixture(scope="session")
+def hub():
+    """A Hub on the loopback interface, shared by the tests of a worker: each takes repositories of its own names."""
+    from hub_server import HubServer
+
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def on_hub(hub, tmp_path):
+    """Runs programs in fresh processes that know this Hub alone; see `hub_programs.run_on_hub`."""
+    from functools import partial
+
+    from hub_programs import run_on_hub
+
+    return partial(run_on_hub, hub, tmp_path)
+
+
 @pytest.fixture
 def fresh_accelerate_state(monkeypatch) -> Iterator[None]:
     """Accelerate keeps one state per process: a test starts and ends without one, on the CPU wherever it runs."""

@@ -16,9 +16,12 @@ from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
-from hf_blemo.clip_rd_training.stored_teacher import TOKENIZERS
 from hf_blemo.data.pair_sources import PairTable, open_source
-from hf_blemo.data.teacher_store import STORE_FILE, StoreDescription, shard_schema, write_shard
+from hf_blemo.data.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription, shard_schema, write_shard
+from hf_blemo.hub.hub_errors import hub_errors
+from hf_blemo.hub.push_store import push_store
+from hf_blemo.hub.repositories import prepare_repository
+from hf_blemo.hub.store_card import store_card
 
 SHOWN = 3
 
@@ -139,6 +142,8 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
         _check_same(StoreDescription.load(output), description, output)
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output_dir {settings.output_dir!r}: found something that is no store")
+    if settings.push_to_hub is not None:
+        prepare_repository(settings.push_to_hub, accelerator, repo_type="dataset")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not (output / STORE_FILE).is_file():
         for name, clip in zip(names, clips, strict=True):
@@ -172,7 +177,9 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     if accelerator.is_main_process:
         _write_card(output, description)
         if settings.push_to_hub is not None:
-            push_store(output, settings.push_to_hub)
+            again = "the same command uploads it again"
+            with hub_errors(f"{output} is complete but was not uploaded to {settings.push_to_hub}; {again}"):
+                push_store(output, settings.push_to_hub)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return {
@@ -236,28 +243,6 @@ def _check_same(found: StoreDescription, made: StoreDescription, output: Path) -
             raise ValueError(f"output_dir {str(output)!r}: a store with {key} {one[key]}, this run has {value}")
 
 
-def push_store(folder: Path, repo_id: str, token: str | None = None) -> str:
-    """Uploads a store as a data set, in one commit, to a repository that is made private where it is new.
-
-    Returns:
-        The address of the commit.
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True).repo_id
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        repo_type="dataset",
-        folder_path=folder,
-        allow_patterns=["README.md", STORE_FILE, "data/*.parquet", f"{TOKENIZERS}/**"],
-        commit_message="Upload teacher embeddings",
-    )
-    return commit.commit_url
-
-
 def _write_card(output: Path, description: StoreDescription) -> None:
-    from hf_blemo.hub.store_card import store_card
-
     if not (output / "README.md").is_file():
         (output / "README.md").write_text(store_card(asdict(description)), encoding="utf-8", newline="\n")

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +28,11 @@ from hf_blemo.data.pair_processor import PairProcessor
 from hf_blemo.data.pair_sources import PairStream, PairTable, open_source
 from hf_blemo.evaluation.clip_evaluation import ClipEvaluator, flat_metrics
 from hf_blemo.evaluation.clip_tasks import make_tasks
+from hf_blemo.hub.training_pushes import TrainingPushes, prepare_pushes
+from hf_blemo.push_settings import PUSH_SETTINGS
 from hf_blemo.setting_checks import check_output_folder
 
-FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", "push_to_hub"}
+FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", *PUSH_SETTINGS}
 
 
 class History:
@@ -162,6 +165,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     free = FREE_IN_RESUME if streams else FREE_IN_RESUME | {"num_workers"}
     if settings.resume:
         check_resumable(checkpoints, asdict(settings), free)
+    pushes = prepare_pushes(settings, accelerator)
     if accelerator.is_main_process:
         begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)
     accelerator.wait_for_everyone()
@@ -182,7 +186,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
         accelerator.register_for_checkpointing(average)
     evaluator = ClipEvaluator(tasks) if tasks else None
-    training = Training(accelerator, model, optimizer, batches, settings, average, evaluator, processor)
+    training = Training(accelerator, model, optimizer, batches, settings, average, evaluator, processor, pushes)
     teacher_tasks = None
     if settings.evaluate_teacher and teacher is not None and evaluator is not None and accelerator.is_main_process:
         teacher_tasks = evaluator.evaluate(teacher.model, teacher.processor, accelerator.device)
@@ -196,8 +200,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     if accelerator.is_main_process:
         best: Any = average.module if average is not None else student
         best.float().save_pretrained(output)
-        processor.tokenizer.save_pretrained(output)
-        processor.image_processor.save_pretrained(output)
+        processor.save_pretrained(output)
         data = training.position
         pairs = [len(source) if isinstance(source, PairTable) else None for source in sources]
         described = [
@@ -234,10 +237,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
             after, theirs = maps.now()
             shown = theirs, before, after
         write_report(output, metrics, shown)
-        if settings.push_to_hub is not None:
-            from hf_blemo.hub import publish
-
-            publish(output, settings.push_to_hub)
+        pushes.at_end(output)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics
@@ -283,6 +283,7 @@ class Training:
         average: of the student's weights, or None.
         evaluator: of the student, or None.
         processor: of the student.
+        pushes: of the student, to the Hub.
     """
 
     def __init__(
@@ -295,7 +296,9 @@ class Training:
         average: AveragedModel | None,
         evaluator: ClipEvaluator | None,
         processor: PairProcessor,
+        pushes: TrainingPushes,
     ):
+        self.processor, self.pushes = processor, pushes
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.batches, self.settings, self.average, self.evaluator = batches, settings, average, evaluator
         self.distiller = accelerator.unwrap_model(model)
@@ -350,7 +353,13 @@ class Training:
         if checkpoints.due(done, last):
             self.position.share()
             checkpoints.save(done, last)
+            if accelerator.is_main_process and not last:
+                self.pushes.on_save(f"step {done}", self._save_student)
         bar.update(1)
+
+    def _save_student(self, folder: Path) -> None:
+        self.student.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     def _loader(self) -> torch.utils.data.DataLoader:
         # Each process makes its own share, so nothing remains for Accelerate to deal out. A generator of its own: the

@@ -5,11 +5,12 @@ from typing import Any
 
 from hf_blemo.clip_rd.losses_clip_rd import CLIP_RD_WEIGHTS, check_weights
 from hf_blemo.clip_rd_training.data_settings import PairDataSettings
-from hf_blemo.setting_checks import check_at_least_one, check_choices, check_not_negative, check_repository
+from hf_blemo.push_settings import PushSettings
+from hf_blemo.setting_checks import check_at_least_one, check_choices, check_not_negative
 
 
 @dataclass
-class DistillationSettings(PairDataSettings):
+class DistillationSettings(PushSettings, PairDataSettings):
     """What `training/distill_clip_rd.py` reads from YAML and command line.
 
     Args:
@@ -48,7 +49,6 @@ class DistillationSettings(PairDataSettings):
         resume: whether to go on from the newest checkpoint that an interrupted run of the same settings left in
             `output_dir`; it ends with the weights of an uninterrupted one.
         trackers: of Accelerate, for instance `[tensorboard]`.
-        push_to_hub: repository (owner/name) to publish the student to at the end, private where it is new.
     """
 
     output_dir: str = "out/clip_rd"
@@ -80,7 +80,6 @@ class DistillationSettings(PairDataSettings):
     checkpoint_every: int = 0
     resume: bool = False
     trackers: list[str] = field(default_factory=list)
-    push_to_hub: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,7 +95,7 @@ class DistillationSettings(PairDataSettings):
         weights = check_weights(self.weights)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, found {self.ema_decay}")
-        check_repository("push_to_hub", self.push_to_hub)
+        self.check_push_settings(self.checkpoint_every)
         if self.teacher_store is None and self.teacher_name is not None:
             raise ValueError("teacher_name is about a teacher_store, which is not given")
         if self.evaluate_teacher and (self.teacher is None or self.teacher_store is not None or not self.evaluation):

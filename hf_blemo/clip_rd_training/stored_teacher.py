@@ -8,9 +8,7 @@ from hf_blemo.clip_models import load_part
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.data.pair_processor import PairProcessor
 from hf_blemo.data.pair_sources import PairStream, PairTable
-from hf_blemo.data.teacher_store import STORE_FILE, TeacherStore
-
-TOKENIZERS = "tokenizers"
+from hf_blemo.data.teacher_store import STORE_FILE, TOKENIZERS, TeacherStore
 
 
 class StoredTeacher(NamedTuple):

@@ -1,11 +1,13 @@
 """What a CLIP's own tokenizer and image processor make of image-caption pairs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import CLIPProcessor, PreTrainedTokenizerBase
 
 from hf_blemo.data.images import Crop, normalized, open_image, read_crop, to_rgb
 
@@ -49,6 +51,19 @@ class PairProcessor:
             if size and size.get("shortest_edge"):
                 return size["shortest_edge"], size["shortest_edge"]
         raise ValueError(f"{type(self.image_processor).__name__}: found no height and width of the model's images")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Saves both as a `CLIPProcessor`, which AutoProcessor loads, as AutoTokenizer and AutoImageProcessor do.
+
+        Args:
+            folder: made where it is missing; usually the model's.
+
+        Raises:
+            ValueError: the tokenizer is none of transformers.
+        """
+        if not isinstance(self.tokenizer, PreTrainedTokenizerBase):
+            raise ValueError(f"expected a tokenizer of transformers to save, found {type(self.tokenizer).__name__}")
+        CLIPProcessor(self.image_processor, self.tokenizer).save_pretrained(folder)
 
     def images(self, images: Sequence[Any]) -> torch.Tensor:
         """Images, each whatever [`open_image`] opens, as the model's own rule resizes and crops them.

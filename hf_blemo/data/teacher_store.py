@@ -17,6 +17,8 @@ from hf_blemo.json_files import read_json, write_json
 
 SCHEMA_VERSION = 1
 STORE_FILE = "store.json"
+# Of the teachers, one folder each: what a student takes its tokenizer from.
+TOKENIZERS = "tokenizers"
 SHARD_FOLDER = "data"
 # What of a source decides which pairs its rows are.
 SOURCE_KEYS = ("data", "split", "name", "revision", "image_column", "caption_column", "options")

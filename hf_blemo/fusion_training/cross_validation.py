@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
@@ -177,12 +178,15 @@ def train_on_all(
     settings: ExperimentSettings,
     num_epochs: int,
     checkpoint_folder: Path | None = None,
+    on_save: Callable[[int, RankAwareFusionModel], None] | None = None,
 ) -> list[RankAwareFusionModel]:
     """Trains one model per seed on all labelled rows.
 
     Args:
         accelerator, config, store, settings, checkpoint_folder: as in [`cross_validate`].
         num_epochs: how long.
+        on_save: called on the first process after every checkpoint but the last, with the epoch and the model of the
+            first seed.
 
     Returns:
         The models in the order of `settings.seeds`, on the CPU.
@@ -204,7 +208,13 @@ def train_on_all(
     while lockstep.epoch < num_epochs:
         losses = lockstep.train_epoch(bar)
         bar.set_postfix(epoch=lockstep.epoch, train_loss=f"{losses.mean():.3f}")
-        checkpoints.save(lockstep.epoch, last=lockstep.epoch == num_epochs)
+        last = lockstep.epoch == num_epochs
+        checkpoints.save(lockstep.epoch, last)
+        if on_save is not None and checkpoints.due(lockstep.epoch, last) and not last and accelerator.is_main_process:
+            # Making a model draws random numbers, which the training must not miss.
+            with torch.random.fork_rng():
+                model = lockstep.model_of(0)
+            on_save(lockstep.epoch, model)
     bar.close()
     models = [lockstep.model_of(index) for index in range(len(members))]
     accelerator.free_memory()

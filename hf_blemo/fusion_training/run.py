@@ -26,6 +26,7 @@ from hf_blemo.fusion_training.results import CrossValidationResults, versions
 from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.hub import write_card
+from hf_blemo.hub.training_pushes import prepare_pushes
 from hf_blemo.json_files import write_json
 from hf_blemo.prediction import predict_blends
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
@@ -81,6 +82,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
                 f"test_data: found the encoders {', '.join(found)}, expected some of {', '.join(config.encoders)}"
             )
         FeatureStore(test, config, progress=False)
+    pushes = prepare_pushes(settings, accelerator)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)
@@ -95,12 +97,20 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         log = accelerator.log if settings.trackers else None
         results, history = cross_validate(accelerator, config, store, settings, checkpoints, log)
         num_epochs = results.best_epochs()
-    models = train_on_all(accelerator, config, store, settings, num_epochs, checkpoints)
+    processors = _processors(settings, config, store, results)
+
+    def on_save(epoch: int, model: RankAwareFusionModel) -> None:
+        def save(folder: Path) -> None:
+            model.save_pretrained(folder)
+            processors[0].save_pretrained(folder)
+
+        pushes.on_save(f"epoch {epoch}", save)
+
+    models = train_on_all(accelerator, config, store, settings, num_epochs, checkpoints, on_save)
 
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
         metrics = _metrics(settings, config, store, results, models[0], num_epochs, command)
-        processors = _processors(settings, config, store, results)
         for seed, model, processor in zip(settings.seeds, models, processors, strict=True):
             folder = output if seed == settings.seeds[0] else output / f"seed_{seed}"
             model.save_pretrained(folder)
@@ -117,6 +127,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         write_json({output / "metrics.json": metrics})
         _remove_stale(output, settings, results is not None)
         write_card(output, metrics)
+        pushes.at_end(output)
     accelerator.end_training()
     return metrics
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_blemo.fusion_training.protocol import PROTOCOLS
+from hf_blemo.push_settings import PUSH_SETTINGS, PushSettings
 from hf_blemo.setting_checks import check_at_least_one, check_choices, check_not_negative, check_seeds
 
 
@@ -82,12 +83,12 @@ class ExperimentSettings:
     @property
     def free_in_resume(self) -> set[str]:
         """Settings that may change when a run is resumed."""
-        free = {"output_dir", "resume", "checkpoint_every", "trackers", "test_data", "only"}
+        free = {"output_dir", "resume", "checkpoint_every", "trackers", "test_data", "only", *PUSH_SETTINGS}
         return free | {"num_epochs"} if self.schedule == "constant" else free
 
 
 @dataclass
-class FusionSettings(ExperimentSettings):
+class FusionSettings(PushSettings, ExperimentSettings):
     """What `training/train_fusion.py` reads.
 
     Args:
@@ -103,6 +104,7 @@ class FusionSettings(ExperimentSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_push_settings(self.checkpoint_every)
         if self.unlabelled_data is not None and self.model.get("domain_adaptation", "none") == "none":
             raise ValueError(
                 "unlabelled_data serves the domain adaptation alone, and model.domain_adaptation is none; choose mmd, "

@@ -2,6 +2,7 @@
 
 from .card import card_metadata, card_template, merge_card, render_card, write_card
 from .publish import files_to_publish, publish
+from .push_model import push_model
 
 __all__ = [
     "card_metadata",
@@ -9,6 +10,7 @@ __all__ = [
     "files_to_publish",
     "merge_card",
     "publish",
+    "push_model",
     "render_card",
     "write_card",
 ]

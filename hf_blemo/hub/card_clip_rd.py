@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult
 from .card_values import known
 
 REQUIRED_KEYS = ("schema_version", "student", "data", "num_parameters", "num_steps", "batch_size", "config")
+PIPELINE_TAG = "zero-shot-image-classification"
 TAGS = ["clip", "distillation", "clip-rd", "hf_blemo"]
 TASK_TYPES = {"zero_shot": "zero-shot-image-classification", "retrieval": "image-text-retrieval"}
 TASK_NAMES = {"zero_shot": "Zero-shot image classification", "retrieval": "Image-text retrieval"}
@@ -100,7 +101,7 @@ def metadata(metrics: Mapping[str, Any]) -> dict[str, Any]:
     ]
     return {
         "base_model": origin if is_hub_id(origin, metrics) else None,
-        "pipeline_tag": "zero-shot-image-classification",
+        "pipeline_tag": PIPELINE_TAG,
         "tags": [tag for tag in TAGS if teacher or tag != "distillation"],
         "datasets": list(dict.fromkeys(datasets)) or None,
         "metrics": list(dict.fromkeys(result.metric_type for result in results)) or None,

@@ -14,6 +14,7 @@ PROTOCOLS = {
     "published_style": "published-style cross-validation",
     "none": "none",
 }
+PIPELINE_TAG = "video-classification"
 TAGS = ["blended-emotion-recognition", "hf_blemo", "rank-aware-fusion", "blemore"]
 
 
@@ -64,7 +65,7 @@ def metadata(metrics: Mapping[str, Any]) -> dict[str, Any]:
         if key in summary and metrics["protocol"] != "none"
     ]
     return {
-        "pipeline_tag": "video-classification",
+        "pipeline_tag": PIPELINE_TAG,
         "tags": TAGS,
         "datasets": [data["hub_id"]] if data.get("hub_id") else None,
         "metrics": list(METRIC_NAMES) if results else None,

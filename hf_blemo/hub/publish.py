@@ -13,6 +13,7 @@ from hf_blemo.json_files import read_json
 
 from .card import human_part, merge_card, plots_in, render_card, write_card
 from .card_values import without_local_paths
+from .eval_results import EVAL_RESULTS_FOLDER, write_eval_results
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,9 @@ def publish(
 ) -> str:
     """Check a model folder, bring its card up to date and upload both to the Hub in one commit.
 
-    Model, what prepares its inputs, card, the model's own code, metrics.json without this machine's folders, and plots
-    are uploaded; checkpoints, optimizer states and data never are. A card that people changed on the Hub keeps their
-    text.
+    Model, what prepares its inputs, card, the model's own code, metrics.json without this machine's folders, results
+    on data sets of the Hub (`.eval_results`) and plots are uploaded; checkpoints, optimizer states and data never are.
+    A card that people changed on the Hub keeps their text.
 
     Args:
         folder: what the trainer wrote, or `save_pretrained` of the model and its processor, or its tokenizer and image
@@ -92,6 +93,7 @@ def publish(
     metrics = _read_metrics(folder)
     if metrics is not None:
         write_card(folder, metrics, **({"repo_id": repo_id} if repo_id else {}))
+        write_eval_results(folder, metrics)
     files = files_to_publish(folder)
     if repo_id is None:
         logger.info("%s is complete; a repo_id would upload: %s", folder, ", ".join(files))
@@ -154,6 +156,7 @@ def files_to_publish(folder: str | Path) -> list[str]:
     _check_card((folder / CARD_FILE).read_text(encoding="utf-8-sig"))
     files |= {CARD_FILE} | {name for name in OPTIONAL_FILES if (folder / name).is_file()}
     files |= {plot.relative_to(folder).as_posix() for plot in plots_in(folder)}
+    files |= {f"{EVAL_RESULTS_FOLDER}/{path.name}" for path in (folder / EVAL_RESULTS_FOLDER).glob("*.yaml")}
     return sorted(files)
 
 
@@ -243,6 +246,8 @@ def _check_card(card: str) -> None:
     """Check what can be checked of a card without the Hub, which checks the rest when it receives the commit."""
     if not card.lstrip().startswith("---"):
         raise ValueError(f"{CARD_FILE}: expected metadata between two lines of ---, found none")
+    # Refuses what is no YAML by name.
+    human_part(card)
     data = ModelCard(card).data
     missing = [key for key in ("license", "library_name", "pipeline_tag", "tags") if not data.get(key)]
     if missing:

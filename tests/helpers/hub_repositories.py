@@ -132,7 +132,10 @@ class Repository:
     def card_data(self, commit: Commit) -> dict[str, Any]:
         """Metadata of the README.md."""
         card = commit.files.get("README.md")
-        return {} if card is None else metadata_of(card.content.decode())
+        try:
+            return {} if card is None else metadata_of(card.content.decode())
+        except HubError:
+            return {}
 
     def advance(self, branch: str, commit: Commit) -> None:
         """Moves a branch or pull request to a commit."""

@@ -422,7 +422,9 @@ class _ApiHandler(_Handler):
 def _large(blob: Blob) -> dict[str, Any]:
     if not blob.large:
         return {}
-    return {"lfs": {"oid": blob.sha256, "size": len(blob.content), "pointerSize": len(blob.pointer)}}
+    return {
+        "lfs": {"oid": blob.sha256, "sha256": blob.sha256, "size": len(blob.content), "pointerSize": len(blob.pointer)}
+    }
 
 
 def _tree(commit: Commit) -> list[dict[str, Any]]:
