@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from .gathering_clip_rd import Processes
+
 TERMS = ("task", "fd", "icl", "hrd", "vrd", "vrd_image", "vrd_text", "xrd")
 CLIP_RD_WEIGHTS = {**dict.fromkeys(TERMS, 1.0), "fd": 2000.0}
 CLIP_KD_WEIGHTS = {"task": 1.0, "fd": 2000.0, "icl": 1.0, "hrd": 1.0}
@@ -224,14 +226,15 @@ class CLIPRDLoss(nn.Module):
         if isinstance(teacher_logit_scale, torch.Tensor):
             teacher_logit_scale = teacher_logit_scale.detach()
         device = student_image.device
-        group = _Group(self.process_group)
+        group = Processes(self.process_group)
         embeddings = (student_image, student_text, teacher_image, teacher_text)
         scales = [
             torch.as_tensor(scale, device=device)
             for scale in (student_logit_scale, teacher_logit_scale, *self.multipliers())
         ]
         problem = problem or self._problem(embeddings, scales)
-        rows = group.agree(problem, student_image.shape[0] if student_image.dim() else 0, self.weights, device)
+        count = student_image.shape[0] if student_image.dim() else 0
+        rows = _agree(group, problem, count, self.weights, device)
         # Neither autocast nor a reduced precision of float32 products: both move the gradient by about 1 %.
         with torch.autocast(device.type, enabled=False), _exact_products():
             dtype = computing_dtype(student_image)
@@ -273,7 +276,7 @@ class CLIPRDLoss(nn.Module):
 
     def report_failure(self, device: torch.device) -> None:
         """Tells the other processes that this one has no embeddings, so that they raise instead of waiting for it."""
-        _Group(self.process_group).exchange(_ELSEWHERE, 0, self.weights, device)
+        Processes(self.process_group).exchange([_ELSEWHERE, 0, _digest(self.weights)], device)
 
     @torch.no_grad()
     def clamp_scales(self) -> None:
@@ -330,87 +333,32 @@ def _linear(layer: nn.Linear | None, values: torch.Tensor) -> torch.Tensor:
     return F.linear(values, layer.weight.to(values.dtype), bias)
 
 
-def _collective(name: str, earlier_name: str) -> Any:
-    """A function of torch.distributed that torch 2.13 renamed; it is looked up when processes need it."""
-    return getattr(dist, name, None) or getattr(dist, earlier_name)
+def _agree(
+    processes: Processes, problem: int, rows: int, weights: Mapping[str, float], device: torch.device
+) -> list[int]:
+    """Exchanges what each process found, before any of them waits for another's embeddings.
+
+    Returns:
+        Number of rows of every process.
+
+    Raises:
+        ValueError: a process has a problem, the processes have different weights, or none has a row.
+    """
+    found = processes.exchange([problem, rows, _digest(weights)], device)
+    for rank, (code, _, _) in enumerate(found):
+        if code:
+            where = "" if processes.size == 1 else f" on process {rank} of {processes.size}"
+            raise ValueError(f"CLIPRDLoss: {_PROBLEMS[code]}{where}")
+    if len({digest for _, _, digest in found}) > 1:
+        raise ValueError("CLIPRDLoss: the processes have different weights; set them on all of them alike")
+    counts = [count for _, count, _ in found]
+    if sum(counts) == 0:
+        raise ValueError("CLIPRDLoss: the batch is empty, expected at least one pair")
+    return counts
 
 
-class _Group:
-    """The processes that share a batch, or this one alone."""
-
-    def __init__(self, process_group: "dist.ProcessGroup | None"):
-        self.active = dist.is_available() and dist.is_initialized()
-        self.group = process_group
-        self.size = dist.get_world_size(process_group) if self.active else 1
-        self.rank = dist.get_rank(process_group) if self.active else 0
-
-    def exchange(
-        self, problem: int, rows: int, weights: Mapping[str, float], device: torch.device
-    ) -> list[tuple[int, int, int]]:
-        """Problem, number of rows and a checksum of the weights, of every process."""
-        found = [(problem, rows, 0)]
-        if self.size > 1:
-            mine = torch.tensor([problem, rows, zlib.crc32(repr(weights).encode())], device=device)
-            everyone = torch.empty(self.size * 3, dtype=mine.dtype, device=device)
-            _collective("all_gather_single", "all_gather_into_tensor")(everyone, mine, group=self.group)
-            found = [(int(code), int(count), int(digest)) for code, count, digest in everyone.view(-1, 3).tolist()]
-        return found
-
-    def agree(self, problem: int, rows: int, weights: Mapping[str, float], device: torch.device) -> list[int]:
-        """Exchanges what each process found, before any of them waits for another's embeddings.
-
-        Returns:
-            Number of rows of every process.
-
-        Raises:
-            ValueError: a process has a problem, the processes have different weights, or none has a row.
-        """
-        found = self.exchange(problem, rows, weights, device)
-        for rank, (code, _, _) in enumerate(found):
-            if code:
-                where = "" if self.size == 1 else f" on process {rank} of {self.size}"
-                raise ValueError(f"CLIPRDLoss: {_PROBLEMS[code]}{where}")
-        if len({digest for _, _, digest in found}) > 1:
-            raise ValueError("CLIPRDLoss: the processes have different weights; set them on all of them alike")
-        counts = [count for _, count, _ in found]
-        if sum(counts) == 0:
-            raise ValueError("CLIPRDLoss: the batch is empty, expected at least one pair")
-        return counts
-
-    def gather(self, values: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """(n, k) of every process -> (N, k), in the order of the processes."""
-        if self.size == 1:
-            return values
-        longest = max(rows)
-        padded = F.pad(values, (0, 0, 0, longest - len(values))).contiguous()
-        everyone = padded.new_empty(self.size * longest, values.shape[1])
-        _collective("all_gather_single", "all_gather_into_tensor")(everyone, padded, group=self.group)
-        if min(rows) == longest:
-            return everyone
-        return torch.cat([part[:count] for part, count in zip(everyone.split(longest), rows, strict=True)])
-
-    def scatter_sum(self, values: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """(N, k) of every process -> the sum's rows (n, k) that belong to this one."""
-        if min(rows) == max(rows):
-            mine = values.new_empty(rows[self.rank], values.shape[1])
-            _collective("reduce_scatter_single", "reduce_scatter_tensor")(mine, values, group=self.group)
-            return mine
-        dist.all_reduce(values, group=self.group)
-        return values.split(rows)[self.rank]
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over the processes, in place."""
-        if self.size > 1:
-            dist.all_reduce(values, group=self.group)
-        return values
-
-    def merge_log_sums(self, values: torch.Tensor) -> torch.Tensor:
-        """(K, N) log-sum-exps over each process's rows -> over all rows."""
-        if self.size == 1:
-            return values
-        everyone = values.new_empty(self.size * values.shape[0], values.shape[1])
-        _collective("all_gather_single", "all_gather_into_tensor")(everyone, values.contiguous(), group=self.group)
-        return everyone.view(self.size, *values.shape).logsumexp(0)
+def _digest(weights: Mapping[str, float]) -> int:
+    return zlib.crc32(repr(weights).encode())
 
 
 @dataclass
@@ -426,7 +374,7 @@ class _Call:
 
     weights: dict[str, float]
     tile_size: int
-    group: _Group
+    group: Processes
     rows: list[int]
 
 

@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, is_timm_available
 
 from .configuration_clip_rd import CLIPRDConfig
+from .gathering_clip_rd import gather_pairs
 
 # Transformers starts these with batch-norm scales or convolutions of a standard deviation of 0.02, which does no harm
 # where weights are loaded; untrained, EfficientNet-B0 then gives features of 1e-31, of which nothing can be learnt.
@@ -45,11 +46,11 @@ def contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
         logits_per_image: (B, B), scaled cosines.
 
     Returns:
-        Scalar, in float32 whatever the logits are in.
+        Scalar, in float32 at least.
 
     Source: CLIP, arXiv 2103.00020, figure 3.
     """
-    logits = logits_per_image.float()
+    logits = logits_per_image.to(torch.promote_types(logits_per_image.dtype, torch.float32))
     pairs = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.t(), pairs)) / 2
 
@@ -280,9 +281,10 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         Args:
             input_ids, attention_mask, position_ids, token_type_ids: texts, as in `get_text_features`.
             pixel_values, interpolate_pos_encoding: images, as in `get_image_features`.
-            return_loss: whether the contrastive loss of image i and text i is wanted, among the pairs of this batch
-                and process. True, unlike upstream, because Trainer asks for this. Where there are not as many images
-                as texts, as in classification, there are no pairs and the loss is None.
+            return_loss: whether the contrastive loss of image i and text i is wanted; in training among the pairs of
+                all processes, so that all of them have to take part, in evaluation among those of this one. True,
+                unlike upstream, because Trainer asks for this. Where there are not as many images as texts, as in
+                classification, there are no pairs and the loss is None.
 
         Returns:
             [`CLIPRDOutput`].
@@ -303,12 +305,22 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         logits_per_image = logits_per_text.t()
         paired = return_loss and len(image_embeds) == len(text_embeds)
         return CLIPRDOutput(
-            loss=contrastive_loss(logits_per_image) if paired else None,
+            loss=self._loss(image_embeds, text_embeds) if paired else None,
             logits_per_image=logits_per_image,
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
         )
+
+    def _loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Contrastive loss, scalar, in float32 at least, whatever the towers are in."""
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            dtype = torch.promote_types(image_embeds.dtype, torch.float32)
+            pairs: tuple[torch.Tensor, ...] = (image_embeds.to(dtype), text_embeds.to(dtype))
+            # Where gradients are wanted: one process alone may evaluate.
+            if self.training and torch.is_grad_enabled():
+                pairs = gather_pairs(*pairs)
+            return contrastive_loss(pairs[0] @ pairs[1].t() * self.logit_scale.to(dtype).exp())
 
     def to_clip(self) -> CLIPModel:
         """The same model as transformers' CLIPModel, with weights of its own.

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from hf_blemo import blemore
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusionPooling
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import (
     RankAwareFusionBatch,
@@ -188,3 +189,26 @@ class FeatureStore:
             return value.unflatten(0, rows.shape).to(device, non_blocking=True)
 
         return place(batch)
+
+
+def fit_feature_statistics(model: RankAwareFusionModel, dataset: datasets.Dataset, progress: bool = False) -> None:
+    """Fit what a model standardises its features with, as the programs of this package do before they train.
+
+    To be called once, before training in a loop of one's own or under Trainer; the statistics are part of the model.
+
+    Args:
+        model: of one's own training.
+        dataset: the training part alone: columns `clip` and `features`, and `labels`, whose unlabelled rows are not
+            counted unless there are no others.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: a row the processor refuses; the message names the clip.
+
+    Source: this project's choice.
+    """
+    store = FeatureStore(dataset, model.config, progress=progress)
+    labelled = ~(store.labels == -100).all(1)
+    rows = np.flatnonzero(labelled.numpy()) if labelled.any() else np.arange(len(store))
+    for name, (mean, std) in store.statistics(rows).items():
+        model.set_feature_statistics(name, mean, std)

@@ -27,6 +27,12 @@ class RankAwareFusionBatch(BatchFeature):
         return self
 
 
+class NoTokens:
+    """Stands where Trainer looks for the special tokens of its `processing_class`: there are none."""
+
+    bos_token_id = eos_token_id = pad_token_id = None
+
+
 class RankAwareFusionProcessor(ProcessorMixin):
     """Pads, masks and checks features for [`RankAwareFusionModel`]; turns its outputs into blends.
 
@@ -39,6 +45,8 @@ class RankAwareFusionProcessor(ProcessorMixin):
     Raises:
         ValueError: an entry of `encoders` is not valid, or `decoding` is neither of the two.
     """
+
+    tokenizer = NoTokens()
 
     def __init__(
         self,

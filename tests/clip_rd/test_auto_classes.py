@@ -156,7 +156,7 @@ def test_code_of_the_folder_without_the_package_and_saved_again_by_it(work):
 def test_saved_folder_holds_the_code_of_the_model_alone(make_model, tmp_path):
     make_model().save_pretrained(tmp_path)
     family = PACKAGE_FOLDER / "hf_blemo" / "clip_rd"
-    names = ("configuration_clip_rd.py", "modeling_clip_rd.py")
+    names = ("configuration_clip_rd.py", "gathering_clip_rd.py", "modeling_clip_rd.py")
     sources = {name: (family / name).read_text() for name in names}
     assert {path.name: path.read_text() for path in tmp_path.glob("*.py")} == sources
     for name, text in sources.items():

@@ -1,0 +1,72 @@
+"""Callbacks for transformers' Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
+
+STUDENT_FOLDER = "student"
+
+
+class DistillationCallback(TrainerCallback):
+    """Keeps a [`CLIPRDDistiller`] in step with Trainer and saves its student where others can load it.
+
+    Sets the step, which the weight schedule goes by, before every step and after a resume; keeps the scales in bounds
+    after the last. At every save, and at the end, the student is in the folder `student` of the checkpoint, or of the
+    output folder.
+
+    Args:
+        processor: saved beside the student, so that the folder is complete: a `PairProcessor` or `CLIPProcessor`.
+
+    Source: this project's choice.
+    """
+
+    def __init__(self, processor: Any = None):
+        self.processor = processor
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Checks the model and sets the step."""
+        _distiller(kwargs).set_step(state.global_step)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sets the step."""
+        _distiller(kwargs).set_step(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sets the number of steps taken, which a checkpoint keeps, and clamps the scales as a step would."""
+        _distiller(kwargs).set_step(state.global_step)
+        _distiller(kwargs).clamp_scales()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Saves the student into the checkpoint."""
+        self._save(
+            _distiller(kwargs), state, Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Saves the student into the output folder."""
+        self._save(_distiller(kwargs), state, Path(str(args.output_dir)))
+
+    def _save(self, distiller: CLIPRDDistiller, state: TrainerState, folder: Path) -> None:
+        if state.is_world_process_zero:
+            distiller.student.save_pretrained(folder / STUDENT_FOLDER)
+            if self.processor is not None:
+                self.processor.save_pretrained(folder / STUDENT_FOLDER)
+
+
+def _distiller(arguments: dict[str, Any]) -> CLIPRDDistiller:
+    model: Any = arguments["model"]
+    if not isinstance(model, CLIPRDDistiller):
+        raise ValueError(f"DistillationCallback is for a CLIPRDDistiller, the model is a {type(model).__name__}")
+    return model

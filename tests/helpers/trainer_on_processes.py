@@ -1,0 +1,52 @@
+"""Run by the tests of Trainer: `python trainer_on_processes.py FOLDER` is one of the processes of a training."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from safetensors.torch import save_file
+from trainer_cases import CASES, Case, pairs
+
+
+def alone_may_evaluate(case: Case, folder: Path) -> None:
+    """The first process evaluates a student while the others do something else."""
+    model = case.make_model()
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    with torch.no_grad():
+        batch = case.collator([pairs()[row] for row in range(4)])
+        assert model.train()(**batch).loss.isfinite() and model.eval()(**batch).loss.isfinite()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    state = PartialState(cpu=True)
+    report = {"processes": state.num_processes}
+    for name, make_case in CASES.items():
+        case = make_case()
+        trainer = case.trainer(
+            folder / name, max_steps=3, per_device_train_batch_size=8 // state.num_processes, optim="sgd",
+            learning_rate=0.1, lr_scheduler_type="constant", ddp_find_unused_parameters=False,
+        )  # fmt: skip
+        trainer.train()
+        evaluation = trainer.evaluate()
+        report[name] = {
+            "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+            "evaluation": {key: value for key, value in evaluation.items() if "score" in key or "acc" in key},
+        }
+        if name == "clip_rd":
+            alone_may_evaluate(case, folder)
+        if state.is_main_process:
+            weights = {key: value.contiguous() for key, value in trainer.model.state_dict().items()}
+            save_file(weights, folder / f"{name}.safetensors")
+    if state.is_main_process:
+        (folder / "report.json").write_text(json.dumps(report))
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Two processes under plain Trainer give the weights of one with both shares, negatives of all pairs included."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trainer_cases import CASES
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Number of processes -> folder of what they left."""
+    folders = {}
+    for world in (1, 2):
+        folders[world] = folder = tmp_path_factory.mktemp(f"processes_{world}")
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{HELPERS.parents[1]}:{HELPERS}"}
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+        ] * (world - 1)
+        command = [sys.executable, *launcher, str(HELPERS / "trainer_on_processes.py"), str(folder)]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert process.returncode == 0, process.stderr
+    return folders
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_are_one(name, runs):
+    reports = {world: json.loads((folder / "report.json").read_text()) for world, folder in runs.items()}
+    assert {world: report["processes"] for world, report in reports.items()} == {1: 1, 2: 2}
+    one, two = (load_file(runs[world] / f"{name}.safetensors") for world in (1, 2))
+    start = CASES[name]().make_model().state_dict()
+    moved = [(one[key] - start[key]).abs().max().item() for key in one if one[key].is_floating_point()]
+    assert max(moved) > 1e-2
+    for key in one:
+        torch.testing.assert_close(
+            two[key], one[key], rtol=1e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    if name == "fusion":
+        assert set(reports[1][name]["evaluation"]) == {"eval_acc_presence", "eval_acc_salience", "eval_score"}
+        assert reports[2][name]["evaluation"] == pytest.approx(reports[1][name]["evaluation"])
+    else:
+        # Each process reports the loss of all pairs, not of its own.
+        assert reports[2][name]["losses"] == pytest.approx(reports[1][name]["losses"], rel=1e-4)

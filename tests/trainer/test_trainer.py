@@ -1,0 +1,203 @@
+"""Plain transformers' Trainer trains, evaluates, predicts and resumes every kind of model."""
+
+import copy
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import MAKERS
+from trainer_cases import CASES, clip_rd_case, fusion_case
+from transformers import AutoModel, AutoProcessor, TrainerCallback
+
+from hf_blemo import blemore
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]()
+
+
+def losses(trainer):
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def assert_same_weights(one, two, **tolerance):
+    first, second = one.state_dict(), two.state_dict()
+    assert list(first) == list(second)
+    for name in first:
+        torch.testing.assert_close(
+            first[name], second[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance
+        )
+
+
+def test_training_lowers_the_loss_and_evaluates_with_default_arguments(case, tmp_path):
+    trainer = case.trainer(tmp_path, max_steps=24, learning_rate=1e-2, eval_strategy="steps", eval_steps=12)
+    assert trainer.args.remove_unused_columns
+    trainer.train()
+    found = losses(trainer)
+    assert np.mean(found[-4:]) < np.mean(found[:4]) - 0.02
+    evaluations = [row for row in trainer.state.log_history if "eval_loss" in row]
+    assert len(evaluations) == 2 and all(np.isfinite(row["eval_loss"]) for row in evaluations)
+    if case.options.get("compute_metrics"):
+        assert {"eval_acc_presence", "eval_acc_salience", "eval_score"} <= set(evaluations[-1])
+
+
+def test_metrics_and_predictions_are_those_of_the_model(tmp_path):
+    case = fusion_case()
+    trainer = case.trainer(tmp_path, per_device_eval_batch_size=5)
+    rows = case.dataset.select(range(32, 48))
+    predicted = trainer.predict(rows)
+    probabilities, joint = predicted.predictions
+    with torch.no_grad():
+        output = trainer.model.eval()(**case.collator(list(rows)))
+    np.testing.assert_allclose(probabilities, output.probabilities.numpy(), atol=1e-6)
+    np.testing.assert_allclose(joint, output.joint_probabilities.numpy(), atol=1e-6)
+    blends = blemore.decode_expected_score(joint)
+    labels = np.array(rows["labels"][:])
+    expected = {
+        "acc_presence": blemore.acc_presence(blends, labels),
+        "acc_salience": blemore.acc_salience(blends, labels),
+        "score": blemore.score(blends, labels),
+    }
+    assert {name: predicted.metrics[f"test_{name}"] for name in expected} == pytest.approx(expected)
+
+
+def test_logits_of_pairs_are_never_joined_over_batches(tmp_path):
+    """Those of a batch are B x B: 16 pairs in batches of 6, 6 and 4 give embeddings alone."""
+    predicted = clip_rd_case().trainer(tmp_path).predict(clip_rd_case().dataset.select(range(16)))
+    assert [np.shape(part) for part in predicted.predictions] == [(16, 12), (16, 12)]
+
+
+def test_a_resumed_training_ends_like_an_uninterrupted_one(case, tmp_path):
+    whole = case.trainer(tmp_path / "whole", save_strategy="steps", save_steps=3)
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    resumed = case.trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / "checkpoint-3"))
+    assert_same_weights(resumed.model, whole.model, rtol=0, atol=0)
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_checkpoint_of_trainer_loads_by_the_auto_classes(tmp_path):
+    for name, make_case in (("fusion", fusion_case), ("clip_rd", clip_rd_case)):
+        case = make_case()
+        trainer = case.trainer(tmp_path / name, max_steps=2, save_strategy="steps", save_steps=1)
+        trainer.processing_class = MAKERS[trainer.model.config.model_type](0)[1]
+        trainer.train()
+        checkpoint = tmp_path / name / "checkpoint-2"
+        assert_same_weights(AutoModel.from_pretrained(checkpoint), trainer.model, rtol=0, atol=0)
+        assert AutoProcessor.from_pretrained(checkpoint) is not None
+
+
+def test_the_student_of_a_distillation_is_saved_where_it_can_be_loaded(tmp_path):
+    case = CASES["distillation"]()
+    trainer = case.trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    before = copy.deepcopy(trainer.model.teacher.state_dict())
+    weights = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            weights.append(kwargs["model"].loss.weights["xrd"])
+
+    trainer.add_callback(Watch)
+    trainer.train()
+    assert weights == [0.0, 0.25, 0.5, 0.75]
+    for folder in (tmp_path, tmp_path / "checkpoint-4"):
+        assert_same_weights(AutoModel.from_pretrained(folder / "student"), trainer.model.student, rtol=0, atol=0)
+        assert AutoProcessor.from_pretrained(folder / "student").tokenizer is not None
+    # The teacher is neither trained nor kept in checkpoints.
+    assert all(torch.equal(before[name], values) for name, values in trainer.model.teacher.state_dict().items())
+    assert not any("teacher" in name for name in trainer.model.state_dict())
+
+
+def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
+    """8 x 1 = 2 x 4: one step of plain gradient descent."""
+    trained = []
+    for size, steps in ((8, 1), (2, 4)):
+        trainer = fusion_case().trainer(
+            tmp_path, max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=steps, optim="sgd",
+            learning_rate=0.5, lr_scheduler_type="constant",
+        )  # fmt: skip
+        start = copy.deepcopy(trainer.model)
+        trainer.train()
+        trained.append(trainer.model)
+    assert_same_weights(*trained, rtol=1e-4, atol=1e-6)
+    moved = [(one - two).abs().max() for one, two in zip(start.parameters(), trained[0].parameters(), strict=True)]
+    assert max(moved) > 1e-2
+
+
+def test_the_balance_of_the_gate_and_the_negatives_of_pairs_are_those_of_the_batch_at_once(tmp_path):
+    """What docs/how_to says of accumulation: neither is a mean over rows."""
+    case = fusion_case(gate_balance_weight=1.0)
+    model = case.make_model()
+    rows = list(case.dataset.select(range(8)))
+    whole = model(**case.collator(rows)).loss
+    halves = [model(**case.collator(part)).loss for part in (rows[:4], rows[4:])]
+    assert abs(whole - sum(halves) / 2) > 1e-4
+
+
+def test_half_precision_towers_have_a_float32_loss(case, tmp_path):
+    trainer = case.trainer(tmp_path, bf16=True, max_steps=3)
+    trainer.train()
+    assert all(np.isfinite(losses(trainer)))
+    batch = trainer._prepare_inputs(case.collator(list(case.dataset.select(range(4)))))
+    with trainer.autocast_smart_context_manager():
+        assert trainer.model(**batch).loss.dtype == torch.float32
+
+
+def test_training_is_compiled_where_asked(tmp_path):
+    if shutil.which("g++") is None and shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    plain, compiled = fusion_case(), fusion_case()
+    expected = plain.trainer(tmp_path, max_steps=2)
+    expected.train()
+    trainer = compiled.trainer(tmp_path, max_steps=2, torch_compile=True, torch_compile_backend="aot_eager")
+    trainer.train()
+    assert_same_weights(trainer.model, expected.model, rtol=1e-4, atol=1e-5)
+
+
+def test_activations_are_recomputed_with_the_same_gradients(tmp_path):
+    gradients = []
+    for checkpointing in (False, True):
+        trainer = clip_rd_case().trainer(tmp_path, max_steps=1, optim="sgd", activation_checkpointing=checkpointing)
+        trainer.train()
+        gradients.append(trainer.model)
+    assert gradients[1].vision_model.is_activation_checkpointing
+    assert_same_weights(*gradients, rtol=1e-5, atol=1e-7)
+
+
+def test_a_fusion_has_no_activations_worth_recomputing(tmp_path):
+    with pytest.raises(ValueError, match="does not support"):
+        fusion_case().trainer(tmp_path, activation_checkpointing=True).train()
+
+
+def test_unlabelled_rows_mixed_in_are_adapted_to(tmp_path):
+    from datasets import concatenate_datasets
+
+    from hf_blemo.data.synthetic_blends import make_synthetic_blends
+
+    case = fusion_case(domain_adaptation="coral", domain_adaptation_weight=1.0)
+    target = make_synthetic_blends(num_clips=32, seed=5, domain="target")
+    unlabelled = target.map(lambda row: {"labels": [-100.0] * 6})
+    trainer = case.trainer(tmp_path, max_steps=12)
+    seen = []
+    trainer.model.register_forward_hook(
+        lambda model, _, output: seen.append((model.training, output.domain_adaptation_loss.item()))
+    )
+    trainer.train_dataset = concatenate_datasets([trainer.train_dataset, unlabelled])
+    # Half of the rows of an evaluation may be unlabelled, too: metrics are of the others.
+    trainer.eval_dataset = concatenate_datasets([trainer.eval_dataset, unlabelled.select(range(4))])
+    trainer.train()
+    adapted = [value for training, value in seen if training]
+    assert len(adapted) == 12 and all(np.isfinite(adapted)) and min(adapted) > 0
+    expected = fusion_case().trainer(tmp_path, model=trainer.model).evaluate()
+    found = trainer.evaluate()
+    assert found["eval_score"] == pytest.approx(expected["eval_score"])
+
+
+def test_a_distillation_callback_refuses_another_model(tmp_path):
+    case = clip_rd_case()
+    case.options = CASES["distillation"]().options
+    with pytest.raises(ValueError, match="for a CLIPRDDistiller, the model is a CLIPRDModel"):
+        case.trainer(tmp_path).train()
