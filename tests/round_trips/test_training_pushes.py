@@ -1,0 +1,181 @@
+"""Trainings push to the Hub: this package's programs and plain Trainer, in the middle and at the end."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hub_programs import PACKAGE_FOLDER, hub_environment
+
+WITH_HELPERS = f"{PACKAGE_FOLDER}:{PACKAGE_FOLDER / 'tests' / 'helpers'}"
+FUSION = (
+    "train_fusion.py --synthetic.num_clips 60 --seeds 0 --num_epochs 4 --patience 0 --checkpoint_every 2 "
+    "--protocol none"
+)
+CLIP_RD = (
+    "distill_clip_rd.py --synthetic.num_pairs 40 --student custom --num_steps 4 --batch_size 8 --checkpoint_every 2 "
+    "--image_size 16 --student_config.projection_dim 8 --student_config.vision_config {tower} "
+    "--student_config.text_config {text}"
+)
+TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+PROGRAMS = {"rank_aware_fusion": FUSION, "clip_rd": CLIP_RD}
+# Loads each commit that holds a model without the package, and says how far its first tensor is from the last one's.
+LOAD = """
+import json, sys
+from huggingface_hub import HfApi
+from transformers import AutoModel, AutoProcessor
+name = sys.argv[1]
+found = {}
+for commit in HfApi().list_repo_commits(name):
+    if commit.title != "initial commit":
+        model = AutoModel.from_pretrained(name, trust_remote_code=True, revision=commit.commit_id)
+        AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=commit.commit_id)
+        found[commit.title] = float(sum(parameter.abs().sum() for parameter in model.parameters()))
+print(json.dumps(found))
+"""
+
+
+def run_program(hub, work, command, *options, token="hf_of_you", code=0):
+    program, *arguments = command.split()
+    values = {"{tower}": {"model_type": "clip_vision_model", "patch_size": 8, **TOWER}, "{text}": TOWER}
+    arguments = [json.dumps(values[text]) if text in values else text for text in arguments]
+    process = subprocess.run(
+        [sys.executable, str(PACKAGE_FOLDER / "training" / program), *arguments, *map(str, options)],
+        cwd=work, env=hub_environment(hub, work, token), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert process.returncode == code, process.stderr
+    return process.stderr
+
+
+@pytest.mark.parametrize("family", PROGRAMS)
+def test_a_program_pushes_at_every_save_and_publishes_a_release(family, hub, on_hub, tmp_path):
+    name = f"you/trained-{family.replace('_', '-')}"
+    output = tmp_path / "run"
+    options = ("--output_dir", output, "--push_to_hub", name, "--hub_strategy", "every_save", "--hub_tag", "v0.1")
+    run_program(hub, tmp_path, PROGRAMS[family], *options)
+    repository = hub.repository(name)
+    titles = [commit.title for commit in repository.branches["main"].history()]
+    unit = {"rank_aware_fusion": "epoch", "clip_rd": "step"}[family]
+    assert titles == [f"Publish {family} with hf_blemo", f"Training in progress, {unit} 2", "initial commit"]
+    assert repository.private and repository.tags["v0.1"] is repository.branches["main"]
+    weights = on_hub(LOAD, name, installed=False)
+    assert len(weights) == 2 and len(set(weights.values())) == 2
+    files = hub.files(name)
+    assert {"README.md", "metrics.json", "model.safetensors", "config.json"} <= set(files)
+    assert yaml.safe_load(files["README.md"].decode().split("---")[1])["pipeline_tag"]
+    assert not any("checkpoint" in path or path.endswith((".pt", ".bin")) for path in files)
+    # Nor does a card lie in the push in the middle: the one on the Hub would be replaced.
+    middle = repository.branches["main"].parent
+    assert "README.md" not in middle.files
+    # The pushes changed nothing of the training.
+    run_program(hub, tmp_path, PROGRAMS[family], "--output_dir", tmp_path / "alone")
+    assert (tmp_path / "alone" / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("family", "owner", "token", "message"),
+    [
+        ("rank_aware_fusion", "you", None, "the Hub knows no such token; log in by `hf auth login` or set HF_TOKEN"),
+        ("rank_aware_fusion", "you", "hf_wrong", "the Hub knows no such token"),
+        ("clip_rd", "others", "hf_of_you", "the token writes for you, which 'others' is not one of"),
+    ],
+)
+def test_a_program_says_before_it_trains_that_it_could_not_push(family, owner, token, message, hub, tmp_path):
+    hub.repositories.all.pop(("model", f"{owner}/refused"), None)
+    hub.repositories.create("model", f"{owner}/refused", False, owner)
+    options = ("--output_dir", tmp_path / "run", "--push_to_hub", f"{owner}/refused")
+    errors = run_program(hub, tmp_path, PROGRAMS[family], *options, token=token, code=2)
+    assert f"push_to_hub '{owner}/refused'" in errors.splitlines()[-1] and message in errors.splitlines()[-1]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_is_complete_where_its_publication_fails(hub, tmp_path):
+    """A disk that is full on the Hub at the end: one line, everything here, and the command that publishes it."""
+    output = tmp_path / "run"
+    hub.faults.statuses = [507]
+    options = ("--output_dir", output, "--push_to_hub", "you/late", "--checkpoint_every", 0)
+    errors = run_program(hub, tmp_path, FUSION, *options, code=2)
+    assert "was not published to you/late" in errors.splitlines()[-1]
+    assert f"hf-blemo publish {output} --repo you/late" in errors
+    assert len(hub.repository("you/late").branches["main"].history()) == 1
+    command = [sys.executable, "-m", "hf_blemo.cli", "publish", str(output), "--repo", "you/late"]
+    environment = hub_environment(hub, tmp_path)
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    assert "model.safetensors" in hub.files("you/late")
+
+
+TRAINER = """
+import json, os, sys
+from transformers import TrainerCallback
+from trainer_cases import CASES
+from tiny_models import MAKERS
+from hf_blemo.hub.publishing_trainer import ModelCodeCallback, PublishingTrainer
+import trainer_cases
+
+case_name, repo_id, kind = sys.argv[1:]
+if kind == "publishing":
+    trainer_cases.Trainer = PublishingTrainer
+case = CASES[case_name]()
+if kind == "plain":
+    case.options["callbacks"] = [ModelCodeCallback]
+model = case.make_model()
+case.options["processing_class"] = MAKERS[model.config.model_type](0)[1]
+trainer = case.trainer("out", model=model, max_steps=4, save_strategy="steps", save_steps=2, push_to_hub=True,
+                       eval_strategy="steps", eval_steps=2, hub_model_id=repo_id, hub_strategy="every_save",
+                       hub_always_push=True, hub_private_repo=True)
+
+
+class Wait(TrainerCallback):
+    # A training so short would write the files of its second push while the first is uploaded.
+    def on_step_begin(self, *args, **kwargs):
+        trainer._finish_current_push()
+
+
+trainer.add_callback(Wait)
+trainer.train()
+trainer.push_to_hub()
+print(json.dumps(sorted(os.listdir("out"))))
+"""
+
+BY_HAND = """
+import sys
+from huggingface_hub import HfApi
+card = b"---\\nlicense: mit\\n---\\n# Mine\\n\\nBy hand.\\n"
+HfApi().upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=sys.argv[1])
+print(1)
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "publishing"])
+@pytest.mark.parametrize("case", ["fusion", "clip_rd"])
+def test_every_push_of_trainer_loads_without_the_package(case, kind, hub, on_hub):
+    name = f"you/trainer-{case}-{kind}"
+    hub.repositories.create("model", name, True, "you")
+    if kind == "publishing":
+        on_hub(BY_HAND, name)
+    on_hub(TRAINER, case, name, kind, PYTHONPATH=WITH_HELPERS)
+    titles = [commit.title for commit in hub.repository(name).branches["main"].history()]
+    assert titles[0] == "End of training" and "Training in progress, step 2" in titles
+    load = LOAD.replace('commit.title != "initial commit"', '"raining" in commit.title')
+    weights = on_hub(load, name, installed=False)
+    assert len(set(weights.values())) >= 2
+    card = hub.files(name)["README.md"].decode()
+    if kind == "publishing":
+        assert "By hand." in card and "license: mit" in card
+        metadata = yaml.safe_load(card.split("---")[1])
+        found = {
+            metric["type"]: metric["value"]
+            for result in metadata["model-index"][0]["results"]
+            for metric in result["metrics"]
+        }
+        assert set(found) >= ({"loss", "score"} if case == "fusion" else {"loss"})
+        assert "| last evaluation | value |" in card and metadata["pipeline_tag"]
+
+
+def test_the_environment_of_a_program_holds_no_other_hub(hub, tmp_path):
+    environment = hub_environment(hub, tmp_path, token=None)
+    assert "HF_TOKEN" not in environment and environment["HF_ENDPOINT"] == hub.endpoint
+    assert environment["HF_HOME"] != os.environ["HF_HOME"]
