@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImage
 from hf_blemo.clip_models import load_clip
 from hf_blemo.clip_rd_training import embedding
 from hf_blemo.clip_rd_training.batches import PairBatches
-from hf_blemo.clip_rd_training.embedding import embed, push_store
+from hf_blemo.clip_rd_training.embedding import embed
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.data.images import Crop, open_image, read_crop
@@ -389,47 +389,6 @@ def test_what_cannot_be_embedded_is_named(teacher, tmp_path):
     with pytest.raises(FileExistsError, match="found something that is no store"):
         embed(embed_settings(tmp_path / "mine", teacher))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
-
-
-def test_a_store_goes_to_the_hub_as_a_data_set(store, monkeypatch):
-    calls = {}
-
-    class Api:
-        def __init__(self, token=None):
-            pass
-
-        def create_repo(self, repo_id, **options):
-            calls["create"] = options
-            return type("Url", (), {"repo_id": repo_id})
-
-        def upload_folder(self, **options):
-            calls["upload"] = options
-            return type("Commit", (), {"commit_url": "https://hub/commit"})
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    assert push_store(store, "somebody/store") == "https://hub/commit"
-    assert calls["create"] == {"repo_type": "dataset", "private": True, "exist_ok": True}
-    assert calls["upload"]["repo_type"] == "dataset" and calls["upload"]["repo_id"] == "somebody/store"
-    from fnmatch import fnmatch
-
-    names = [str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()]
-    sent = [name for name in names if any(fnmatch(name, known) for known in calls["upload"]["allow_patterns"])]
-    assert {"README.md", "store.json", "data/train-00002-of-00003.parquet"} < set(sent)
-    assert any(name.startswith(f"{embedding.TOKENIZERS}/tiny/") for name in sent) and len(sent) == len(names)
-
-
-def test_a_finished_store_is_pushed_where_the_settings_say(teacher, tmp_path, monkeypatch):
-    pushed = []
-
-    def push(folder, repo_id):
-        pushed.append(
-            (repo_id, sorted(path.name for path in folder.rglob("*.parquet")), (folder / "README.md").is_file())
-        )
-
-    monkeypatch.setattr(embedding, "push_store", push)
-    embed(embed_settings(tmp_path / "store", teacher, push_to_hub="somebody/store"))
-    names = [f"train-0000{number}-of-00003.parquet" for number in range(3)]
-    assert pushed == [("somebody/store", names, True)]
 
 
 def test_what_a_student_needs_of_the_teacher_is_in_the_store(store, tmp_path, settings_for):
