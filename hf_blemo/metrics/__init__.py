@@ -1,0 +1,31 @@
+"""The metrics of BlEmoRE as modules of `evaluate`: by class, or by path where `evaluate.load` is used."""
+
+from pathlib import Path
+
+from .acc_presence import AccPresence
+from .acc_salience import AccSalience
+from .blemore_score import BlemoreScore
+from .saliences import blends_to_saliences
+
+NAMES = ("acc_presence", "acc_salience", "blemore_score")
+
+__all__ = ["AccPresence", "AccSalience", "BlemoreScore", "blends_to_saliences", "metric_path"]
+
+
+def metric_path(name: str) -> str:
+    """Where a metric lies, for `evaluate.load` and `evaluate.combine`, offline too.
+
+    Args:
+        name: `acc_presence`, `acc_salience` or `blemore_score`.
+
+    Returns:
+        The path of its module.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Source: this project's choice.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown metric {name!r}, expected one of {', '.join(NAMES)}")
+    return str(Path(__file__).with_name(f"{name}.py"))

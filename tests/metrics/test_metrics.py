@@ -1,0 +1,140 @@
+"""The metrics as modules of `evaluate` give what the benchmark's own functions give."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+
+from hf_blemo import blemore
+from hf_blemo.metrics import AccPresence, AccSalience, BlemoreScore, blends_to_saliences, metric_path
+
+METRICS = {"acc_presence": AccPresence, "acc_salience": AccSalience, "score": BlemoreScore}
+NAMES = {"acc_presence": "acc_presence", "acc_salience": "acc_salience", "score": "blemore_score"}
+LOGITS = Path(__file__).resolve().parents[3] / "shared" / "data" / "blemore_hicmae_logits.parquet"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def drawn(num_clips: int, seed: int = 0):
+    """Soft labels and predictions, half of which are right."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, 36, num_clips)
+    predicted = np.where(generator.random(num_clips) < 0.5, truth, generator.integers(0, 36, num_clips))
+    return blemore.LABEL_MATRIX[truth], blemore.decode_label_indices(predicted)
+
+
+def expected(blends, labels):
+    return {name: getattr(blemore, name)(blends, labels) for name in METRICS}
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_by_class_and_by_path_they_are_the_benchmarks(name):
+    labels, blends = drawn(200)
+    value = expected(blends, labels)[name]
+    assert 0.2 < value < 0.8
+    inputs = {"predictions": blends_to_saliences(blends), "references": labels}
+    assert METRICS[name]().compute(**inputs) == {name: pytest.approx(value, abs=0)}
+    assert evaluate.load(metric_path(NAMES[name])).compute(**inputs) == {name: pytest.approx(value, abs=0)}
+
+
+def test_rows_may_be_added_in_parts():
+    labels, blends = drawn(90)
+    rows = blends_to_saliences(blends)
+    metric = AccSalience()
+    metric.add(prediction=rows[0], reference=labels[0])
+    metric.add_batch(predictions=rows[1:50], references=labels[1:50])
+    metric.add_batch(predictions=rows[50:], references=labels[50:])
+    assert metric.compute() == {"acc_salience": expected(blends, labels)["acc_salience"]}
+
+
+def test_they_are_combined():
+    labels, blends = drawn(120)
+    combined = evaluate.combine([metric_path(name) for name in NAMES.values()])
+    found = combined.compute(predictions=blends_to_saliences(blends), references=labels)
+    assert found == expected(blends, labels)
+    by_class = evaluate.combine([AccPresence(), BlemoreScore()])
+    found = by_class.compute(predictions=blends_to_saliences(blends), references=labels)
+    assert found == {name: value for name, value in expected(blends, labels).items() if name != "acc_salience"}
+
+
+PROCESS = """
+import json, sys
+import numpy as np
+from hf_blemo.metrics import BlemoreScore
+rank, folder = int(sys.argv[1]), sys.argv[2]
+data = np.load(f"{folder}/data.npz")
+metric = BlemoreScore(num_process=2, process_id=rank, experiment_id="two", cache_dir=f"{folder}/cache")
+rows = slice(rank, None, 2)
+metric.add_batch(predictions=data["predictions"][rows], references=data["references"][rows])
+found = metric.compute()
+print(json.dumps(found))
+"""
+
+
+def test_two_processes_gather_what_one_has(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gathered")
+    labels, blends = drawn(64, seed=3)
+    np.savez(folder / "data.npz", predictions=blends_to_saliences(blends), references=labels)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), str(folder)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert json.loads(outputs[0][0]) == {"score": expected(blends, labels)["score"]}
+    assert json.loads(outputs[1][0]) is None
+
+
+@pytest.mark.skipif(not LOGITS.is_file(), reason=f"the real out-of-fold logits are missing: {LOGITS}")
+def test_on_real_predictions_they_are_the_benchmarks():
+    import pandas as pd
+
+    table = pd.read_parquet(LOGITS)
+    logits = np.stack(table["hicmae_kl_100"]).astype(np.float64)
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    blends = blemore.decode_thresholds(probabilities / probabilities.sum(1, keepdims=True), 0.1, 0.1)
+    labels = [blemore.soft_label(name) for name in table["filename"]]
+    found = BlemoreScore().compute(predictions=blends_to_saliences(blends), references=labels)
+    assert found == {"score": expected(blends, labels)["score"]} and found["score"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([[1.0, 0, 0, 0, 0, 0]], [[-100.0] * 6], "row 0 is unlabelled"),
+        ([[1.0, 0, 0, 0, 0, 0]], [[0.2, 0.8, 0, 0, 0, 0]], "row 0"),
+        ([[1.5, 0, 0, 0, 0, 0]], [[1.0, 0, 0, 0, 0, 0]], "prediction 0: found .*expected six saliences from 0 to 1"),
+        ([[float("nan"), 0, 0, 0, 0, 0]], [[1.0, 0, 0, 0, 0, 0]], "prediction 0: found"),
+    ],
+)
+def test_what_is_no_label_is_refused(predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        AccPresence().compute(predictions=predictions, references=references)
+
+
+def test_names_and_emotions_are_checked():
+    with pytest.raises(ValueError, match="unknown metric 'accuracy', expected one of acc_presence"):
+        metric_path("accuracy")
+    with pytest.raises(ValueError, match="blend 1: found the emotion 'joy'"):
+        blends_to_saliences([[], [{"emotion": "joy", "salience": 100.0}]])
+    assert blends_to_saliences([[]]).tolist() == [[0.0] * 6]
+
+
+def test_an_empty_prediction_is_wrong():
+    labels = blemore.LABEL_MATRIX[:1]
+    assert AccPresence().compute(predictions=np.zeros((1, 6)), references=labels) == {"acc_presence": 0.0}
