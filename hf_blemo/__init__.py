@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
     from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
     from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
+    from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import BlendedEmotionRecognitionPipeline
     from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BlendedEmotionRecognitionPipeline",
     "CLIPRDConfig",
     "CLIPRDDistiller",
     "CLIPRDLoss",
@@ -37,6 +39,7 @@ _SUBPACKAGES = ("blemore",)
 
 # Where each public class is defined.
 _CLASSES = {
+    "BlendedEmotionRecognitionPipeline": "hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion",
     "CLIPRDConfig": "hf_blemo.clip_rd.configuration_clip_rd",
     "CLIPRDDistiller": "hf_blemo.clip_rd.distillation_clip_rd",
     "CLIPRDLoss": "hf_blemo.clip_rd.losses_clip_rd",
@@ -60,6 +63,9 @@ _FAMILIES = {
     },
 }
 
+# task -> the class of its pipeline.
+_PIPELINES = {"blended-emotion-recognition": "BlendedEmotionRecognitionPipeline"}
+
 
 def __getattr__(name: str) -> Any:
     if name in _CLASSES:
@@ -76,4 +82,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-AutoClassRegistrar(_FAMILIES, _CLASSES).install()
+AutoClassRegistrar(_FAMILIES, _CLASSES, pipelines=_PIPELINES).install()

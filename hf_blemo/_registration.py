@@ -22,6 +22,7 @@ AUTO_MODULES = {
     "AutoModelForZeroShotImageClassification": "transformers.models.auto.modeling_auto",
     "AutoProcessor": "transformers.models.auto.processing_auto",
 }
+PIPELINES_MODULE = "transformers.pipelines"
 
 
 class Registration(NamedTuple):
@@ -41,6 +42,8 @@ class AutoClassRegistrar:
             "AutoConfig" must be among them.
         classes: For each class named in `families`, the full name of the module that defines it.
         auto_modules: For each auto class, the full name of the module that defines it.
+        pipelines: For each task of a pipeline of this package, the name of the pipeline's class, among `classes`. Its
+            models are those of `AutoModel`.
 
     Source: this project's choice.
     """
@@ -50,6 +53,7 @@ class AutoClassRegistrar:
         families: Mapping[str, Mapping[str, str]],
         classes: Mapping[str, str],
         auto_modules: Mapping[str, str] = AUTO_MODULES,
+        pipelines: Mapping[str, str] | None = None,
     ) -> None:
         self.classes = classes
         self.auto_modules = auto_modules
@@ -60,19 +64,23 @@ class AutoClassRegistrar:
                 sides = {auto_modules[auto_class], classes[registration.config_class], classes[family_class]}
                 for module_name in sides:
                     self.registrations[module_name].append(registration)
+        self.pipelines = dict(pipelines or {})
+        self.pipeline_modules = {classes[name] for name in self.pipelines.values()}
+        if self.pipelines:
+            self.pipeline_modules.add(PIPELINES_MODULE)
 
     def install(self) -> None:
         """Registers with the auto classes that are imported already, and with the others when they are imported."""
         sys.meta_path.insert(0, self)
-        for auto_module in self.auto_modules.values():
-            if auto_module in sys.modules:
-                self.register(auto_module)
+        for module_name in (*self.auto_modules.values(), PIPELINES_MODULE):
+            if module_name in sys.modules:
+                self.register(module_name)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Finds an awaited module as the finders after this one do, and registers after its import."""
-        if fullname not in self.registrations:
+        if fullname not in self.registrations and fullname not in self.pipeline_modules:
             return None
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
             spec = finder.find_spec(fullname, path, target)
@@ -90,7 +98,9 @@ class AutoClassRegistrar:
         Args:
             module_name: Full name of a module that has just been imported, of an auto class or of a family's class.
         """
-        for registration in self.registrations[module_name]:
+        if module_name in self.pipeline_modules:
+            self._register_pipelines()
+        for registration in self.registrations.get(module_name, ()):
             auto_module = sys.modules.get(self.auto_modules[registration.auto_class])
             auto_class = getattr(auto_module, registration.auto_class, None)
             if auto_class is None:
@@ -101,6 +111,16 @@ class AutoClassRegistrar:
                 continue
             key = registration.model_type if registration.auto_class == "AutoConfig" else config_class
             auto_class.register(key, family_class, exist_ok=True)
+
+    def _register_pipelines(self) -> None:
+        registry: Any = getattr(sys.modules.get(PIPELINES_MODULE), "PIPELINE_REGISTRY", None)
+        if registry is None:
+            return
+        for task, name in self.pipelines.items():
+            pipeline_class = self._find_class(name)
+            if pipeline_class is not None and task not in registry.supported_tasks:
+                auto_model = import_module(self.auto_modules["AutoModel"]).AutoModel
+                registry.register_pipeline(task, pipeline_class, pt_model=auto_model, type="multimodal")
 
     def _find_class(self, name: str) -> Any:
         # A module under way in another thread is taken as it is: waiting for it while it waits for ours is a deadlock.

@@ -276,7 +276,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> CLIPRDOutput:
-        """Compares images and texts.
+        """Embeds images, texts or both, and compares them where there are both.
 
         Args:
             input_ids, attention_mask, position_ids, token_type_ids: texts, as in `get_text_features`.
@@ -287,20 +287,23 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
                 classification, there are no pairs and the loss is None.
 
         Returns:
-            [`CLIPRDOutput`].
+            [`CLIPRDOutput`]; of one side alone its embeddings and nothing else.
 
         Raises:
-            ValueError: images or texts are missing, or as the two methods above.
+            ValueError: neither images nor texts are given, or as the two methods above.
         """
-        if input_ids is None or pixel_values is None:
-            raise ValueError(
-                "forward compares images and texts: give input_ids and pixel_values, or call get_text_features or "
-                "get_image_features for one of them"
+        if input_ids is None and pixel_values is None:
+            raise ValueError("forward embeds images, texts or both: give pixel_values, input_ids or both")
+        image_embeds = text_embeds = None
+        if pixel_values is not None:
+            image_embeds = functional.normalize(
+                self.get_image_features(pixel_values, interpolate_pos_encoding), dim=-1
             )
-        image_embeds = self.get_image_features(pixel_values, interpolate_pos_encoding)
-        text_embeds = self.get_text_features(input_ids, attention_mask, position_ids, token_type_ids)
-        image_embeds = functional.normalize(image_embeds, dim=-1)
-        text_embeds = functional.normalize(text_embeds, dim=-1)
+        if input_ids is not None:
+            text_embeds = self.get_text_features(input_ids, attention_mask, position_ids, token_type_ids)
+            text_embeds = functional.normalize(text_embeds, dim=-1)
+        if image_embeds is None or text_embeds is None:
+            return CLIPRDOutput(text_embeds=text_embeds, image_embeds=image_embeds)
         logits_per_text = text_embeds @ image_embeds.t() * self.logit_scale.exp()
         logits_per_image = logits_per_text.t()
         paired = return_loss and len(image_embeds) == len(text_embeds)

@@ -142,6 +142,10 @@ class RankAwareFusionConfig(PreTrainedConfig):
             nearest = get_close_matches(key, type(self).__annotations__, 1, 0.8)
             if nearest:
                 raise ValueError(f"unknown setting {key!r}; did you mean {nearest[0]!r}?")
+        # Where this package is installed the pipeline is registered: asked for the same code as a file of the Hub's,
+        # transformers would demand trust in it. Loaded as such a file, it is the only one there is.
+        if not __name__.startswith("transformers_modules."):
+            kwargs.pop("custom_pipelines", None)
         # A config file is saved with sorted keys: without this list the encoders would change places on reload.
         order = list(self.encoders) if self.encoder_order is None else list(self.encoder_order)
         if sorted(order) != sorted(self.encoders):

@@ -1,6 +1,7 @@
 """PyTorch model of rank-aware selective fusion."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -312,6 +313,27 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
             init.copy_(module.label_percent, valid_percent())
             if module.interaction is not None:
                 init.zeros_(module.interaction.weight)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves weights, config and the code that loads them, and the pipeline, without this package.
+
+        Args:
+            save_directory: folder, made where it is missing.
+            args, kwargs: as in transformers' `PreTrainedModel.save_pretrained`.
+        """
+        # Named here so that its file travels with this one.
+        from .pipeline_rank_aware_fusion import TASK, BlendedEmotionRecognitionPipeline
+
+        implementation = f"pipeline_rank_aware_fusion.{BlendedEmotionRecognitionPipeline.__name__}"
+        earlier = getattr(self.config, "custom_pipelines", None)
+        self.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}}
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            if earlier is None:
+                del self.config.custom_pipelines
+            else:
+                self.config.custom_pipelines = earlier
 
 
 class RankAwareFusionModel(RankAwareFusionPreTrainedModel):

@@ -1,0 +1,232 @@
+"""Pipeline of rank-aware selective fusion: features of clips in, blends with their explanation out."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Pipeline
+
+from .configuration_rank_aware_fusion import EMOTIONS
+from .decoding_rank_aware_fusion import BLENDS, blend
+
+TASK = "blended-emotion-recognition"
+FEATURE_SUFFIX = ".npy"
+DECODING_PARAMETERS = ("decoding", "alpha", "beta", "blend_share")
+
+
+class BlendedEmotionRecognitionPipeline(Pipeline):
+    """Says which one or two emotions a clip shows, how much of each, and which encoders told so.
+
+    ```text
+    recognise = pipeline("blended-emotion-recognition", model="owner/fusion")
+    recognise({"face": array_T_D, "voice": array_T_D})
+    ```
+
+    Args of a call:
+        inputs: one clip or many. A clip is a mapping of encoders to (T, D) or (D,) arrays, absent encoders left out or
+            None; a row of a data set, with the mapping under `features` and optionally a name under `clip`; or a
+            folder with one file `ENCODER.npy` per encoder. Many are a list, a generator, a data set of `datasets`
+            (streamed or not), or a folder of such folders, one per clip, or one per encoder with a file per clip.
+        batch_size: clips at once; 1 by default.
+        decoding, alpha, beta, blend_share: as of the processor's `post_process_blends`.
+        top_labels: how many of the 36 labels to list with their probabilities; none by default.
+
+    Returns of a call:
+        For a clip `blend` ([{"emotion": str, "salience": per cent}, ...]), `probabilities` (emotion -> float),
+        `encoder_weights` (encoder -> float), `selected_encoders` (names in rank order), `clip` where it had a name,
+        and with `top_labels` `labels` ([{"blend": ..., "probability": float}, ...]). For many a list; for generators
+        and data sets an iterator that reads as it goes.
+
+    Raises of a call:
+        ValueError: features the processor refuses, naming the clip or its number; a folder without features; no clip.
+
+    Source: this project's choice.
+    """
+
+    model: Any
+    processor: Any
+    _load_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.processor, "post_process_blends"):
+            raise ValueError(
+                f"{TASK}: expected a model of rank-aware fusion with its processor, found a "
+                f"{type(self.model).__name__} with a {type(self.processor).__name__}"
+            )
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        top_labels = kwargs.pop("top_labels", None)
+        unknown = set(kwargs) - set(DECODING_PARAMETERS)
+        if unknown:
+            known = ", ".join((*DECODING_PARAMETERS, "top_labels"))
+            raise ValueError(f"{TASK}: unknown parameter {sorted(unknown)[0]!r}, expected some of {known}")
+        if top_labels is not None:
+            if not 0 < top_labels <= len(EMOTIONS) + len(BLENDS):
+                raise ValueError(f"top_labels must be from 1 to {len(EMOTIONS) + len(BLENDS)}, found {top_labels}")
+            kwargs["top_labels"] = top_labels
+        return {}, {}, {name: value for name, value in kwargs.items() if value is not None}
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Recognises the blends of a clip or of many; see the class."""
+        if isinstance(inputs, str | Path):
+            inputs = read_folder(inputs, self.processor.encoders)
+        elif hasattr(inputs, "column_names"):
+            # A data set: rows as arrays are read faster than as lists.
+            arrays = inputs.with_format("numpy") if hasattr(inputs, "with_format") else inputs
+            inputs = (row for row in arrays)
+        elif isinstance(inputs, tuple):
+            inputs = list(inputs)
+        if isinstance(inputs, list) and not inputs:
+            raise ValueError(f"{TASK}: found no clips, expected at least one")
+        return super().__call__(inputs, *args, **kwargs)
+
+    def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> Any:
+        """One clip."""
+        return next(self._results([inputs], 1, postprocess_params))
+
+    def get_iterator(
+        self,
+        inputs: Iterable[Any],
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Any:
+        """Results in the order of the clips; features are arrays already, so that no workers are needed."""
+        return self._results(inputs, batch_size, postprocess_params)
+
+    def _results(self, inputs: Iterable[Any], batch_size: int, parameters: dict) -> Iterator[dict[str, Any]]:
+        """Reads and predicts a batch at a time, of clips of any length and with any encoders."""
+        clips = iter(inputs)
+        start = 0
+        while chunk := list(islice(clips, batch_size)):
+            items = [self.preprocess(clip, number=start + number) for number, clip in enumerate(chunk)]
+            yield from self.postprocess(self.forward(items), **parameters)
+            start += len(chunk)
+
+    def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
+        """Finds the features of a clip and its name.
+
+        Args:
+            input_: a clip.
+            preprocess_parameters: `number`, its place among the inputs, its name in messages where it has none.
+
+        Returns:
+            `clip`, `name` for messages and `features`.
+        """
+        name = f"clip {preprocess_parameters.get('number', 0)}"
+        if isinstance(input_, str | Path):
+            found = read_folder(input_, self.processor.encoders)
+            if isinstance(found, list):
+                raise ValueError(f"{input_}: found the folders of {len(found)} clips, expected that of one")
+            input_ = found
+        if isinstance(input_, Mapping) and isinstance(input_.get("features"), Mapping):
+            name = str(input_["clip"]) if input_.get("clip") else name
+            clip = name if input_.get("clip") else None
+            input_ = input_["features"]
+        else:
+            clip = None
+        if not isinstance(input_, Mapping):
+            raise ValueError(
+                f"{name}: expected encoder -> array, or the folder of a clip, found {type(input_).__name__}"
+            )
+        return {"clip": clip, "name": name, "features": dict(input_)}
+
+    def _forward(self, input_tensors: Any, **_: Any) -> Any:
+        items: Sequence[dict[str, Any]] = input_tensors
+        batch = self.processor([item["features"] for item in items], clips=[item["name"] for item in items])
+        return {"output": self.model(**batch.to(self.model.device)), "clips": [item["clip"] for item in items]}
+
+    def postprocess(self, model_outputs: Any, **parameters: Any) -> list[dict[str, Any]]:
+        """Results of the clips of a batch; see the class."""
+        decoding = {name: value for name, value in parameters.items() if name in DECODING_PARAMETERS}
+        top_labels = parameters.get("top_labels")
+        output = model_outputs["output"]
+        blends = self.processor.post_process_blends(output, **decoding)
+        encoders = list(self.model.config.encoders)
+        rows = zip(
+            model_outputs["clips"],
+            blends,
+            output["probabilities"].float().tolist(),
+            output["encoder_weights"].float().tolist(),
+            output["selected_encoders"].tolist(),
+            output["joint_probabilities"].float(),
+            strict=True,
+        )
+        results = []
+        for clip, found, probabilities, weights, selected, joint in rows:
+            result: dict[str, Any] = {} if clip is None else {"clip": clip}
+            result |= {
+                "blend": found,
+                "probabilities": dict(zip(EMOTIONS, probabilities, strict=True)),
+                "encoder_weights": dict(zip(encoders, weights, strict=True)),
+                "selected_encoders": [encoders[place] for place in selected if place >= 0],
+            }
+            if top_labels is not None:
+                result["labels"] = _most_probable(joint, top_labels)
+            results.append(result)
+        return results
+
+
+def _most_probable(joint: torch.Tensor, count: int) -> list[dict[str, Any]]:
+    values, places = joint.topk(count)
+    singles: list[list[dict[str, str | float]]] = [[{"emotion": name, "salience": 100.0}] for name in EMOTIONS]
+    labels = [*singles, *(blend(*label) for label in BLENDS)]
+    return [
+        {"blend": labels[place], "probability": value}
+        for place, value in zip(places.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def read_folder(folder: str | Path, encoders: Iterable[str]) -> Any:
+    """Reads features from `.npy` files.
+
+    Args:
+        folder: of one clip, with a file `ENCODER.npy` per encoder; or with sub-folders, one per clip of that form, or
+            one per encoder with a file `CLIP.npy` per clip.
+        encoders: names that the model knows; files and folders of others are left out.
+
+    Returns:
+        `{"clip": name, "features": encoder -> array}`; a list of these, by name, where there are sub-folders.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no features of the encoders, or a file is no array of numbers.
+    """
+    folder, encoders = Path(folder), list(encoders)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder, expected one with files such as {encoders[0]}.npy")
+    own = {path.stem: path for path in sorted(folder.glob(f"*{FEATURE_SUFFIX}")) if path.stem in encoders}
+    if own:
+        return {"clip": folder.name, "features": {name: _read(path) for name, path in own.items()}}
+    clips: dict[str, dict[str, np.ndarray]] = {}
+    for path in sorted(chain(*(inner.glob(f"*{FEATURE_SUFFIX}") for inner in sorted(folder.iterdir())))):
+        inner, stem = path.parent.name, path.stem
+        if inner in encoders:
+            clips.setdefault(stem, {})[inner] = _read(path)
+        elif stem in encoders:
+            clips.setdefault(inner, {})[stem] = _read(path)
+    if not clips:
+        raise ValueError(
+            f"{folder}: found no features, expected files such as {encoders[0]}.npy there or in sub-folders"
+        )
+    return [{"clip": name, "features": clips[name]} for name in sorted(clips)]
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: expected an array of numbers without pickled objects, found {error}") from error
+    if not np.issubdtype(array.dtype, np.number):
+        raise ValueError(f"{path}: expected numbers, found {array.dtype}")
+    return array
