@@ -167,6 +167,15 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
             if tower.supports_gradient_checkpointing:
                 tower._set_gradient_checkpointing(enable, *args, **kwargs)
 
+    def train(self, mode: bool = True) -> Any:
+        """Sets the mode; towers whose parameters are all frozen stay in evaluation mode, as for linear probing."""
+        super().train(mode)
+        for part in self._towers():
+            parameters = list(part.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                part.eval()
+        return self
+
     def get_input_embeddings(self) -> nn.Module:
         """The text tower's token embedding."""
         return self.text_model.get_input_embeddings()

@@ -191,7 +191,12 @@ class FeatureStore:
         return place(batch)
 
 
-def fit_feature_statistics(model: RankAwareFusionModel, dataset: datasets.Dataset, progress: bool = False) -> None:
+def fit_feature_statistics(
+    model: RankAwareFusionModel,
+    dataset: datasets.Dataset,
+    encoders: Sequence[str] | None = None,
+    progress: bool = False,
+) -> None:
     """Fit what a model standardises its features with, as the programs of this package do before they train.
 
     To be called once, before training in a loop of one's own or under Trainer; the statistics are part of the model.
@@ -200,6 +205,7 @@ def fit_feature_statistics(model: RankAwareFusionModel, dataset: datasets.Datase
         model: of one's own training.
         dataset: the training part alone: columns `clip` and `features`, and `labels`, whose unlabelled rows are not
             counted unless there are no others.
+        encoders: which ones; all by default.
         progress: whether to show a progress bar.
 
     Raises:
@@ -211,4 +217,5 @@ def fit_feature_statistics(model: RankAwareFusionModel, dataset: datasets.Datase
     labelled = ~(store.labels == -100).all(1)
     rows = np.flatnonzero(labelled.numpy()) if labelled.any() else np.arange(len(store))
     for name, (mean, std) in store.statistics(rows).items():
-        model.set_feature_statistics(name, mean, std)
+        if encoders is None or name in encoders:
+            model.set_feature_statistics(name, mean, std)

@@ -372,6 +372,15 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         self.modality_indices = modality
         self.post_init()
 
+    def train(self, mode: bool = True) -> Any:
+        """Sets the mode; parts whose parameters are all frozen stay in evaluation mode, as for linear probing."""
+        super().train(mode)
+        for part in self.children():
+            parameters = list(part.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                part.eval()
+        return self
+
     def set_feature_statistics(self, name: str, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Sets what encoder `name` is standardised with; fit it on the training part alone.
 

@@ -1,0 +1,99 @@
+"""A new encoder for a trained fusion: its projection is trained, everything else stays."""
+
+import copy
+from typing import Any
+
+import torch
+
+from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
+from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
+
+# The new projection learns by the loss of its encoder alone, as the fusion gives no gradient to one that is not
+# selected yet; the gate's loss then raises it where it is good.
+TRAINING_SETTINGS = {"encoder_loss_weight": 0.1, "gate_loss_weight": 0.1}
+
+
+def add_encoder(
+    model: RankAwareFusionModel,
+    processor: RankAwareFusionProcessor,
+    name: str,
+    options: dict[str, Any],
+    **settings: Any,
+) -> tuple[RankAwareFusionModel, RankAwareFusionProcessor]:
+    """Add an encoder to a trained fusion; only what belongs to it alone is left to train.
+
+    On clips that lack the new encoder the result predicts what the model predicted. Its start: a projection drawn
+    anew, in the gate the mean of the other encoders' embeddings, in a concatenation the mean of their columns, in a
+    static ranking the last place. A fusion of all encoders stays one of all. The result is an ordinary model: save,
+    load and publish it like any other.
+
+    Args:
+        model: of any gate and fusion; left as it is.
+        processor: of the model; left as it is.
+        name: of the new encoder.
+        options: as an entry of `config.encoders`: `feature_size`, `modality`, `pooling`, ...
+        settings: of the config that change; `encoder_loss_weight` and `gate_loss_weight` become 0.1 where they
+            are 0, as without them an encoder that is not selected learns nothing.
+
+    Returns:
+        Model and processor, the new encoder last. The new projection, and pooling where that has weights, require
+        gradients, nothing else does. Fit its standardisation by `fit_feature_statistics(..., encoders=[name])`.
+
+    Raises:
+        ValueError: the name exists, or the options or settings are not valid.
+
+    Source: this project's choice.
+    """
+    if name in model.config.encoders:
+        raise ValueError(f"encoder {name!r} exists already among {', '.join(model.config.encoders)}")
+    grown = RankAwareFusionModel(_grown_config(model.config, name, options, settings))
+    old = model.state_dict()
+    new = grown.state_dict()
+    number = len(model.config.encoders)
+    with torch.no_grad():
+        for key, values in new.items():
+            if key in old:
+                values.copy_(_grown(key, old[key], values, number))
+    module: torch.nn.Module = grown
+    module.to(dtype=model.dtype, device=model.device)
+    grown.requires_grad_(False)
+    grown.projections[number].requires_grad_(True)
+    grown.poolings[number].requires_grad_(True)
+    more = copy.deepcopy(processor)
+    more.encoders = dict(grown.config.encoders)
+    more.encoder_order = list(grown.config.encoders)
+    return grown.train(model.training), more
+
+
+def _grown_config(
+    config: RankAwareFusionConfig, name: str, options: dict[str, Any], settings: dict[str, Any]
+) -> RankAwareFusionConfig:
+    known = {key: value for key, value in config.to_dict().items() if key in type(config).__annotations__}
+    number = len(config.encoders)
+    raised = {key: value for key, value in TRAINING_SETTINGS.items() if not known[key]}
+    return RankAwareFusionConfig(
+        **{
+            **known,
+            **raised,
+            "encoders": {**config.encoders, name: options},
+            "encoder_order": [*config.encoders, name],
+            "top_n": number + 1 if config.top_n >= number and config.gate == "uniform" else config.top_n,
+            **settings,
+        }
+    )
+
+
+def _grown(key: str, old: torch.Tensor, new: torch.Tensor, number: int) -> torch.Tensor:
+    """A tensor of the old model in the shape of the new one's."""
+    if old.shape == new.shape:
+        return old
+    if key == "gate.static_scores":
+        return torch.cat([old, old.min(0, keepdim=True).values - 1])
+    if key == "gate.encoder_embedding":
+        return torch.cat([old, old.mean(0, keepdim=True)])
+    if key == "fusion.linear.weight":
+        # (H, E * H): the encoders side by side.
+        return torch.cat([old, old.unflatten(1, (number, -1)).mean(1)], 1)
+    # A rank more, where there were fewer encoders than ranks.
+    return torch.cat([old, old[-1:].expand(len(new) - len(old), -1)])
