@@ -83,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_submit(commands)
     _add_publish(commands)
+    _add_export(commands)
     return parser
 
 
@@ -253,6 +254,26 @@ Example:
     parser.add_argument("--tag", help="git tag to set on the commit")
     parser.add_argument("--message", help="message of the commit")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+
+
+def _add_export(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "export",
+        _export,
+        "write a model as ONNX files (extra onnx)",
+        """\
+Writes model.onnx of a fusion, or image_model.onnx and text_model.onnx of a student, with free batch and time axes, and
+onnx.json with what the inputs are called.
+
+Example:
+  hf-blemo export out/fusion --output out/fusion_onnx --int8""",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a fusion, a student or a CLIP")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder to write into")
+    parser.add_argument("--overwrite", action="store_true", help="replace ONNX files that are in DIR")
+    parser.add_argument("--int8", action="store_true", help="also write every file quantised to int8")
 
 
 def _positive(text: str) -> int:
@@ -569,6 +590,12 @@ def _publish(arguments: argparse.Namespace) -> None:
             tag=arguments.tag,
         )
     print(address)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from hf_blemo.export_command import export_model
+
+    export_model(arguments)
 
 
 def _json_path(text: str, option: str) -> Path:

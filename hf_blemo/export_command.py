@@ -1,0 +1,48 @@
+"""`hf-blemo export`: a model as ONNX files."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def export_model(arguments: argparse.Namespace) -> None:
+    """Exports what the command line names and prints the files.
+
+    Args:
+        arguments: `model`, `revision`, `output`, `overwrite`, `int8`.
+
+    Raises:
+        MissingExtraError, FileNotFoundError, ValueError: as the loaders and the exporter; nothing is written then.
+    """
+    output = Path(arguments.output)
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"--output {output}: found a file, expected a folder")
+    if output.is_dir() and any(output.glob("*.onnx")) and not arguments.overwrite:
+        raise FileExistsError(f"--output {output}: holds ONNX files already; pass --overwrite to replace them")
+
+    from hf_blemo.hub.onnx_export import check_extra, export_onnx, quantize_onnx
+
+    check_extra()
+    paths = export_onnx(_load(arguments.model, arguments.revision), output)
+    if arguments.int8:
+        paths += [quantize_onnx(path) for path in paths]
+    for path in paths:
+        print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
+
+
+def _load(model: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    from hf_blemo.clip_models import check_source, load_clip, load_part
+    from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
+    from hf_blemo.prediction import load_fusion
+
+    check_source(model, "model")
+    options = {} if revision is None else {"revision": revision}
+    model_type = load_part(AutoConfig, model, "model", **options).model_type
+    if model_type == "rank_aware_fusion":
+        return load_fusion(model, revision)[0]
+    loaded = load_clip(model, "model", revision).model
+    if type(loaded).__name__ == "CLIPModel":
+        return CLIPRDModel.from_clip(loaded)
+    return loaded
