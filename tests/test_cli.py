@@ -15,6 +15,7 @@ import torch
 import hf_blemo
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, cli
 from hf_blemo.blemore.distribution import METADATA_COLUMNS
+from hf_blemo.hub import dataset_card
 from hf_blemo.prediction import load_fusion, predict_blends
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -214,16 +215,18 @@ def test_build_refuses_what_it_cannot_use_and_writes_nothing(capsys, tmp_path):
 
 def test_build_pushes_privately_unless_told_otherwise(capsys, tmp_path, monkeypatch):
     pushed = []
-    monkeypatch.setattr(datasets.Dataset, "push_to_hub", lambda self, *args, **kwargs: pushed.append((args, kwargs)))
+
+    def push_features(dataset, repo_id, split, private):
+        pushed.append((len(dataset), repo_id, split, private))
+
+    monkeypatch.setattr(dataset_card, "push_features", push_features)
     root = write_distribution(tmp_path / "BlEmoRE")
     build = ["dataset", "build", root, "--push-to-hub", "owner/name"]
     code, out, _ = run(capsys, *build, "--output", tmp_path / "a")
     assert code == 0 and out.endswith("uploaded to owner/name, split train\n")
     assert run(capsys, *build, "--output", tmp_path / "b", "--split", "test", "--public")[0] == 0
-    assert pushed == [
-        (("owner/name",), {"split": "train", "private": True}),
-        (("owner/name",), {"split": "test", "private": False}),
-    ]
+    sizes = [len(datasets.load_from_disk(str(tmp_path / name))) for name in "ab"]
+    assert pushed == [(sizes[0], "owner/name", "train", True), (sizes[1], "owner/name", "test", False)]
 
 
 def test_build_says_that_the_data_set_is_there_when_the_hub_is_not(capsys, tmp_path):

@@ -1,0 +1,163 @@
+"""What ONNX and int8 cost in accuracy and save in time and size, on the built-in benchmarks.
+
+A fusion and a small student are trained briefly on built-in data and evaluated on clips and pictures that training has
+not seen, three times: by PyTorch, by onnxruntime in float32 and by onnxruntime in int8. One thread each; the sides of a
+timing are interleaved, medians.
+"""
+
+import argparse
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+import yaml
+from torch import nn
+
+from hf_blemo import blemore
+from hf_blemo.clip_models import load_clip
+from hf_blemo.clip_rd_training.run import distill
+from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.data.synthetic_blends import make_synthetic_blends
+from hf_blemo.evaluation.built_in_tasks import synthetic_tasks
+from hf_blemo.evaluation.clip_evaluation import ClipEvaluator
+from hf_blemo.fusion_training.run import train_fusion
+from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.hub.onnx_export import export_onnx, quantize_onnx
+from hf_blemo.prediction import load_fusion
+
+CONFIG = Path(__file__).resolve().parents[1] / "training" / "configs" / "clip_rd_synthetic.yaml"
+
+
+def make_session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxStudent(nn.Module):
+    """A student's two ONNX files under the names of a CLIP."""
+
+    def __init__(self, image: Path, text: Path):
+        super().__init__()
+        self.image, self.text = make_session(image), make_session(text)
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.image.run(None, {"pixel_values": pixel_values.numpy()})[0])
+
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        feed = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        return torch.from_numpy(self.text.run(None, feed)[0])
+
+
+def interleaved(sides: dict[str, Any], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each side."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for repetition in range(rounds + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if repetition:
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def mebibytes(*paths: Path) -> float:
+    return sum(path.stat().st_size for path in paths) / 2**20
+
+
+def bench_fusion(folder: Path, num_clips: int, rounds: int) -> None:
+    settings = FusionSettings(output_dir=str(folder), seeds=[0], protocol="none", num_epochs=12)
+    with contextlib.redirect_stderr(io.StringIO()):
+        train_fusion(settings)
+        model, processor = load_fusion(folder)
+        [path] = export_onnx(model, folder / "onnx")
+        small = quantize_onnx(path)
+    test = make_synthetic_blends(num_clips=num_clips, seed=1)
+    batch = processor(blemore.read_features(test))
+    names = list(model.config.encoders)
+    feed = {f"features.{name}": batch["features"][name].numpy() for name in names}
+    feed |= {f"feature_mask.{name}": batch["feature_mask"][name].numpy() for name in names}
+    sessions = {"onnx float32": make_session(path), "onnx int8": make_session(small)}
+
+    def by_torch() -> np.ndarray:
+        with torch.inference_mode():
+            return model(**batch).joint_probabilities.numpy()
+
+    sides = {"PyTorch": by_torch}
+    for name, session in sessions.items():
+        sides[name] = lambda session=session: session.run(["joint_probabilities"], feed)[0]
+    labels = np.array(test["labels"][:])
+    times = interleaved(sides, rounds)
+    reference = by_torch()
+    sizes = {
+        "PyTorch": mebibytes(folder / "model.safetensors"),
+        "onnx float32": mebibytes(path),
+        "onnx int8": mebibytes(small),
+    }
+    for name, side in sides.items():
+        joint = side()
+        score = blemore.score(blemore.decode_expected_score(joint), labels)
+        print(
+            f"fusion, {name}: Score {score:.4f} on {num_clips} clips, largest difference of a probability "
+            f"{np.abs(joint - reference).max():.1e}, {times[name] / num_clips * 1000:.0f} us per clip, {sizes[name]:.2f} MiB",
+            flush=True,
+        )
+
+
+def bench_student(folder: Path, num_steps: int, images: int, rounds: int) -> None:
+    values = yaml.safe_load(CONFIG.read_text()) | {"weights": {"task": 1.0}, "weight_schedule": {}}
+    settings = DistillationSettings(
+        **values | {"output_dir": str(folder), "num_steps": num_steps, "learning_rate": 2e-3}
+    )
+    with contextlib.redirect_stderr(io.StringIO()):
+        distill(settings)
+        clip = load_clip(str(folder))
+        paths = export_onnx(clip.model, folder / "onnx")
+        small = [quantize_onnx(path) for path in paths]
+    evaluator = ClipEvaluator(synthetic_tasks(images=images))
+    models = {"PyTorch": clip.model, "onnx float32": OnnxStudent(*paths), "onnx int8": OnnxStudent(*small)}
+    pixels = torch.randn(64, 3, 32, 32)
+    sides = {}
+    for name, model in models.items():
+        sides[name] = torch.inference_mode()(lambda model=model: model.get_image_features(pixel_values=pixels))
+    times = interleaved(sides, rounds)
+    sizes = {
+        "PyTorch": mebibytes(folder / "model.safetensors"),
+        "onnx float32": mebibytes(*paths),
+        "onnx int8": mebibytes(*small),
+    }
+    for name, model in models.items():
+        tasks = evaluator.evaluate(model, clip.processor)
+        found = {task: values for task, values in tasks.items()}
+        print(
+            f"student, {name}: zero-shot {found['zero_shot']['top_1']:.4f}, held out "
+            f"{found['held_out_zero_shot']['top_1']:.4f}, image to text R@1 "
+            f"{found['retrieval']['image_to_text_r@1']:.4f}, {times[name] / 64 * 1000:.0f} us per image, "
+            f"{sizes[name]:.2f} MiB",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_clips", type=int, default=1000)
+    parser.add_argument("--num_steps", type=int, default=600)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        bench_fusion(Path(folder) / "fusion", arguments.num_clips, arguments.rounds)
+        bench_student(Path(folder) / "student", arguments.num_steps, arguments.images, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
