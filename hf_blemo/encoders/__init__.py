@@ -1,0 +1,1 @@
+"""Raw clips to features: decoding, and one file per family of encoders."""

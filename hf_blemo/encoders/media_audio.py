@@ -1,0 +1,128 @@
+"""Decoded audio as mono at the rates asked for, with its time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Containers round time stamps, to milliseconds or to whole packets; only more than this is a gap.
+GAP = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """A piece of the audio track.
+
+    Args:
+        time: of the first sample, in seconds from the start of the clip.
+        rate: samples per second.
+        samples: (n,) float32, mono, range about [-1, 1].
+    """
+
+    time: float
+    rate: int
+    samples: np.ndarray
+
+
+class AudioMixer:
+    """Mixes decoded frames down to mono at several rates, and keeps account of their time.
+
+    Within a stretch without gaps, the pieces of one rate join without a break: times are counted in samples, so that
+    rounded time stamps do not tear them apart. A gap, an overlap or a change of format ends a stretch.
+
+    Args:
+        rates: samples per second, each once.
+
+    Source: this project's choice; the filters are FFmpeg's.
+    """
+
+    def __init__(self, rates: Sequence[int]):
+        self.rates = tuple(rates)
+        self._kind: tuple[str, str, int] | None = None
+        self._start, self._count = 0.0, 0
+        self._outputs: list[_MonoOutput] = []
+
+    def push(self, frame: Any, time: float | None) -> Iterator[Audio]:
+        """Takes a frame of PyAV's.
+
+        Args:
+            frame: decoded audio.
+            time: of its first sample in seconds; None follows what came before.
+
+        Returns:
+            What is ready, of all rates.
+        """
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        end = self._start + (self._count / self._kind[2] if self._kind else 0.0)
+        time = end if time is None else time
+        if kind != self._kind or abs(time - end) > GAP:
+            yield from self.flush()
+            self._kind, self._start, self._count = kind, time, 0
+            self._outputs = [_MonoOutput(frame, rate, time) for rate in self.rates]
+        self._count += frame.samples
+        for output in self._outputs:
+            yield from output.push(frame)
+
+    def flush(self) -> Iterator[Audio]:
+        """What the filters still hold of the stretch."""
+        for output in self._outputs:
+            yield from output.push(None)
+        self._outputs = []
+
+
+class _MonoOutput:
+    """One stretch at one rate."""
+
+    def __init__(self, frame: Any, rate: int, start: float):
+        self._rate, self._start, self._count = rate, start, 0
+        try:
+            self._graph = _graph(frame, rate, ())
+        except _errors():
+            # Channels whose places nobody knows count alike.
+            channels = "+".join(f"c{number}" for number in range(len(frame.layout.channels)))
+            self._graph = _graph(frame, rate, (("pan", f"mono|c0<{channels}"),))
+
+    def push(self, frame: Any) -> Iterator[Audio]:
+        import av
+
+        if frame is not None:
+            frame.pts = None
+        self._graph.push(frame)
+        while True:
+            try:
+                samples = self._graph.pull().to_ndarray().reshape(-1)
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            if len(samples):
+                yield Audio(self._start + self._count / self._rate, self._rate, samples)
+                self._count += len(samples)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    import av
+
+    return (av.error.FFmpegError, ValueError)
+
+
+def _graph(frame: Any, rate: int, mixing: Sequence[tuple[str, str]]) -> Any:
+    import av.filter
+
+    graph = av.filter.Graph()
+    source = graph.add(
+        "abuffer",
+        sample_rate=str(frame.sample_rate),
+        sample_fmt=frame.format.name,
+        channel_layout=frame.layout.name,
+        time_base=f"1/{frame.sample_rate}",
+    )
+    # Without the limit, floats are mixed at constant power: equal channels would leave [-1, 1].
+    filters = [*mixing, ("aresample", "rematrix_maxval=1.0")]
+    filters.append(("aformat", f"sample_fmts=flt:channel_layouts=mono:sample_rates={rate}"))
+    for name, arguments in filters:
+        node = graph.add(name, arguments)
+        source.link_to(node)
+        source = node
+    source.link_to(graph.add("abuffersink"))
+    graph.configure()
+    return graph
