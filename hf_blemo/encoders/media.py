@@ -167,10 +167,9 @@ class MediaFile:
         """Notes an end that comes before the one that the header promises."""
         if self.duration is None:
             self.duration = opened.end or None
-        elif opened.measured and self.duration - opened.end > 0.2 + 0.01 * self.duration:
-            self._notes["end"] = (
-                f"the file ends after {opened.end:.1f} s, and its header promises {self.duration:.1f} s"
-            )
+        note = opened.missing_end([index for index in (self._video, self._audio) if index is not None])
+        if note is not None:
+            self._notes["end"] = note
 
     def _inspect(self) -> None:
         """Chooses the tracks that hold something, and looks at the first frame, as only it tells which way is up."""

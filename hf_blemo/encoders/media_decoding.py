@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +15,8 @@ _BUFFER_SIZE = 2**16
 _MOST_FAILURES = 32
 # Containers whose header tells the length; that of others is a guess, and says nothing about a missing end.
 _MEASURED_FORMATS = {"mov", "matroska", "avi", "wav", "flac"}
+_RIFF_FORMATS = {"avi", "wav"}
+_UNKNOWN_RIFF_SIZE = 0x7FFF0000
 # Demuxers of text, which would make a picture of any.
 _TEXT_FORMATS = {"tty"}
 
@@ -44,15 +46,23 @@ class Frame:
 
 
 class MediaPass:
-    """One passage through a file, from its header to its end."""
+    """One passage through a file, from its header to its end.
+
+    Args:
+        source: what is read; it stays open.
+        hint: file name that decoders may look at, or an empty text.
+
+    Raises:
+        MediaError: no media that can be read.
+    """
 
     def __init__(self, source: MediaSource, hint: str):
         import av
 
-        self._name = source.name
+        self._source, self._name = source, source.name
         self._reader = source.reader(hint)
         self.num_failures = 0
-        self._end = 0.0
+        self._ends: dict[int, float] = {}
         try:
             opening: Any = av.open
             self.container = opening(
@@ -66,7 +76,7 @@ class MediaPass:
         except MemoryError:
             raise MemoryError(f"{self._name}: no memory is left to open it") from None
         except Exception as error:
-            raise self._unreadable(source, error) from error
+            raise self._unreadable(error) from error
         if self.container.format.name in _TEXT_FORMATS:
             self.close()
             raise MediaError(f"{self._name}: no media were found in it, {EXPECTED}")
@@ -91,16 +101,42 @@ class MediaPass:
     @property
     def end(self) -> float:
         """Seconds from the start to the end of what was read so far."""
-        return max(0.0, self._end - self._start)
+        return max(0.0, max(self._ends.values(), default=0.0) - self._start)
 
-    @property
-    def measured(self) -> bool:
-        """Whether the duration in the header was measured, not guessed."""
+    def missing_end(self, indices: Collection[int]) -> str | None:
+        """What the header promises beyond what was read to the end; None where nothing is missing.
+
+        Args:
+            indices: of the tracks that matter; only some containers have a length of each.
+        """
         formats = set(self.container.format.name.split(","))
-        if formats & _MEASURED_FORMATS:
-            return True
-        # The tag that tells the length of an MP3 also tells the encoder's delay, which is then its start.
-        return "mp3" in formats and any(stream.start_time for stream in self.container.streams.audio)
+        # The size of a RIFF file is in its header, and FFmpeg takes the length of one from its actual size.
+        head = self._source.read_at(0, 8) if formats & _RIFF_FORMATS else b""
+        promised = int.from_bytes(head[4:], "little") + 8 if head.startswith(b"RIFF") else 0
+        # Programs that do not know the size in advance write 0 or one of the largest numbers.
+        if self._source.size + 1 < promised < _UNKNOWN_RIFF_SIZE:
+            missing = promised - self._source.size
+            return f"the file ends after {self.end:.1f} s, and its header promises {missing:,} bytes more"
+        lengths = []
+        if self.container.duration is not None and self._has_length(formats):
+            lengths.append((self.end, self.container.duration / 1e6))
+        if "mov" in formats:
+            for stream in (self.container.streams[index] for index in indices):
+                start = float((stream.start_time or 0) * stream.time_base)
+                found = max(0.0, self._ends.get(stream.index, start) - start)
+                lengths.append((found, float((stream.duration or 0) * stream.time_base)))
+        short = [(found, length) for found, length in lengths if length - found > 0.2 + 0.01 * length]
+        if not short:
+            return None
+        found, length = min(short)
+        return f"the file ends after {found:.1f} s, and its header promises {length:.1f} s"
+
+    def _has_length(self, formats: Collection[str]) -> bool:
+        """Whether the length of the file comes from its header, and is not guessed."""
+        if "mp3" in formats:
+            # The tag that tells the length also tells the encoder's delay, which is then the start.
+            return any(stream.start_time for stream in self.container.streams.audio)
+        return not _MEASURED_FORMATS.isdisjoint(formats)
 
     def packets(self) -> Iterator[Any]:
         """The packets of all tracks; what the container cannot make sense of is passed over and counted."""
@@ -132,19 +168,16 @@ class MediaPass:
     def _measure(self, packet: Any) -> None:
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is not None and packet.time_base:
-            self._end = max(self._end, float((stamp + (packet.duration or 0)) * packet.time_base))
+            end = float((stamp + (packet.duration or 0)) * packet.time_base)
+            self._ends[packet.stream_index] = max(end, self._ends.get(packet.stream_index, end))
 
     def _failed(self, error: Exception) -> MediaError:
         return MediaError(f"{self._name}: reading failed after {self.end:.1f} s: {described(error)}")
 
-    def _unreadable(self, source: MediaSource, error: Exception) -> Exception:
+    def _unreadable(self, error: Exception) -> Exception:
         if self._reader.error is not None:
             return MediaError(f"{self._name}: cannot be read: {described(self._reader.error)}")
-        try:
-            mp4 = source.read_at(0, 12)[4:8] == b"ftyp"
-        except Exception:
-            mp4 = False
-        if mp4:
+        if self._source.read_at(0, 12)[4:8] == b"ftyp":
             return MediaError(
                 f"{self._name}: an MP4 file without its index (moov), as one that was cut short, expected a whole one"
             )

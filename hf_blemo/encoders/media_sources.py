@@ -188,6 +188,10 @@ def _remote(address: str, name: str) -> Any:
         system, path = fsspec.core.url_to_fs(address)
         return system.open(path, "rb", block_size=_BLOCK_SIZE, **_REMOTE_CACHE)
     except FileNotFoundError as error:
+        cause = error.__cause__
+        if cause is not None and getattr(cause, "status", None) not in (404, 410):
+            # fsspec says so of a server that cannot be reached, or refuses, too.
+            raise MediaError(f"{name}: cannot be opened: {described(cause)}") from error
         raise FileNotFoundError(f"{name}: no such file, {EXPECTED}") from error
     except IsADirectoryError as error:
         raise IsADirectoryError(f"{name}: a folder, {EXPECTED}") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 # What each codec of pictures takes, where it is not the usual one.
 _PIXEL_FORMATS = {"gif": "rgb8", "mjpeg": "yuvj420p", "ffv1": "bgr0", "png": "rgb24"}
@@ -135,19 +136,21 @@ def _listed(codecs: str | Sequence[str] | None) -> list[str]:
 def _video_frames(
     pictures: Sequence[np.ndarray], times: Sequence[int], time_base: Fraction, pixel_format: str
 ) -> Iterator[av.VideoFrame]:
+    reformatter = VideoReformatter()
     for time, pixels in zip(times, pictures, strict=True):
         kind = "rgba" if pixels.shape[2] == 4 else "rgb24"
-        frame = av.VideoFrame.from_ndarray(pixels, format=kind).reformat(format=pixel_format)
+        frame = reformatter.reformat(av.VideoFrame.from_ndarray(pixels, format=kind), format=pixel_format)
         frame.pts, frame.time_base = time, time_base
         yield frame
 
 
 def _audio_frames(samples: np.ndarray, rate: int, layout: str, start: float) -> Iterator[av.AudioFrame]:
-    if samples.shape[1] == 0:
-        return
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
-    frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), round(start * rate)
-    yield frame
+    # A tenth of a second at a time: some codecs make a packet of each frame, however long.
+    for place in range(0, samples.shape[1], rate // 10):
+        part = np.ascontiguousarray(samples[:, place : place + rate // 10])
+        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), round(start * rate) + place
+        yield frame
 
 
 def _encoded(stream: Any, frames: Iterator[Any]) -> Iterator[av.Packet]:
