@@ -77,7 +77,7 @@ class Browser:
         """What a reader of the page sees."""
         return self.run("return document.body.innerText")
 
-    def wait_for_text(self, text: str, seconds: float = 15.0) -> str:
+    def wait_for_text(self, text: str, seconds: float = 30.0) -> str:
         """The page's text as soon as this is part of it."""
         end = time.monotonic() + seconds
         while text not in (found := self.text()):
@@ -85,7 +85,7 @@ class Browser:
             time.sleep(0.05)
         return found
 
-    def wait_for(self, script: str, seconds: float = 15.0) -> Any:
+    def wait_for(self, script: str, seconds: float = 30.0) -> Any:
         """What a script returns as soon as that is true."""
         end = time.monotonic() + seconds
         while not (found := self.run(script)):
