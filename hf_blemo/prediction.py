@@ -1,8 +1,7 @@
 """Predictions of trained fusion models for the clips of a data set."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,9 @@ from tqdm.auto import tqdm
 from hf_blemo import blemore
 from hf_blemo.hub.hub_errors import explained
 from hf_blemo.json_files import read_json
+from hf_blemo.quiet_loading import quiet_loading
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import output_probabilities
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
@@ -40,6 +41,7 @@ class FusionPredictions:
         clips: N names, as the data set has them.
         encoders: E names, the order of the columns of `encoder_weights`.
         probabilities: (N, 6) float32 in the order of `blemore.EMOTIONS`.
+        presence, salience: (N, 6) float32, what each head says alone.
         joint_probabilities: (N, 36) float32 over `blemore.LABELS`.
         encoder_weights: (N, E) float32, 0 for an encoder that a clip lacks.
         selected_encoders: (N, top_n) columns of `encoder_weights` by rank, -1 where fewer are present; those of the
@@ -50,6 +52,8 @@ class FusionPredictions:
     clips: list[str]
     encoders: list[str]
     probabilities: np.ndarray
+    presence: np.ndarray
+    salience: np.ndarray
     joint_probabilities: np.ndarray
     encoder_weights: np.ndarray
     selected_encoders: np.ndarray
@@ -130,7 +134,7 @@ def predict_blends(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, found {batch_size}")
-    encoders = _common_encoders(models)
+    encoders = common_encoders(models)
     clips = _clips(dataset)
     _warn_of_difference(list(blemore.encoder_widths(dataset)), encoders)
     processor = models[0][1]
@@ -150,7 +154,7 @@ def predict_blends(
                     for sample in blemore.read_features(dataset, rows)
                 ]
                 batch = processor(samples, clips=[clips[row] for row in rows])
-                parts.append(_mean_outputs(modules, batch))
+                parts.append(mean_outputs(modules, batch))
                 bar.update(len(rows))
     finally:
         for module, mode in zip(modules, modes, strict=True):
@@ -165,16 +169,32 @@ def predict_blends(
 
 
 @torch.inference_mode()
-def _mean_outputs(models: Sequence[RankAwareFusionModel], batch: Any) -> dict[str, torch.Tensor]:
+def mean_outputs(models: Sequence[RankAwareFusionModel], batch: Any) -> dict[str, torch.Tensor]:
+    """What one model, or the mean of several, says of a batch.
+
+    Args:
+        models: with the same encoders, in evaluation mode.
+        batch: of a processor.
+
+    Returns:
+        On the CPU, float32: `probabilities`, `presence` and `salience` (B, 6), `joint_probabilities` (B, 36),
+        `encoder_weights` (B, E); `selected_encoders` (B, top_n) of the first model.
+    """
     outputs = [model(**batch.to(model.device)) for model in models]
-    means = {
-        name: torch.stack([output[name].float().cpu() for output in outputs]).mean(0)
-        for name in ("probabilities", "joint_probabilities", "encoder_weights")
-    }
+    parts = [output_probabilities(output) for output in outputs]
+    means = {name: torch.stack([part[name].cpu() for part in parts]).mean(0) for name in parts[0]}
     return {**means, "selected_encoders": outputs[0]["selected_encoders"].cpu()}
 
 
-def _common_encoders(models: Sequence[FusionMember]) -> list[str]:
+def common_encoders(models: Sequence[FusionMember]) -> list[str]:
+    """Names of the encoders that all of some models have.
+
+    Args:
+        models: at least one.
+
+    Raises:
+        ValueError: there is none, or they have different encoders.
+    """
     if not models:
         raise ValueError("found no model, expected at least one")
     first = models[0][0].config.encoders
@@ -296,7 +316,7 @@ def _load_model(folder: Path, where: str) -> RankAwareFusionModel:
     except (StrictDataclassError, ValueError) as error:
         raise ValueError(f"{where}: {CONFIG_FILE} holds an invalid setting: {error}") from None
     try:
-        with _quiet_loading():
+        with quiet_loading():
             loaded: Any = RankAwareFusionModel.from_pretrained(
                 folder, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
             )
@@ -314,22 +334,6 @@ def _load_model(folder: Path, where: str) -> RankAwareFusionModel:
         more = f"; and {rest} more" if rest > 0 else ""
         raise ValueError(f"{where}: the weights do not fit {CONFIG_FILE}: {'; '.join(problems[:_NUM_SHOWN])}{more}")
     return model.eval()
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Keeps transformers from printing a bar and its own report of what `_load_model` says in one line."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, shows_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if shows_bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _load_processor(folder: Path, where: str) -> RankAwareFusionProcessor:

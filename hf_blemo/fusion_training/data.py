@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_blemo import blemore
 from hf_blemo.data.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
+from hf_blemo.encoders.provenance import read_provenance
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 
@@ -51,7 +52,7 @@ def encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dic
     """Entries of `config.encoders` for a data set.
 
     Args:
-        data: the data set; its features say the widths.
+        data: the data set; its features say the widths, and `encoders.json` beside it where they come from.
         settings: of the run; what they say of an encoder wins over their defaults.
 
     Returns:
@@ -61,6 +62,7 @@ def encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dic
         ValueError: the settings name an encoder that the data set does not have.
     """
     widths = blemore.encoder_widths(data)
+    known = read_provenance(settings.data)
     chosen = list(widths) if settings.encoders is None else settings.encoders
     for name in (*chosen, *settings.encoder_options):
         if name not in widths:
@@ -71,6 +73,7 @@ def encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dic
             "modality": modality_of(name),
             "pooling": settings.pooling,
             "transform": settings.transform,
+            **known.get(name, {}),
             **settings.encoder_options.get(name, {}),
         }
         for name in chosen

@@ -1,5 +1,6 @@
 """The card of a data set of features, and its upload as Parquet."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,12 @@ CARD_FILE = "README.md"
 
 
 def push_features(
-    dataset: "datasets.Dataset", repo_id: str, split: str = "train", private: bool = True, token: str | None = None
+    dataset: "datasets.Dataset",
+    repo_id: str,
+    split: str = "train",
+    private: bool = True,
+    token: str | None = None,
+    extra_files: Mapping[str, Path] | None = None,
 ) -> str:
     """Upload a data set of features as Parquet, with a card.
 
@@ -31,6 +37,7 @@ def push_features(
         split: its name there; others stay.
         private: whether a repository that is created is private.
         token: a Hub token; the one stored by `hf auth login` by default.
+        extra_files: name in the repository -> file to upload beside the data.
 
     Returns:
         The address of the last commit.
@@ -41,6 +48,10 @@ def push_features(
     Source: this project's choice.
     """
     dataset.push_to_hub(repo_id, split=split, private=private, token=token)
+    for name, path in (extra_files or {}).items():
+        HfApi(token=token).upload_file(
+            path_or_fileobj=path, path_in_repo=name, repo_id=repo_id, repo_type="dataset", commit_message=f"Add {name}"
+        )
     return push_dataset_card(repo_id, features_card(dataset, repo_id), token)
 
 

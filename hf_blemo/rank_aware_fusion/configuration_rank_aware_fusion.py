@@ -14,7 +14,7 @@ NUM_STATISTICS = 7
 EMOTIONS = ("ang", "disg", "fea", "hap", "sad", "neu")
 ENCODER_DEFAULTS = {"modality": "video", "pooling": "mean", "transform": "none"}
 # Read by the packages that extract features, kept with the model so that it knows how to make its own inputs.
-ENCODER_PROVENANCE = ("model_id", "revision")
+ENCODER_PROVENANCE = ("model_id", "revision", "extraction")
 
 
 def check_encoder(name: str, options: Any) -> dict[str, Any]:
@@ -22,7 +22,8 @@ def check_encoder(name: str, options: Any) -> dict[str, Any]:
 
     Args:
         name: name of the encoder.
-        options: `feature_size` (int, required), `modality`, `pooling`, `transform`, `model_id`, `revision`.
+        options: `feature_size` (int, required), `modality`, `pooling`, `transform`, `model_id`, `revision`,
+            `extraction`.
 
     Returns:
         The options with every default filled in.
@@ -43,6 +44,8 @@ def check_encoder(name: str, options: Any) -> dict[str, Any]:
     for key, choices in (("modality", MODALITIES), ("pooling", POOLINGS), ("transform", TRANSFORMS)):
         if complete[key] not in choices:
             raise ValueError(f"encoders[{name!r}]: {key} {complete[key]!r} is not one of {', '.join(choices)}")
+    if not isinstance(complete.get("extraction", {}), dict):
+        raise ValueError(f"encoders[{name!r}]: 'extraction' must be a dict, found {complete['extraction']!r}")
     return complete
 
 
@@ -62,8 +65,9 @@ class RankAwareFusionConfig(PreTrainedConfig):
     Args:
         encoders: encoder name -> `{"feature_size": D, "modality": "video" | "audio" | "audiovisual",
             "pooling": "mean" | "statistics" | "attention", "transform": "none" | "log_softmax"}`; optionally the Hub
-            `model_id` and `revision` the features come from. `statistics` is the official seven (mean, standard
-            deviation, percentiles 10, 25, 50, 75, 90). `log_softmax` is for inputs that are another model's logits.
+            `model_id` and `revision` the features come from, and the options of their `extraction`. `statistics` is
+            the official seven (mean, standard deviation, percentiles 10, 25, 50, 75, 90). `log_softmax` is for inputs
+            that are another model's logits.
             The order of the dict is the order of `encoder_weights`.
         top_n: number of encoders fused per sample; where fewer are present, all of them. With 1, the single weight is
             1 after renormalisation and the gate learns from `gate_loss_weight` and `gate_balance_weight` alone.

@@ -4,6 +4,9 @@ The family travels to the Hub alone, so the two rules stand here beside `hf_blem
 two against each other.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from .configuration_rank_aware_fusion import EMOTIONS
@@ -82,3 +85,24 @@ def decode_expected_score(joint: np.ndarray, blend_share: float = BLEND_SHARE) -
         blend(*BLENDS[index - 6]) if index >= 6 else [{"emotion": EMOTIONS[index], "salience": 100.0}]
         for index in best
     ]
+
+
+def output_probabilities(output: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model says of a batch, as numbers from 0 to 1.
+
+    Args:
+        output: of a [`RankAwareFusionModel`].
+
+    Returns:
+        float32: `probabilities`, and `presence` and `salience` of each head alone, (B, 6); `joint_probabilities`
+        (B, 36); `encoder_weights` (B, E).
+
+    Source: this project's choice.
+    """
+    return {
+        "probabilities": output["probabilities"].float(),
+        "presence": output["presence_logits"].float().sigmoid(),
+        "salience": output["salience_logits"].float().softmax(-1),
+        "joint_probabilities": output["joint_probabilities"].float(),
+        "encoder_weights": output["encoder_weights"].float(),
+    }

@@ -10,7 +10,7 @@ import torch
 from transformers import Pipeline
 
 from .configuration_rank_aware_fusion import EMOTIONS
-from .decoding_rank_aware_fusion import BLENDS, blend
+from .decoding_rank_aware_fusion import BLENDS, blend, output_probabilities
 
 TASK = "blended-emotion-recognition"
 FEATURE_SUFFIX = ".npy"
@@ -36,9 +36,10 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
 
     Returns of a call:
         For a clip `blend` ([{"emotion": str, "salience": per cent}, ...]), `probabilities` (emotion -> float),
-        `encoder_weights` (encoder -> float), `selected_encoders` (names in rank order), `clip` where it had a name,
-        and with `top_labels` `labels` ([{"blend": ..., "probability": float}, ...]). For many a list; for generators
-        and data sets an iterator that reads as it goes.
+        `presence` and `salience` (the same, by each head alone), `encoder_weights` (encoder -> float),
+        `selected_encoders` (names in rank order), `clip` where it had a name, and with `top_labels` `labels`
+        ([{"blend": ..., "probability": float}, ...]). For many a list; for generators and data sets an iterator that
+        reads as it goes.
 
     Raises of a call:
         ValueError: features the processor refuses, naming the clip or its number; a folder without features; no clip.
@@ -153,37 +154,52 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
         output = model_outputs["output"]
         blends = self.processor.post_process_blends(output, **decoding)
         encoders = list(self.model.config.encoders)
-        rows = zip(
-            model_outputs["clips"],
-            blends,
-            output["probabilities"].float().tolist(),
-            output["encoder_weights"].float().tolist(),
-            output["selected_encoders"].tolist(),
-            output["joint_probabilities"].float(),
-            strict=True,
-        )
+        values = {**output_probabilities(output), "selected_encoders": output["selected_encoders"]}
         results = []
-        for clip, found, probabilities, weights, selected, joint in rows:
+        for row, (clip, found) in enumerate(zip(model_outputs["clips"], blends, strict=True)):
             result: dict[str, Any] = {} if clip is None else {"clip": clip}
-            result |= {
-                "blend": found,
-                "probabilities": dict(zip(EMOTIONS, probabilities, strict=True)),
-                "encoder_weights": dict(zip(encoders, weights, strict=True)),
-                "selected_encoders": [encoders[place] for place in selected if place >= 0],
-            }
-            if top_labels is not None:
-                result["labels"] = _most_probable(joint, top_labels)
-            results.append(result)
+            results.append(result | result_of_row(values, row, found, encoders, top_labels))
         return results
 
 
+def result_of_row(
+    values: Mapping[str, torch.Tensor],
+    row: int,
+    found: list[dict[str, Any]],
+    encoders: Sequence[str],
+    top_labels: int | None = None,
+) -> dict[str, Any]:
+    """What is said of one clip of a batch.
+
+    Args:
+        values: `probabilities`, `presence`, `salience` (B, 6), `encoder_weights` (B, E), `selected_encoders` (B, n),
+            `joint_probabilities` (B, 36).
+        row: of the clip.
+        found: its blend.
+        encoders: names of the columns of `encoder_weights`.
+        top_labels: how many of the 36 labels to list.
+
+    Returns:
+        A result as of [`BlendedEmotionRecognitionPipeline`], numbers as Python has them.
+    """
+    result: dict[str, Any] = {"blend": found}
+    for name in ("probabilities", "presence", "salience"):
+        result[name] = dict(zip(EMOTIONS, values[name][row].float().tolist(), strict=True))
+    result["encoder_weights"] = dict(zip(encoders, values["encoder_weights"][row].float().tolist(), strict=True))
+    selected = values["selected_encoders"][row].tolist()
+    result["selected_encoders"] = [encoders[place] for place in selected if place >= 0]
+    if top_labels is not None:
+        result["labels"] = _most_probable(values["joint_probabilities"][row].float(), top_labels)
+    return result
+
+
 def _most_probable(joint: torch.Tensor, count: int) -> list[dict[str, Any]]:
-    values, places = joint.topk(count)
+    top, places = joint.topk(count)
     singles: list[list[dict[str, str | float]]] = [[{"emotion": name, "salience": 100.0}] for name in EMOTIONS]
     labels = [*singles, *(blend(*label) for label in BLENDS)]
     return [
         {"blend": labels[place], "probability": value}
-        for place, value in zip(places.tolist(), values.tolist(), strict=True)
+        for place, value in zip(places.tolist(), top.tolist(), strict=True)
     ]
 
 
@@ -200,9 +216,14 @@ def read_folder(folder: str | Path, encoders: Iterable[str]) -> Any:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it holds no features of the encoders, or a file is no array of numbers.
+        ValueError: it is a file, or holds no features of the encoders, or a file is no array of numbers.
     """
     folder, encoders = Path(folder), list(encoders)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder}: a file, expected a folder of features; clips themselves are read where the package hf_blemo "
+            "is installed (pip install hf_blemo[media])"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, expected one with files such as {encoders[0]}.npy")
     own = {path.stem: path for path in sorted(folder.glob(f"*{FEATURE_SUFFIX}")) if path.stem in encoders}

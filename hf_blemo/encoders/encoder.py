@@ -1,0 +1,198 @@
+"""What every encoder of clips has in common: it is loaded once, cuts a clip into pieces, and runs them in batches."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from hf_blemo.encoders.media import Audio, Frame
+
+logger = logging.getLogger(__name__)
+
+
+class EncoderMemoryError(RuntimeError):
+    """A device is out of memory even for a single piece of a clip."""
+
+
+@dataclass
+class Piece:
+    """What an encoder looks at in one go, as much of it as belongs to one clip.
+
+    Args:
+        values: input of the model for this piece, without a batch axis.
+        times: (t,) seconds from the start of the clip at which its t rows of features begin.
+        skip: rows before those, of context that the piece before has given already.
+    """
+
+    values: np.ndarray
+    times: np.ndarray
+    skip: int = 0
+
+
+@dataclass
+class EncodedClip:
+    """Features of a clip by one encoder.
+
+    Args:
+        features: (T, D) float32.
+        times: (T,) float64, seconds from the start of the clip at which each row begins.
+    """
+
+    features: np.ndarray
+    times: np.ndarray
+
+
+class Session(ABC):
+    """Cuts one clip into pieces, as it is decoded."""
+
+    @abstractmethod
+    def push(self, item: "Frame | Audio") -> Iterator[Piece]:
+        """Takes the next frame or stretch of sound.
+
+        Args:
+            item: of the encoder's own modality, in the order of the clip.
+
+        Returns:
+            Pieces that are complete now.
+        """
+
+    def finish(self) -> Iterator[Piece]:
+        """Ends the clip.
+
+        Returns:
+            What is left.
+        """
+        yield from ()
+
+
+@dataclass
+class EncoderSource:
+    """Where an encoder comes from, and how it looks at clips; kept with the models trained on its features.
+
+    Args:
+        model_id: Hub id or folder.
+        revision: commit of the Hub repository, where it is one.
+        extraction: options that change the features.
+    """
+
+    model_id: str
+    revision: str | None = None
+    extraction: dict[str, Any] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """As entries of `config.encoders`, without those that say nothing."""
+        entries = {"model_id": self.model_id, "revision": self.revision, "extraction": dict(self.extraction)}
+        return {key: value for key, value in entries.items() if value}
+
+
+class Encoder(ABC):
+    """A pre-trained network that turns clips into features; one subclass per family.
+
+    Args:
+        model: of transformers, in evaluation mode.
+        processor: what makes its inputs.
+        source: where it comes from.
+        batch_size: pieces at once; halved for good when the device runs out of memory.
+
+    Source: this project's choice.
+    """
+
+    modality: str
+    audio_rate: int | None = None
+    feature_size: int
+    default_batch_size = 32
+    # Which options of `extraction` the family knows, with their defaults.
+    extraction_defaults: dict[str, Any] = {}
+
+    def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
+        self.model: Any = model
+        self.processor = processor
+        self.source = source
+        self.batch_size = self.default_batch_size if batch_size is None else batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def to(self, device: str | torch.device) -> "Encoder":
+        """Moves the model."""
+        self.model.to(device)
+        return self
+
+    @abstractmethod
+    def session(self) -> Session:
+        """Begins a clip."""
+
+    @abstractmethod
+    def forward(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        """Features of some pieces, of any clips.
+
+        Args:
+            pieces: at least one.
+
+        Returns:
+            For each piece (rows, D) float32, rows to be skipped included.
+        """
+
+    def run(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        """Features of any number of pieces, in batches that fit the device.
+
+        Args:
+            pieces: of any clips.
+
+        Returns:
+            For each piece (t, D) float32, one row for each of its times.
+
+        Raises:
+            EncoderMemoryError: the device is out of memory for a single piece.
+        """
+        rows: list[np.ndarray] = []
+        while len(rows) < len(pieces):
+            part = pieces[len(rows) : len(rows) + self.batch_size]
+            try:
+                found = self.forward(part)
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise EncoderMemoryError(
+                        f"{self.source.model_id}: {self.device} is out of memory for a single piece of a clip"
+                    ) from error
+                self.batch_size = len(part) // 2
+                logger.warning(
+                    "%s: %s is out of memory for %d pieces at once, going on with %d",
+                    self.source.model_id,
+                    self.device,
+                    len(part),
+                    self.batch_size,
+                )
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            for piece, values in zip(part, found, strict=True):
+                rows.append(values[piece.skip : piece.skip + len(piece.times)])
+        return rows
+
+    def encode(self, clip: Any) -> EncodedClip:
+        """Features of one clip.
+
+        Args:
+            clip: a path, an address, the bytes of a file or an open file; see [`MediaFile`].
+
+        Returns:
+            Its features with their times.
+
+        Raises:
+            FileNotFoundError, IsADirectoryError, MediaError: it cannot be read, or has nothing this encoder looks at.
+            MissingExtraError: PyAV is not installed.
+        """
+        from hf_blemo.encoders.extraction import encode_clips
+
+        [found] = encode_clips([clip], {"encoder": self})
+        found.check()
+        return EncodedClip(found.features["encoder"], found.times["encoder"])

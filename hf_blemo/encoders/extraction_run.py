@@ -1,0 +1,266 @@
+"""A whole extraction: clips in, a data set of features out, clip by clip, resumable, on any number of processes."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator, InitProcessGroupKwargs
+from tqdm.auto import tqdm
+
+from hf_blemo.blemore.dataset_writing import refuse_existing, write_dataset
+from hf_blemo.blemore.feature_folders import ClipSource, FeatureFileReader, feature_files
+from hf_blemo.encoders.clip_sources import ClipEntry, find_clips
+from hf_blemo.encoders.encoder import Encoder
+from hf_blemo.encoders.extraction import ClipFeatures, encode_clips
+from hf_blemo.encoders.extraction_settings import SYNTHETIC, ExtractionSettings
+from hf_blemo.encoders.loading import load_encoders
+from hf_blemo.encoders.provenance import write_provenance
+from hf_blemo.json_files import read_json, write_json
+
+PLAN_FILE = "plan.json"
+REPORT_FILE = "extraction.json"
+# Settings that may change when an interrupted run goes on.
+_FREE = ("output_dir", "overwrite", "num_threads", "push_to_hub", "hub_private", "trust_remote_code")
+# One process may have the long clips: the others wait for it.
+_PATIENCE = timedelta(days=7)
+
+
+def extract_features(
+    settings: ExtractionSettings, report_line: Callable[[str], Any] = print, progress: bool = True
+) -> dict[str, Any]:
+    """Makes the features of all clips and puts them in place as a data set.
+
+    Features gather as one file per clip and encoder in `<output_dir>.clips`, which are kept when the run is started
+    again; clips that failed are tried again.
+
+    Args:
+        settings: of the run.
+        report_line: called by every process with a line for each of its clips that failed or is odd.
+        progress: whether to show a progress bar.
+
+    Returns:
+        `clips` in the data set, `failed` (clip -> why), `encoders` (name -> width), `seconds` of extraction and
+        `media_seconds` of all clips that this run decoded.
+
+    Raises:
+        ValueError: settings or data are not usable, no clip could be done, or the folder holds a run of other
+            settings; nothing that was written is lost.
+        FileNotFoundError, FileExistsError: clips, encoders or imported features are missing; the output is there.
+        MissingExtraError: PyAV is not installed.
+    """
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    output = Path(settings.output_dir)
+    refuse_existing(output, settings.overwrite)
+    work = output.with_name(f"{output.name}.clips")
+    is_main = accelerator.is_main_process
+    if settings.data == SYNTHETIC:
+        _draw_clips(output.with_name(f"{output.name}.drawn"), settings.synthetic, accelerator)
+    entries = _entries(settings, output)
+    imported = _imported_files(settings.imported)
+    encoders = load_encoders(
+        _encoder_entries(settings),
+        dtype=settings.dtype,
+        device=accelerator.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    _begin(work, settings, encoders, accelerator)
+    missing = [entry for entry in entries if not _record_path(work, entry.name).is_file()]
+    accelerator.wait_for_everyone()
+
+    start = time.perf_counter()
+    own = missing[accelerator.process_index :: accelerator.num_processes]
+    done = _extract(own, encoders, work, settings.num_threads or None, progress and is_main, report_line)
+    accelerator.wait_for_everyone()
+    seconds = time.perf_counter() - start
+
+    from accelerate.utils import gather_object
+
+    parts = gather_object([done])
+    failed = {name: line for part in parts for name, line in part["failed"].items()}
+    result: dict[str, Any] = {}
+    try:
+        if is_main:
+            result = _assemble(settings, output, work, entries, encoders, imported, failed, progress)
+            result |= {"seconds": seconds, "media_seconds": sum(part["media_seconds"] for part in parts)}
+            if settings.push_to_hub is not None:
+                _push(settings, output)
+    finally:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+    return result
+
+
+def _entries(settings: ExtractionSettings, output: Path) -> list[ClipEntry]:
+    source = output.with_name(f"{output.name}.drawn") if settings.data == SYNTHETIC else settings.data
+    return find_clips(source, settings.split, settings.video_column, settings.audio_column)
+
+
+def _draw_clips(folder: Path, options: Mapping[str, Any], accelerator: Accelerator) -> None:
+    from hf_blemo.data.synthetic_clips import make_synthetic_clips
+
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            make_synthetic_clips(folder, **options)
+
+
+def _encoder_entries(settings: ExtractionSettings) -> dict[str, dict[str, Any]]:
+    if settings.model is None:
+        return settings.encoders
+    from hf_blemo.prediction import load_fusion
+
+    model, _ = load_fusion(settings.model)
+    entries = {name: entry for name, entry in model.config.encoders.items() if name not in settings.imported}
+    for name, entry in entries.items():
+        if not entry.get("model_id"):
+            raise ValueError(
+                f"model {settings.model!r}: its config does not say where encoder {name!r} comes from; give a folder "
+                f"of its features by --imported.{name} DIR"
+            )
+    return entries
+
+
+def _imported_files(folders: Mapping[str, str]) -> dict[str, dict[str, Path]]:
+    files = {}
+    for name, folder in folders.items():
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"imported.{name}: no folder {folder}, expected one with a feature file per clip")
+        files[name] = feature_files(Path(folder))
+        if not files[name]:
+            raise FileNotFoundError(f"imported.{name}: found no .npy or .csv in {folder}, expected one per clip")
+    return files
+
+
+def _begin(
+    work: Path, settings: ExtractionSettings, encoders: Mapping[str, Encoder], accelerator: Accelerator
+) -> None:
+    """Starts the folder of the run, or makes sure that it is this run's."""
+    plan = {key: value for key, value in asdict(settings).items() if key not in _FREE}
+    plan["encoders"] = {name: encoder.source.options() for name, encoder in encoders.items()}
+    plan_file = work / PLAN_FILE
+    if accelerator.is_main_process:
+        if work.exists() and not plan_file.is_file():
+            raise FileExistsError(f"{work}: exists and is not an unfinished extraction, so nothing is written there")
+        if plan_file.is_file():
+            found = read_json(plan_file)
+            changed = [key for key in plan if found.get(key) != plan[key]]
+            if changed and not settings.overwrite:
+                raise ValueError(
+                    f"{work}: an unfinished extraction with {changed[0]} {found.get(changed[0])!r}, this run has "
+                    f"{plan[changed[0]]!r}; finish it with the same settings, delete it, or set overwrite"
+                )
+            if changed:
+                shutil.rmtree(work)
+        for name in ("records", *encoders):
+            (work / name).mkdir(parents=True, exist_ok=True)
+        write_json({plan_file: plan})
+    accelerator.wait_for_everyone()
+
+
+def _record_path(work: Path, clip: str) -> Path:
+    return work / "records" / f"{clip}.json"
+
+
+def _extract(
+    entries: list[ClipEntry],
+    encoders: Mapping[str, Encoder],
+    work: Path,
+    num_threads: int | None,
+    progress: bool,
+    report_line: Callable[[str], Any],
+) -> dict[str, Any]:
+    """Features of some clips as files; what failed and how much sound and picture there was."""
+    failed: dict[str, str] = {}
+    media_seconds = 0.0
+    start = time.perf_counter()
+    with tqdm(total=len(entries), desc="encoding", unit="clip", disable=not progress) as bar:
+        found = encode_clips((entry.named for entry in entries), encoders, num_threads)
+        for clip in found:
+            if clip.error is None:
+                _write_clip(work, clip)
+                media_seconds += clip.duration or 0.0
+                lines = [f"{clip.name}: {note}" for note in clip.notes]
+            else:
+                failed[clip.name] = " ".join(str(clip.error).split())
+                lines = [failed[clip.name]]
+            for line in lines:
+                if progress:
+                    bar.clear()
+                report_line(line)
+            bar.update()
+            bar.set_postfix_str(f"{media_seconds / max(time.perf_counter() - start, 1e-9):.1f} x real time")
+    return {"failed": failed, "media_seconds": media_seconds}
+
+
+def _write_clip(work: Path, clip: ClipFeatures) -> None:
+    for name, values in clip.features.items():
+        # The record below is what says that a clip is done: a file that a kill cut short is written again.
+        np.save(work / name / f"{clip.name}.npy", values, allow_pickle=False)
+    record = {"encoders": sorted(clip.features), "duration": clip.duration, "notes": clip.notes}
+    write_json({_record_path(work, clip.name): record})
+
+
+def _assemble(
+    settings: ExtractionSettings,
+    output: Path,
+    work: Path,
+    entries: list[ClipEntry],
+    encoders: Mapping[str, Encoder],
+    imported: Mapping[str, Mapping[str, Path]],
+    failed: dict[str, str],
+    progress: bool,
+) -> dict[str, Any]:
+    sources, records = [], {}
+    for entry in entries:
+        files = {name: paths[entry.name] for name, paths in imported.items() if entry.name in paths}
+        record_path = _record_path(work, entry.name)
+        if record_path.is_file():
+            records[entry.name] = read_json(record_path)
+            files |= {name: work / name / f"{entry.name}.npy" for name in records[entry.name]["encoders"]}
+        elif not files:
+            continue
+        sources.append(ClipSource(entry.name, entry.labels, entry.fold, files))
+    if not sources:
+        first = next(iter(failed.values()))
+        raise ValueError(f"none of the {len(entries)} clips could be encoded, the first because of: {first}")
+    names = [name for name in (*encoders, *imported) if any(name in source.files for source in sources)]
+    reader = FeatureFileReader(sources, names, settings.feature_dtype, aggregate=None)
+    plan = {
+        "encoders": {name: list(reader.types[name]) for name in names},
+        "clips": [source.name for source in sources],
+        "features_of": settings.data,
+    }
+    write_dataset(output, reader.features, len(sources), reader, plan, settings.overwrite, progress=False)
+    provenance = {}
+    for name in names:
+        entry: dict[str, Any] = {"feature_size": reader.types[name][0]}
+        if name in encoders:
+            entry |= {"modality": encoders[name].modality, **encoders[name].source.options()}
+        provenance[name] = entry
+    write_provenance(output, provenance)
+    notes = {name: record["notes"] for name, record in records.items() if record["notes"]}
+    write_json({output / REPORT_FILE: {"clips": len(sources), "failed": failed, "notes": notes}})
+    shutil.rmtree(work)
+    return {"clips": len(sources), "failed": failed, "encoders": {name: reader.types[name][0] for name in names}}
+
+
+def _push(settings: ExtractionSettings, output: Path) -> None:
+    import datasets
+
+    from hf_blemo.encoders.provenance import PROVENANCE_FILE
+    from hf_blemo.hub.dataset_card import push_features
+    from hf_blemo.hub.hub_errors import hub_errors
+
+    assert settings.push_to_hub is not None
+    with hub_errors(f"{output} was made, but not uploaded to {settings.push_to_hub}"):
+        push_features(
+            datasets.Dataset.load_from_disk(str(output)),
+            settings.push_to_hub,
+            settings.split,
+            private=settings.hub_private,
+            extra_files={PROVENANCE_FILE: output / PROVENANCE_FILE},
+        )

@@ -1,0 +1,126 @@
+"""Frames as a vision model's image processor makes them: resized while decoding goes on, normalised in batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+_TRIAL_SIZES = ((30, 41), (53, 36))
+_TOLERANCE = 1e-5
+
+
+class FrameProcessor:
+    """Splits an image processor's work in two: pixels of the model's size in uint8, and their scale.
+
+    The first half is the slow one and runs where clips are decoded; the second is done for a batch at once, on the
+    device. Where a processor cannot be split so, or the halves do not add up to it, it is used as a whole.
+
+    Args:
+        image_processor: of transformers.
+
+    Source: this project's choice.
+    """
+
+    def __init__(self, image_processor: Any):
+        self.image_processor = image_processor
+        self.scale: tuple[torch.Tensor, torch.Tensor] | None = self._split_scale()
+
+    def pixels(self, frame: np.ndarray) -> np.ndarray:
+        """The first half, or all of it.
+
+        Args:
+            frame: (H, W, 3) uint8.
+
+        Returns:
+            (3, h, w), uint8 where the work is split, else float32.
+        """
+        if self.scale is None:
+            return self._processed(frame)
+        return self._processed(frame, do_rescale=False, do_normalize=False).astype(np.uint8)
+
+    def normalized(self, pixels: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """The second half.
+
+        Args:
+            pixels: (..., 3, h, w) of any number of frames or stacks of frames, as `pixels` gave them.
+            device: of the model.
+            dtype: of the model.
+
+        Returns:
+            (B, ..., 3, h, w).
+        """
+        values = torch.from_numpy(np.stack(pixels)).to(device)
+        if self.scale is not None:
+            factor, offset = (part.to(device) for part in self.scale)
+            values = values.float() * factor + offset
+        return values.to(dtype)
+
+    def _processed(self, frame: np.ndarray, **options: Any) -> np.ndarray:
+        found = self.image_processor(images=[frame], return_tensors="np", input_data_format="channels_last", **options)
+        values = np.asarray(found["pixel_values"])
+        return values.reshape(values.shape[-3:])
+
+    def _split_scale(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Factor and offset (3, 1, 1) that turn the first half into the whole, where there are such."""
+        processor = self.image_processor
+        factor = getattr(processor, "rescale_factor", 1.0) if getattr(processor, "do_rescale", False) else 1.0
+        mean, std = np.zeros(3), np.ones(3)
+        if getattr(processor, "do_normalize", False):
+            mean = np.broadcast_to(np.asarray(processor.image_mean, np.float64), 3)
+            std = np.broadcast_to(np.asarray(processor.image_std, np.float64), 3)
+        self.scale = (
+            torch.from_numpy(factor / std).float().view(3, 1, 1),
+            torch.from_numpy(-mean / std).float().view(3, 1, 1),
+        )
+        generator = np.random.default_rng(0)
+        for height, width in _TRIAL_SIZES:
+            frame = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            whole = self._processed(frame)
+            raw = self._processed(frame, do_rescale=False, do_normalize=False)
+            if raw.shape != whole.shape or (raw != raw.astype(np.uint8)).any():
+                return None
+            halves = self.normalized([self.pixels(frame)], torch.device("cpu"), torch.float32)[0].numpy()
+            if np.abs(halves - whole).max() > _TOLERANCE * max(1.0, float(np.abs(whole).max())):
+                return None
+        return self.scale
+
+
+class FrameSampler:
+    """Which frames of a clip are looked at.
+
+    Args:
+        frames_per_second: for each k the first frame at or after k / `frames_per_second` seconds; None for all.
+    """
+
+    def __init__(self, frames_per_second: float | None):
+        self.frames_per_second = frames_per_second
+        self._next = 0
+
+    def takes(self, time: float) -> bool:
+        """Whether the frame at a time is one of them; times ascend."""
+        if self.frames_per_second is None:
+            return True
+        # A time stamp is a multiple of the container's tick, and so may lie a hair before the moment it stands for.
+        position = time * self.frames_per_second + 1e-6
+        if position < self._next:
+            return False
+        self._next = int(position) + 1
+        return True
+
+
+def check_frames_per_second(value: Any, where: str) -> float | None:
+    """A sampling rate as a number.
+
+    Args:
+        value: found in settings.
+        where: what to name in an error.
+
+    Raises:
+        ValueError: it is neither None nor positive.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{where}: frames_per_second must be positive or null, found {value!r}")
+    return float(value)

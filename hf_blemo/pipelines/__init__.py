@@ -1,0 +1,1 @@
+"""Pipelines of transformers that need this package."""

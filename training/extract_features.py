@@ -1,0 +1,24 @@
+"""Extracts features of clips by pre-trained encoders, the data set that the fusion is trained on.
+
+Example:
+    accelerate launch training/extract_features.py --config training/configs/extract_blemore.yaml --data clips/
+"""
+
+import sys
+
+from hf_blemo.encoders.extraction_settings import ExtractionSettings
+from hf_blemo.settings import parse_settings, run_command
+
+
+def main() -> None:
+    settings = parse_settings(ExtractionSettings, description=__doc__)
+    from hf_blemo.encoders.extraction_run import extract_features
+
+    result = extract_features(settings, report_line=lambda line: print(line, file=sys.stderr))
+    if result:
+        widths = ", ".join(f"{name} {width}" for name, width in result["encoders"].items())
+        print(f"{result['clips']} clips, {len(result['failed'])} failed; {widths}: {settings.output_dir}")
+
+
+if __name__ == "__main__":
+    run_command(main)
