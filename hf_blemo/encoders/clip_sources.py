@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,7 +113,7 @@ def find_clips(
 
 
 def _file_entry(path: Path) -> ClipEntry:
-    return ClipEntry(path.stem, label_or_unlabelled(path.stem), -1, lambda: path)
+    return ClipEntry(path.stem, label_or_unlabelled(path.stem), -1, partial(Path, path))
 
 
 def _folder_entries(folder: Path) -> list[ClipEntry]:
@@ -124,7 +125,7 @@ def _folder_entries(folder: Path) -> list[ClipEntry]:
     for name, labels, fold in read_metadata(folder / METADATA_FILE):
         if name not in by_name:
             raise FileNotFoundError(f"{folder}: found no file of clip {name!r}, which {METADATA_FILE} names")
-        entries.append(ClipEntry(name, labels, fold, lambda path=by_name[name]: path))
+        entries.append(ClipEntry(name, labels, fold, partial(Path, by_name[name])))
     return entries
 
 
@@ -137,7 +138,7 @@ def _list_entries(path: Path, video_column: str | None, audio_column: str | None
         if not files:
             raise ValueError(f"{path}, line {number}: found no path in {' or '.join(chosen.values())}")
         name = (row.get("clip") or "").strip() or next(iter(files.values())).stem
-        entries.append(ClipEntry(name, label_or_unlabelled(name), -1, lambda files=files: _joined(files)))
+        entries.append(ClipEntry(name, label_or_unlabelled(name), -1, partial(_joined, files)))
     return entries
 
 
@@ -177,7 +178,7 @@ def _dataset_entries(
         labels = values.get("labels")
         label = label_or_unlabelled(name) if labels is None else np.asarray(labels, np.float64)
         fold = -1 if values.get("fold") is None else int(values["fold"])
-        entries.append(ClipEntry(name, label, fold, lambda row=row: row_source(files[row], chosen)))
+        entries.append(ClipEntry(name, label, fold, partial(_load_row, files, row, chosen)))
     return entries
 
 
@@ -207,6 +208,10 @@ def _file_name(values: Iterable[Any]) -> str | None:
         if isinstance(path, str) and path:
             return Path(path).name
     return None
+
+
+def _load_row(dataset: "datasets.Dataset", row: int, columns: Mapping[str, str]) -> Any:
+    return row_source(dataset[row], columns)
 
 
 def row_source(values: Mapping[str, Any], columns: Mapping[str, str]) -> Any:

@@ -235,7 +235,7 @@ class _Decoding:
         try:
             if callable(source):
                 source = source()
-            parts = [(source, _MODALITIES)]
+            parts: list[tuple[Any, tuple[str, ...]]] = [(source, tuple(_MODALITIES))]
             if isinstance(source, SplitClip):
                 parts = [(source.video, ("video",)), (source.audio, ("audio",))]
             for part, modalities in parts:

@@ -237,10 +237,10 @@ def _assemble(
     write_dataset(output, reader.features, len(sources), reader, plan, settings.overwrite, progress=False)
     provenance = {}
     for name in names:
-        entry: dict[str, Any] = {"feature_size": reader.types[name][0]}
+        known: dict[str, Any] = {"feature_size": reader.types[name][0]}
         if name in encoders:
-            entry |= {"modality": encoders[name].modality, **encoders[name].source.options()}
-        provenance[name] = entry
+            known |= {"modality": encoders[name].modality, **encoders[name].source.options()}
+        provenance[name] = known
     write_provenance(output, provenance)
     notes = {name: record["notes"] for name, record in records.items() if record["notes"]}
     write_json({output / REPORT_FILE: {"clips": len(sources), "failed": failed, "notes": notes}})

@@ -155,7 +155,7 @@ def _family(config: Any, where: str) -> type[Encoder]:
         return VideoEncoder
     from transformers import MODEL_MAPPING
 
-    model_class = MODEL_MAPPING.get(type(config), None)
+    model_class: Any = MODEL_MAPPING.get(type(config), None)
     if isinstance(model_class, tuple):
         model_class = model_class[0]
     modalities = getattr(model_class, "input_modalities", ())

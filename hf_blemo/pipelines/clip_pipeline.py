@@ -1,5 +1,6 @@
 """The pipeline of blended emotion recognition where this package is installed: raw clips as well as features."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -66,7 +67,7 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
             self._encoders = fusion_encoders([(self.model, self.processor)], **options)
         return self._encoders
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[Any], **kwargs: Any) -> None:
         """Saves model and processor, and the pipeline that needs this package for clips alone.
 
         Args:
