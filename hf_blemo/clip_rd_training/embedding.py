@@ -22,6 +22,7 @@ from hf_blemo.hub.hub_errors import hub_errors
 from hf_blemo.hub.push_store import push_store
 from hf_blemo.hub.repositories import prepare_repository
 from hf_blemo.hub.store_card import store_card
+from hf_blemo.processes import end_training
 
 SHOWN = 3
 
@@ -181,7 +182,7 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
             with hub_errors(f"{output} is complete but was not uploaded to {settings.push_to_hub}; {again}"):
                 push_store(output, settings.push_to_hub)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    end_training(accelerator)
     return {
         "pairs": sum(pairs),
         "rows": sum(pairs) * description.variants,

@@ -29,6 +29,7 @@ from hf_blemo.data.pair_sources import PairStream, PairTable, open_source
 from hf_blemo.evaluation.clip_evaluation import ClipEvaluator, flat_metrics
 from hf_blemo.evaluation.clip_tasks import make_tasks
 from hf_blemo.hub.training_pushes import TrainingPushes, prepare_pushes
+from hf_blemo.processes import end_training
 from hf_blemo.push_settings import PUSH_SETTINGS
 from hf_blemo.setting_checks import check_output_folder
 
@@ -239,7 +240,8 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         write_report(output, metrics, shown)
         pushes.at_end(output)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    del model, training
+    end_training(accelerator)
     return metrics
 
 

@@ -29,6 +29,7 @@ from hf_blemo.hub import write_card
 from hf_blemo.hub.training_pushes import prepare_pushes
 from hf_blemo.json_files import write_json
 from hf_blemo.prediction import predict_blends
+from hf_blemo.processes import end_training
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
@@ -128,7 +129,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         _remove_stale(output, settings, results is not None)
         write_card(output, metrics)
         pushes.at_end(output)
-    accelerator.end_training()
+    end_training(accelerator)
     return metrics
 
 

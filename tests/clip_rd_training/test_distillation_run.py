@@ -69,11 +69,13 @@ def test_cached_chunks_end_with_the_same_student(teacher, tmp_path, settings_for
 def test_two_processes_end_with_the_student_of_one(teacher, tmp_path, settings_for, quick):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     program = [str(ROOT / "training" / "distill_clip_rd.py"), *quick, "--teacher", str(teacher), "--dtype", "float64"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    watched = str(ROOT / "tests" / "helpers" / "watched_processes.py")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", watched]
     for name, start in (("one", []), ("two", launcher)):
         command = [sys.executable, *start, *program, "--output_dir", str(tmp_path / name)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("the group has ended") == 2
     metrics = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")}
     assert [metrics[name]["num_processes"] for name in ("one", "two")] == [1, 2]
     assert metrics["two"]["history"][-1]["loss"] == pytest.approx(metrics["one"]["history"][-1]["loss"], rel=1e-9)

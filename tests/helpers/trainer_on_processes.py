@@ -1,14 +1,17 @@
 """Run by the tests of Trainer: `python trainer_on_processes.py FOLDER` is one of the processes of a training."""
 
+import gc
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from safetensors.torch import save_file
 from trainer_cases import CASES, Case, pairs
+from watched_processes import watch
 
 
 def alone_may_evaluate(case: Case, folder: Path) -> None:
@@ -21,32 +24,39 @@ def alone_may_evaluate(case: Case, folder: Path) -> None:
         assert model.train()(**batch).loss.isfinite() and model.eval()(**batch).loss.isfinite()
 
 
+def run(name: str, case: Case, folder: Path, state: PartialState) -> dict[str, Any]:
+    """What a training of a case reports; its weights are in the folder."""
+    trainer = case.trainer(
+        folder / name, max_steps=3, per_device_train_batch_size=8 // state.num_processes, optim="sgd",
+        learning_rate=0.1, lr_scheduler_type="constant", ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    trainer.train()
+    evaluation = trainer.evaluate()
+    if name == "clip_rd":
+        alone_may_evaluate(case, folder)
+    if state.is_main_process:
+        weights = {key: value.contiguous() for key, value in trainer.model.state_dict().items()}
+        save_file(weights, folder / f"{name}.safetensors")
+    return {
+        "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+        "evaluation": {key: value for key, value in evaluation.items() if "score" in key or "acc" in key},
+    }
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     state = PartialState(cpu=True)
-    report = {"processes": state.num_processes}
+    report: dict[str, Any] = {"processes": state.num_processes}
     for name, make_case in CASES.items():
-        case = make_case()
-        trainer = case.trainer(
-            folder / name, max_steps=3, per_device_train_batch_size=8 // state.num_processes, optim="sgd",
-            learning_rate=0.1, lr_scheduler_type="constant", ddp_find_unused_parameters=False,
-        )  # fmt: skip
-        trainer.train()
-        evaluation = trainer.evaluate()
-        report[name] = {
-            "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
-            "evaluation": {key: value for key, value in evaluation.items() if "score" in key or "acc" in key},
-        }
-        if name == "clip_rd":
-            alone_may_evaluate(case, folder)
-        if state.is_main_process:
-            weights = {key: value.contiguous() for key, value in trainer.model.state_dict().items()}
-            save_file(weights, folder / f"{name}.safetensors")
+        report[name] = run(name, make_case(), folder, state)
     if state.is_main_process:
         (folder / "report.json").write_text(json.dumps(report))
     state.wait_for_everyone()
+    # No wrapped model may outlive the group of its processes; see `hf_blemo.processes.end_training`.
+    gc.collect()
     state.destroy_process_group()
 
 
 if __name__ == "__main__":
+    dist.destroy_process_group = watch(dist.destroy_process_group)
     main()
