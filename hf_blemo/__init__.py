@@ -65,6 +65,8 @@ _FAMILIES = {
 
 # task -> the class of its pipeline.
 _PIPELINES = {"blended-emotion-recognition": "BlendedEmotionRecognitionPipeline"}
+# The pipeline of features alone, which travels to the Hub with the models.
+_PIPELINE_BASES = {"BlendedEmotionRecognitionPipeline": "hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion"}
 
 
 def __getattr__(name: str) -> Any:
@@ -82,4 +84,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-AutoClassRegistrar(_FAMILIES, _CLASSES, pipelines=_PIPELINES).install()
+AutoClassRegistrar(_FAMILIES, _CLASSES, pipelines=_PIPELINES, bases=_PIPELINE_BASES).install()

@@ -44,6 +44,7 @@ class AutoClassRegistrar:
         auto_modules: For each auto class, the full name of the module that defines it.
         pipelines: For each task of a pipeline of this package, the name of the pipeline's class, among `classes`. Its
             models are those of `AutoModel`.
+        bases: For pipelines that extend another of the same name, the full name of the module that defines that.
 
     Source: this project's choice.
     """
@@ -54,6 +55,7 @@ class AutoClassRegistrar:
         classes: Mapping[str, str],
         auto_modules: Mapping[str, str] = AUTO_MODULES,
         pipelines: Mapping[str, str] | None = None,
+        bases: Mapping[str, str] | None = None,
     ) -> None:
         self.classes = classes
         self.auto_modules = auto_modules
@@ -65,7 +67,8 @@ class AutoClassRegistrar:
                 for module_name in sides:
                     self.registrations[module_name].append(registration)
         self.pipelines = dict(pipelines or {})
-        self.pipeline_modules = {classes[name] for name in self.pipelines.values()}
+        self.bases = dict(bases or {})
+        self.pipeline_modules = {*(classes[name] for name in self.pipelines.values()), *self.bases.values()}
         if self.pipelines:
             self.pipeline_modules.add(PIPELINES_MODULE)
 
@@ -117,6 +120,10 @@ class AutoClassRegistrar:
         if registry is None:
             return
         for task, name in self.pipelines.items():
+            base = sys.modules.get(self.bases.get(name, ""))
+            if base is not None and not hasattr(base, name):
+                # Its import is under way, and has just brought in the pipelines: its end calls this method again.
+                continue
             pipeline_class = self._find_class(name)
             if pipeline_class is not None and task not in registry.supported_tasks:
                 auto_model = import_module(self.auto_modules["AutoModel"]).AutoModel

@@ -8,7 +8,7 @@ import pytest
 from pair_files import write_shards
 
 from hf_blemo.cli import main
-from hf_blemo.clip_evaluation_command import CLIP_OPTIONS
+from hf_blemo.commands.clip_evaluation import CLIP_OPTIONS
 from hf_blemo.clip_models import fingerprint, load_clip
 from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings

@@ -4,6 +4,33 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hf_blemo.commands.parsing import add_command
+
+
+def add_export(commands: Any) -> None:
+    """Adds the subcommand.
+
+    Args:
+        commands: what `add_subparsers` returned.
+    """
+    parser = add_command(
+        commands,
+        "export",
+        export_model,
+        "write a model as ONNX files (extra onnx)",
+        """\
+Writes model.onnx of a fusion, or image_model.onnx and text_model.onnx of a student, with free batch and time axes, and
+onnx.json with what the inputs are called.
+
+Example:
+  hf-blemo export out/fusion --output out/fusion_onnx --int8""",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a fusion, a student or a CLIP")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder to write into")
+    parser.add_argument("--overwrite", action="store_true", help="replace ONNX files that are in DIR")
+    parser.add_argument("--int8", action="store_true", help="also write every file quantised to int8")
+
 
 def export_model(arguments: argparse.Namespace) -> None:
     """Exports what the command line names and prints the files.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_blemo.commands.parsing import positive
 from hf_blemo.json_files import read_json, write_json
 
 BENCHMARKS = ("synthetic", "emoji")
@@ -27,12 +28,11 @@ TASK_OPTIONS = {
 CLIP_OPTIONS = ("revision", "retrieval", "zero_shot", "benchmark", "batch_size", "card", *TASK_OPTIONS)
 
 
-def add_clip_options(parser: argparse.ArgumentParser, positive: Any) -> None:
+def add_clip_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command.
 
     Args:
         parser: of `hf-blemo evaluate`.
-        positive: turns a text into a number of at least 1.
     """
     group = parser.add_argument_group("a CLIP (--model)")
     group.add_argument("--revision", help="branch, tag or commit of the model on the Hub")

@@ -1,0 +1,224 @@
+"""`hf-blemo dataset`: building data sets of features, and describing them."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_blemo.commands.parsing import add_command, positive
+
+if TYPE_CHECKING:
+    import datasets
+
+SYNTHETIC = "synthetic"
+# Which options of `dataset build` each kind of source has a use for.
+BUILD_OPTIONS = {
+    "the distribution": ("split", "encoders", "aggregate", "feature_dtype", "allow_missing"),
+    "a table": ("encoders", "feature_dtype"),
+    SYNTHETIC: ("num_clips", "seed", "domain"),
+}
+
+
+def add_dataset(commands: Any) -> None:
+    """Adds the subcommand.
+
+    Args:
+        commands: what `add_subparsers` returned.
+    """
+    dataset = commands.add_parser("dataset", help="build a data set of features, or describe one")
+    dataset_commands = dataset.add_subparsers(required=True, metavar="command")
+    _add_build(dataset_commands)
+    _add_info(dataset_commands)
+
+
+def _add_build(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "build",
+        _build_dataset,
+        "build a data set from the BlEmoRE distribution, a table, or the built-in generator",
+        """\
+Reads SOURCE: the folder of the distribution (train_metadata.csv and pre_extracted_{train,test}_data/), a table with
+one row per clip (.parquet, .npz, .csv), or the word 'synthetic'.
+Writes the folder DIR, which datasets.load_from_disk, hf-blemo predict and the training programs read. It appears only
+when it is whole; a build of the distribution or of a table that was interrupted goes on where it stopped.
+
+Example:
+  hf-blemo dataset build data/BlEmoRE --output out/blemore --encoders ImageBind WavLM_large""",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder, table, or the word 'synthetic'")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set that is at DIR")
+    parser.add_argument(
+        "--encoders",
+        metavar="NAME",
+        nargs="+",
+        help="encoders to take, in this order; all by default (distribution and tables)",
+    )
+    parser.add_argument(
+        "--feature-dtype",
+        choices=("auto", "float16", "float32"),
+        help="what features are stored in; auto (the distribution's default) is float16 where the first clip fits, "
+        "float32 is the tables' default (distribution and tables)",
+    )
+    parser.add_argument("--split", choices=("train", "test"), help="which clips; train by default (distribution)")
+    parser.add_argument(
+        "--aggregate",
+        choices=("statistics",),
+        help="store the seven official statistics instead of the sequences (distribution)",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        default=None,
+        help="a clip may lack the file of an encoder (distribution)",
+    )
+    parser.add_argument("--num-clips", type=positive, metavar="N", help="number of clips (synthetic)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the clips (synthetic)")
+    parser.add_argument("--domain", choices=("source", "target"), help="source by default (synthetic)")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="also upload it as a Hub data set, private")
+    parser.add_argument("--public", action="store_true", help="with --push-to-hub: make a new repository public")
+
+
+def _add_info(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "info",
+        _describe_dataset,
+        "describe a data set: clips, labels, folds, and each encoder's width and dtype",
+        """\
+Reads PATH: a built data set, a table (.parquet, .npz, .csv), or a folder of feature files. Writes nothing.
+
+Example:
+  hf-blemo dataset info out/blemore""",
+    )
+    parser.add_argument("path", metavar="PATH", help="what holds the features")
+
+
+def _build_dataset(arguments: argparse.Namespace) -> None:
+    source, output = Path(arguments.source), Path(arguments.output)
+    if arguments.source == SYNTHETIC:
+        kind = SYNTHETIC
+    elif source.exists():
+        kind = "the distribution" if source.is_dir() else "a table"
+    else:
+        raise FileNotFoundError(f"{source}: no such file or folder, expected a distribution, a table or {SYNTHETIC!r}")
+    options = _build_options(arguments, kind)
+    if arguments.public and arguments.push_to_hub is None:
+        raise ValueError("--public is about the repository of --push-to-hub, which is not given")
+    if output.exists() and not arguments.overwrite:
+        raise FileExistsError(f"{output}: already exists; pass --overwrite to replace it")
+
+    from hf_blemo import blemore
+
+    common = {"overwrite": arguments.overwrite, "progress": sys.stderr.isatty()}
+    if kind == SYNTHETIC:
+        dataset = _build_synthetic(output, arguments.overwrite, options)
+    elif kind == "a table":
+        dataset = blemore.build_table_dataset(source, output, **options, **common)
+    else:
+        dataset = blemore.build_distribution_dataset(source, output, **options, **common)
+    print(f"{output}\n{_summary(dataset)}")
+    if arguments.push_to_hub is not None:
+        from hf_blemo.hub.dataset_card import push_features
+        from hf_blemo.hub.hub_errors import hub_errors
+
+        with hub_errors(f"{output} was built, but not uploaded to {arguments.push_to_hub}"):
+            split = options.get("split", "train")
+            push_features(dataset, arguments.push_to_hub, split, private=not arguments.public)
+        print(f"uploaded to {arguments.push_to_hub}, split {split}")
+
+
+def _build_options(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """The options given, after a check that this kind of source has a use for each."""
+    names = {name for options in BUILD_OPTIONS.values() for name in options}
+    given = {name: getattr(arguments, name) for name in sorted(names) if getattr(arguments, name) is not None}
+    for name in given:
+        if name not in BUILD_OPTIONS[kind]:
+            kinds = " or ".join(other for other, options in BUILD_OPTIONS.items() if name in options)
+            raise ValueError(f"--{name.replace('_', '-')} is for {kinds}, found {arguments.source!r}, which is {kind}")
+    return given
+
+
+def _build_synthetic(output: Path, overwrite: bool, options: Mapping[str, Any]) -> "datasets.Dataset":
+    import datasets
+
+    from hf_blemo.blemore.dataset_writing import refuse_existing
+    from hf_blemo.data.synthetic_blends import make_synthetic_blends
+
+    refuse_existing(output, overwrite)
+    dataset = make_synthetic_blends(**options)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        new, old = Path(folder) / "new", Path(folder) / "old"
+        dataset.save_to_disk(str(new))
+        if output.exists():
+            os.rename(output, old)
+        try:
+            os.rename(new, output)
+        except OSError:
+            if old.exists():
+                os.rename(old, output)
+            raise
+    return datasets.Dataset.load_from_disk(str(output))
+
+
+def _describe_dataset(arguments: argparse.Namespace) -> None:
+    from hf_blemo import blemore
+
+    print(_summary(blemore.load_features(arguments.path)))
+
+
+def _summary(dataset: "datasets.Dataset") -> str:
+    from collections import Counter
+
+    import numpy as np
+
+    from hf_blemo import blemore
+
+    indices = np.full(len(dataset), -1)
+    if "labels" in dataset.column_names:
+        indices = blemore.label_indices(np.array(dataset["labels"][:], dtype=np.float64))
+    counts = Counter(fold for fold in dataset["fold"] if fold >= 0) if "fold" in dataset.column_names else {}
+    folds = ", ".join(f"{fold}: {count}" for fold, count in sorted(counts.items()))
+    blends = int((indices >= len(blemore.EMOTIONS)).sum())
+    encoders = _encoder_table(dataset)
+    longest = max(len(row[0]) for row in encoders)
+    return "\n".join(
+        [
+            f"clips     {len(dataset)}",
+            f"labelled  {int((indices >= 0).sum())}, {blends} of them blends",
+            f"folds     {folds or 'none'}",
+            *(f"{name:<{longest}}  {width:>6}  {dtype:<8}  {clips:>6}" for name, width, dtype, clips in encoders),
+        ]
+    )
+
+
+def _encoder_table(dataset: "datasets.Dataset") -> list[tuple[str, str, str, str]]:
+    """A row per encoder below a head: its name, width, dtype, and how many clips have it."""
+    from hf_blemo import blemore
+
+    widths = blemore.encoder_widths(dataset)
+    dtypes = dict.fromkeys(widths, "")
+    clips = dict.fromkeys(widths, 0)
+    for batch in dataset.with_format("arrow", columns=["features"]).iter(batch_size=256):
+        for chunk in batch.column("features").chunks:
+            for field, values in zip(chunk.type, chunk.flatten(), strict=True):
+                clips[field.name] += len(values) - values.null_count
+                dtypes[field.name] = _number_type(field.type)
+    rows = [(name, str(width), dtypes[name], str(clips[name])) for name, width in widths.items()]
+    return [("encoder", "width", "dtype", "clips"), *rows]
+
+
+def _number_type(arrow_type: Any) -> str:
+    """Name of the numbers inside a nested Arrow type, as NumPy calls it."""
+    while True:
+        if hasattr(arrow_type, "storage_type"):
+            arrow_type = arrow_type.storage_type
+        elif hasattr(arrow_type, "value_type"):
+            arrow_type = arrow_type.value_type
+        else:
+            return str(arrow_type.to_pandas_dtype().__name__)

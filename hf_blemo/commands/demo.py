@@ -1,0 +1,64 @@
+"""`hf-blemo demo`: a page on this machine that recognises the clip one drops on it."""
+
+import argparse
+from typing import Any
+
+from hf_blemo.commands.parsing import add_command, positive
+from hf_blemo.encoders.encoder_options import DTYPES
+
+
+def add_demo(commands: Any) -> None:
+    """Adds the subcommand.
+
+    Args:
+        commands: what `add_subparsers` returned.
+    """
+    parser = add_command(
+        commands,
+        "demo",
+        _demo,
+        "serve a page that recognises the clip one drops on it (extras demo and media)",
+        """\
+Reads a fusion with its processor, and the encoders that its config names. The page shows the blend, the probabilities
+of presence and salience, the encoder weights and, for long clips, the timeline. It listens on this machine alone and
+asks nothing of the internet.
+
+Example:
+  hf-blemo demo --model out/fusion""",
+    )
+    parser.add_argument("--model", metavar="MODEL", required=True, help="folder or Hub id (owner/name)")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=positive, metavar="N", help="the first free one from 7860 by default")
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
+    parser.add_argument("--example", metavar="CLIP", nargs="+", default=[], help="clips that the page offers")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the encoders (default: float32)")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code of an encoder's repository, at a commit alone"
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    for example in arguments.example:
+        if not Path(example).is_file():
+            raise FileNotFoundError(f"--example {example}: no such file, expected a clip")
+
+    from hf_blemo.demo_page import launch_demo, make_demo
+    from hf_blemo.encoders.media import check_extra, media_thumbnails
+
+    check_extra()
+
+    from hf_blemo.clip_prediction import fusion_encoders, predict_clips
+    from hf_blemo.prediction import load_fusion
+
+    member = load_fusion(arguments.model, arguments.revision)
+    encoders = fusion_encoders([member], dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code)
+
+    def recognise(path: str) -> dict[str, Any]:
+        [result] = predict_clips([path], [member], encoders)
+        return result
+
+    page = make_demo(recognise, arguments.model, arguments.example, media_thumbnails)
+    launch_demo(page, arguments.host, arguments.port, arguments.open)

@@ -1,0 +1,120 @@
+"""`hf-blemo features`: a data set of features, made of clips."""
+
+import argparse
+import sys
+from typing import Any
+
+from hf_blemo.commands.parsing import add_command, positive
+from hf_blemo.encoders.encoder_options import DTYPES
+
+
+def add_features(commands: Any) -> None:
+    """Adds the subcommand.
+
+    Args:
+        commands: what `add_subparsers` returned.
+    """
+    parser = add_command(
+        commands,
+        "features",
+        _features,
+        "make a data set of features of clips by pre-trained encoders (extra media)",
+        """\
+Reads SOURCE: a folder of clips (with train_metadata.csv of BlEmoRE in it: with its labels and folds), one clip, a
+.csv with a column video or audio of paths, a saved data set or a data set on the Hub, or the word 'synthetic'.
+Writes the folder DIR, which the training program, hf-blemo predict and datasets.load_from_disk read. A run that was
+interrupted goes on with the clips it lacks; a clip that cannot be read is reported and left out. On several GPUs:
+accelerate launch training/extract_features.py, which takes the same settings and more.
+
+Examples:
+  hf-blemo features clips/ --output out/features --encoder clip=openai/clip-vit-base-patch16 wavlm=microsoft/wavlm-base
+  hf-blemo features clips/ --output out/features --model owner/fusion""",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="clips")
+    parser.add_argument("--output", metavar="DIR", required=True, help="data set to make")
+    encoders = parser.add_mutually_exclusive_group(required=True)
+    encoders.add_argument(
+        "--encoder",
+        metavar="NAME=MODEL[@REVISION]",
+        nargs="+",
+        help="encoders: any image, video or audio model of transformers by folder or Hub id",
+    )
+    encoders.add_argument("--model", metavar="MODEL", help="folder or Hub id of a fusion, whose encoders are taken")
+    parser.add_argument(
+        "--imported", metavar="NAME=DIR", nargs="+", default=[], help="features by other programs, a file per clip"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the models (default: float32)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="clips decoded at once; half the cores by default"
+    )
+    parser.add_argument("--split", default="train", help="of a data set on the Hub (default: train)")
+    parser.add_argument("--video-column", metavar="NAME", help="of a list or data set")
+    parser.add_argument("--audio-column", metavar="NAME", help="of a list or data set")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set that is at DIR")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code of an encoder's repository, at a commit alone"
+    )
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="also upload it as a Hub data set, private")
+    parser.add_argument("--public", action="store_true", help="with --push-to-hub: make a new repository public")
+
+
+def named_values(texts: list[str], option: str, expected: str) -> dict[str, str]:
+    """Values given as NAME=VALUE.
+
+    Args:
+        texts: of the command line.
+        option: that took them.
+        expected: what the value is.
+
+    Returns:
+        Name -> value.
+
+    Raises:
+        ValueError: a text is not of this form, or a name comes twice.
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not (name and sign and value):
+            raise ValueError(f"{option} {text}: expected NAME={expected}")
+        if name in values:
+            raise ValueError(f"{option}: found {name!r} twice, expected different names")
+        values[name] = value
+    return values
+
+
+def _features(arguments: argparse.Namespace) -> None:
+    if arguments.public and arguments.push_to_hub is None:
+        raise ValueError("--public is about the repository of --push-to-hub, which is not given")
+    encoders: dict[str, Any] = {}
+    for name, value in named_values(arguments.encoder or [], "--encoder", "MODEL[@REVISION]").items():
+        model_id, _, revision = value.partition("@")
+        encoders[name] = {"model_id": model_id, **({"revision": revision} if revision else {})}
+    imported = named_values(arguments.imported, "--imported", "DIR")
+
+    from hf_blemo.encoders.extraction_settings import ExtractionSettings
+
+    settings = ExtractionSettings(
+        data=arguments.source,
+        output_dir=arguments.output,
+        encoders=encoders,
+        model=arguments.model,
+        imported=imported,
+        split=arguments.split,
+        video_column=arguments.video_column,
+        audio_column=arguments.audio_column,
+        dtype=arguments.dtype,
+        num_threads=arguments.threads or 0,
+        overwrite=arguments.overwrite,
+        trust_remote_code=arguments.trust_remote_code,
+        push_to_hub=arguments.push_to_hub,
+        hub_private=not arguments.public,
+    )
+
+    from hf_blemo.encoders.extraction_run import extract_features
+
+    result = extract_features(
+        settings, report_line=lambda line: print(line, file=sys.stderr), progress=sys.stderr.isatty()
+    )
+    widths = ", ".join(f"{name} {width}" for name, width in result["encoders"].items())
+    print(f"{result['clips']} clips, {len(result['failed'])} failed; {widths}: {arguments.output}")

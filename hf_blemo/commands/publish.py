@@ -1,0 +1,57 @@
+"""`hf-blemo publish`: a model's folder on the Hub."""
+
+import argparse
+from typing import Any
+
+from hf_blemo.commands.parsing import add_command
+
+
+def add_publish(commands: Any) -> None:
+    """Adds the subcommand.
+
+    Args:
+        commands: what `add_subparsers` returned.
+    """
+    parser = add_command(
+        commands,
+        "publish",
+        _publish,
+        "check a model's folder and upload it to the Hub",
+        """\
+Reads FOLDER: what the training program wrote, or save_pretrained of model and processor. Without --repo it prints
+the files that would be uploaded, or what is missing, and changes nothing. With --repo it brings the card README.md up
+to date from metrics.json and uploads model, processor, code, card, metrics and plots in one commit.
+
+Example:
+  hf-blemo publish out/fusion --repo owner/blemore-fusion --tag v1""",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="the model's folder")
+    parser.add_argument("--repo", metavar="OWNER/NAME", help="repository, made private where there is none")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+    parser.add_argument("--tag", help="git tag to set on the commit")
+    parser.add_argument("--message", help="message of the commit")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    from hf_blemo.hub import files_to_publish, publish
+    from hf_blemo.hub.hub_errors import hub_errors
+
+    if arguments.repo is None:
+        for option in ("public", "tag", "message", "create_pr"):
+            if getattr(arguments, option):
+                raise ValueError(f"--{option.replace('_', '-')} is about an upload, which needs --repo")
+        files = files_to_publish(arguments.folder)
+        print(f"{arguments.folder} can be published; with --repo these files would be uploaded:")
+        print("\n".join(f"  {name}" for name in files))
+        return
+    with hub_errors(f"{arguments.folder} was not published to {arguments.repo}"):
+        address = publish(
+            arguments.folder,
+            arguments.repo,
+            private=not arguments.public,
+            create_pr=arguments.create_pr,
+            message=arguments.message,
+            tag=arguments.tag,
+        )
+    print(address)

@@ -1,0 +1,58 @@
+"""`hf-blemo submit`: submissions to the challenge, made and checked."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_blemo.commands.parsing import add_command
+
+_NUM_SHOWN_PROBLEMS = 20
+
+
+def add_submit(commands: Any) -> None:
+    """Adds the subcommand.
+
+    Args:
+        commands: what `add_subparsers` returned.
+    """
+    parser = add_command(
+        commands,
+        "submit",
+        _submit,
+        "make a submission to the challenge, or check one",
+        """\
+Reads predictions for exactly the 594 test clips and writes the zip that the challenge takes; or, with --check, reads
+a submission and prints all that is wrong with it.
+
+Examples:
+  hf-blemo submit --predictions out/predictions.json --output out/submission.zip
+  hf-blemo submit --check out/submission.zip""",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--predictions", metavar="FILE", help="predictions (.json or .zip) to submit")
+    source.add_argument("--check", metavar="FILE.zip", help="submission to check")
+    parser.add_argument("--output", metavar="FILE.zip", help="submission to write; with --predictions")
+
+
+def _submit(arguments: argparse.Namespace) -> None:
+    from hf_blemo import blemore
+
+    if arguments.check is not None:
+        if arguments.output is not None:
+            raise ValueError("--output is for --predictions, --check writes nothing")
+        problems = blemore.check_submission(arguments.check)
+        for problem in problems[:_NUM_SHOWN_PROBLEMS]:
+            print(problem)
+        if len(problems) > _NUM_SHOWN_PROBLEMS:
+            print(f"and {len(problems) - _NUM_SHOWN_PROBLEMS} more")
+        if problems:
+            raise ValueError(f"{arguments.check}: found {len(problems)} problems, expected a submission without any")
+        print(f"{arguments.check}: a valid submission")
+        return
+    if arguments.output is None:
+        raise ValueError("--predictions needs --output, the submission to write")
+    if Path(arguments.output).suffix != ".zip":
+        raise ValueError(f"--output {arguments.output}: expected the suffix .zip")
+    predictions = blemore.read_predictions(arguments.predictions)
+    path = blemore.write_submission(arguments.output, predictions, list(predictions.values()), strict=True)
+    print(f"{path}: {len(predictions)} clips, ready to submit")
