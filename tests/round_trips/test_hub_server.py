@@ -54,7 +54,10 @@ print(json.dumps(report))
 
 
 def test_the_clients_round_trip(on_hub, hub):
+    # A download that breaks off is taken up where it broke.
+    hub.faults.dropped_downloads = 1
     report = on_hub(PROGRAM)
+    assert hub.faults.dropped_downloads == 0
     assert report["name"] == "you"
     assert report["commits"] == [True, True, 3]
     files = {".gitattributes": False, "README.md": False, "a.txt": False, "sub/weights.safetensors": True}

@@ -119,8 +119,8 @@ print(json.dumps([type(pinned).__name__, type(old).__name__, message]))
 def test_what_cannot_be_loaded_is_said_in_one_line(hub, repositories, on_hub):
     """Through the package's own door; each message says what was found."""
     code = """
-import json
-from huggingface_hub import HfApi, hf_hub_download
+import json, shutil
+from huggingface_hub import HfApi
 from hf_blemo.prediction import load_fusion
 api, name = HfApi(), "you/load-rank_aware_fusion"
 api.create_repo("you/broken-shards")
@@ -129,7 +129,16 @@ from huggingface_hub import snapshot_download
 whole = Path(snapshot_download(f"{name}-sharded"))
 shard = sorted(path.name for path in whole.glob("model-*.safetensors"))[1]
 api.upload_folder(repo_id="you/broken-shards", folder_path=whole, ignore_patterns=[shard])
+api.create_repo("you/other-encoder")
+other = Path("other")
+shutil.copytree(snapshot_download(name), other)
+config = json.loads((other / "config.json").read_text())
+config["encoders"]["thermal"] = {"feature_size": 3}
+config["encoder_order"].append("thermal")
+(other / "config.json").write_text(json.dumps(config))
+api.upload_folder(repo_id="you/other-encoder", folder_path=other)
 calls = {
+    "encoder": lambda: load_fusion("you/other-encoder"),
     "revision": lambda: load_fusion(name, revision="v9"),
     "repository": lambda: load_fusion("you/nothing-here"),
     "shard": lambda: load_fusion("you/broken-shards"),
@@ -147,6 +156,7 @@ print(json.dumps(report))
     report = on_hub(code)
     assert report["revision"] == "you/load-rank_aware_fusion: the repository has no revision 'v9'"
     assert "no Hub repository that can be read" in report["repository"]
+    assert report["encoder"].startswith("you/other-encoder: the weights do not fit config.json: ")
     assert report["absent"] in report["shard"] and report["shard"].startswith("you/broken-shards: ")
     assert "found model_type 'clip_rd' in config.json, expected 'rank_aware_fusion'" in report["family"]
     # Neither a token that the Hub does not know nor nobody's is told more than that.
