@@ -3,17 +3,20 @@
 import copy
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, is_timm_available
 
 from .configuration_clip_rd import CLIPRDConfig
 from .gathering_clip_rd import gather_pairs
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 # Transformers starts these with batch-norm scales or convolutions of a standard deviation of 0.02, which does no harm
 # where weights are loaded; untrained, EfficientNet-B0 then gives features of 1e-31, of which nothing can be learnt.
@@ -334,7 +337,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
                 pairs = gather_pairs(*pairs)
             return contrastive_loss(pairs[0] @ pairs[1].t() * self.logit_scale.to(dtype).exp())
 
-    def to_clip(self) -> CLIPModel:
+    def to_clip(self) -> "CLIPModel":
         """The same model as transformers' CLIPModel, with weights of its own.
 
         Returns:
@@ -343,6 +346,10 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         Raises:
             ValueError: a tower is not of CLIP's own shape.
         """
+        # transformers documents its own configs by importing the auto classes, which bring in this file: asked for
+        # above, these would not be there yet.
+        from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
         for name, kind in (("vision", CLIPVisionConfig), ("text", CLIPTextConfig)):
             tower = getattr(self.config, f"{name}_config")
             if type(tower) is not kind:
@@ -364,7 +371,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         return _with_weights_of(self, AutoModel.from_config(config, **_loading_options(self)))
 
     @classmethod
-    def from_clip(cls, clip_model: CLIPModel) -> "CLIPRDModel":
+    def from_clip(cls, clip_model: "CLIPModel") -> "CLIPRDModel":
         """The same model as a transformers CLIPModel, pretrained or not, with weights of its own.
 
         Args:
@@ -376,6 +383,8 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         Raises:
             ValueError: `clip_model` is not a CLIPModel.
         """
+        from transformers import CLIPModel
+
         if not isinstance(clip_model, CLIPModel):
             raise ValueError(f"expected a CLIPModel, found {type(clip_model).__name__}")
         clip_config: Any = clip_model.config

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_models import save_tiny_model
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, CLIPTokenizer, pipeline
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -185,3 +186,16 @@ def test_pipeline_takes_one_label_and_many_images(make_model, tmp_path):
     rows = classify(images, candidate_labels=LABELS, batch_size=2)
     assert [sorted(row["label"] for row in result) for result in rows] == [sorted(LABELS)] * 2
     assert rows[0] != rows[1]
+
+
+def test_a_config_loaded_before_any_model_leaves_the_model_registered(tmp_path):
+    # Loading the config imports CLIP's, which imports the auto classes in its middle.
+    save_tiny_model("clip_rd", tmp_path / "student")
+    program = f"""
+import hf_blemo, transformers
+config = transformers.AutoConfig.from_pretrained({str(tmp_path / "student")!r})
+model = transformers.AutoModel.from_pretrained({str(tmp_path / "student")!r})
+print(type(config).__module__, type(model).__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, input="")
+    assert done.stdout.split() == ["hf_blemo.clip_rd.configuration_clip_rd", "hf_blemo.clip_rd.modeling_clip_rd"]
