@@ -348,7 +348,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         """
         # transformers documents its own configs by importing the auto classes, which bring in this file: asked for
         # above, these would not be there yet.
-        from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+        from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
         for name, kind in (("vision", CLIPVisionConfig), ("text", CLIPTextConfig)):
             tower = getattr(self.config, f"{name}_config")
