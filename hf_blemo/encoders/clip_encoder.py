@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_blemo.encoders.encoder import EncoderSource
+from hf_blemo.encoders.encoder import EncoderSource, drop_text_side
 from hf_blemo.encoders.image_encoder import ImageEncoder
 
 
@@ -21,9 +21,7 @@ class ClipEncoder(ImageEncoder):
     """
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
-        for name in ("text_model", "text_projection"):
-            if isinstance(getattr(model, name, None), nn.Module):
-                setattr(model, name, None)
+        drop_text_side(model)
         super().__init__(model, processor, source, batch_size)
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -100,6 +100,9 @@ class Encoder(ABC):
         source: where it comes from.
         batch_size: pieces at once; halved for good when the device runs out of memory.
 
+    Raises:
+        ValueError: the batch size is not a positive whole number.
+
     Source: this project's choice.
     """
 
@@ -114,7 +117,11 @@ class Encoder(ABC):
         self.model: Any = model
         self.processor = processor
         self.source = source
-        self.batch_size = self.default_batch_size if batch_size is None else batch_size
+        if batch_size is None:
+            batch_size = self.default_batch_size
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"{source.model_id}: batch_size must be a positive whole number, found {batch_size!r}")
+        self.batch_size = batch_size
 
     @property
     def device(self) -> torch.device:
@@ -156,13 +163,8 @@ class Encoder(ABC):
         rows: list[np.ndarray] = []
         while len(rows) < len(pieces):
             part = pieces[len(rows) : len(rows) + self.batch_size]
-            try:
-                found = self.forward(part)
-            except torch.OutOfMemoryError as error:
-                if len(part) == 1:
-                    raise EncoderMemoryError(
-                        f"{self.source.model_id}: {self.device} is out of memory for a single piece of a clip"
-                    ) from error
+            found = self._attempt(part)
+            if found is None:
                 self.batch_size = len(part) // 2
                 logger.warning(
                     "%s: %s is out of memory for %d pieces at once, going on with %d",
@@ -171,12 +173,24 @@ class Encoder(ABC):
                     len(part),
                     self.batch_size,
                 )
+                # Only now that the error is gone, and with it the frames that hold what was being computed.
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue
             for piece, values in zip(part, found, strict=True):
                 rows.append(values[piece.skip : piece.skip + len(piece.times)])
         return rows
+
+    def _attempt(self, pieces: Sequence[Piece]) -> list[np.ndarray] | None:
+        """Features of one batch; None where there is too little memory for it, but there may be for less."""
+        try:
+            return self.forward(pieces)
+        except torch.OutOfMemoryError as error:
+            if len(pieces) > 1:
+                return None
+            raise EncoderMemoryError(
+                f"{self.source.model_id}: {self.device} is out of memory for a single piece of a clip"
+            ) from error
 
     def encode(self, clip: Any) -> EncodedClip:
         """Features of one clip.
@@ -196,3 +210,14 @@ class Encoder(ABC):
         [found] = encode_clips([clip], {"encoder": self})
         found.check()
         return EncodedClip(found.features["encoder"], found.times["encoder"])
+
+
+def drop_text_side(model: nn.Module) -> None:
+    """Frees the memory of what a model of two sides has for texts.
+
+    Args:
+        model: changed in place.
+    """
+    for name in ("text_model", "text_projection"):
+        if isinstance(getattr(model, name, None), nn.Module):
+            setattr(model, name, None)

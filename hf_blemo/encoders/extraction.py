@@ -1,23 +1,24 @@
 """Clips to features: each clip is decoded once for all encoders, while they work on batches of what came before."""
 
 import os
-import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hf_blemo.encoders.bounded_queue import BoundedQueue
 from hf_blemo.encoders.clip_sources import NamedClip, SplitClip
 from hf_blemo.encoders.encoder import Encoder, Piece, Session
 from hf_blemo.encoders.media import MediaError, MediaFile
 
 # Clips that may be decoded before the first of them has all its features: what bounds the memory.
 CLIPS_AHEAD = 64
-# Pieces that wait for the encoders, per decoding thread.
+# Pieces that wait for the encoders, per decoding thread, and what they hold in all.
 _PIECES_AHEAD = 32
+_BYTES_AHEAD = 2**27
 _MODALITIES = {"video": "picture", "audio": "sound"}
 
 
@@ -96,7 +97,7 @@ def encode_clips(
             functions that give one of these when it is needed; each may be a [`NamedClip`], else the name is that of
             the file.
         encoders: name -> encoder.
-        num_threads: clips decoded at once; by default half of the cores, at most 8.
+        num_threads: clips decoded at once; by default half of the cores, at most 8, and no more than there are clips.
 
     Yields:
         Features of each clip, in order.
@@ -104,7 +105,7 @@ def encode_clips(
     Raises:
         MissingExtraError: PyAV is not installed.
         EncoderMemoryError: a device is out of memory for a single piece.
-        ValueError: no encoder is given.
+        ValueError: no encoder is given, or the number of threads is not positive.
 
     Source: this project's choice.
     """
@@ -112,6 +113,11 @@ def encode_clips(
         raise ValueError("found no encoder, expected at least one")
     if num_threads is None:
         num_threads = min(8, max(1, (os.cpu_count() or 2) // 2))
+        if isinstance(clips, Sized):
+            # A clip by itself is decoded by all cores.
+            num_threads = max(1, min(num_threads, len(clips)))
+    if num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, found {num_threads}")
     decoding = _Decoding(clips, encoders, num_threads)
     clips_under_way: dict[int, _Clip] = {}
     pending: dict[str, list[tuple[_Clip, Piece]]] = {name: [] for name in encoders}
@@ -178,7 +184,7 @@ class _Decoding:
         self._sources = enumerate(clips)
         self._lock = threading.Lock()
         self._places = threading.Semaphore(num_threads + CLIPS_AHEAD)
-        self._queue: queue.Queue[Any] = queue.Queue(_PIECES_AHEAD * num_threads)
+        self._queue = BoundedQueue(_PIECES_AHEAD * num_threads, _BYTES_AHEAD)
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(num_threads)]
         for thread in self._threads:
@@ -204,13 +210,9 @@ class _Decoding:
         """Ends the threads, whatever they are doing."""
         self._stopped.set()
         self._places.release(self.num_threads)
+        self._queue.close()
         for thread in self._threads:
-            while thread.is_alive():
-                # A thread may wait for room in the queue.
-                try:
-                    self._queue.get(timeout=0.05)
-                except queue.Empty:
-                    continue
+            thread.join()
 
     def _work(self) -> None:
         try:
@@ -269,4 +271,5 @@ class _Decoding:
 
     def _send(self, name: str, clip: _Clip, pieces: Iterator[Piece]) -> None:
         for piece in pieces:
-            self._queue.put((name, clip, piece))
+            if not self._queue.put((name, clip, piece), piece.values.nbytes):
+                return

@@ -1,5 +1,6 @@
 """Frames as a vision model's image processor makes them: resized while decoding goes on, normalised in batches."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 
 _TRIAL_SIZES = ((30, 41), (53, 36))
 _TOLERANCE = 1e-5
+# Containers round times to their tick, often a millisecond: a frame may lie a hair before the moment it stands for.
+_TICK = 0.0005 + 1e-9
 
 
 class FrameProcessor:
@@ -18,12 +21,17 @@ class FrameProcessor:
 
     Args:
         image_processor: of transformers.
+        where: what to name in an error.
+
+    Raises:
+        ValueError: the processor makes something else of a frame than a picture of one size.
 
     Source: this project's choice.
     """
 
-    def __init__(self, image_processor: Any):
+    def __init__(self, image_processor: Any, where: str):
         self.image_processor = image_processor
+        self.where = where
         self.scale: tuple[torch.Tensor, torch.Tensor] | None = self._split_scale()
 
     def pixels(self, frame: np.ndarray) -> np.ndarray:
@@ -59,6 +67,11 @@ class FrameProcessor:
     def _processed(self, frame: np.ndarray, **options: Any) -> np.ndarray:
         found = self.image_processor(images=[frame], return_tensors="np", input_data_format="channels_last", **options)
         values = np.asarray(found["pixel_values"])
+        if values.ndim < 3 or values.shape[-3] != 3 or values.size != np.prod(values.shape[-3:]):
+            raise ValueError(
+                f"{self.where}: {type(self.image_processor).__name__} makes {values.shape} of a frame, expected "
+                "(3, height, width)"
+            )
         return values.reshape(values.shape[-3:])
 
     def _split_scale(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -74,10 +87,20 @@ class FrameProcessor:
             torch.from_numpy(-mean / std).float().view(3, 1, 1),
         )
         generator = np.random.default_rng(0)
-        for height, width in _TRIAL_SIZES:
-            frame = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            whole = self._processed(frame)
-            raw = self._processed(frame, do_rescale=False, do_normalize=False)
+        frames = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _TRIAL_SIZES]
+        wholes = [self._processed(frame) for frame in frames]
+        sizes = sorted({whole.shape[1:] for whole in wholes})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{self.where}: {type(processor).__name__} makes pictures of {sizes[0]} and of {sizes[1]} pixels, "
+                "expected one size for all"
+            )
+        for frame, whole in zip(frames, wholes, strict=True):
+            try:
+                raw = self._processed(frame, do_rescale=False, do_normalize=False)
+            except (TypeError, ValueError):
+                # ViViT's will not leave out one without the other.
+                return None
             if raw.shape != whole.shape or (raw != raw.astype(np.uint8)).any():
                 return None
             halves = self.normalized([self.pixels(frame)], torch.device("cpu"), torch.float32)[0].numpy()
@@ -101,8 +124,7 @@ class FrameSampler:
         """Whether the frame at a time is one of them; times ascend."""
         if self.frames_per_second is None:
             return True
-        # A time stamp is a multiple of the container's tick, and so may lie a hair before the moment it stands for.
-        position = time * self.frames_per_second + 1e-6
+        position = (time + _TICK) * self.frames_per_second
         if position < self._next:
             return False
         self._next = int(position) + 1
@@ -117,10 +139,10 @@ def check_frames_per_second(value: Any, where: str) -> float | None:
         where: what to name in an error.
 
     Raises:
-        ValueError: it is neither None nor positive.
+        ValueError: it is neither None nor a positive number.
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{where}: frames_per_second must be positive or null, found {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{where}: frames_per_second must be a positive number or null, found {value!r}")
     return float(value)

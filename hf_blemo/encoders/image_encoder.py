@@ -35,6 +35,10 @@ class ImageEncoder(Encoder):
         model, processor, source, batch_size: as of [`Encoder`]; the processor is one of images.
         has_pooler: whether the pooled output comes from weights of the checkpoint.
 
+    Raises:
+        ValueError: the processor makes something else than pictures of one size, the model something else than a row
+            of each, or an option has another value.
+
     Source: this project's choice.
     """
 
@@ -50,12 +54,19 @@ class ImageEncoder(Encoder):
         has_pooler: bool = True,
     ):
         super().__init__(model, processor, source, batch_size)
-        self.frames = FrameProcessor(processor)
+        self.frames = FrameProcessor(processor, source.model_id)
         self.has_pooler = has_pooler
         rate = source.extraction.get("frames_per_second")
         self.frames_per_second = check_frames_per_second(rate, source.model_id)
-        blank = self.frames.pixels(np.zeros((64, 64, 3), np.uint8))
-        self.feature_size = self.forward([Piece(blank, np.zeros(1))])[0].shape[-1]
+        if getattr(self.model.config, "mask_ratio", None):
+            # Masked autoencoders hide a random part of a picture from themselves; for features they see all of it.
+            self.model.config.mask_ratio = 0.0
+        blank = Piece(self.frames.pixels(np.zeros((64, 64, 3), np.uint8)), np.zeros(1))
+        found = self.forward([blank, blank])
+        if found[0].ndim != 2 or len(found) != 2:
+            shape = (len(found), *found[0].shape[1:])
+            raise ValueError(f"{source.model_id}: gives features of shape {shape} for 2 frames, expected one row each")
+        self.feature_size = found[0].shape[-1]
 
     def session(self) -> FrameSession:
         """Begins a clip."""

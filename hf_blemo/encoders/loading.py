@@ -1,24 +1,31 @@
 """Encoders by Hub id: which family a model belongs to, and how it is loaded."""
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hf_blemo.encoders.clip_encoder import ClipEncoder
-from hf_blemo.encoders.encoder import Encoder, EncoderSource
+from hf_blemo.encoders.encoder import Encoder, EncoderMemoryError, EncoderSource
 from hf_blemo.encoders.encoder_options import DTYPES, ENCODER_KEYS
 from hf_blemo.encoders.image_encoder import ImageEncoder
 from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
 from hf_blemo.encoders.video_encoder import VideoEncoder, segment_length
+from hf_blemo.json_files import read_json
 from hf_blemo.quiet_loading import quiet_loading
 
-# Weights that a checkpoint may lack: what only training uses, and a pooled output that is then not used.
+logger = logging.getLogger(__name__)
+
+# Weights that a checkpoint may lack: what only training uses, what only texts need, and a pooled output, which is then
+# not used.
 _UNUSED_WEIGHTS = ("masked_spec_embed", "mask_token")
+_TEXT_SIDE = ("text_model.", "text_projection.")
 _POOLER = "pooler."
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -43,7 +50,9 @@ def load_encoder(
 
     Args:
         model_id: Hub id (`owner/name`), or a folder with the model and its processor.
-        revision: commit, branch or tag of the Hub repository; the encoder remembers the commit it was.
+        revision: commit, branch or tag of the Hub repository; the encoder remembers the commit it was. Where a
+            repository has its weights only as a pickle and no revision is given, the Hub's own conversion of them to
+            safetensors is taken.
         extraction: `frames_per_second` (image and video models: how often to look; every frame by default), `layer`
             (speech models: number of the hidden states; the last by default).
         device: where the model goes; a GPU where there is one.
@@ -58,60 +67,69 @@ def load_encoder(
     Raises:
         FileNotFoundError: there is no such folder, repository or revision, or a file is missing from it.
         ValueError: the model is of no family above or lacks weights, or an option is unknown or has another value.
+        EncoderMemoryError: the device is out of memory for the model.
 
     Source: this project's choice.
     """
     where = model_id if revision is None else f"{model_id}, revision {revision}"
     if dtype not in DTYPES:
         raise ValueError(f"{where}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    if Path(model_id).exists():
+    if extraction is not None and not isinstance(extraction, Mapping):
+        raise ValueError(f"{where}: extraction must be options by name, found {extraction!r}")
+    extraction = dict(extraction or {})
+    is_folder = Path(model_id).exists()
+    if is_folder:
         if revision is not None:
             raise ValueError(f"{model_id}: a folder has no revisions, found revision {revision!r}")
     elif model_id.count("/") != 1 or model_id.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{model_id}: no such folder, and no id of a Hub repository (owner/name)")
     elif trust_remote_code and not _COMMIT.fullmatch(revision or ""):
         raise ValueError(f"{where}: remote code is only run at a commit, expected 40 hexadecimal digits as revision")
-    options: dict[str, Any] = {} if revision is None else {"revision": revision}
-    if trust_remote_code:
-        options["trust_remote_code"] = True
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    if trust_remote_code and not is_folder:
+        _refuse_code_of_others(model_id, revision, where)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_loading():
-        config = _load("AutoConfig", model_id, where, options)
+        config = _load("AutoConfig", model_id, where, options | {"revision": revision})
         family = _family(config, where)
-        extraction = dict(extraction or {})
         for key in extraction:
             if key not in family.extraction_defaults:
                 known = ", ".join(family.extraction_defaults) or "none"
                 raise ValueError(f"{where}: {config.model_type} has no option {key!r} of extraction, it has: {known}")
-        model, missing = _load(
-            "AutoModel",
-            model_id,
-            where,
-            {**options, "dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True},
-        )
-        lacking = [
-            key for key in sorted(missing["missing_keys"]) if _POOLER not in key and not key.endswith(_UNUSED_WEIGHTS)
-        ]
-        if lacking:
-            raise ValueError(
-                f"{where}: the checkpoint lacks {len(lacking)} weights, the first is {lacking[0]}; expected all"
-            )
+        # The commit, where the model comes from the Hub: a branch may be another one the next moment.
+        commit = None if is_folder else getattr(config, "_commit_hash", None) or revision
+        options["revision"] = commit
+        weights = {"dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
+        try:
+            model, report = _load("AutoModel", model_id, where, options | weights)
+        except FileNotFoundError:
+            converted = None if commit is None or revision is not None else _converted(model_id, commit)
+            if converted is None:
+                raise
+            options["revision"] = commit = converted
+            model, report = _load("AutoModel", model_id, where, options | weights)
+        _check_weights(report["missing_keys"], where)
         if family in (SpeechEncoder, SpectrogramEncoder):
             processor = _load("AutoFeatureExtractor", model_id, where, options)
         else:
-            processor = _load("AutoImageProcessor", model_id, where, {**options, "backend": "pil"})
-    # The commit, where the model came from the Hub: a branch may be another one tomorrow.
-    commit = getattr(model.config, "_commit_hash", None) or revision
-    source = EncoderSource(model_id, None if Path(model_id).exists() else commit, extraction)
+            processor = _load("AutoImageProcessor", model_id, where, options | {"backend": "pil"})
     settings: dict[str, Any] = {"batch_size": batch_size}
     if family is ImageEncoder:
-        settings["has_pooler"] = not any(_POOLER in key for key in missing["missing_keys"])
-    return family(model.eval().to(device), processor, source, **settings)
+        settings["has_pooler"] = not any(_POOLER in key for key in report["missing_keys"])
+    source = EncoderSource(model_id, commit, extraction)
+    try:
+        return family(model.eval().to(device), processor, source, **settings)
+    except torch.OutOfMemoryError as error:
+        raise EncoderMemoryError(f"{where}: {device} is out of memory for the model") from error
+    # Whatever a model of a kind that nobody has tried here does when it is given one piece.
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{where}: {config.model_type} does not work as {family.__name__}: {reason}") from error
 
 
 def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> dict[str, Encoder]:
-    """Loads several encoders, each model once.
+    """Loads several encoders.
 
     Args:
         entries: name -> `model_id` and, where wanted, `revision`, `extraction`, `batch_size`; other keys, as
@@ -147,31 +165,97 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
 
 
 def _family(config: Any, where: str) -> type[Encoder]:
-    if hasattr(config, "conv_stride") and hasattr(config, "feat_extract_norm"):
-        return SpeechEncoder
     if hasattr(config, "vision_config") and hasattr(config, "text_config"):
         return ClipEncoder
-    if segment_length(config):
+    modalities = _modalities(config)
+    if segment_length(config) and ("image" in modalities or "video" in modalities):
         return VideoEncoder
+    if "image" in modalities:
+        return ImageEncoder
+    if "audio" in modalities:
+        return SpeechEncoder if hasattr(config, "conv_stride") else SpectrogramEncoder
+    raise ValueError(f"{where}: {config.model_type} is no model of images, videos or sound")
+
+
+def _modalities(config: Any) -> tuple[str, ...]:
+    """What the model of a config takes, as its class says."""
     from transformers import MODEL_MAPPING
 
     model_class: Any = MODEL_MAPPING.get(type(config), None)
     if isinstance(model_class, tuple):
         model_class = model_class[0]
-    modalities = getattr(model_class, "input_modalities", ())
-    modalities = (modalities,) if isinstance(modalities, str) else modalities
-    if "image" in modalities:
-        return ImageEncoder
-    if "audio" in modalities:
-        return SpectrogramEncoder
-    raise ValueError(f"{where}: {config.model_type} is no model of images, videos or sound")
+    found = getattr(model_class, "input_modalities", ())
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def _load(auto_class: str, model_id: str, where: str, options: dict[str, Any]) -> Any:
     import transformers
+    from safetensors import SafetensorError
 
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        return getattr(transformers, auto_class).from_pretrained(model_id, **options)
-    except (OSError, ValueError, ImportError) as error:
+        return getattr(transformers, auto_class).from_pretrained(model_id, **given)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise FileNotFoundError(f"{where}: {auto_class} found nothing to load: {reason}") from error
+    except RuntimeError as error:
+        # Weights of other shapes than those of the config.
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{where}: {auto_class} cannot be loaded: {reason}") from error
+
+
+def _check_weights(missing: Iterable[str], where: str) -> None:
+    """Refuses a model whose features would come from random weights."""
+    lacking = [
+        key
+        for key in sorted(missing)
+        if _POOLER not in key and not key.startswith(_TEXT_SIDE) and not key.endswith(_UNUSED_WEIGHTS)
+    ]
+    if lacking:
+        raise ValueError(
+            f"{where}: the checkpoint lacks {len(lacking)} weights, the first is {lacking[0]}; expected all"
+        )
+
+
+def _converted(model_id: str, commit: str) -> str | None:
+    """The commit of a repository to which the Hub's own program has added safetensors; None where there is none.
+
+    Args:
+        model_id: Hub id.
+        commit: where only a pickle is.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from transformers.safetensors_conversion import auto_conversion
+
+    api = HfApi()
+    try:
+        if not any(api.file_exists(model_id, name, revision=commit) for name in _PICKLES):
+            return None
+        _, reference, _ = auto_conversion(model_id)
+        return api.model_info(model_id, revision=reference).sha
+    # Without a connection, or an answer of that program.
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        logger.info("%s: found no conversion of its weights to safetensors: %s", model_id, error)
+        return None
+
+
+def _refuse_code_of_others(model_id: str, revision: str | None, where: str) -> None:
+    """A commit pins the code of its own repository alone, and not that of others it may refer to."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    for name in ("config.json", "preprocessor_config.json"):
+        try:
+            content = read_json(Path(hf_hub_download(model_id, name, revision=revision)))
+        except LocalEntryNotFoundError as error:
+            raise FileNotFoundError(f"{where}: found no connection to the Hub and no copy of {name}") from error
+        except EntryNotFoundError:
+            continue
+        except HfHubHTTPError as error:
+            raise FileNotFoundError(f"{where}: {' '.join(str(error).split())}") from error
+        for reference in content.get("auto_map", {}).values():
+            if "--" in str(reference):
+                raise ValueError(
+                    f"{where}: {name} refers to the code {reference} of another repository, which no commit pins"
+                )

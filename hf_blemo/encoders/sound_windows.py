@@ -1,11 +1,12 @@
 """Sound as encoders take it: cut into windows as it is decoded, so that its length does not matter."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-# Stretches without sound in the middle of a track are filled with silence, so that times stay true; a jump beyond
-# this is an error of the time stamps.
+# Stretches without sound in the middle of a track are filled with silence, so that times stay true. After longer ones
+# the sound begins anew: an error of the time stamps can make hours of nothing.
 _SHORTEST_GAP = 0.05
 _LONGEST_GAP = 60.0
 
@@ -30,6 +31,10 @@ class SoundBuffer:
         """Number of samples so far, used up or not."""
         return self.first + self._length
 
+    def is_far(self, time: float) -> bool:
+        """Whether the sound at a time, in seconds from the start of the clip, is too far away to be added."""
+        return self.start_time is not None and time - self.seconds(self.end) >= _LONGEST_GAP
+
     def append(self, time: float, samples: np.ndarray) -> None:
         """Adds a stretch of sound.
 
@@ -39,7 +44,7 @@ class SoundBuffer:
         """
         if self.start_time is None:
             self.start_time = time
-        gap = time - self.start_time - self.end / self.rate
+        gap = time - self.seconds(self.end)
         if _SHORTEST_GAP < gap < _LONGEST_GAP:
             self._add(np.zeros(round(gap * self.rate), np.float32))
         self._add(samples)
@@ -56,8 +61,8 @@ class SoundBuffer:
         kept = self.read(first, self.end).copy()
         self.first, self._parts, self._length = first, [kept], len(kept)
 
-    def seconds(self, sample: int) -> float:
-        """When a sample sounds, in seconds from the start of the clip."""
+    def seconds(self, sample: Any) -> Any:
+        """When a sample, or each of an array of samples, sounds, in seconds from the start of the clip."""
         return (self.start_time or 0.0) + sample / self.rate
 
     def _add(self, samples: np.ndarray) -> None:

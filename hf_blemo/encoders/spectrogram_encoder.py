@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece, Session
+from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece, Session, drop_text_side
 from hf_blemo.encoders.sound_windows import SoundBuffer, windows
 
 DEFAULT_SECONDS = 10.0
+# What is left at the end may be shorter than the two spectra, each of 25 ms and 10 ms apart, that have a deviation; it
+# is filled up with silence to so many seconds.
+SHORTEST_SECONDS = 0.04
 
 
 class WindowSession(Session):
@@ -25,9 +28,13 @@ class WindowSession(Session):
     def __init__(self, rate: int, window: int, step: int):
         self.buffer = SoundBuffer(rate)
         self.window, self.step = window, step
+        self.shortest = int(SHORTEST_SECONDS * rate)
 
     def push(self, item: Any) -> Iterator[Piece]:
         """A stretch of sound."""
+        if self.buffer.is_far(item.time):
+            yield from self.finish()
+            self.buffer = SoundBuffer(self.buffer.rate)
         self.buffer.append(item.time, item.samples)
         yield from self._pieces(ended=False)
 
@@ -38,14 +45,16 @@ class WindowSession(Session):
     def _pieces(self, ended: bool) -> Iterator[Piece]:
         for start, end, _, _ in windows(self.buffer, self.window, 0, ended):
             count = -(-(end - start) // self.step)
-            times = [self.buffer.seconds(start + row * self.step) for row in range(count)]
-            yield Piece(self.buffer.read(start, end).copy(), np.array(times))
+            times = self.buffer.seconds(start + np.arange(count) * self.step)
+            samples = self.buffer.read(start, end)
+            yield Piece(np.pad(samples, (0, max(0, self.shortest - len(samples)))), times)
 
 
 class SpectrogramEncoder(Encoder):
     """Rows in the rhythm of the model: of Whisper 20 ms, else one row per window of the model's length.
 
-    CLAP's rows are its embeddings, the others' the mean of the last hidden states.
+    CLAP's rows are its embeddings, the others' the mean of the last hidden states. Of models of sound and text, only
+    the side of sound is kept in memory.
 
     Args:
         model, processor, source, batch_size: as of [`Encoder`]; the processor is a feature extractor.
@@ -59,8 +68,9 @@ class SpectrogramEncoder(Encoder):
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         self.is_whisper = hasattr(model, "get_encoder") and hasattr(model, "decoder")
         if self.is_whisper:
-            encoder: Any = model
-            model = encoder.get_encoder()
+            whole: Any = model
+            model = whole.get_encoder()
+        drop_text_side(model)
         super().__init__(model, processor, source, batch_size)
         rate = int(processor.sampling_rate)
         self.audio_rate = rate
@@ -73,8 +83,11 @@ class SpectrogramEncoder(Encoder):
         self.step = self.window
         if self.is_whisper:
             self.step = round(self.window / self.model.config.max_source_positions)
-        silence = np.zeros(self.window, np.float32)
-        self.feature_size = self.forward([Piece(silence, np.zeros(1))])[0].shape[-1]
+            # Its windows have one length, which takes too long for a trial.
+            self.feature_size = int(self.model.config.d_model)
+        else:
+            silence = np.zeros(int(SHORTEST_SECONDS * rate), np.float32)
+            self.feature_size = self.forward([Piece(silence, np.zeros(1))])[0].shape[-1]
 
     def session(self) -> WindowSession:
         """Begins a clip."""
@@ -101,5 +114,13 @@ class SpectrogramEncoder(Encoder):
         elif self.is_whisper:
             values = self.model(inputs["input_features"]).last_hidden_state[0]
         else:
-            values = self.model(**inputs).last_hidden_state.mean(1)
+            values = self._mean(self.model(**inputs).last_hidden_state, inputs.get("attention_mask"))
         return values.float().cpu().numpy()
+
+    @staticmethod
+    def _mean(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(1, D) of steps (1, T, D), without those that only fill the window up."""
+        if mask is None or mask.shape != hidden.shape[:2]:
+            return hidden.mean(1)
+        weights = mask.to(hidden.dtype)[..., None]
+        return (hidden * weights).sum(1) / weights.sum(1)

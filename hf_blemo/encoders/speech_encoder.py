@@ -1,6 +1,7 @@
 """Encoders that listen to the waveform: HuBERT, WavLM, wav2vec 2.0 and their relatives."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from hf_blemo.encoders.sound_windows import SoundBuffer, windows
 
 WINDOW_SECONDS = 30.0
 CONTEXT_SECONDS = 2.0
+# How much longer than the shortest the longest of windows that are padded to one length may be.
+_PADDING = 1.5
+# Models that hear the same in a window that is padded and masked; convolutions between the layers of others do not.
+_MASKED_MODELS = ("hubert", "wav2vec2", "wavlm")
 
 
 class StepSession(Session):
@@ -33,6 +38,9 @@ class StepSession(Session):
 
     def push(self, item: Any) -> Iterator[Piece]:
         """A stretch of sound."""
+        if self.buffer.is_far(item.time):
+            yield from self.finish()
+            self.buffer = SoundBuffer(self.buffer.rate)
         self.buffer.append(item.time, item.samples)
         yield from self._pieces(ended=False)
 
@@ -42,7 +50,7 @@ class StepSession(Session):
 
     def _pieces(self, ended: bool) -> Iterator[Piece]:
         for start, end, own_start, own_end in windows(self.buffer, self.window, self.context, ended):
-            samples = self.buffer.read(start, end)
+            samples = self.buffer.read(start, end).copy()
             if len(samples) < self.reach:
                 samples = np.pad(samples, (0, self.reach - len(samples)))
             last = start // self.stride + (len(samples) - self.reach) // self.stride
@@ -50,8 +58,8 @@ class StepSession(Session):
             # A window that others follow has all the steps that begin in it; the last one those that fit.
             end_step = last + 1 if ended and own_end == end else min(own_end // self.stride, last + 1)
             if end_step > first:
-                times = [self.buffer.seconds(step * self.stride) for step in range(first, end_step)]
-                yield Piece(samples.copy(), np.array(times), skip=first - start // self.stride)
+                times = self.buffer.seconds(np.arange(first, end_step) * self.stride)
+                yield Piece(samples, times, skip=first - start // self.stride)
 
 
 class SpeechEncoder(Encoder):
@@ -61,6 +69,9 @@ class SpeechEncoder(Encoder):
 
     Args:
         model, processor, source, batch_size: as of [`Encoder`]; the processor is a feature extractor.
+
+    Raises:
+        ValueError: the model gives something else than a row per step, or there is no such layer.
 
     Source: the HuBERT and WavLM features of the BlEmoRE baselines: last layer, 20 ms steps.
     """
@@ -77,15 +88,22 @@ class SpeechEncoder(Encoder):
         self.reach = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             self.reach = (self.reach - 1) * stride + kernel
-        self.feature_size = int(getattr(config, "output_hidden_size", None) or config.hidden_size)
         self.layer = source.extraction.get("layer")
         if self.layer is not None:
             layers = config.num_hidden_layers
             if isinstance(self.layer, bool) or not isinstance(self.layer, int) or not 0 <= self.layer <= layers:
                 raise ValueError(f"{source.model_id}: layer must be from 0 to {layers} or null, found {self.layer!r}")
-            self.feature_size = int(config.hidden_size)
         # Where the first layer normalises over the window's whole time, padding would change every step.
-        self.pads = bool(getattr(processor, "return_attention_mask", False)) and config.feat_extract_norm == "layer"
+        self.pads = (
+            bool(getattr(processor, "return_attention_mask", False))
+            and getattr(config, "feat_extract_norm", "layer") == "layer"
+            and config.model_type in _MASKED_MODELS
+        )
+        silence = np.zeros(self.reach + 2 * self.stride, np.float32)
+        found = self.forward([Piece(silence, np.zeros(3))])[0]
+        if len(found) != 3:
+            raise ValueError(f"{source.model_id}: gives {len(found)} rows for 3 steps of sound, expected one each")
+        self.feature_size = found.shape[-1]
 
     def session(self) -> StepSession:
         """Begins a clip."""
@@ -95,26 +113,30 @@ class SpeechEncoder(Encoder):
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """(steps, D) of each window."""
-        if self.pads:
-            groups = [list(range(len(pieces)))]
-        else:
-            lengths: dict[int, list[int]] = {}
-            for number, piece in enumerate(pieces):
-                lengths.setdefault(len(piece.values), []).append(number)
-            groups = list(lengths.values())
+        # By length, those of about one length at once.
+        order = sorted(range(len(pieces)), key=lambda number: len(pieces[number].values))
         rows: dict[int, np.ndarray] = {}
-        for group in groups:
+        while order:
+            shortest = len(pieces[order[0]].values)
+            longest = int(_PADDING * shortest) if self.pads else shortest
+            group = [number for number in order if len(pieces[number].values) <= longest]
+            order = order[len(group) :]
             rows |= zip(group, self._steps([pieces[number].values for number in group]), strict=True)
         return [rows[number] for number in range(len(pieces))]
 
     def _steps(self, windows: list[np.ndarray]) -> list[np.ndarray]:
+        # Without padding, a mask would say nothing.
+        masks = len({len(window) for window in windows}) > 1
         inputs = self.processor(
-            windows, sampling_rate=self.audio_rate, padding=True, return_attention_mask=self.pads, return_tensors="pt"
+            windows, sampling_rate=self.audio_rate, padding=masks, return_attention_mask=masks, return_tensors="pt"
         )
         given = {"input_values": inputs["input_values"].to(self.device, self.model.dtype)}
-        if self.pads:
+        if masks:
             given["attention_mask"] = inputs["attention_mask"].to(self.device)
-        output = self.model(**given, output_hidden_states=self.layer is not None)
+        with warnings.catch_warnings():
+            # WavLM hands torch its mask and its bias in two types.
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
+            output = self.model(**given, output_hidden_states=self.layer is not None)
         hidden = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
         values = hidden.float().cpu().numpy()
         counts = [(len(window) - self.reach) // self.stride + 1 for window in windows]

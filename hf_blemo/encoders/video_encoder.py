@@ -55,6 +55,9 @@ class VideoEncoder(Encoder):
     Args:
         model, processor, source, batch_size: as of [`Encoder`]; the processor is one of images.
 
+    Raises:
+        ValueError: the processor makes something else than pictures of one size, or an option has another value.
+
     Source: the VideoMAE features of the BlEmoRE baselines, one vector per 16 frames.
     """
 
@@ -64,7 +67,7 @@ class VideoEncoder(Encoder):
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         super().__init__(model, processor, source, batch_size)
-        self.frames = FrameProcessor(processor)
+        self.frames = FrameProcessor(processor, source.model_id)
         rate = source.extraction.get("frames_per_second")
         self.frames_per_second = check_frames_per_second(rate, source.model_id)
         self.length = segment_length(self.model.config)

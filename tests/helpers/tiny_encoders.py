@@ -54,6 +54,17 @@ def resnet():
     return hf.ResNetModel(config), images()
 
 
+def dinov2():
+    config = hf.Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE, patch_size=8)
+    return hf.Dinov2Model(config), hf.BitImageProcessorPil(**PIXELS)
+
+
+def vit_mae():
+    """Hides most of a picture by chance, as it is set up."""
+    config = hf.ViTMAEConfig(**HIDDEN, image_size=SIZE, patch_size=8)
+    return hf.ViTMAEModel(config), hf.ViTImageProcessorPil(size={"height": SIZE, "width": SIZE})
+
+
 def videomae():
     config = hf.VideoMAEConfig(**HIDDEN, image_size=SIZE, patch_size=16, num_frames=16, use_mean_pooling=False)
     return hf.VideoMAEModel(config), hf.VideoMAEImageProcessorPil(**PIXELS)
@@ -62,6 +73,11 @@ def videomae():
 def timesformer():
     config = hf.TimesformerConfig(**HIDDEN, image_size=SIZE, patch_size=16, num_frames=4)
     return hf.TimesformerModel(config), hf.VideoMAEImageProcessorPil(**PIXELS)
+
+
+def vivit():
+    config = hf.VivitConfig(**HIDDEN, image_size=SIZE, num_frames=8, tubelet_size=[2, 16, 16])
+    return hf.VivitModel(config), hf.VivitImageProcessor(size={"shortest_edge": SIZE}, crop_size=PIXELS["crop_size"])
 
 
 def hubert():
@@ -85,6 +101,28 @@ def wavlm():
     return hf.WavLMModel(config), speech_extractor(True)
 
 
+def wav2vec2():
+    config = hf.Wav2Vec2Config(
+        **HIDDEN, **CONVOLUTIONS, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True
+    )
+    return hf.Wav2Vec2Model(config), speech_extractor(True)
+
+
+def wav2vec2_conformer():
+    """Its convolutions between the layers hear beyond a window's end."""
+    config = hf.Wav2Vec2ConformerConfig(
+        **HIDDEN, **CONVOLUTIONS, feat_extract_norm="layer", conv_depthwise_kernel_size=5
+    )
+    return hf.Wav2Vec2ConformerModel(config), speech_extractor(True)
+
+
+def data2vec_audio():
+    config = hf.Data2VecAudioConfig(
+        **HIDDEN, conv_dim=[8] * 7, conv_pos_kernel_size=5, num_conv_pos_embedding_groups=2
+    )
+    return hf.Data2VecAudioModel(config), speech_extractor(True)
+
+
 def whisper():
     config = hf.WhisperConfig(
         d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
@@ -99,10 +137,29 @@ def ast():
     return hf.ASTModel(config), hf.ASTFeatureExtractor(max_length=128, num_mel_bins=16)
 
 
+def clap():
+    towers = {
+        "audio_config": {
+            "patch_embeds_hidden_size": 8, "hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2],
+            "spec_size": 64, "num_mel_bins": 16, "window_size": 4, "patch_size": 4, "patch_stride": [4, 4],
+            "num_classes": 4, "projection_dim": 12,
+        },
+        "text_config": {**HIDDEN, "vocab_size": 40, "max_position_embeddings": 8},
+    }  # fmt: skip
+    extractor = hf.ClapFeatureExtractor(feature_size=16, max_length_s=2, sampling_rate=48000, truncation="rand_trunc")
+    return hf.ClapModel(hf.ClapConfig(**towers, projection_dim=12)), extractor
+
+
+def wav2vec2_bert():
+    config = hf.Wav2Vec2BertConfig(**HIDDEN, feature_projection_input_dim=32, conv_depthwise_kernel_size=5)
+    return hf.Wav2Vec2BertModel(config), hf.SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16)
+
+
 MODELS = {
     maker.__name__: maker
     for maker in (
-        clip, student, siglip, vit, resnet, videomae, timesformer, hubert, hubert_base, wavlm, whisper, ast,
+        clip, student, siglip, vit, resnet, dinov2, vit_mae, videomae, timesformer, vivit, hubert, hubert_base, wavlm,
+        wav2vec2, wav2vec2_conformer, data2vec_audio, whisper, ast, clap, wav2vec2_bert,
     )
 }  # fmt: skip
 
@@ -111,11 +168,12 @@ def save_encoder(name: str, folder: Path) -> Path:
     """Saves a tiny checkpoint with its processor."""
     torch.manual_seed(0)
     model, processor = MODELS[name]()
-    # A model as it is started gives nearly the same features for everything.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(4)
+    # A model as it is started gives nearly the same features for everything, but for ResNet.
+    if name != "resnet":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(2)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

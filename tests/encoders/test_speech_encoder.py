@@ -1,0 +1,170 @@
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from direct_features import speech_features
+from encoder_checks import WAYS, assert_same, encoded
+from exact_clips import exact_sound, write_exact
+from tiny_encoders import CONVOLUTIONS, HIDDEN, speech_extractor
+
+from hf_blemo.encoders import speech_encoder
+from hf_blemo.encoders.encoder import Piece
+from hf_blemo.encoders.loading import load_encoder
+
+SPEECH_MODELS = ("hubert", "hubert_base", "wavlm", "wav2vec2", "data2vec_audio", "wav2vec2_conformer")
+
+
+@pytest.mark.parametrize(("batch_size", "num_threads"), WAYS)
+@pytest.mark.parametrize("name", SPEECH_MODELS)
+def test_rows_are_the_steps_of_the_whole_sound(name, batch_size, num_threads, checkpoint, clips, direct):
+    found = encoded([clip.path for clip in clips], checkpoint(name), batch_size, num_threads)
+    for clip, (features, times) in zip(clips, found, strict=True):
+        assert_same(features, direct(speech_features, checkpoint(name), clip.path, clip.samples))
+        np.testing.assert_allclose(times, 0.02 * np.arange(len(features)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["hubert", "wavlm", "wav2vec2"])
+def test_windows_of_about_one_length_are_run_at_once_without_hearing_the_padding(name, checkpoint):
+    encoder = load_encoder(checkpoint(name), device="cpu")
+    sounds = [exact_sound(seconds, seed=number) for number, seconds in enumerate((1.0, 1.37, 0.3, 1.49, 2.0, 0.31))]
+    pieces = [Piece(samples, np.zeros(1)) for samples in sounds]
+    sizes = []
+    steps = encoder._steps
+    encoder._steps = lambda windows: sizes.append(len(windows)) or steps(windows)
+    # WavLM must not make torch warn of its masks: warnings are errors here.
+    rows = encoder.forward(pieces)
+    assert sizes == [2, 3, 1]
+    for samples, found in zip(sounds, rows, strict=True):
+        assert_same(found, speech_features(checkpoint(name), samples))
+
+
+@pytest.mark.parametrize("name", ["hubert_base", "data2vec_audio", "wav2vec2_conformer"])
+def test_models_that_would_hear_the_padding_run_windows_of_one_length(name, checkpoint):
+    encoder = load_encoder(checkpoint(name), device="cpu")
+    assert not encoder.pads
+    samples = exact_sound(1.2)
+    short, long, same = encoder.forward([Piece(part, np.zeros(1)) for part in (samples[:16000], samples, samples)])
+    np.testing.assert_allclose(long, same, atol=1e-4)
+    assert_same(short, speech_features(checkpoint(name), samples[:16000]))
+    assert_same(long, speech_features(checkpoint(name), samples))
+
+
+def test_filters_of_warnings_are_left_as_they_were(checkpoint, clips):
+    before = list(warnings.filters)
+    encoded([clip.path for clip in clips], checkpoint("wavlm"))
+    assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("name", ["hubert", "wavlm"])
+def test_a_layer_is_that_of_the_hidden_states(name, layer, checkpoint, clips):
+    [(features, _)] = encoded([clips[0].path], checkpoint(name), extraction={"layer": layer})
+    assert_same(features, speech_features(checkpoint(name), clips[0].samples, layer))
+
+
+@pytest.mark.parametrize("layer", [3, -1, 1.0, True, "1"])
+def test_a_layer_that_is_not_there_is_refused(layer, checkpoint):
+    with pytest.raises(ValueError, match=r"hubert: layer must be from 0 to 2 or null, found "):
+        load_encoder(checkpoint("hubert"), extraction={"layer": layer}, device="cpu")
+
+
+def test_what_an_encoder_says_of_itself(checkpoint):
+    encoder = load_encoder(checkpoint("wavlm"), device="cpu")
+    assert (encoder.modality, encoder.audio_rate, encoder.feature_size) == ("audio", 16000, 16)
+    assert (encoder.stride, encoder.reach) == (320, 400)
+
+
+@pytest.fixture(scope="module")
+def local_hubert(tmp_path_factory):
+    """A HuBERT whose first hidden states hear a quarter of a second at most: no attention, nothing of the whole."""
+    folder = tmp_path_factory.mktemp("local") / "hubert"
+    torch.manual_seed(0)
+    config = hf.HubertConfig(
+        **HIDDEN, **CONVOLUTIONS, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True
+    )
+    hf.HubertModel(config).save_pretrained(folder)
+    extractor = speech_extractor(True)
+    extractor.do_normalize = False
+    extractor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def short_windows(monkeypatch):
+    """Windows of 3 seconds with half a second of context, so that tests need not hear for minutes."""
+    monkeypatch.setattr(speech_encoder, "WINDOW_SECONDS", 3.0)
+    monkeypatch.setattr(speech_encoder, "CONTEXT_SECONDS", 0.5)
+
+
+@pytest.mark.parametrize("seconds", [2.9, 3.0, 3.0001, 3.01, 3.5, 4.99, 5.0, 5.001, 7.0, 11.111])
+def test_steps_of_neighbouring_windows_join(seconds, local_hubert, short_windows, tmp_path):
+    samples = exact_sound(seconds)
+    path = write_exact(tmp_path / "long.wav", [], samples)
+    [(features, times)] = encoded([path], local_hubert, extraction={"layer": 0})
+    expected = speech_features(local_hubert, samples, 0)
+    assert_same(features, expected)
+    np.testing.assert_allclose(times, 0.02 * np.arange(len(expected)), atol=1e-9)
+
+
+def test_a_long_sound_has_the_steps_of_the_whole_with_the_windows_of_everyday(local_hubert, tmp_path):
+    samples = exact_sound(64.3)
+    path = write_exact(tmp_path / "long.wav", [], samples)
+    [(features, times)] = encoded([path], local_hubert, extraction={"layer": 0})
+    assert_same(features, speech_features(local_hubert, samples, 0))
+    assert len(times) == (len(samples) - 400) // 320 + 1
+
+
+def test_attention_over_windows_gives_the_number_of_the_whole(checkpoint, short_windows, tmp_path):
+    samples = exact_sound(8.0)
+    path = write_exact(tmp_path / "long.wav", [], samples)
+    [(features, times)] = encoded([path], checkpoint("wavlm"))
+    assert len(features) == len(speech_features(checkpoint("wavlm"), samples))
+    np.testing.assert_allclose(np.diff(times), 0.02, atol=1e-9)
+    # The first window ends with the context of 0.5 s; what is its own is as the window by itself gives it.
+    first = speech_features(checkpoint("wavlm"), samples[: 3 * 16000])
+    np.testing.assert_allclose(features[:125], first[:125], atol=1e-4)
+
+
+def test_sound_shorter_than_a_step_has_one_row(checkpoint, tmp_path):
+    path = write_exact(tmp_path / "click.wav", [], exact_sound(0.01))
+    [(features, times)] = encoded([path], checkpoint("hubert"))
+    assert features.shape == (1, 16) and times.tolist() == [0.0]
+
+
+def test_sound_that_starts_late_has_late_times(checkpoint, clips, tmp_path):
+    clip = clips[0]
+    path = write_exact(tmp_path / "late.mkv", clip.frames, clip.samples, audio_start=0.4)
+    [(features, times)] = encoded([path], checkpoint("hubert"))
+    assert_same(features, speech_features(checkpoint("hubert"), clip.samples))
+    np.testing.assert_allclose(times, 0.4 + 0.02 * np.arange(len(features)), atol=1e-3)
+
+
+def test_a_model_without_a_row_per_step_is_refused(tmp_path):
+    config = hf.Wav2Vec2Config(**HIDDEN, **CONVOLUTIONS, add_adapter=True, num_adapter_layers=1)
+    hf.Wav2Vec2Model(config).save_pretrained(tmp_path)
+    speech_extractor(False).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="gives 2 rows for 3 steps of sound, expected one each"):
+        load_encoder(str(tmp_path), device="cpu")
+    # The layers before the adapter have one each.
+    assert load_encoder(str(tmp_path), extraction={"layer": 2}, device="cpu").feature_size == 16
+
+
+def test_a_processor_without_masks_means_no_padding(checkpoint, tmp_path):
+    folder = tmp_path / "hubert"
+    shutil.copytree(checkpoint("hubert"), folder)
+    path = Path(folder) / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "return_attention_mask": False}))
+    assert not load_encoder(str(folder), device="cpu").pads and load_encoder(checkpoint("hubert"), device="cpu").pads
+
+
+def test_bfloat16_comes_close_to_float32(local_hubert, clips):
+    paths = [clip.path for clip in clips]
+    whole, half = (encoded(paths, local_hubert, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    for (features, _), (other, _) in zip(whole, half, strict=True):
+        # Seven convolutions of eight channels leave little to average over.
+        assert np.abs(features - other).max() > 0 and np.corrcoef(features.ravel(), other.ravel())[0, 1] > 0.95

@@ -1,0 +1,83 @@
+"""Features as plain transformers gives them: one frame, one segment or one waveform at a time, by the processor and the
+model of a checkpoint and nothing of this package but its model classes."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers as hf
+
+
+def image_parts(folder: Path):
+    """Model and image processor; a masked autoencoder sees all of the picture."""
+    config = hf.AutoConfig.from_pretrained(folder)
+    if config.model_type == "vit_mae":
+        config.mask_ratio = 0.0
+    model = hf.AutoModel.from_pretrained(folder, config=config).eval()
+    return model, hf.AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
+def sound_parts(folder: Path):
+    """Model and feature extractor."""
+    return hf.AutoModel.from_pretrained(folder).eval(), hf.AutoFeatureExtractor.from_pretrained(folder)
+
+
+@torch.no_grad()
+def frame_features(folder: Path, frames: np.ndarray, use_pooler: bool = True) -> np.ndarray:
+    """(T, D) of frames (T, H, W, 3), one after another."""
+    model, processor = image_parts(folder)
+    rows = []
+    for frame in frames:
+        inputs = processor(images=frame, return_tensors="pt")
+        if hasattr(model, "get_image_features"):
+            row = model.get_image_features(**inputs)
+            row = row if isinstance(row, torch.Tensor) else row.pooler_output
+        else:
+            output = model(**inputs)
+            pooled = output.get("pooler_output") if use_pooler else None
+            row = output.last_hidden_state.mean(1) if pooled is None else pooled
+        rows.append(row.flatten().numpy())
+    return np.stack(rows)
+
+
+@torch.no_grad()
+def segment_features(folder: Path, frames: np.ndarray, length: int) -> np.ndarray:
+    """(segments, D) of frames (T, H, W, 3); the last segment is filled up with the last frame."""
+    model, processor = image_parts(folder)
+    rows = []
+    for start in range(0, len(frames), length):
+        segment = list(frames[start : start + length])
+        segment += [segment[-1]] * (length - len(segment))
+        output = model(**processor(segment, return_tensors="pt"))
+        rows.append(output.last_hidden_state[0].mean(0).numpy())
+    return np.stack(rows)
+
+
+@torch.no_grad()
+def speech_features(folder: Path, samples: np.ndarray, layer: int | None = None) -> np.ndarray:
+    """(steps, D) of a whole waveform."""
+    model, processor = sound_parts(folder)
+    inputs = processor(samples, sampling_rate=processor.sampling_rate, return_tensors="pt")
+    output = model(inputs["input_values"], output_hidden_states=True)
+    return (output.last_hidden_state if layer is None else output.hidden_states[layer])[0].numpy()
+
+
+@torch.no_grad()
+def spectrogram_features(folder: Path, samples: np.ndarray, window: int, step: int | None = None) -> np.ndarray:
+    """(rows, D) of a waveform in windows: with a step, a row for each begun one; without, a row for each window."""
+    model, processor = sound_parts(folder)
+    rows = []
+    for start in range(0, len(samples), window):
+        part = samples[start : start + window]
+        inputs = processor(part, sampling_rate=processor.sampling_rate, return_tensors="pt")
+        if step is not None:
+            hidden = model.get_encoder()(inputs["input_features"]).last_hidden_state[0]
+            rows.append(hidden[: -(-len(part) // step)].numpy())
+        elif hasattr(model, "get_audio_features"):
+            rows.append(model.get_audio_features(**inputs).pooler_output.numpy())
+        else:
+            hidden = model(**inputs).last_hidden_state
+            # w2v-BERT's windows may be filled up to an even length.
+            kept = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else hidden.shape[1]
+            rows.append(hidden[:, :kept].mean(1).numpy())
+    return np.concatenate(rows)
