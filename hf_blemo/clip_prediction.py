@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_blemo.encoders.clip_problems import problem_of
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.extraction import ClipFeatures, encode_clips
 from hf_blemo.encoders.loading import load_encoders
@@ -31,7 +32,7 @@ class Windows:
         longer_than: clips up to so many seconds have no timeline.
 
     Raises:
-        ValueError: a length is negative, or a hop is not positive.
+        ValueError: a length is negative or infinite, or a hop is not positive.
     """
 
     seconds: float = WINDOW
@@ -39,15 +40,15 @@ class Windows:
     longer_than: float = LONGEST_CLIP
 
     def __post_init__(self):
-        if not self.seconds >= 0:
+        if not 0 <= self.seconds < np.inf:
             raise ValueError(f"window must be a number of seconds, 0 for no timeline, found {self.seconds}")
-        if self.hop is not None and not self.hop > 0:
+        if self.hop is not None and not 0 < self.hop < np.inf:
             raise ValueError(f"hop must be a positive number of seconds, found {self.hop}")
         if self.hop is None:
             self.hop = self.seconds / 2
 
     def spans(self, duration: float) -> list[tuple[float, float]]:
-        """(start, end) in seconds of the windows of a clip; the last one ends with it.
+        """(start, end) in seconds of the windows of a clip, up to the one that reaches its end.
 
         Args:
             duration: of the clip, in seconds.
@@ -56,7 +57,8 @@ class Windows:
             return []
         assert self.hop is not None
         count = 1 + max(0, int(np.ceil((duration - self.seconds) / self.hop - 1e-9)))
-        return [(start, min(start + self.seconds, duration)) for start in (self.hop * k for k in range(count))]
+        starts = [start for start in (self.hop * number for number in range(count)) if start < duration]
+        return [(start, min(start + self.seconds, duration)) for start in starts]
 
 
 def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str, Encoder]:
@@ -111,7 +113,8 @@ def predict_clips(
         For each clip `clip` (name), `blend`, `probabilities`, `presence`, `salience`, `encoder_weights`,
         `selected_encoders`, with `top_labels` `labels`, as of [`BlendedEmotionRecognitionPipeline`]; `duration`
         (seconds), `notes` (sentences about the file) and for long clips `timeline`, whose entries have `start` and
-        `end` (seconds) and the same keys from `blend` on. For a clip that cannot be read `clip` and `error`.
+        `end` (seconds) and the same keys from `blend` on. For a clip that cannot be read, or whose features are no
+        numbers, `clip` and `error`.
 
     Raises:
         ValueError: as of [`predict_blends`] and [`encode_clips`].
@@ -129,8 +132,9 @@ def predict_clips(
     for model, _ in members:
         model.eval()
     for clip in encode_clips(clips, encoders, num_threads):
-        if clip.error is not None:
-            yield {"clip": clip.name, "error": " ".join(str(clip.error).split())}
+        problem = problem_of(clip)
+        if problem is not None:
+            yield {"clip": clip.name, "error": problem}
             continue
         [result] = _results([clip.features], [clip.name], members, top_labels, decoding)
         result = {"clip": clip.name, **result, "duration": _duration(clip), "notes": clip.notes}
@@ -172,9 +176,9 @@ def _window(clip: ClipFeatures, start: float, end: float) -> dict[str, np.ndarra
     for name, times in clip.times.items():
         first, last = np.searchsorted(times, (start, end))
         if first == last:
-            # Rows that are longer than a window: the one before, unless the track had ended.
-            length = float(np.diff(times).max()) if len(times) > 1 else end - start
-            if first == 0 or times[first - 1] + length <= start:
+            # A row lasts until the next one begins, and the last one as long as others do.
+            length = float(np.median(np.diff(times))) if len(times) > 1 else end - start
+            if first == 0 or (first == len(times) and times[-1] + length <= start):
                 continue
             first, last = first - 1, first
         sample[name] = clip.features[name][first:last]

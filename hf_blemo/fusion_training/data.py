@@ -1,6 +1,7 @@
 """The data sets of a run, from wherever its settings say."""
 
 import inspect
+import logging
 from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 
 from hf_blemo import blemore
 from hf_blemo.data.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
-from hf_blemo.encoders.provenance import read_provenance
+from hf_blemo.encoders.provenance import PROVENANCE_FILE, read_provenance
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+
+logger = logging.getLogger(__name__)
 
 MODALITY_BY_PREFIX = (("wavlm", "audio"), ("hubert", "audio"), ("hicmae", "audiovisual"))
 
@@ -62,7 +65,15 @@ def encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dic
         ValueError: the settings name an encoder that the data set does not have.
     """
     widths = blemore.encoder_widths(data)
-    known = read_provenance(settings.data)
+    known = {name: entry for name, entry in read_provenance(settings.data).items() if name in widths}
+    for name in list(known):
+        size = known[name].pop("feature_size", widths[name])
+        if size != widths[name]:
+            logger.warning(
+                "%s says that encoder %r is %s wide, the data that it is %d: left out where its features come from",
+                PROVENANCE_FILE, name, size, widths[name],
+            )  # fmt: skip
+            del known[name]
     chosen = list(widths) if settings.encoders is None else settings.encoders
     for name in (*chosen, *settings.encoder_options):
         if name not in widths:

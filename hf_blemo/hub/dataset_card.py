@@ -1,16 +1,19 @@
 """The card of a data set of features, and its upload as Parquet."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import EntryNotFoundError
 
 from hf_blemo import blemore
+from hf_blemo.encoders.provenance import PROVENANCE_FILE
 
 from .card import merge_card
+from .card_values import FILTERS, without_local_paths
 
 if TYPE_CHECKING:
     import datasets
@@ -24,7 +27,7 @@ def push_features(
     split: str = "train",
     private: bool = True,
     token: str | None = None,
-    extra_files: Mapping[str, Path] | None = None,
+    encoders: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
     """Upload a data set of features as Parquet, with a card.
 
@@ -37,7 +40,8 @@ def push_features(
         split: its name there; others stay.
         private: whether a repository that is created is private.
         token: a Hub token; the one stored by `hf auth login` by default.
-        extra_files: name in the repository -> file to upload beside the data.
+        encoders: name -> where its features come from, as of `write_provenance`; goes beside the data, so that models
+            trained on it know, and into the card.
 
     Returns:
         The address of the last commit.
@@ -48,11 +52,15 @@ def push_features(
     Source: this project's choice.
     """
     dataset.push_to_hub(repo_id, split=split, private=private, token=token)
-    for name, path in (extra_files or {}).items():
+    if encoders is not None:
         HfApi(token=token).upload_file(
-            path_or_fileobj=path, path_in_repo=name, repo_id=repo_id, repo_type="dataset", commit_message=f"Add {name}"
+            path_or_fileobj=(json.dumps(encoders, indent=2) + "\n").encode(),
+            path_in_repo=PROVENANCE_FILE,
+            repo_id=repo_id,
+            repo_type="dataset",
+            commit_message="Say where the features come from",
         )
-    return push_dataset_card(repo_id, features_card(dataset, repo_id), token)
+    return push_dataset_card(repo_id, features_card(dataset, repo_id, encoders), token)
 
 
 def push_dataset_card(repo_id: str, generated: str, token: str | None = None) -> str:
@@ -90,11 +98,13 @@ def push_dataset_card(repo_id: str, generated: str, token: str | None = None) ->
     return commit.commit_url
 
 
-def features_card(dataset: "datasets.Dataset", repo_id: str) -> str:
+def features_card(
+    dataset: "datasets.Dataset", repo_id: str, encoders: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
     """Render the card of a data set of features.
 
     Args:
-        dataset: as in [`push_features`].
+        dataset, encoders: as in [`push_features`].
         repo_id: `owner/name` on the Hub.
 
     Returns:
@@ -120,9 +130,7 @@ def features_card(dataset: "datasets.Dataset", repo_id: str) -> str:
         f"{len(dataset):,} clips in the split that was uploaded last, {labelled:,} of them labelled, {blends:,} of",
         f"those blends; folds: {', '.join(map(str, folds)) or 'none'}.",
         "",
-        "| encoder | width |",
-        "|---|---:|",
-        *(f"| `{name}` | {width} |" for name, width in blemore.encoder_widths(dataset).items()),
+        *_encoder_table(blemore.encoder_widths(dataset), encoders),
         "<!-- hf_blemo:end results -->",
         "",
         "Columns: `clip` (name), `features` (encoder -> (time, width), null where absent), `labels` (six saliences in",
@@ -138,3 +146,14 @@ def features_card(dataset: "datasets.Dataset", repo_id: str) -> str:
         "it. Features of people's faces and voices can identify them.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _encoder_table(widths: Mapping[str, int], encoders: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
+    if encoders is None:
+        return ["| encoder | width |", "|---|---:|", *(f"| `{name}` | {width} |" for name, width in widths.items())]
+    lines = ["| encoder | width | model | revision |", "|---|---:|---|---|"]
+    for name, width in widths.items():
+        entry = without_local_paths(encoders.get(name, {}))
+        model, revision = (FILTERS["cell"](entry.get(key) or "–") for key in ("model_id", "revision"))
+        lines.append(f"| `{name}` | {width} | {model} | {f'`{revision[:7]}`' if entry.get('revision') else '–'} |")
+    return lines
