@@ -1,5 +1,7 @@
-"""Features as plain transformers gives them: one frame, one segment or one waveform at a time, by the processor and the
-model of a checkpoint and nothing of this package but its model classes."""
+"""Features as plain transformers gives them, by nothing of this package but its model classes.
+
+One frame, one segment or one waveform at a time goes through the processor and the model of a checkpoint.
+"""
 
 from pathlib import Path
 

@@ -1,0 +1,112 @@
+import logging
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from encoder_checks import encoded
+from exact_clips import exact_sound, write_exact
+
+from hf_blemo.encoders.encoder import EncodedClip, EncoderMemoryError, EncoderSource, Piece
+from hf_blemo.encoders.extraction import encode_clips
+from hf_blemo.encoders.loading import load_encoder
+from hf_blemo.encoders.media import MediaError
+
+# Of each kind of forward: frames, segments, steps of sound, windows of sound.
+KINDS = ("vit", "timesformer", "hubert", "whisper")
+
+
+def limited(encoder, most):
+    """Makes an encoder run out of memory for more than some pieces; gives the sizes of its batches."""
+    forward, sizes = encoder.forward, []
+
+    def checked(pieces):
+        sizes.append(len(pieces))
+        if len(pieces) > most:
+            raise torch.OutOfMemoryError("no memory is left")
+        return forward(pieces)
+
+    encoder.forward = checked
+    return sizes
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_device_without_memory_for_a_batch_gets_halves(name, checkpoint, clips, caplog):
+    paths = [clip.path for clip in clips] * 3
+    expected = encoded(paths, checkpoint(name), batch_size=8)
+    encoder = load_encoder(checkpoint(name), batch_size=8, device="cpu")
+    sizes = limited(encoder, 3)
+    with caplog.at_level(logging.WARNING):
+        found = list(encode_clips(paths, {"encoder": encoder}, num_threads=1))
+    for clip, (features, times) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(clip.features["encoder"], features, atol=1e-4)
+        np.testing.assert_array_equal(clip.times["encoder"], times)
+    # Halved for good: 8 and 4 fail once each.
+    assert sizes[:3] == [8, 4, 2] and max(sizes[2:]) == 2 and encoder.batch_size == 2
+    where = checkpoint(name)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{where}: cpu is out of memory for 8 pieces at once, going on with 4",
+        f"{where}: cpu is out of memory for 4 pieces at once, going on with 2",
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_device_without_memory_for_one_piece_is_named(batch_size, checkpoint, clips):
+    encoder = load_encoder(checkpoint("vit"), batch_size=batch_size, device="cpu")
+    limited(encoder, 0)
+    with pytest.raises(EncoderMemoryError, match="/vit: cpu is out of memory for a single piece of a clip"):
+        encoder.encode(clips[0].path)
+
+
+def test_what_was_being_computed_is_let_go_before_the_halves(checkpoint):
+    encoder = load_encoder(checkpoint("vit"), batch_size=2, device="cpu")
+    forward, held = encoder.forward, []
+
+    class Activations:
+        pass
+
+    def failing(pieces):
+        if len(pieces) > 1:
+            activations = Activations()
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("no memory is left")
+        # The frame of the failed attempt, with all it holds, must be gone.
+        assert held[0]() is None
+        return forward(pieces)
+
+    encoder.forward = failing
+    pixels = encoder.frames.pixels(np.zeros((40, 40, 3), np.uint8))
+    rows = encoder.run([Piece(pixels, np.zeros(1)), Piece(pixels, np.zeros(1))])
+    assert len(rows) == 2 and len(held) == 1
+
+
+def test_encode_gives_one_clip(checkpoint, clips):
+    encoder = load_encoder(checkpoint("vit"), device="cpu")
+    found = encoder.encode(clips[0].path)
+    [(features, times)] = encoded([clips[0].path], checkpoint("vit"))
+    assert isinstance(found, EncodedClip)
+    np.testing.assert_allclose(found.features, features, atol=1e-6)
+    np.testing.assert_array_equal(found.times, times)
+    with open(clips[0].path, "rb") as file:
+        np.testing.assert_array_equal(encoder.encode(file.read()).features, found.features)
+
+
+def test_encode_says_what_is_wrong_with_a_clip(checkpoint, tmp_path):
+    encoder = load_encoder(checkpoint("vit"), device="cpu")
+    with pytest.raises(FileNotFoundError, match="nowhere.mp4"):
+        encoder.encode(tmp_path / "nowhere.mp4")
+    path = write_exact(tmp_path / "sound.wav", [], exact_sound(0.5))
+    with pytest.raises(MediaError, match="sound: found no picture, expected some for encoder"):
+        encoder.encode(path)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "8"])
+def test_a_batch_of_no_pieces_is_refused(size, checkpoint):
+    with pytest.raises(ValueError, match="/vit: batch_size must be a positive whole number, found"):
+        load_encoder(checkpoint("vit"), batch_size=size, device="cpu")
+
+
+def test_a_source_tells_what_it_knows():
+    assert EncoderSource("me/model").options() == {"model_id": "me/model"}
+    source = EncoderSource("me/model", "c" * 40, {"layer": 3})
+    assert source.options() == {"model_id": "me/model", "revision": "c" * 40, "extraction": {"layer": 3}}
