@@ -17,7 +17,8 @@ def end_training(accelerator: Accelerator) -> None:
 
     Source: this project's choice.
     """
-    accelerator.free_memory()
-    # Wrapped models are parts of reference cycles.
-    gc.collect()
+    if accelerator.num_processes > 1:
+        accelerator.free_memory()
+        # Wrapped models are parts of reference cycles.
+        gc.collect()
     accelerator.end_training()

@@ -10,6 +10,7 @@ from hf_blemo.processes import end_training
 
 def test_prepared_models_go_before_the_processes(fresh_accelerate_state, monkeypatch):
     accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(type(accelerator), "num_processes", 2)
     model = torch.nn.Linear(2, 2)
     # As wrapping does: a cycle, which counting references does not free.
     model.forward = model.forward

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
+from hf_blemo.clip_rd_training import report
 from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.settings import read_settings
@@ -18,9 +19,32 @@ QUICK = (
 )
 
 
+@pytest.fixture(scope="session")
+def leave_plots_out() -> Callable[[pytest.MonkeyPatch], None]:
+    """Has runs draw nothing: drawing takes most of the time of one this short."""
+
+    def patched(patch: pytest.MonkeyPatch) -> None:
+        for name in ("plot_loss_terms", "plot_evaluations", "plot_similarity"):
+            patch.setattr(report, name, lambda *_: None)
+
+    return patched
+
+
 @pytest.fixture(autouse=True)
 def start_fresh(fresh_accelerate_state) -> None:
     """Every test here starts without state of Accelerate."""
+
+
+@pytest.fixture
+def with_plots() -> None:
+    """Asks for the plots of a run."""
+
+
+@pytest.fixture(autouse=True)
+def without_plots(request, monkeypatch, leave_plots_out) -> None:
+    """Draws where `with_plots` asks for it alone."""
+    if "with_plots" not in request.fixturenames:
+        leave_plots_out(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +64,11 @@ def settings_for() -> Callable[..., DistillationSettings]:
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory, settings_for) -> Path:
+def teacher(tmp_path_factory, settings_for, leave_plots_out) -> Path:
     """The folder of a teacher that has learned a little, wider than its students."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
+        leave_plots_out(patch)
         output = tmp_path_factory.mktemp("teacher")
         AcceleratorState._reset_state(reset_partial_state=True)
         distill(settings_for(output, "--num_steps", 20, "--student_config.projection_dim", 48))
