@@ -48,8 +48,9 @@ def settings_for(output, **changes):
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(tmp_path_factory, leave_plots_out):
     with pytest.MonkeyPatch.context() as patch:
+        leave_plots_out(patch)
         patch.setenv("ACCELERATE_USE_CPU", "true")
         output = tmp_path_factory.mktemp("comparison")
         return output, compare(settings_for(output))

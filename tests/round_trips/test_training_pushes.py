@@ -4,10 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from hub_programs import PACKAGE_FOLDER, hub_environment
+from hub_repositories import Blob, make_commit
+from tiny_models import fingerprints
+from transformers import AutoModel
+
+from hf_blemo.clip_rd_training.run import distill
+from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.fusion_training.run import train_fusion
+from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.settings import read_settings
 
 WITH_HELPERS = f"{PACKAGE_FOLDER}:{PACKAGE_FOLDER / 'tests' / 'helpers'}"
 FUSION = (
@@ -21,6 +31,7 @@ CLIP_RD = (
 )
 TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 PROGRAMS = {"rank_aware_fusion": FUSION, "clip_rd": CLIP_RD}
+TRAININGS = {"rank_aware_fusion": (FusionSettings, train_fusion), "clip_rd": (DistillationSettings, distill)}
 # Loads each commit that holds a model without the package, and says how far its first tensor is from the last one's.
 LOAD = """
 import json, sys
@@ -37,20 +48,24 @@ print(json.dumps(found))
 """
 
 
-def run_program(hub, work, command, *options, token="hf_of_you", code=0):
+def program_arguments(command):
     program, *arguments = command.split()
     values = {"{tower}": {"model_type": "clip_vision_model", "patch_size": 8, **TOWER}, "{text}": TOWER}
     arguments = [json.dumps(values[text]) if text in values else text for text in arguments]
+    return [str(PACKAGE_FOLDER / "training" / program), *arguments]
+
+
+def run_program(hub, work, command, *options, code=0):
     process = subprocess.run(
-        [sys.executable, str(PACKAGE_FOLDER / "training" / program), *arguments, *map(str, options)],
-        cwd=work, env=hub_environment(hub, work, token), capture_output=True, text=True, timeout=240,
+        [sys.executable, *program_arguments(command), *map(str, options)],
+        cwd=work, env=hub_environment(hub, work), capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert process.returncode == code, process.stderr
     return process.stderr
 
 
 @pytest.mark.parametrize("family", PROGRAMS)
-def test_a_program_pushes_at_every_save_and_publishes_a_release(family, hub, on_hub, tmp_path):
+def test_a_program_pushes_at_every_save_and_publishes_a_release(family, hub, on_hub, tmp_path, fresh_accelerate_state):
     name = f"you/trained-{family.replace('_', '-')}"
     output = tmp_path / "run"
     options = ("--output_dir", output, "--push_to_hub", name, "--hub_strategy", "every_save", "--hub_tag", "v0.1")
@@ -70,24 +85,48 @@ def test_a_program_pushes_at_every_save_and_publishes_a_release(family, hub, on_
     middle = repository.branches["main"].parent
     assert "README.md" not in middle.files
     # The pushes changed nothing of the training.
-    run_program(hub, tmp_path, PROGRAMS[family], "--output_dir", tmp_path / "alone")
+    settings_class, train = TRAININGS[family]
+    arguments = [*program_arguments(PROGRAMS[family])[1:], "--output_dir", str(tmp_path / "alone")]
+    train(read_settings(settings_class, arguments))
     assert (tmp_path / "alone" / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("family", "owner", "token", "message"),
-    [
-        ("rank_aware_fusion", "you", None, "the Hub knows no such token; log in by `hf auth login` or set HF_TOKEN"),
-        ("rank_aware_fusion", "you", "hf_wrong", "the Hub knows no such token"),
-        ("clip_rd", "others", "hf_of_you", "the token writes for you, which 'others' is not one of"),
-    ],
+REFUSED = (
+    ("rank_aware_fusion", "you", None, "the Hub knows no such token; log in by `hf auth login` or set HF_TOKEN"),
+    ("rank_aware_fusion", "you", "hf_wrong", "the Hub knows no such token"),
+    ("clip_rd", "others", "hf_of_you", "the token writes for you, which 'others' is not one of"),
 )
-def test_a_program_says_before_it_trains_that_it_could_not_push(family, owner, token, message, hub, tmp_path):
-    hub.repositories.all.pop(("model", f"{owner}/refused"), None)
-    hub.repositories.create("model", f"{owner}/refused", False, owner)
-    options = ("--output_dir", tmp_path / "run", "--push_to_hub", f"{owner}/refused")
-    errors = run_program(hub, tmp_path, PROGRAMS[family], *options, token=token, code=2)
-    assert f"push_to_hub '{owner}/refused'" in errors.splitlines()[-1] and message in errors.splitlines()[-1]
+# Runs programs one after the other; says with which code and which last line each ended.
+PROGRAM_AFTER_PROGRAM = """
+import contextlib, io, json, os, runpy, sys
+found = []
+for token, arguments in json.loads(sys.argv[1]):
+    os.environ.pop("HF_TOKEN", None)
+    if token is not None:
+        os.environ["HF_TOKEN"] = token
+    sys.argv = arguments
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            runpy.run_path(arguments[0], run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code
+    found.append([code, errors.getvalue().splitlines()[-1]])
+print(json.dumps(found))
+"""
+
+
+def test_a_program_says_before_it_trains_that_it_could_not_push(hub, on_hub, tmp_path):
+    runs = []
+    for family, owner, token, _ in REFUSED:
+        if ("model", f"{owner}/refused") not in hub.repositories.all:
+            hub.repositories.create("model", f"{owner}/refused", False, owner)
+        options = ["--output_dir", str(tmp_path / "run"), "--push_to_hub", f"{owner}/refused"]
+        runs.append((token, program_arguments(PROGRAMS[family]) + options))
+    found = on_hub(PROGRAM_AFTER_PROGRAM, json.dumps(runs))
+    for (_, owner, _, message), (code, line) in zip(REFUSED, found, strict=True):
+        assert code == 2 and f"push_to_hub '{owner}/refused'" in line and message in line
+        assert len(hub.repository(f"{owner}/refused").branches["main"].history()) == 1
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
@@ -115,17 +154,9 @@ from tiny_models import MAKERS
 from hf_blemo.hub.publishing_trainer import ModelCodeCallback, PublishingTrainer
 import trainer_cases
 
-case_name, repo_id, kind = sys.argv[1:]
+kind = sys.argv[1]
 if kind == "publishing":
     trainer_cases.Trainer = PublishingTrainer
-case = CASES[case_name]()
-if kind == "plain":
-    case.options["callbacks"] = [ModelCodeCallback]
-model = case.make_model()
-case.options["processing_class"] = MAKERS[model.config.model_type](0)[1]
-trainer = case.trainer("out", model=model, max_steps=4, save_strategy="steps", save_steps=2, push_to_hub=True,
-                       eval_strategy="steps", eval_steps=2, hub_model_id=repo_id, hub_strategy="every_save",
-                       hub_always_push=True, hub_private_repo=True)
 
 
 class Wait(TrainerCallback):
@@ -134,45 +165,73 @@ class Wait(TrainerCallback):
         trainer._finish_current_push()
 
 
-trainer.add_callback(Wait)
-trainer.train()
-trainer.push_to_hub()
-print(json.dumps(sorted(os.listdir("out"))))
+for case_name in ("fusion", "clip_rd"):
+    case = CASES[case_name]()
+    if kind == "plain":
+        case.options["callbacks"] = [ModelCodeCallback]
+    model = case.make_model()
+    case.options["processing_class"] = MAKERS[model.config.model_type](0)[1]
+    trainer = case.trainer(
+        case_name, model=model, max_steps=4, save_strategy="steps", save_steps=2, push_to_hub=True,
+        eval_strategy="steps", eval_steps=2, hub_model_id=f"you/trainer-{case_name}-{kind}",
+        hub_strategy="every_save", hub_always_push=True, hub_private_repo=True,
+    )
+    trainer.add_callback(Wait)
+    trainer.train()
+    trainer.push_to_hub()
+print(json.dumps({name: str(os.path.abspath(name)) for name in ("fusion", "clip_rd")}))
 """
 
-BY_HAND = """
-import sys
+# The digests of the tensors of every push, loaded without the package.
+LOAD_PUSHES = """
+import hashlib, json, sys
+import torch
 from huggingface_hub import HfApi
-card = b"---\\nlicense: mit\\n---\\n# Mine\\n\\nBy hand.\\n"
-HfApi().upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=sys.argv[1])
-print(1)
+from transformers import AutoModel, AutoProcessor
+
+def digests(model):
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {key: hashlib.sha256(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            .hexdigest() for key, value in tensors.items()}
+
+found = {}
+for name in sys.argv[1:]:
+    for commit in HfApi().list_repo_commits(name):
+        if "raining" in commit.title:
+            options = {"trust_remote_code": True, "revision": commit.commit_id}
+            AutoProcessor.from_pretrained(name, **options)
+            found.setdefault(name, {})[commit.title] = digests(AutoModel.from_pretrained(name, **options))
+print(json.dumps(found))
 """
+BY_HAND = b"---\nlicense: mit\n---\n# Mine\n\nBy hand.\n"
 
 
 @pytest.mark.parametrize("kind", ["plain", "publishing"])
-@pytest.mark.parametrize("case", ["fusion", "clip_rd"])
-def test_every_push_of_trainer_loads_without_the_package(case, kind, hub, on_hub):
-    name = f"you/trainer-{case}-{kind}"
-    hub.repositories.create("model", name, True, "you")
-    if kind == "publishing":
-        on_hub(BY_HAND, name)
-    on_hub(TRAINER, case, name, kind, PYTHONPATH=WITH_HELPERS)
-    titles = [commit.title for commit in hub.repository(name).branches["main"].history()]
-    assert titles[0] == "End of training" and "Training in progress, step 2" in titles
-    load = LOAD.replace('commit.title != "initial commit"', '"raining" in commit.title')
-    weights = on_hub(load, name, installed=False)
-    assert len(set(weights.values())) >= 2
-    card = hub.files(name)["README.md"].decode()
-    if kind == "publishing":
-        assert "By hand." in card and "license: mit" in card
-        metadata = yaml.safe_load(card.split("---")[1])
-        found = {
-            metric["type"]: metric["value"]
-            for result in metadata["model-index"][0]["results"]
-            for metric in result["metrics"]
-        }
-        assert set(found) >= ({"loss", "score"} if case == "fusion" else {"loss"})
-        assert "| last evaluation | value |" in card and metadata["pipeline_tag"]
+def test_every_push_of_trainer_loads_without_the_package(kind, hub, on_hub):
+    names = {case: f"you/trainer-{case}-{kind}" for case in ("fusion", "clip_rd")}
+    for name in names.values():
+        hub.repositories.create("model", name, True, "you")
+        if kind == "publishing":
+            main = hub.repository(name).branches
+            main["main"] = make_commit({"README.md": Blob(BY_HAND, False)}, "edit", "you", main["main"])
+    folders = on_hub(TRAINER, kind, PYTHONPATH=WITH_HELPERS)
+    found = on_hub(LOAD_PUSHES, *names.values(), installed=False)
+    for case, name in names.items():
+        titles = [commit.title for commit in hub.repository(name).branches["main"].history()]
+        assert titles[0] == "End of training"
+        # Every tensor is as the training had it then.
+        output = Path(folders[case])
+        for title, folder in (("Training in progress, step 2", "checkpoint-2"), ("End of training", "checkpoint-4")):
+            assert found[name][title] == fingerprints(AutoModel.from_pretrained(output / folder)), (case, title)
+        assert found[name]["Training in progress, step 2"] != found[name]["End of training"]
+        if kind == "publishing":
+            card = hub.files(name)["README.md"].decode()
+            assert "By hand." in card and "license: mit" in card
+            metadata = yaml.safe_load(card.split("---")[1])
+            results = metadata["model-index"][0]["results"]
+            measured = {metric["type"] for result in results for metric in result["metrics"]}
+            assert measured >= ({"loss", "score"} if case == "fusion" else {"loss"})
+            assert "| last evaluation | value |" in card and metadata["pipeline_tag"]
 
 
 def test_the_environment_of_a_program_holds_no_other_hub(hub, tmp_path):
