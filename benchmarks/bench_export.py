@@ -1,8 +1,8 @@
 """What ONNX and int8 cost in accuracy and save in time and size, on the built-in benchmarks.
 
 A fusion and a small student are trained briefly on built-in data and evaluated on clips and pictures that training has
-not seen, three times: by PyTorch, by onnxruntime in float32 and by onnxruntime in int8. One thread each; the sides of a
-timing are interleaved, medians.
+not seen, three times: by PyTorch, by onnxruntime in float32 and by onnxruntime in int8. One thread each; the sides of
+a timing are interleaved, medians.
 """
 
 import argparse
@@ -107,7 +107,8 @@ def bench_fusion(folder: Path, num_clips: int, rounds: int) -> None:
         score = blemore.score(blemore.decode_expected_score(joint), labels)
         print(
             f"fusion, {name}: Score {score:.4f} on {num_clips} clips, largest difference of a probability "
-            f"{np.abs(joint - reference).max():.1e}, {times[name] / num_clips * 1000:.0f} us per clip, {sizes[name]:.2f} MiB",
+            f"{np.abs(joint - reference).max():.1e}, {times[name] / num_clips * 1000:.0f} us per clip, "
+            f"{sizes[name]:.2f} MiB",
             flush=True,
         )
 

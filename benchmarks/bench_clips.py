@@ -1,0 +1,258 @@
+"""Clips to features: speed, memory and processes, as ratios against a fair baseline of the same run.
+
+The baseline of the first row goes about it as the official feature scripts do: the whole clip is decoded first, every
+frame goes through the processor by itself, and the model is loaded anew for every batch of frames. It decodes by the
+same library, with as many threads, and runs the same student in the same dtype; its features are the same (checked).
+Both sides load their model at least once inside the measured time, and are interleaved; medians.
+
+The second row compares the memory of one clip with decoding the whole clip first; each side is a process of its own,
+and what it held before the clip is subtracted. The third compares one process with two on the same clips, each with
+one thread of torch's, without their start.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MEBIBYTE = 2**20
+
+
+def write_clip(path: Path, seconds: float, width: int, height: int, rate: int, sound: bool = False) -> Path:
+    """An H.264 clip whose picture moves, so that the decoder has work; with a tone if asked for."""
+    import av
+
+    rows, columns = np.mgrid[:height, :width]
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast", "crf": "23"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        for number in range(round(seconds * rate)):
+            pixels = np.empty((height, width, 3), np.uint8)
+            for channel, (across, down) in enumerate(((3, 1), (1, 2), (2, -1))):
+                pixels[..., channel] = (rows * down + columns * across) // 4 + 5 * number
+            for packet in video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                container.mux(packet)
+        for packet in video.encode():
+            container.mux(packet)
+        if audio is not None:
+            samples = 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * 16000)) / 16000)
+            for start in range(0, len(samples), 1024):
+                block = samples[None, start : start + 1024].astype(np.float32)
+                frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
+                for packet in audio.encode(frame):
+                    container.mux(packet)
+            for packet in audio.encode():
+                container.mux(packet)
+    return path
+
+
+def save_student(folder: Path, preset: str | None = "vit-t-16") -> Path:
+    """A student with random weights, of a published shape or tiny, and its image processor."""
+    import torch
+    from transformers import CLIPImageProcessorPil
+
+    from hf_blemo import CLIPRDConfig, CLIPRDModel
+
+    torch.manual_seed(0)
+    size = 224
+    if preset is None:
+        size = 32
+        tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = CLIPRDConfig(
+            vision_config={"model_type": "clip_vision_model", **tower, "image_size": size, "patch_size": 8},
+            text_config={"model_type": "clip_text_model", **tower, "vocab_size": 100, "max_position_embeddings": 16},
+            projection_dim=32,
+        )
+    else:
+        config = CLIPRDConfig.from_preset(preset)
+    CLIPRDModel(config).save_pretrained(folder)
+    crop = {"height": size, "width": size}
+    CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=crop).save_pretrained(folder)
+    return folder
+
+
+def encode_officially(path: Path, student: Path, dtype: str, batch_size: int) -> np.ndarray:
+    """The baseline: (T, D)."""
+    import av
+    import torch
+    from transformers import AutoModel, CLIPImageProcessorPil
+
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    features = []
+    for start in range(0, len(frames), batch_size):
+        model = AutoModel.from_pretrained(student, dtype=dtype).eval()
+        processor = CLIPImageProcessorPil.from_pretrained(student)
+        part = frames[start : start + batch_size]
+        pixels = torch.cat([processor(images=frame, return_tensors="pt")["pixel_values"] for frame in part])
+        with torch.inference_mode():
+            features.append(model.get_image_features(pixels).float().numpy())
+    return np.concatenate(features)
+
+
+def encode_here(path: Path, student: Path, dtype: str, batch_size: int) -> np.ndarray:
+    """This package: (T, D)."""
+    from hf_blemo.encoders.loading import load_encoder
+
+    return load_encoder(str(student), dtype=dtype, batch_size=batch_size).encode(path).features
+
+
+def bench_speed(folder: Path, seconds: float, batch_size: int, rounds: int) -> None:
+    clip = write_clip(folder / "hd.mp4", seconds, 1280, 720, 30)
+    student = save_student(folder / "student")
+    sides = [(side, dtype) for dtype in ("float32", "bfloat16") for side in (encode_officially, encode_here)]
+    times: dict[Any, list[float]] = {side: [] for side in sides}
+    found: dict[Any, np.ndarray] = {}
+    for _ in range(rounds):
+        for side, dtype in sides:
+            start = time.perf_counter()
+            found[side, dtype] = side(clip, student, dtype, batch_size)
+            times[side, dtype].append(time.perf_counter() - start)
+    rates = {side: len(found[side]) / statistics.median(values) for side, values in times.items()}
+    expected = found[encode_officially, "float32"]
+    for ours, theirs in (("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")):
+        features = found[encode_here, ours]
+        difference = np.abs(features - expected).max() / np.abs(expected).max()
+        assert features.shape == expected.shape and difference < (1e-4 if ours == "float32" else 5e-2), difference
+        here, there = rates[encode_here, ours], rates[encode_officially, theirs]
+        print(
+            f"decode and student features, 720p: {here:.1f} frames/s in {ours} against {there:.1f} the official way in "
+            f"{theirs}, ratio {here / there:.2f} ({len(features)} frames, batches of {batch_size})",
+            flush=True,
+        )
+
+
+class PeakMemory:
+    """Peak resident memory of this process above what it held when it entered, in bytes."""
+
+    def __enter__(self) -> "PeakMemory":
+        self._pages = os.sysconf("SC_PAGE_SIZE")
+        self.before = self._now()
+        self.peak = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _now(self) -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * self._pages
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(0.01):
+            self.peak = max(self.peak, self._now() - self.before)
+
+
+def measure_memory(side: str, clip: str, student: str) -> None:
+    """Run in a process of its own: prints the peak above what was held before the clip, in bytes."""
+    if side == "hf_blemo":
+        from hf_blemo.encoders.loading import load_encoder
+
+        encoder = load_encoder(student)
+        with PeakMemory() as memory:
+            rows = len(encoder.encode(clip).features)
+    else:
+        import av
+
+        with PeakMemory() as memory, av.open(clip) as container:
+            container.streams.video[0].thread_type = "AUTO"
+            rows = len([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    print(json.dumps({"peak": memory.peak, "rows": rows, "whole": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+
+
+def bench_memory(folder: Path, minutes: float) -> None:
+    clip = write_clip(folder / "long.mp4", 60 * minutes, 320, 240, 25)
+    student = save_student(folder / "tiny", None)
+    found = {}
+    for side in ("the whole clip", "hf_blemo"):
+        command = [sys.executable, __file__, "--measure_memory", side, str(clip), str(student)]
+        found[side] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found["hf_blemo"]["rows"] == found["the whole clip"]["rows"]
+    ours, whole = found["hf_blemo"]["peak"], found["the whole clip"]["peak"]
+    print(
+        f"peak memory, {minutes:g} minutes of 320 x 240 ({found['hf_blemo']['rows']} frames): "
+        f"{ours / MEBIBYTE:.0f} MiB with every frame encoded against {whole / MEBIBYTE:.0f} MiB decoded first, "
+        f"ratio {ours / whole:.3f}",
+        flush=True,
+    )
+
+
+def measure_processes(clips: str, output: str, student: str) -> None:
+    """Run by every process of an extraction: the first prints how long it took, without start and loading."""
+    from hf_blemo.encoders.extraction_run import extract_features
+    from hf_blemo.encoders.extraction_settings import ExtractionSettings
+
+    settings = ExtractionSettings(data=clips, output_dir=output, encoders={"student": {"model_id": student}})
+    result = extract_features(settings, progress=False)
+    if result:
+        print(json.dumps({"seconds": result["seconds"], "clips": result["clips"]}))
+
+
+def bench_processes(folder: Path, num_clips: int, seconds: float, rounds: int) -> None:
+    clips = folder / "clips"
+    clips.mkdir()
+    for number in range(num_clips):
+        write_clip(clips / f"clip_{number:02d}.mp4", seconds, 640, 360, 25, sound=True)
+    student = folder / "student"
+    times: dict[int, list[float]] = {1: [], 2: []}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    for repetition in range(rounds):
+        for world, values in times.items():
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if world == 2 else []
+            output = folder / f"features_{world}_{repetition}"
+            command = [sys.executable, *launcher, __file__, "--measure_processes", str(clips), str(output)]
+            done = subprocess.run(
+                [*command, str(student)], env=environment, capture_output=True, text=True, check=True
+            )
+            found = json.loads(done.stdout.strip().splitlines()[-1])
+            assert found["clips"] == num_clips
+            values.append(found["seconds"])
+    one, two = (statistics.median(times[world]) for world in (1, 2))
+    print(
+        f"extraction of {num_clips} clips of {seconds:g} s: {two:.1f} s on two processes against {one:.1f} s on one, "
+        f"ratio {one / two:.2f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the 720p clip")
+    parser.add_argument("--batch_size", type=int, default=32, help="frames of a batch")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the long clip")
+    parser.add_argument("--num_clips", type=int, default=32)
+    parser.add_argument("--clip_seconds", type=float, default=2.0, help="of each short clip")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure_memory", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--measure_processes", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure_memory:
+        return measure_memory(*arguments.measure_memory)
+    if arguments.measure_processes:
+        return measure_processes(*arguments.measure_processes)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bench_speed(folder, arguments.seconds, arguments.batch_size, arguments.rounds)
+        bench_memory(folder, arguments.minutes)
+        bench_processes(folder, arguments.num_clips, arguments.clip_seconds, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
