@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,40 @@ IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not IS_XDIST_WORKER:
     hf_home = tempfile.TemporaryDirectory(prefix="hf_blemo_tests_", ignore_cleanup_errors=True)
     os.environ["HF_HOME"] = hf_home.name
+
+
+# The files that take longest, the longest first.
+SLOW_FILES = (
+    "clip_rd_training/test_distillation_run.py",
+    "round_trips/test_training_pushes.py",
+    "clip_rd_training/test_embedding.py",
+    "fusion_training/test_cross_validation.py",
+    "round_trips/test_loading.py",
+    "fusion_training/test_run.py",
+    "round_trips/test_publishing.py",
+    "round_trips/test_adapters.py",
+    "data/test_emoji_pairs.py",
+    "evaluation/test_built_in_tasks.py",
+    "round_trips/test_data_sets.py",
+    "round_trips/test_pipelines.py",
+    "trainer/test_trainer.py",
+    "trainer/test_processes.py",
+    "rank_aware_fusion/test_auto_classes.py",
+    "clip_rd/test_auto_classes.py",
+    "clip_rd_training/test_comparison.py",
+    "export/test_onnx_export.py",
+    "clip_rd/test_processes.py",
+    "fusion_training/test_processes.py",
+    "test_package.py",
+    "test_cli_clip.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What begins last has to be short, or the other worker waits for its end; `make test` deals out whole files."""
+    places = {name: place for place, name in enumerate(SLOW_FILES)}
+    folder = Path(__file__).parent
+    items.sort(key=lambda item: places.get(item.path.relative_to(folder).as_posix(), len(places)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

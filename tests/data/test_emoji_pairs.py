@@ -109,24 +109,26 @@ def test_every_emoji_is_in_training_or_held_out_and_training_has_every_word():
 
 
 @needs_font
-def test_pictures_are_small_on_white_and_the_same_every_time():
-    first = make_emoji_pairs(40, "held_out")
+def test_pictures_are_small_on_white_and_the_same_every_time(monkeypatch):
+    first = make_emoji_pairs(part="held_out")
     stored = first.cast_column("image", first.features["image"].__class__(decode=False))["image"]
     assert all(image["bytes"].startswith(b"\x89PNG") for image in stored)
-    make_emoji_pairs.cache_clear()
-    emoji_pairs._drawn_pictures.cache_clear()
-    again = make_emoji_pairs(40, "held_out")
-    assert again is not first
+    # Drawn once more, past what is kept.
+    drawn = []
+    draw = emoji_pairs._drawn_pictures.__wrapped__
+    monkeypatch.setattr(emoji_pairs, "_drawn_pictures", lambda *given: drawn.append(given) or draw(*given))
+    again = make_emoji_pairs.__wrapped__(part="held_out")
+    assert again is not first and len(drawn) == 1
     digests = [
         hashlib.sha256(b"".join(image.tobytes() for image in data["image"])).hexdigest() for data in (first, again)
     ]
     assert digests[0] == digests[1]
     for image in first["image"]:
-        assert image.size == (40, 40) and image.mode == "RGB"
+        assert image.size == (64, 64) and image.mode == "RGB"
         pixels = np.asarray(image)
         # Nothing is cut off, and there is something in the middle.
         assert (np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]) > 235).all()
-        assert pixels[10:30, 10:30].min() < 200
+        assert pixels[16:48, 16:48].min() < 200
 
 
 @needs_font

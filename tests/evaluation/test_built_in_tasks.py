@@ -49,16 +49,19 @@ def test_emoji_that_training_shows_are_asked_for_in_other_crops():
     crops, again, others = (emoji_tasks(seed=seed)["zero_shot"] for seed in (7, 7, 8))
     train = make_emoji_pairs()
     pictures = [np.asarray(train[row]["image"], float) for row in rows_of_kind(train["caption"], ("flag", "face"))]
-    changed = 0
-    for picture, crop, same, other in zip(pictures, crops.images, again.images, others.images, strict=True):
+    changed = compared = 0
+    rows = zip(pictures, crops.images, again.images, others.images, strict=True)
+    for number, (picture, crop, same, other) in enumerate(rows):
         assert crop.size == (64, 64) and np.array_equal(np.asarray(crop), np.asarray(same))
         assert not np.array_equal(np.asarray(crop), np.asarray(other))
         own = np.asarray(crop, float)
         # Larger than it was, and yet nearer to its own picture than to most others.
         assert (own < 250).any(-1).sum() > (picture < 250).any(-1).sum()
-        nearer = sum(np.abs(own - another).mean() < np.abs(own - picture).mean() for another in pictures)
-        changed += nearer > len(pictures) / 2
-    assert changed < len(pictures) / 20
+        if number % 8 == 0:
+            nearer = sum(np.abs(own - another).mean() < np.abs(own - picture).mean() for another in pictures)
+            changed += nearer > len(pictures) / 2
+            compared += 1
+    assert compared > 40 and changed < compared / 20
 
 
 @needs_font
