@@ -1,0 +1,202 @@
+"""Every program of the documentation runs and prints what its page says; every command of it is understood."""
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import doc_preparations as prepare
+import pytest
+from doc_pages import ROOT, missing_line, read_page, read_pages
+from hub_programs import hub_environment
+from hub_server import HubServer
+
+from hf_blemo import settings
+from hf_blemo.cli import make_parser
+
+PAGES = read_pages()
+
+# What the fragments of two pages speak of without making it.
+TEACHER_AND_BATCH = """
+import torch
+from transformers import CLIPConfig, CLIPModel
+tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+config = CLIPConfig(vision_config={**tower, "image_size": 224, "patch_size": 112}, text_config=tower)
+teacher = CLIPModel(config)
+ids = torch.tensor([[49406, 5, 49407], [49406, 6, 49407]])
+images, mask = torch.randn(2, 3, 224, 224), torch.ones_like(ids)
+batch = {"pixel_values": images, "input_ids": ids, "attention_mask": mask}
+"""
+PREDICTIONS = """
+import numpy as np
+from hf_blemo import blemore
+labels = blemore.LABEL_MATRIX
+probabilities = labels * 0.9 + 0.1 / 6
+clips = [f"test_{number:04d}" for number in range(1, 595)]
+test_probabilities = probabilities[np.arange(594) % 36]
+"""
+GRADIENTS = """
+assert all(value.grad is not None for value in student.parameters())
+"""
+SUBMITTED = """
+import json, zipfile
+with zipfile.ZipFile("submission.zip") as file:
+    [name] = file.namelist()
+    assert len(json.loads(file.read(name))["predictions"]) == 594
+assert (acc_presence, acc_salience) == (1.0, 1.0)
+"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """How the program of a page is run.
+
+    Args:
+        prepare: makes what its reader has: of the Hub, the program's folder, and a folder for other things.
+        before, after: code in front of the page's, for what its fragments leave out, and behind it, for what holds.
+        needs: modules without which it is skipped.
+        check: of the Hub and the program's folder, afterwards.
+    """
+
+    prepare: Callable[[Any, Path, Path], None] | None = None
+    before: str = ""
+    after: str = ""
+    needs: tuple[str, ...] = ()
+    check: Callable[[HubServer, Path], None] | None = None
+
+
+def published(hub: HubServer, work: Path) -> None:
+    """Two commits and a tag; a card on what Trainer pushed; Parquet."""
+    repository = hub.repository("you/my-fusion")
+    titles = [commit.title for commit in repository.branches["main"].history()]
+    assert titles[0] == "Decode by thresholds" and list(repository.tags) == ["v1"] and repository.private
+    assert b"base_model: you/fusion" in hub.files("you/my-fusion")["README.md"]
+    pushed = hub.files("you/my-pushed-fusion")
+    assert {"model.safetensors", "modeling_rank_aware_fusion.py", "processor_config.json"} <= set(pushed)
+    assert b"eval_score" in pushed["README.md"] or b"Score" in pushed["README.md"]
+    assert any(path.endswith(".parquet") for path in hub.files("you/my-features", kind="dataset"))
+
+
+def adapters(hub: HubServer, work: Path) -> None:
+    """The adapter alone was pushed, and a whole model where it is merged."""
+    assert "model.safetensors" not in hub.files("you/fusion-lora")
+    assert "adapter_model.safetensors" in hub.files("you/fusion-lora")
+    assert "model.safetensors" in hub.files("you/fusion-merged")
+    assert (work / "out" / "student-lora" / "adapter_model.safetensors").is_file()
+
+
+EXAMPLES = {
+    "README.md": Example(prepare.demo_of_readme, before=TEACHER_AND_BATCH + PREDICTIONS, after=GRADIENTS + SUBMITTED),
+    "docs/adding_an_encoder.md": Example(
+        prepare.fusion_and_features,
+        after="assert list(AutoModel.from_pretrained('out/grown').config.encoders) == ['face', 'voice', 'breath']",
+    ),
+    "docs/clip_rd.md": Example(
+        before=TEACHER_AND_BATCH, after=GRADIENTS + "assert student.num_parameters() == 46116097"
+    ),
+    "docs/distilling_your_own.md": Example(
+        prepare.teacher_and_pictures,
+        after="""
+from hf_blemo import CLIPRDModel
+found = AutoModel.from_pretrained("out/student").state_dict()
+assert any(not torch.equal(values, loaded.state_dict()[name]) for name, values in found.items())
+assert all(torch.equal(values, found[name]) for name, values in student.state_dict().items())
+""",
+    ),
+    "docs/domain_adaptation.md": Example(prepare.two_domains, after="assert distance() < before"),
+    "docs/fine_tuning.md": Example(
+        prepare.fusion_and_features,
+        after="""
+assert after["eval_loss"] < before["eval_loss"]
+assert not {blemore.parse_clip_name(clip).actor for clip in train["clip"]} & set(tested)
+AutoModel.from_pretrained("out/fine-tuned"), AutoProcessor.from_pretrained("out/fine-tuned")
+""",
+    ),
+    "docs/lora.md": Example(prepare.both_families, check=adapters),
+    "docs/publishing.md": Example(prepare.trained_folder, check=published),
+    "docs/sentence_transformers.md": Example(prepare.student_and_pictures, needs=("sentence_transformers",)),
+    "docs/using_elsewhere.md": Example(prepare.both_families, needs=("onnxruntime", "onnxscript")),
+}
+
+
+def test_every_program_is_run():
+    assert [name for name, page in PAGES.items() if page.program] == sorted(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_program_of_a_page_does_what_the_page_says(name, tmp_path):
+    example, page = EXAMPLES[name], PAGES[name]
+    for module in example.needs:
+        if find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    work, scratch = tmp_path / "work", tmp_path / "scratch"
+    work.mkdir()
+    scratch.mkdir()
+    (tmp_path / "program.py").write_text("\n".join([example.before, page.program, example.after]), encoding="utf-8")
+    with HubServer() as hub:
+        if example.prepare is not None:
+            example.prepare(hub, work, scratch)
+        process = subprocess.run(
+            [sys.executable, str(tmp_path / "program.py")],
+            cwd=work, env=hub_environment(hub, tmp_path), capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        missing = missing_line(page.printed, process.stdout)
+        assert missing is None, f"{name} says that this is printed: {missing}\nfound:\n{process.stdout}"
+        if example.check is not None:
+            example.check(hub, work)
+    assert page.printed or example.after, f"{name}: nothing is asserted"
+
+
+COMMANDS = sorted({command for page in PAGES.values() for command in page.commands})
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_is_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    program, *arguments = command
+    if program == "hf-blemo":
+        assert callable(make_parser().parse_args(arguments).handler)
+        return
+
+    class Understood(Exception):
+        pass
+
+    def parse(settings_class: type, argv: Any = None, description: str | None = None) -> None:
+        settings.read_settings(settings_class, arguments)
+        raise Understood
+
+    monkeypatch.setattr(settings, "parse_settings", parse)
+    with pytest.raises(Understood):
+        runpy.run_path(program, run_name="__main__")
+
+
+def test_commands_are_found_and_wrong_ones_are_not_understood(monkeypatch):
+    text = """```
+accelerate launch training/train_fusion.py ... --nonsense 3  # comment
+hf-blemo dataset build SOURCE --output out [--push-to-hub owner/name]
+make bench
+```
+"""
+    commands = read_page("page.md", text).commands
+    assert commands == (
+        ("training/train_fusion.py", "--nonsense", "3"),
+        ("hf-blemo", "dataset", "build", "SOURCE", "--output", "out", "--push-to-hub", "owner/name"),
+    )
+    for wrong in (commands[0], ("hf-blemo", "publish", "out", "--repository", "you/it")):
+        with pytest.raises(SystemExit):
+            test_every_command_is_understood(wrong, monkeypatch)
+    assert len(COMMANDS) > 15
+
+
+def test_what_a_page_says_is_printed_is_looked_for():
+    page = read_page("page.md", "```python\nprint(1)\n```\n```text\nloss 0.51\n3 of [...]\n```\n")
+    assert page.program == "print(1)\n" and page.printed == ("loss 0.51", "3 of [...]")
+    assert missing_line(page.printed, "loss 1.2e-05\nother\n3 of ['a']\n") is None
+    assert missing_line(page.printed, "3 of []\nloss 0.5\n") == "3 of [...]"
+    assert missing_line(page.printed, "loss nan\n3 of []\n") == "loss 0.51"
+    assert missing_line(page.printed, "loss 0.5\n4 of []\n") == "3 of [...]"

@@ -1,0 +1,124 @@
+"""What the readers of the documentation's pages have before they run a program: folders, and models on the Hub."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hub_repositories import LARGE_SUFFIXES, Blob, make_commit
+from pair_files import picture
+from tiny_models import save_tiny_model
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor
+from hf_blemo.data.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
+
+CLIP_VOCABULARY = 49408
+
+
+def put_on_hub(hub: Any, name: str, folder: Path) -> None:
+    """Publishes a folder as a public model, whoever owns the name."""
+    owner = name.split("/")[0]
+    repository = hub.repositories.create("model", name, False, owner)
+    files = {
+        path.relative_to(folder).as_posix(): Blob(path.read_bytes(), path.suffix in LARGE_SUFFIXES)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    hub.repositories.objects |= {blob.sha256: blob.content for blob in files.values() if blob.large}
+    repository.branches["main"] = make_commit(files, "publish", owner, repository.branches["main"])
+
+
+def save_fusion(folder: Path, top_n: int = 2) -> None:
+    """Saves an untrained fusion of the encoders face and voice of the built-in data."""
+    torch.manual_seed(0)
+    encoders = {name: SYNTHETIC_ENCODERS[name] for name in ("face", "voice")}
+    config = RankAwareFusionConfig(encoders=encoders, top_n=top_n, hidden_size=16)
+    RankAwareFusionModel(config).save_pretrained(folder)
+    RankAwareFusionProcessor(config.encoders).save_pretrained(folder)
+
+
+def write_features(
+    folder: Path, num_clips: int, encoders: tuple[str, ...], named: bool = True, **options: Any
+) -> None:
+    """Writes `ENCODER/CLIP.npy` of built-in clips, whose names carry their labels or do not."""
+    for number, row in enumerate(make_synthetic_blends(num_clips=num_clips, missing=0.0, **options)):
+        for encoder in encoders:
+            path = folder / encoder / f"{row['clip'] if named else f'recording{number}'}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.asarray(row["features"][encoder], dtype=np.float32))
+
+
+def write_pictures(folder: Path, count: int = 8) -> None:
+    """Writes pictures and their captions as a folder of images."""
+    folder.mkdir(parents=True)
+    lines = ["file_name,caption"]
+    for number in range(count):
+        picture(number).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,picture number {number}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+def save_teacher(folder: Path) -> None:
+    """Saves a CLIP with few weights that takes the images and tokens of OpenAI's."""
+    torch.manual_seed(0)
+    symbols = sorted(ByteLevel.alphabet())
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
+    tokens += [f"<unused{number}>" for number in range(CLIP_VOCABULARY - len(tokens) - 2)]
+    vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(
+        vision_config={**tower, "image_size": 224, "patch_size": 112},
+        text_config={**tower, "vocab_size": CLIP_VOCABULARY, "max_position_embeddings": 77},
+        projection_dim=512,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessorPil(), tokenizer).save_pretrained(folder)
+
+
+def fusion_and_features(hub: Any, work: Path, scratch: Path) -> None:
+    """A fusion on the Hub, and labelled features of its encoders and of one more."""
+    save_fusion(scratch / "fusion")
+    put_on_hub(hub, "you/fusion", scratch / "fusion")
+    write_features(work / "features", 60, ("face", "voice", "breath"))
+
+
+def student_and_pictures(hub: Any, work: Path, scratch: Path) -> None:
+    """A student on the Hub, a folder of captioned pictures, and one more picture."""
+    save_tiny_model("clip_rd", scratch / "student")
+    put_on_hub(hub, "you/student", scratch / "student")
+    write_pictures(work / "pictures")
+    picture(99).save(work / "picture.png")
+
+
+def both_families(hub: Any, work: Path, scratch: Path) -> None:
+    """All of the above."""
+    fusion_and_features(hub, work, scratch)
+    student_and_pictures(hub, work, scratch)
+
+
+def two_domains(hub: Any, work: Path, scratch: Path) -> None:
+    """Features with labels, and shifted ones without."""
+    fusion_and_features(hub, work, scratch)
+    write_features(work / "new_features", 40, ("face", "voice", "breath"), named=False, seed=5, domain="target")
+
+
+def teacher_and_pictures(hub: Any, work: Path, scratch: Path) -> None:
+    """A teacher on the Hub, and captioned pictures."""
+    save_teacher(scratch / "teacher")
+    put_on_hub(hub, "openai/clip-vit-base-patch16", scratch / "teacher")
+    write_pictures(work / "pictures")
+
+
+def trained_folder(hub: Any, work: Path, scratch: Path) -> None:
+    """A fusion in the folder that fine-tuning leaves, and features."""
+    save_fusion(work / "out" / "fine-tuned")
+    write_features(work / "features", 60, ("face", "voice"))
+
+
+def demo_of_readme(hub: Any, work: Path, scratch: Path) -> None:
+    """What `make demo` leaves."""
+    save_fusion(work / "out" / "demo" / "published")
