@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from . import card_clip_rd, card_rank_aware_fusion
 from .card_values import FILTERS, without_local_paths
+from .encoder_models import encoder_rows
 
 SCHEMA_VERSION = 1
 LIST_KEYS = ("tags", "datasets", "metrics")
@@ -80,9 +81,9 @@ def render_card(metrics: Mapping[str, Any], template: str | Path | None = None, 
         metrics: content of the run's metrics.json; folders of the machine it ran on are cut off its texts.
         template: a Jinja template; that of the metrics' model type by default.
         **extra: variables that replace the template's own: `repo_id` (None: the card speaks of a local folder),
-            `remote_code` (whether the model's code lies beside its weights), `plots` (paths of pictures inside the
-            repository), `model_name` (in the model index; the last part of `repo_id` by default), or others that a
-            template of one's own names.
+            `remote_code` (whether the model's code lies beside its weights), `encoder_models` (as of `encoder_rows`),
+            `plots` (paths of pictures inside the repository), `model_name` (in the model index; the last part of
+            `repo_id` by default), or others that a template of one's own names.
 
     Returns:
         Metadata block and text of a README.md.
@@ -247,7 +248,10 @@ def _folder_variables(folder: Path) -> dict[str, Any]:
     variables: dict[str, Any] = {"plots": [path.relative_to(folder).as_posix() for path in plots_in(folder)]}
     config = folder / "config.json"
     if config.is_file():
-        variables["remote_code"] = "auto_map" in json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads(config.read_text(encoding="utf-8"))
+        variables["remote_code"] = "auto_map" in content
+        # What a run measured says nothing of the models behind its features.
+        variables["encoder_models"] = encoder_rows(content)
     return variables
 
 

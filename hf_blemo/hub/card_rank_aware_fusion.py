@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from .card_values import known
+from .encoder_models import encoder_rows
 
 METRIC_NAMES = {"acc_presence": "ACC_presence", "acc_salience": "ACC_salience", "score": "Score"}
 REQUIRED_KEYS = ("schema_version", "protocol", "summary", "encoders")
@@ -92,6 +93,7 @@ def template_variables(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "synthetic": _is_synthetic(data),
         "metric_names": METRIC_NAMES,
         "protocol_name": PROTOCOLS[metrics["protocol"]],
+        "encoder_models": encoder_rows(metrics),
     }
 
 

@@ -13,7 +13,7 @@ from hf_blemo import blemore
 from hf_blemo.encoders.provenance import PROVENANCE_FILE
 
 from .card import merge_card
-from .card_values import FILTERS, without_local_paths
+from .encoder_models import encoder_rows, without_folders
 
 if TYPE_CHECKING:
     import datasets
@@ -54,7 +54,9 @@ def push_features(
     dataset.push_to_hub(repo_id, split=split, private=private, token=token)
     if encoders is not None:
         HfApi(token=token).upload_file(
-            path_or_fileobj=(json.dumps(encoders, indent=2) + "\n").encode(),
+            path_or_fileobj=(
+                json.dumps(without_folders({"encoders": encoders})["encoders"], indent=2) + "\n"
+            ).encode(),
             path_in_repo=PROVENANCE_FILE,
             repo_id=repo_id,
             repo_type="dataset",
@@ -151,9 +153,9 @@ def features_card(
 def _encoder_table(widths: Mapping[str, int], encoders: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
     if encoders is None:
         return ["| encoder | width |", "|---|---:|", *(f"| `{name}` | {width} |" for name, width in widths.items())]
-    lines = ["| encoder | width | model | revision |", "|---|---:|---|---|"]
+    known = {row["name"]: row for row in encoder_rows({"encoders": encoders})}
+    lines = ["| encoder | width | model | revision | options |", "|---|---:|---|---|---|"]
     for name, width in widths.items():
-        entry = without_local_paths(encoders.get(name, {}))
-        model, revision = (FILTERS["cell"](entry.get(key) or "–") for key in ("model_id", "revision"))
-        lines.append(f"| `{name}` | {width} | {model} | {f'`{revision[:7]}`' if entry.get('revision') else '–'} |")
+        cells = [known.get(name, {}).get(key, "–") for key in ("model", "revision", "options")]
+        lines.append(f"| `{name}` | {width} | {' | '.join(cells)} |")
     return lines

@@ -13,6 +13,7 @@ from hf_blemo.json_files import read_json
 
 from .card import human_part, merge_card, plots_in, render_card, write_card
 from .card_values import without_local_paths
+from .encoder_models import local_encoders, without_folders
 from .eval_results import EVAL_RESULTS_FOLDER, write_eval_results
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 METRICS_FILE = "metrics.json"
 CARD_FILE = "README.md"
+# What says which models make a fusion's features.
+_ENCODERS_FILES = {"config.json", "processor_config.json"}
 # The card as last published to each repository: what tells which side was edited since.
 PUBLISHED_CARDS_FOLDER = ".published_cards"
 OPTIONAL_FILES = (
@@ -62,7 +65,8 @@ def publish(
 
     Model, what prepares its inputs, card, the model's own code, metrics.json without this machine's folders, results
     on data sets of the Hub (`.eval_results`) and plots are uploaded; checkpoints, optimizer states and data never are.
-    A card that people changed on the Hub keeps their text.
+    A card that people changed on the Hub keeps their text. An encoder of clips that is a folder of this machine is
+    warned of, and its path is not uploaded.
 
     Args:
         folder: what the trainer wrote, or `save_pretrained` of the model and its processor, or its tokenizer and image
@@ -91,6 +95,14 @@ def publish(
         raise ValueError(f"tag {tag!r}: a pull request has no commit to tag yet; merge it first, then tag")
     _check_model(folder)
     metrics = _read_metrics(folder)
+    local = local_encoders(read_json(folder / "config.json"))
+    if local:
+        logger.warning(
+            "%s: others cannot make its features from clips, as these encoders are folders of this machine: %s; "
+            "publish them and name their Hub ids in the config",
+            folder,
+            ", ".join(f"{name} ({path})" for name, path in local.items()),
+        )
     if metrics is not None:
         write_card(folder, metrics, **({"repo_id": repo_id} if repo_id else {}))
         write_eval_results(folder, metrics)
@@ -114,6 +126,11 @@ def publish(
         _check_card(card)
     contents: dict[str, Any] = {name: str(folder / name) for name in files}
     contents[CARD_FILE] = card.encode()
+    if local:
+        for name in _ENCODERS_FILES.intersection(files):
+            content = read_json(folder / name)
+            if content.get("encoders"):
+                contents[name] = (json.dumps(without_folders(content), indent=2) + "\n").encode()
     if metrics is not None:
         contents[METRICS_FILE] = (json.dumps(without_local_paths(metrics), indent=2) + "\n").encode()
     commit = api.create_commit(

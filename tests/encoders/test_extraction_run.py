@@ -356,7 +356,8 @@ def test_a_pushed_data_set_teaches_a_fusion_where_its_features_come_from(hub, on
     }  # fmt: skip
     card = files["README.md"].decode()
     assert "4 clips in the split" in card and "extraction.json" not in files
-    assert f"| `student` | 12 | you/tiny-student | `{commits['student'][:7]}` |" in card
+    link = "[you/tiny-student](https://huggingface.co/you/tiny-student)"
+    assert f"| `student` | 12 | {link} | `{commits['student'][:7]}` | frames_per_second 5.0 |" in card
     assert hub.repository("you/clip-features", "dataset").private
     encoders = on_hub(TRAIN)
     for name, options in encoders.items():
