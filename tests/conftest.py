@@ -1,5 +1,6 @@
 """The environment of every test, set before any test imports torch or a Hugging Face library."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -53,6 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(SLOW_FILES)}
     folder = Path(__file__).parent
     items.sort(key=lambda item: places.get(item.path.relative_to(folder).as_posix(), len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays; each time a run frees its memory, collection would go through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
