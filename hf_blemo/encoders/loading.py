@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +85,22 @@ def load_encoder(
         raise FileNotFoundError(f"{model_id}: no such folder, and no id of a Hub repository (owner/name)")
     elif trust_remote_code and not _COMMIT.fullmatch(revision or ""):
         raise ValueError(f"{where}: remote code is only run at a commit, expected 40 hexadecimal digits as revision")
-    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    # Where nothing is said, transformers asks on the terminal.
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if trust_remote_code and not is_folder:
         _refuse_code_of_others(model_id, revision, where)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_loading():
-        config = _load("AutoConfig", model_id, where, options | {"revision": revision})
-        family = _family(config, where)
+        # The commit, where the model comes from the Hub: a branch may be another one the next moment.
+        commit = None if is_folder else _commit(model_id, revision)
+        options["revision"] = commit or revision
+        config = _load("AutoConfig", model_id, where, options)
+        family = _family(config, _modalities(config, model_id, options), where)
         for key in extraction:
             if key not in family.extraction_defaults:
                 known = ", ".join(family.extraction_defaults) or "none"
                 raise ValueError(f"{where}: {config.model_type} has no option {key!r} of extraction, it has: {known}")
-        # The commit, where the model comes from the Hub: a branch may be another one the next moment.
-        commit = None if is_folder else getattr(config, "_commit_hash", None) or revision
-        options["revision"] = commit
         weights = {"dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
         try:
             model, report = _load("AutoModel", model_id, where, options | weights)
@@ -164,10 +165,9 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
     return encoders
 
 
-def _family(config: Any, where: str) -> type[Encoder]:
+def _family(config: Any, modalities: Collection[str], where: str) -> type[Encoder]:
     if hasattr(config, "vision_config") and hasattr(config, "text_config"):
         return ClipEncoder
-    modalities = _modalities(config)
     if segment_length(config) and ("image" in modalities or "video" in modalities):
         return VideoEncoder
     if "image" in modalities:
@@ -177,11 +177,15 @@ def _family(config: Any, where: str) -> type[Encoder]:
     raise ValueError(f"{where}: {config.model_type} is no model of images, videos or sound")
 
 
-def _modalities(config: Any) -> tuple[str, ...]:
+def _modalities(config: Any, model_id: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     """What the model of a config takes, as its class says."""
     from transformers import MODEL_MAPPING
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     model_class: Any = MODEL_MAPPING.get(type(config), None)
+    own_code = (getattr(config, "auto_map", None) or {}).get("AutoModel")
+    if model_class is None and own_code and options["trust_remote_code"]:
+        model_class = get_class_from_dynamic_module(own_code, model_id, revision=options["revision"])
     if isinstance(model_class, tuple):
         model_class = model_class[0]
     found = getattr(model_class, "input_modalities", ())
@@ -215,6 +219,19 @@ def _check_weights(missing: Iterable[str], where: str) -> None:
         raise ValueError(
             f"{where}: the checkpoint lacks {len(lacking)} weights, the first is {lacking[0]}; expected all"
         )
+
+
+def _commit(model_id: str, revision: str | None) -> str | None:
+    """The commit that a revision is now, as the Hub or its cache knows; None where it cannot be found out."""
+    from huggingface_hub import resolve_revision
+    from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
+
+    try:
+        return resolve_revision(model_id, revision=revision).resolved
+    # What is wrong is said better where a file is asked for.
+    except (HfHubHTTPError, RevisionResolutionError, OSError, ValueError) as error:
+        logger.info("%s: found no commit of revision %s: %s", model_id, revision, error)
+        return None
 
 
 def _converted(model_id: str, commit: str) -> str | None:
