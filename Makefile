@@ -15,6 +15,7 @@ help:  ## list the targets
 demo: $(INSTALLED)  ## train both halves on built-in data, publish to a folder, load back, predict (writes out/demo)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) training/demo_fusion.py --output_dir out/demo
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) training/demo_clip_rd.py --output_dir out/demo
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) training/demo_clips.py --output_dir out/demo
 
 test: $(INSTALLED)  ## run the whole test suite
 	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q tests

@@ -130,8 +130,8 @@ def bench_speed(folder: Path, seconds: float, batch_size: int, rounds: int) -> N
         assert features.shape == expected.shape and difference < (1e-4 if ours == "float32" else 5e-2), difference
         here, there = rates[encode_here, ours], rates[encode_officially, theirs]
         print(
-            f"decode and student features, 720p: {here:.1f} frames/s in {ours} against {there:.1f} the official way in "
-            f"{theirs}, ratio {here / there:.2f} ({len(features)} frames, batches of {batch_size})",
+            f"decode and student features, 720p: {here:.1f} frames/s in {ours} against {there:.1f} the official way "
+            f"in {theirs}, ratio {here / there:.2f} ({len(features)} frames, batches of {batch_size})",
             flush=True,
         )
 

@@ -59,6 +59,24 @@ class FusionPredictions:
     selected_encoders: np.ndarray
     blends: list[list[dict[str, str | float]]]
 
+    def results(self) -> list[dict[str, Any]]:
+        """One dictionary per clip, as [`BlendedEmotionRecognitionPipeline`] gives them."""
+        from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import result_of_row
+
+        names = (
+            "probabilities",
+            "presence",
+            "salience",
+            "joint_probabilities",
+            "encoder_weights",
+            "selected_encoders",
+        )
+        values = {name: torch.from_numpy(getattr(self, name)) for name in names}
+        return [
+            {"clip": clip, **result_of_row(values, row, self.blends[row], self.encoders)}
+            for row, clip in enumerate(self.clips)
+        ]
+
 
 def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> FusionMember:
     """Loads a fusion model and its processor.

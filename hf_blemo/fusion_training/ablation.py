@@ -144,7 +144,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
         check_same_run(asdict(settings), earlier["settings"], settings.free_in_resume, settings.output_dir)
         measured = {row["name"]: row for row in earlier["rows"]}
     for variant in chosen:
-        row = measured.get(variant.name) or _measure_variant(accelerator, data, settings, variant)
+        row = measured.get(variant.name) or measure_variant(accelerator, data, settings, variant, output)
         result["rows"].append(row)
         _keep(accelerator, output, result, table_row(row))
     if adapts:
@@ -169,9 +169,22 @@ def _chosen_variants(settings: AblationSettings, base: RankAwareFusionConfig) ->
     return chosen
 
 
-def _measure_variant(
-    accelerator: Accelerator, data: datasets.Dataset, settings: AblationSettings, variant: Variant
+def measure_variant(
+    accelerator: Accelerator, data: datasets.Dataset, settings: AblationSettings, variant: Variant, output: Path
 ) -> dict[str, Any]:
+    """Cross-validates one row of a table.
+
+    Args:
+        accelerator: of the run.
+        data: all clips.
+        settings: of the run.
+        variant: what is changed in them.
+        output: folder for checkpoints on the way.
+
+    Returns:
+        `name`; mean and std over seeds of the metrics for both decodings (`expected_score`, `thresholds`); of the seed
+        `ensemble`; the negative log-likelihood (`loss`); `planted` (see [`planted_share`]); `seconds`.
+    """
     start = time.perf_counter()
     own = replace(
         settings,
@@ -185,7 +198,7 @@ def _measure_variant(
         **variant.settings,
     )
     store = FeatureStore(data, model_config(data, own), own.align_folds, progress=False)
-    checkpoints = Path(settings.output_dir) / "checkpoints"
+    checkpoints = output / "checkpoints"
     results, _ = cross_validate(
         accelerator,
         store.config,

@@ -1,11 +1,11 @@
 """Settings of the programs that train the fusion."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_blemo.fusion_training.protocol import PROTOCOLS
 from hf_blemo.push_settings import PUSH_SETTINGS, PushSettings
-from hf_blemo.setting_checks import check_at_least_one, check_choices, check_not_negative, check_seeds
+from hf_blemo.setting_checks import check_at_least_one, check_choices, check_known, check_not_negative, check_seeds
 
 
 @dataclass
@@ -150,3 +150,42 @@ class AblationSettings(ExperimentSettings):
                     f"adaptation_weights: expected a weight of each of {', '.join(weights)} for each of "
                     f"{', '.join(ADAPTATION_WEIGHTS)}, found {self.adaptation_weights}"
                 )
+
+
+@dataclass
+class EncoderAblationSettings:
+    """What `training/ablate_encoders.py` reads: clips, encoders, and which of them are fused for each row.
+
+    Args:
+        data: clips with labels and folds, as of `training/extract_features.py`, or `synthetic`.
+        output_dir: where features and table go; a run of the same settings goes on where it stopped.
+        encoders: name -> `model_id` and what else `training/extract_features.py` knows of an encoder.
+        sets: name of a row -> encoders that are fused in it.
+        fusion: settings of `training/train_fusion.py` that are common to all rows.
+        seeds: complete cross-validations each.
+        timed_clips: clips whose extraction is timed.
+        timing_rounds: how often, sets taking turns; the median counts.
+        synthetic: settings of the built-in clips.
+    """
+
+    data: str = "synthetic"
+    output_dir: str = "out/encoders"
+    encoders: dict[str, dict] = field(default_factory=dict)
+    sets: dict[str, list] = field(default_factory=dict)
+    fusion: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    timed_clips: int = 24
+    timing_rounds: int = 5
+    synthetic: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_seeds(self.seeds)
+        check_at_least_one(self, ("timed_clips", "timing_rounds"))
+        if not self.sets:
+            raise ValueError("sets: expected at least one, as a name with a list of encoders")
+        for name, encoders in self.sets.items():
+            for encoder in encoders or [None]:
+                if encoder not in self.encoders:
+                    raise ValueError(f"sets.{name}: found {encoder!r}, expected some of {', '.join(self.encoders)}")
+        known = {entry.name for entry in fields(ExperimentSettings)} - {"data", "output_dir", "encoders", "seeds"}
+        check_known("fusion", self.fusion, known)

@@ -1,0 +1,129 @@
+"""What swapping an encoder for another costs in Score and saves in time, from raw clips on."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from hf_blemo.checkpoints import check_same_run
+from hf_blemo.encoders.clip_sources import find_clips
+from hf_blemo.encoders.encoder import Encoder
+from hf_blemo.encoders.extraction import encode_clips
+from hf_blemo.encoders.extraction_run import extract_features
+from hf_blemo.encoders.extraction_settings import SYNTHETIC, ExtractionSettings
+from hf_blemo.encoders.loading import load_encoders
+from hf_blemo.fusion_training.ablation import Variant, measure_variant
+from hf_blemo.fusion_training.data import load_data
+from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationSettings
+from hf_blemo.json_files import read_json, write_json
+from hf_blemo.text_tables import markdown_head, markdown_row, plus_minus
+
+HEADER = ("encoders", "Score", "presence", "salience", "NLL", "parameters", "ms per clip", "x real time")
+
+
+def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
+    """Extracts the features of all encoders once, and cross-validates the fusion of every set of them.
+
+    Features gather in `features` under `settings.output_dir`; `encoders.json` and `encoders.md` grow row by row.
+
+    Args:
+        settings: of the run.
+
+    Returns:
+        What `encoders.json` holds: `settings`, `clips`, and `rows`, one per set: `name`, `encoders`, the metrics of
+        [`measure_variant`], `parameters` of all networks that see or hear a clip, and `milliseconds` per clip and
+        `real_time` (seconds of clip per second) of their extraction, with the decoding.
+
+    Raises:
+        ValueError, FileNotFoundError: settings, clips or encoders are not usable, or an earlier run had others.
+    """
+    output = Path(settings.output_dir)
+    accelerator = Accelerator()
+    earlier: dict[str, Any] = {"rows": []}
+    if (output / "encoders.json").is_file():
+        earlier = read_json(output / "encoders.json")
+        check_same_run(asdict(settings), earlier["settings"], {"output_dir"}, settings.output_dir)
+    features = output / "features"
+    if not features.exists():
+        extract_features(
+            ExtractionSettings(
+                data=settings.data,
+                output_dir=str(features),
+                encoders=settings.encoders,
+                synthetic=settings.synthetic if settings.data == SYNTHETIC else {},
+            )
+        )
+    fusion = AblationSettings(**{**settings.fusion, "data": str(features), "seeds": settings.seeds})
+    data = load_data(str(features), fusion)
+    measured = {row["name"]: row for row in earlier["rows"]}
+    missing = [name for name in settings.sets if name not in measured]
+    times = {} if not missing else _times(settings, features)
+    result: dict[str, Any] = {"settings": asdict(settings), "clips": len(data), "rows": []}
+    for name, encoders in settings.sets.items():
+        row = measured.get(name)
+        if row is None:
+            top_n = min(fusion.model.get("top_n", 3), len(encoders))
+            variant = Variant(name, {"top_n": top_n}, tuple(encoders))
+            row = {
+                **measure_variant(accelerator, data, fusion, variant, output),
+                "encoders": encoders,
+                **times[name],
+            }
+        result["rows"].append(row)
+        if accelerator.is_main_process:
+            print(encoder_row(row), flush=True)
+            write_json({output / "encoders.json": result})
+            (output / "encoders.md").write_text(markdown(result))
+    return result
+
+
+def _times(settings: EncoderAblationSettings, features: Path) -> dict[str, dict[str, Any]]:
+    """What the extraction of every set takes: median over interleaved rounds on the same clips, models loaded."""
+    source = features.with_name(f"{features.name}.drawn") if settings.data == SYNTHETIC else settings.data
+    clips = [entry.named for entry in islice(find_clips(source), settings.timed_clips)]
+    encoders = load_encoders(settings.encoders)
+    rounds: dict[str, list[float]] = {name: [] for name in settings.sets}
+    seconds = 0.0
+    for _ in range(settings.timing_rounds):
+        for name, chosen in settings.sets.items():
+            start = time.perf_counter()
+            seconds = _encode({key: encoders[key] for key in chosen}, clips)
+            rounds[name].append(time.perf_counter() - start)
+    medians = {name: float(np.median(values)) for name, values in rounds.items()}
+    return {
+        name: {
+            "parameters": sum(encoders[key].model.num_parameters() for key in chosen),
+            "milliseconds": 1000 * medians[name] / len(clips),
+            "real_time": seconds / medians[name],
+            "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        }
+        for name, chosen in settings.sets.items()
+    }
+
+
+def _encode(encoders: Mapping[str, Encoder], clips: Sequence[Any]) -> float:
+    """Seconds of clip that were encoded."""
+    seconds = 0.0
+    for clip in encode_clips(clips, encoders, num_threads=1):
+        clip.check()
+        seconds += clip.duration or 0.0
+    return seconds
+
+
+def encoder_row(row: Mapping[str, Any]) -> str:
+    """A row as Markdown; mean ± std over seeds of the mean over folds."""
+    cells = [row["name"]]
+    cells += [plus_minus(row["expected_score"][metric]) for metric in ("score", "acc_presence", "acc_salience")]
+    cells += [plus_minus(row["loss"]), f"{row['parameters']:,}"]
+    return markdown_row([*cells, f"{row['milliseconds']:.0f}", f"{row['real_time']:.1f}"])
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table of [`ablate_encoders`] as Markdown."""
+    return "\n".join([*markdown_head(HEADER), *map(encoder_row, result["rows"])]) + "\n"

@@ -1,0 +1,19 @@
+"""Measures what swapping one encoder for another costs in Score and saves in time, from raw clips on.
+
+Example:
+    python training/ablate_encoders.py --config training/configs/encoders_synthetic.yaml
+"""
+
+from hf_blemo.fusion_training.settings import EncoderAblationSettings
+from hf_blemo.settings import parse_settings, run_command
+
+
+def main() -> None:
+    settings = parse_settings(EncoderAblationSettings, description=__doc__)
+    from hf_blemo.fusion_training.encoder_ablation import ablate_encoders, markdown
+
+    print(f"\n{markdown(ablate_encoders(settings))}\nWritten to {settings.output_dir}/encoders.md and encoders.json")
+
+
+if __name__ == "__main__":
+    run_command(main)
