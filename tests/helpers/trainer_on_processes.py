@@ -24,11 +24,12 @@ def alone_may_evaluate(case: Case, folder: Path) -> None:
         assert model.train()(**batch).loss.isfinite() and model.eval()(**batch).loss.isfinite()
 
 
-def run(name: str, case: Case, folder: Path, state: PartialState) -> dict[str, Any]:
-    """What a training of a case reports; its weights are in the folder."""
+def run(name: str, case: Case, folder: Path, state: PartialState, accumulation: int = 1) -> dict[str, Any]:
+    """What a training of a case reports, by steps of eight rows; its weights are in the folder."""
     trainer = case.trainer(
-        folder / name, max_steps=3, per_device_train_batch_size=8 // state.num_processes, optim="sgd",
-        learning_rate=0.1, lr_scheduler_type="constant", ddp_find_unused_parameters=False,
+        folder / name, max_steps=3, per_device_train_batch_size=8 // (state.num_processes * accumulation),
+        gradient_accumulation_steps=accumulation, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant",
+        ddp_find_unused_parameters=False,
     )  # fmt: skip
     trainer.train()
     evaluation = trainer.evaluate()
@@ -49,6 +50,7 @@ def main() -> None:
     report: dict[str, Any] = {"processes": state.num_processes}
     for name, make_case in CASES.items():
         report[name] = run(name, make_case(), folder, state)
+    report["accumulated"] = run("accumulated", CASES["fusion"](), folder, state, accumulation=2)
     if state.is_main_process:
         (folder / "report.json").write_text(json.dumps(report))
     state.wait_for_everyone()

@@ -33,6 +33,13 @@ def runs(tmp_path_factory):
     return folders
 
 
+def assert_same_weights(found, expected):
+    for key in expected:
+        torch.testing.assert_close(
+            found[key], expected[key], rtol=1e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_are_one(name, runs):
     reports = {world: json.loads((folder / "report.json").read_text()) for world, folder in runs.items()}
@@ -41,13 +48,17 @@ def test_two_processes_are_one(name, runs):
     start = CASES[name]().make_model().state_dict()
     moved = [(one[key] - start[key]).abs().max().item() for key in one if one[key].is_floating_point()]
     assert max(moved) > 1e-2
-    for key in one:
-        torch.testing.assert_close(
-            two[key], one[key], rtol=1e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}"
-        )
+    assert_same_weights(two, one)
     if name == "fusion":
         assert set(reports[1][name]["evaluation"]) == {"eval_acc_presence", "eval_acc_salience", "eval_score"}
         assert reports[2][name]["evaluation"] == pytest.approx(reports[1][name]["evaluation"])
     else:
         # Each process reports the loss of all pairs, not of its own.
         assert reports[2][name]["losses"] == pytest.approx(reports[1][name]["losses"], rel=1e-4)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_accumulated_gradients_are_those_of_one_batch(world, runs):
+    """2 processes x 2 rows x 2 = 1 x 4 x 2 = 1 x 8."""
+    expected = load_file(runs[1] / "fusion.safetensors")
+    assert_same_weights(load_file(runs[world] / "accumulated.safetensors"), expected)

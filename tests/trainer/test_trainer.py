@@ -128,7 +128,7 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
 
 
 def test_the_balance_of_the_gate_and_the_negatives_of_pairs_are_those_of_the_batch_at_once(tmp_path):
-    """What docs/how_to says of accumulation: neither is a mean over rows."""
+    """Neither is a mean over rows, so that accumulation gives something else."""
     case = fusion_case(gate_balance_weight=1.0)
     model = case.make_model()
     rows = list(case.dataset.select(range(8)))
