@@ -19,6 +19,7 @@ CLIPS_AHEAD = 64
 # Pieces that wait for the encoders, per decoding thread, and what they hold in all.
 _PIECES_AHEAD = 32
 _BYTES_AHEAD = 2**27
+THREAD_NAME = "decoding-clips"
 _MODALITIES = {"video": "picture", "audio": "sound"}
 
 
@@ -186,7 +187,10 @@ class _Decoding:
         self._places = threading.Semaphore(num_threads + CLIPS_AHEAD)
         self._queue = BoundedQueue(_PIECES_AHEAD * num_threads, _BYTES_AHEAD)
         self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(num_threads)]
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{THREAD_NAME}-{number}", daemon=True)
+            for number in range(num_threads)
+        ]
         for thread in self._threads:
             thread.start()
 
