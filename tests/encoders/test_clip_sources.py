@@ -215,30 +215,3 @@ def test_an_empty_folder_and_a_row_without_a_clip(tmp_path):
         find_clips(tmp_path)
     with pytest.raises(FileNotFoundError, match="a: found nothing in film or voice, expected a clip"):
         row_source({"film": None, "voice": {"path": None, "bytes": None}}, {"video": "film", "audio": "voice"}, "a")
-
-
-def test_a_data_set_on_the_hub(hub, on_hub, tmp_path):
-    media_dataset(tmp_path).save_to_disk(tmp_path / "saved")
-    program = """
-import json, sys
-import datasets
-from hf_blemo.encoders.clip_sources import find_clips
-datasets.Dataset.load_from_disk(sys.argv[1]).push_to_hub("you/films", split="test")
-entries = find_clips("you/films", split="test")
-found = [[entry.name, repr(entry.load())] for entry in entries]
-try:
-    find_clips("you/films")
-except FileNotFoundError as error:
-    found.append(str(error))
-try:
-    find_clips("you/nothing")
-except FileNotFoundError as error:
-    found.append(str(error))
-print(json.dumps(found))
-"""
-    *found, split, nothing = on_hub(program, tmp_path / "saved")
-    assert found == [
-        [SINGLE, "b'one'"], [BLEND, "SplitClip(video=b'two', audio=b'sound')"], ["clip_000002", "b'three'"],
-    ]  # fmt: skip
-    assert "you/films: no such file or folder, and from the Hub:" in split and "train" in split
-    assert "you/nothing: no such file or folder, and from the Hub:" in nothing

@@ -317,13 +317,20 @@ def test_two_processes_make_what_one_makes_and_none_waits_for_ever(entries, clip
     )
 
 
-PUSH = """
+# Encoders and clips lie on the Hub, as do the features that are made of them, and a fusion learns of these.
+ON_HUB = """
 import json, sys
 from pathlib import Path
+import datasets
 from huggingface_hub import HfApi
+from hf_blemo import RankAwareFusionConfig
+from hf_blemo.encoders.clip_sources import SplitClip, find_clips
 from hf_blemo.encoders.extraction_run import extract_features
 from hf_blemo.encoders.extraction_settings import ExtractionSettings
-encoders = json.loads(sys.argv[1])
+from hf_blemo.fusion_training.run import train_fusion
+from hf_blemo.fusion_training.settings import FusionSettings
+
+encoders, clips = json.loads(sys.argv[1]), sorted(Path(sys.argv[2]).glob("*.mp4"))
 api = HfApi()
 for name, entry in encoders.items():
     api.create_repo(f"you/tiny-{name}")
@@ -331,35 +338,56 @@ for name, entry in encoders.items():
     encoders[name] = {**entry, "model_id": f"you/tiny-{name}"}
 # A branch is remembered as the commit it was.
 encoders["hubert"]["revision"] = "main"
-settings = ExtractionSettings(data=sys.argv[2], output_dir="made", encoders=encoders, push_to_hub="you/clip-features")
-extract_features(settings, progress=False)
-print(json.dumps({name: api.model_info(f"you/tiny-{name}").sha for name in encoders}))
-"""
-TRAIN = """
-import json
-from hf_blemo.fusion_training.run import train_fusion
-from hf_blemo.fusion_training.settings import FusionSettings
-from hf_blemo import RankAwareFusionConfig
+
+films = [{"path": str(path), "bytes": None} for path in clips]
+voices = [None, {"path": None, "bytes": clips[0].read_bytes()}, *[None] * (len(clips) - 2)]
+data = datasets.Dataset.from_dict({"film": films, "voice": voices})
+data = data.cast_column("film", datasets.Video()).cast_column("voice", datasets.Audio())
+data.push_to_hub("you/films", split="test")
+entries = find_clips("you/films", split="test")
+loaded = [entry.load() for entry in entries]
+contents = [path.read_bytes() for path in clips]
+assert [entry.name for entry in entries] == [path.stem for path in clips]
+assert loaded == [contents[0], SplitClip(contents[1], contents[0]), *contents[2:]]
+errors = []
+for name in ("you/films", "you/nothing"):
+    try:
+        find_clips(name)
+    except FileNotFoundError as error:
+        errors.append(str(error))
+
+settings = dict(data="you/films", split="test", output_dir="made", encoders=encoders, push_to_hub="you/clip-features")
+try:
+    extract_features(ExtractionSettings(**settings), progress=False)
+except ValueError as error:
+    errors.append(str(error))
+settings |= {"data": sys.argv[2], "split": "train", "overwrite": True}
+extract_features(ExtractionSettings(**settings), progress=False)
 train_fusion(FusionSettings(
     data="you/clip-features", output_dir="run", seeds=[0], num_epochs=1, protocol="none", model={"hidden_size": 8}
 ))
-print(json.dumps(RankAwareFusionConfig.from_pretrained("run").encoders))
+commits = {name: api.model_info(f"you/tiny-{name}").sha for name in encoders}
+print(json.dumps([errors, commits, RankAwareFusionConfig.from_pretrained("run").encoders]))
 """
 
 
 def test_a_pushed_data_set_teaches_a_fusion_where_its_features_come_from(hub, on_hub, entries, clips):
-    commits = on_hub(PUSH, json.dumps(entries), clips)
+    errors, commits, encoders = on_hub(ON_HUB, json.dumps(entries), clips)
+    assert "you/films: no such file or folder, and from the Hub:" in errors[0] and "train" in errors[0]
+    assert "you/nothing: no such file or folder, and from the Hub:" in errors[1] and len(errors) == 2
+    repository = hub.repository("you/clip-features", "dataset")
     files = hub.files("you/clip-features", kind="dataset")
-    provenance = json.loads(files["encoders.json"])
-    assert provenance["hubert"] == {
+    assert repository.private and "extraction.json" not in files
+    assert sorted(path for path in files if path.endswith(".parquet")) == [
+        "data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet",
+    ]  # fmt: skip
+    assert json.loads(files["encoders.json"])["hubert"] == {
         "feature_size": 16, "modality": "audio", "model_id": "you/tiny-hubert", "revision": commits["hubert"],
     }  # fmt: skip
     card = files["README.md"].decode()
-    assert "4 clips in the split" in card and "extraction.json" not in files
+    assert "4 clips in the split" in card
     link = "[you/tiny-student](https://huggingface.co/you/tiny-student)"
     assert f"| `student` | 12 | {link} | `{commits['student'][:7]}` | frames_per_second 5.0 |" in card
-    assert hub.repository("you/clip-features", "dataset").private
-    encoders = on_hub(TRAIN)
     for name, options in encoders.items():
         assert options["model_id"] == f"you/tiny-{name}" and options["revision"] == commits[name]
     assert encoders["student"]["extraction"] == {"frames_per_second": 5.0}
