@@ -65,7 +65,7 @@ def test_clips_are_predicted_and_a_bad_one_is_a_line_of_its_own(capsys, shared, 
     expected = list(predict_clips(paths(shared), [member], fusion_encoders([member])))
     lines = out.splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == list(CLIPS)
-    assert lines[-1].startswith(f"{len(CLIPS)} clips, decoding thresholds: ")
+    assert lines[-1].startswith(f"{len(CLIPS)} clips, decoding ")
     found = json.loads(outputs["json"].read_text())
     assert found["clips"][0] == {"clip": "noise", "error": error}
     for result, right in zip(found["clips"][1:], expected, strict=True):
