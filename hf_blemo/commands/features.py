@@ -116,5 +116,6 @@ def _features(arguments: argparse.Namespace) -> None:
     result = extract_features(
         settings, report_line=lambda line: print(line, file=sys.stderr), progress=sys.stderr.isatty()
     )
-    widths = ", ".join(f"{name} {width}" for name, width in result["encoders"].items())
-    print(f"{result['clips']} clips, {len(result['failed'])} failed; {widths}: {arguments.output}")
+    if result:
+        widths = ", ".join(f"{name} {width}" for name, width in result["encoders"].items())
+        print(f"{result['clips']} clips, {len(result['failed'])} failed; {widths}: {arguments.output}")
