@@ -32,6 +32,7 @@ USER_ERRORS = (
     NotADirectoryError,
     IsADirectoryError,
     PermissionError,
+    MemoryError,
 )
 
 _SCALARS = {int: "int", float: "float", str: "str", bool: "bool"}

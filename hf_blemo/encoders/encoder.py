@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class EncoderMemoryError(RuntimeError):
+class EncoderMemoryError(MemoryError):
     """A device is out of memory even for a single piece of a clip."""
 
 
