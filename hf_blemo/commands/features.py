@@ -43,6 +43,9 @@ Examples:
     parser.add_argument(
         "--imported", metavar="NAME=DIR", nargs="+", default=[], help="features by other programs, a file per clip"
     )
+    parser.add_argument(
+        "--frames-per-second", type=float, metavar="N", help="how often --encoder of pictures look; always by default"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the models (default: float32)")
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="clips decoded at once; half the cores by default"
@@ -100,6 +103,7 @@ def _features(arguments: argparse.Namespace) -> None:
         encoders=encoders,
         model=arguments.model,
         imported=imported,
+        frames_per_second=arguments.frames_per_second,
         split=arguments.split,
         video_column=arguments.video_column,
         audio_column=arguments.audio_column,

@@ -21,6 +21,8 @@ class ExtractionSettings:
             of image and video models, `layer` of speech models) and `batch_size`.
         model: folder or Hub id of a fusion, whose own encoders are taken instead.
         imported: name -> folder with a `.npy` or `.csv` of features per clip, by programs outside this package.
+        frames_per_second: how often image and video models look whose `extraction` does not say; every frame by
+            default.
         split: of a data set on the Hub.
         video_column, audio_column: of a list or data set; found by name or type by default.
         dtype: of the models: `float32`, `bfloat16` or `float16` (on a GPU).
@@ -38,6 +40,7 @@ class ExtractionSettings:
     encoders: dict[str, dict] = field(default_factory=dict)
     model: str | None = None
     imported: dict[str, str] = field(default_factory=dict)
+    frames_per_second: float | None = None
     split: str = "train"
     video_column: str | None = None
     audio_column: str | None = None
@@ -69,5 +72,7 @@ class ExtractionSettings:
         check_choices(self, {"dtype": DTYPES, "feature_dtype": ("auto", "float16", "float32")})
         check_not_negative(self, ("num_threads",))
         check_repository("push_to_hub", self.push_to_hub)
+        if self.frames_per_second is not None and self.model is not None:
+            raise ValueError("frames_per_second is for encoders; those of a model know it themselves")
         if self.synthetic and self.data != SYNTHETIC:
             raise ValueError(f"synthetic is about data {SYNTHETIC!r}, found data {self.data!r}")

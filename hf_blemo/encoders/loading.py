@@ -37,6 +37,7 @@ def load_encoder(
     dtype: str = "float32",
     batch_size: int | None = None,
     trust_remote_code: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """Loads a pre-trained network as an encoder of clips.
 
@@ -60,6 +61,7 @@ def load_encoder(
         batch_size: pieces at once; a default of the family's.
         trust_remote_code: whether code of the repository may run, if the model needs it; it must then be pinned by a
             commit.
+        defaults: options of `extraction` that hold where it does not say and the model's family knows them.
 
     Returns:
         The encoder.
@@ -101,6 +103,8 @@ def load_encoder(
             if key not in family.extraction_defaults:
                 known = ", ".join(family.extraction_defaults) or "none"
                 raise ValueError(f"{where}: {config.model_type} has no option {key!r} of extraction, it has: {known}")
+        known_defaults = {key: value for key, value in (defaults or {}).items() if key in family.extraction_defaults}
+        extraction = known_defaults | extraction
         weights = {"dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
         try:
             model, report = _load("AutoModel", model_id, where, options | weights)
@@ -135,13 +139,14 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
     Args:
         entries: name -> `model_id` and, where wanted, `revision`, `extraction`, `batch_size`; other keys, as
             `config.encoders` has them, are left out.
-        options: `device`, `dtype` and `trust_remote_code` of [`load_encoder`] for all.
+        options: `device`, `dtype`, `trust_remote_code` and `defaults` of [`load_encoder`] for all.
 
     Returns:
         Name -> encoder.
 
     Raises:
-        ValueError: an entry has no `model_id`; else as [`load_encoder`], naming the encoder.
+        ValueError: an entry has no `model_id`, or no encoder knows one of the `defaults`; else as [`load_encoder`],
+            naming the encoder.
         FileNotFoundError: as [`load_encoder`].
 
     Source: this project's choice.
@@ -162,6 +167,9 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
                 f"{expected}"
             )
         encoders[name] = encoder
+    for key in options.get("defaults") or {}:
+        if not any(key in encoder.extraction_defaults for encoder in encoders.values()):
+            raise ValueError(f"{key}: found for {', '.join(encoders)}, none of which knows it")
     return encoders
 
 

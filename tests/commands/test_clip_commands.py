@@ -174,6 +174,23 @@ def test_features_of_a_models_own_encoders(capsys, shared, tmp_path):
     assert set(blemore.encoder_widths(datasets.load_from_disk(str(output)))) == {"student", "hubert"}
 
 
+def test_pictures_are_looked_at_as_often_as_asked_for(capsys, shared, tmp_path):
+    encoders = [f"{name}={shared / 'encoders' / name}" for name in ("student", "hubert")]
+    rates = {}
+    for rate in ("5", "2"):
+        output = tmp_path / rate
+        options = ("--encoder", *encoders, "--frames-per-second", rate)
+        assert run(capsys, "features", paths(shared)[0], "--output", output, *options)[0] == 0
+        [features] = blemore.read_features(datasets.load_from_disk(str(output)))
+        rates[rate] = {name: len(values) for name, values in features.items()}
+        written = json.loads((output / "encoders.json").read_text())
+        assert written["student"]["extraction"] == {"frames_per_second": float(rate)}
+        assert "extraction" not in written["hubert"]
+    assert rates["5"]["student"] > 2 * rates["2"]["student"] and rates["5"]["hubert"] == rates["2"]["hubert"]
+    alone = ("features", paths(shared)[0], "--output", tmp_path / "out", "--encoder", encoders[1])
+    assert "none of which knows it" in refused(capsys, *alone, "--frames-per-second", "5")
+
+
 def test_features_refuses_what_it_cannot_use(capsys, shared, tmp_path):
     features = ("features", shared / "clips", "--output", tmp_path / "out")
     assert "expected NAME=MODEL" in refused(capsys, *features, "--encoder", "student")
