@@ -8,10 +8,10 @@ import pytest
 from pair_files import write_shards
 
 from hf_blemo.cli import main
-from hf_blemo.commands.clip_evaluation import CLIP_OPTIONS
 from hf_blemo.clip_models import fingerprint, load_clip
 from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.commands.clip_evaluation import CLIP_OPTIONS
 from hf_blemo.evaluation.clip_evaluation import ClipEvaluator
 from hf_blemo.evaluation.clip_tasks import make_tasks
 

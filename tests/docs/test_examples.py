@@ -98,6 +98,10 @@ EXAMPLES = {
     "docs/clip_rd.md": Example(
         before=TEACHER_AND_BATCH, after=GRADIENTS + "assert student.num_parameters() == 46116097"
     ),
+    "docs/clips.md": Example(
+        prepare.student_and_clip,
+        after="assert encoded.features.shape == (len(encoded.times), 12) and encoded.times[0] == 0",
+    ),
     "docs/distilling_your_own.md": Example(
         prepare.teacher_and_pictures,
         after="""

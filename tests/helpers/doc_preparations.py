@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from clip_files import write_clip
 from hub_repositories import LARGE_SUFFIXES, Blob, make_commit
 from pair_files import picture
+from tiny_extraction import save_encoders
+from tiny_extraction import save_fusion as save_clip_fusion
 from tiny_models import save_tiny_model
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
@@ -120,5 +123,15 @@ def trained_folder(hub: Any, work: Path, scratch: Path) -> None:
 
 
 def demo_of_readme(hub: Any, work: Path, scratch: Path) -> None:
-    """What `make demo` leaves."""
-    save_fusion(work / "out" / "demo" / "published")
+    """What `make demo` leaves: a fusion of features, one of clips with its encoders, and a clip."""
+    demo = work / "out" / "demo"
+    save_fusion(demo / "published")
+    save_clip_fusion(demo / "clip_fusion", save_encoders(scratch))
+    (demo / "clips_new").mkdir()
+    write_clip(demo / "clips_new" / "A101_mix_ang_fea_50_50_ver1.mp4")
+
+
+def student_and_clip(hub: Any, work: Path, scratch: Path) -> None:
+    """A student, and a clip."""
+    save_tiny_model("clip_rd", work / "out" / "student")
+    write_clip(work / "clip.mp4")
