@@ -111,6 +111,26 @@ def encode_here(path: Path, student: Path, dtype: str, batch_size: int) -> np.nd
     return load_encoder(str(student), dtype=dtype, batch_size=batch_size).encode(path).features
 
 
+def bench_swap(folder: Path, rounds: int) -> None:
+    """The student in the place of its teacher, both of the published shapes, on the clip of `bench_speed`."""
+    from hf_blemo.encoders.loading import load_encoder
+
+    encoders = {"ViT-T/16": load_encoder(str(folder / "student"))}
+    encoders["ViT-B/16"] = load_encoder(str(save_student(folder / "teacher", "vit-b-16")))
+    times: dict[str, list[float]] = {name: [] for name in encoders}
+    for _ in range(rounds):
+        for name, encoder in encoders.items():
+            start = time.perf_counter()
+            encoder.encode(folder / "hd.mp4")
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    print(
+        f"the student in the place of its teacher, decoding included: {medians['ViT-T/16']:.1f} s against "
+        f"{medians['ViT-B/16']:.1f} s, ratio {medians['ViT-B/16'] / medians['ViT-T/16']:.2f}",
+        flush=True,
+    )
+
+
 def bench_speed(folder: Path, seconds: float, batch_size: int, rounds: int) -> None:
     clip = write_clip(folder / "hd.mp4", seconds, 1280, 720, 30)
     student = save_student(folder / "student")
@@ -250,6 +270,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bench_speed(folder, arguments.seconds, arguments.batch_size, arguments.rounds)
+        bench_swap(folder, arguments.rounds)
         bench_memory(folder, arguments.minutes)
         bench_processes(folder, arguments.num_clips, arguments.clip_seconds, arguments.rounds)
 
