@@ -163,4 +163,6 @@ def test_import_is_free_of_gradio():
 
 
 if __name__ == "__main__":
+    # Where tests run in the background of a shell, the signal is ignored unless asked for.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     launch_demo(make_demo(recognise, "you/<model>", sys.argv[1:], thumbnails))
