@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from browser import MISSING, Browser
+from browser import MISSING, Browser, interrupted
 from PIL import Image
 
 from hf_blemo.demo_page import launch_demo, make_demo
@@ -70,8 +69,7 @@ def page(sound, tmp_path_factory):
         line = server.stdout.readline()
         assert line.startswith("Serving blended emotion recognition at http://127.0.0.1:"), server.stderr.read()
         yield line.split()[5]
-        server.send_signal(signal.SIGINT)
-        _, errors = server.communicate(timeout=20)
+        _, errors = interrupted(server)
     assert server.returncode == 0 and errors == ""
 
 

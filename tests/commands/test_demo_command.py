@@ -1,13 +1,12 @@
 """`hf-blemo demo` in a real browser: a clip is dropped on the page, and its blend by a real model comes out."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 
 import pytest
-from browser import MISSING, Browser
+from browser import MISSING, Browser, interrupted
 from clip_files import write_clip
 from tiny_extraction import save_encoders, save_fusion
 
@@ -44,8 +43,7 @@ def test_a_clip_that_is_dropped_on_the_page_is_recognised(tmp_path):
                 browser.wait_for("return document.querySelector('#demo-result h2')")
                 shown = browser.run("return document.querySelector('#demo-result').innerText")
         finally:
-            server.send_signal(signal.SIGINT)
-            server.communicate(timeout=20)
+            interrupted(server)
     assert blend_words(expected["blend"]) in shown
     for name, weight in expected["encoder_weights"].items():
         assert name in shown and f"{100 * weight:.1f} %" in shown

@@ -1,9 +1,11 @@
 """A headless Chromium that tests drive through ChromeDriver's HTTP interface, with the standard library alone."""
 
 import base64
+import contextlib
 import json
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -137,3 +139,13 @@ class Browser:
         self._driver.wait()
         self._driver.stdout.close()
         self._profile.cleanup()
+
+
+def interrupted(server: subprocess.Popen) -> tuple[str, str]:
+    """What a server printed that is ended as by Ctrl+C; one that has not heard it at once is told again."""
+    for _ in range(3):
+        server.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return server.communicate(timeout=20)
+    server.kill()
+    raise AssertionError(f"the server did not end: {server.communicate()}")
