@@ -110,6 +110,8 @@ class Encoder(ABC):
     audio_rate: int | None = None
     feature_size: int
     default_batch_size = 32
+    # Numbers of all pieces of a batch at most, where pieces differ in size; a batch size that was asked for wins.
+    largest_batch: int | None = None
     # Which options of `extraction` the family knows, with their defaults.
     extraction_defaults: dict[str, Any] = {}
 
@@ -162,7 +164,7 @@ class Encoder(ABC):
         """
         rows: list[np.ndarray] = []
         while len(rows) < len(pieces):
-            part = pieces[len(rows) : len(rows) + self.batch_size]
+            part = self._batch(pieces[len(rows) : len(rows) + self.batch_size])
             found = self._attempt(part)
             if found is None:
                 self.batch_size = len(part) // 2
@@ -180,6 +182,13 @@ class Encoder(ABC):
             for piece, values in zip(part, found, strict=True):
                 rows.append(values[piece.skip : piece.skip + len(piece.times)])
         return rows
+
+    def _batch(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """As many of the first pieces as may be run together."""
+        if self.largest_batch is None:
+            return pieces
+        sizes = np.cumsum([piece.values.size for piece in pieces])
+        return pieces[: max(1, int((sizes <= self.largest_batch).sum()))]
 
     def _attempt(self, pieces: Sequence[Piece]) -> list[np.ndarray] | None:
         """Features of one batch; None where there is too little memory for it, but there may be for less."""

@@ -77,13 +77,16 @@ class SpeechEncoder(Encoder):
     """
 
     modality = "audio"
-    default_batch_size = 4
+    default_batch_size = 16
     extraction_defaults = {"layer": None}
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         super().__init__(model, processor, source, batch_size)
         config = self.model.config
         self.audio_rate = int(processor.sampling_rate)
+        if batch_size is None:
+            # The first layers of a large model hold some 600 MB of a window.
+            self.largest_batch = round(WINDOW_SECONDS * self.audio_rate)
         self.stride = math.prod(config.conv_stride)
         self.reach = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):

@@ -43,6 +43,16 @@ def test_windows_of_about_one_length_are_run_at_once_without_hearing_the_padding
         assert_same(found, speech_features(checkpoint(name), samples))
 
 
+@pytest.mark.parametrize(("batch_size", "expected"), [(None, [3, 1, 2]), (2, [2, 2, 2])])
+def test_no_more_than_a_window_of_sound_is_run_at_once_unless_asked_for(batch_size, expected, checkpoint):
+    encoder = load_encoder(checkpoint("hubert"), device="cpu", batch_size=batch_size)
+    sizes = []
+    encoder.forward = lambda pieces: sizes.append(len(pieces)) or [np.zeros((1, 16))] * len(pieces)
+    seconds = (10, 10, 10, 29, 15, 14)
+    encoder.run([Piece(np.zeros(16000 * length, np.float32), np.zeros(1)) for length in seconds])
+    assert sizes == expected
+
+
 @pytest.mark.parametrize("name", ["hubert_base", "data2vec_audio", "wav2vec2_conformer"])
 def test_models_that_would_hear_the_padding_run_windows_of_one_length(name, checkpoint):
     encoder = load_encoder(checkpoint(name), device="cpu")
