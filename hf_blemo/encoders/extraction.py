@@ -168,12 +168,23 @@ def _finished(clip: _Clip, encoders: Mapping[str, Encoder]) -> ClipFeatures:
         return result
     for name in encoders:
         if clip.rows[name]:
-            result.features[name] = np.concatenate(clip.rows.pop(name))
+            result.features[name] = _joined(clip.rows.pop(name))
             result.times[name] = np.concatenate(clip.times.pop(name))
     if not result.features:
         wanted = " or ".join(sorted({_MODALITIES[encoder.modality] for encoder in encoders.values()}))
         result.error = MediaError(f"{result.name}: found no {wanted}, expected some for {', '.join(encoders)}")
     return result
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Rows of all parts, which are let go one by one: the features of a long clip are not held twice."""
+    rows = np.empty((sum(map(len, parts)), parts[0].shape[1]), parts[0].dtype)
+    end = len(rows)
+    while parts:
+        part = parts.pop()
+        rows[end - len(part) : end] = part
+        end -= len(part)
+    return rows
 
 
 class _Decoding:
