@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from command_line import refused, run
 
 import hf_blemo
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, cli
@@ -28,20 +29,6 @@ PREDICTIONS = {
     "A2_mix_fea_sad_50_50_ver1": [{"emotion": "fea", "salience": 50.0}, {"emotion": "sad", "salience": 50.0}],
 }
 METRICS = {"acc_presence": 0.75, "acc_salience": 0.5, "score": 0.625, "clips": 4, "blends": 2}
-
-
-def run(capsys, *arguments):
-    """Runs the command in this process: its exit code, and what it printed on both streams."""
-    capsys.readouterr()
-    code = cli.main([str(argument) for argument in arguments])
-    return code, *capsys.readouterr()
-
-
-def refused(capsys, *arguments):
-    """Runs a command that must fail with one line and exit code 2, and returns that line."""
-    code, _, err = run(capsys, *arguments)
-    assert code == 2 and err.count("\n") == 1 and err.startswith("hf-blemo"), err
-    return err
 
 
 def write_table(path, clips=CLIPS):

@@ -8,9 +8,10 @@ import datasets
 import numpy as np
 import pytest
 from clip_files import write_clip
+from command_line import refused, run
 from tiny_extraction import BROKEN, CLIPS, make_clips, save_encoders, save_fusion
 
-from hf_blemo import blemore, cli
+from hf_blemo import blemore
 from hf_blemo.clip_prediction import Windows, fusion_encoders, predict_clips
 
 
@@ -31,20 +32,6 @@ def member(shared):
     from hf_blemo.prediction import load_fusion
 
     return load_fusion(shared / "fusion")
-
-
-def run(capsys, *arguments):
-    """Exit code, and what was printed on both streams."""
-    capsys.readouterr()
-    code = cli.main([str(argument) for argument in arguments])
-    return code, *capsys.readouterr()
-
-
-def refused(capsys, *arguments):
-    code, _, err = run(capsys, *arguments)
-    assert code == 2 and err.startswith("hf-blemo"), err
-    assert err.count("\n") == 1, err
-    return err
 
 
 def paths(shared):

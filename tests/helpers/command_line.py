@@ -1,0 +1,19 @@
+"""`hf-blemo` run in this process, as tests do."""
+
+from typing import Any
+
+from hf_blemo import cli
+
+
+def run(capsys: Any, *arguments: object) -> tuple[int, str, str]:
+    """Runs the command: its exit code, and what it printed on both streams."""
+    capsys.readouterr()
+    code = cli.main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+def refused(capsys: Any, *arguments: object) -> str:
+    """Runs a command that must fail with one line and exit code 2, and returns that line."""
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and err.count("\n") == 1 and err.startswith("hf-blemo"), err
+    return err
