@@ -1,15 +1,13 @@
 """`training/ablate_encoders.py`: one row per set of encoders, from clips on, kept when a run goes on."""
 
-import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny_extraction import save_encoders
 
-from hf_blemo.fusion_training.encoder_ablation import markdown
+from hf_blemo.fusion_training.encoder_ablation import ablate_encoders, markdown
 from hf_blemo.fusion_training.settings import EncoderAblationSettings
 from hf_blemo.settings import read_settings
 
@@ -34,32 +32,34 @@ def config(tmp_path_factory):
     return path
 
 
-def run(config, *options):
-    command = [sys.executable, str(ROOT / "training" / "ablate_encoders.py"), "--config", str(config), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+def ablated(config, *options):
+    settings = read_settings(EncoderAblationSettings, ["--config", str(config), *options])
+    return ablate_encoders(settings)
 
 
-def test_rows_are_measured_and_kept(config):
+def test_rows_are_measured_and_kept(config, fresh_accelerate_state):
     output = config.parent / "out"
-    done = run(config, "--sets", "{picture: [student]}")
-    assert done.returncode == 0, done.stderr
-    first = json.loads((output / "encoders.json").read_text())
+    first = ablated(config, "--sets", "{picture: [student]}")
     [row] = first["rows"]
     assert first["clips"] == 40 and row["name"] == "picture" and row["encoders"] == ["student"]
     assert 0 < row["expected_score"]["acc_presence"]["mean"] < 1 and row["loss"]["std"] > 0
     assert row["milliseconds"] > 0 and row["real_time"] > 0 and row["parameters"] > 1000
-    other = run(config)
-    assert other.returncode == 2 and "sets" in other.stderr.splitlines()[-1]
+    with pytest.raises(ValueError, match="sets"):
+        ablated(config)
     (output / "encoders.json").unlink()
-    done = run(config)
-    assert done.returncode == 0, done.stderr
-    both = json.loads((output / "encoders.json").read_text())
+    both = ablated(config)
     # The same seeds and folds, and features that were not made again.
     assert both["rows"][0]["expected_score"] == row["expected_score"]
     assert both["rows"][1]["parameters"] > row["parameters"]
-    assert markdown(both) == (output / "encoders.md").read_text() and markdown(both) in done.stdout
+    assert markdown(both) == (output / "encoders.md").read_text()
     modified = (output / "encoders.json").read_text()
-    assert run(config).returncode == 0 and (output / "encoders.json").read_text() == modified
+    assert ablated(config) == both and (output / "encoders.json").read_text() == modified
+
+
+def test_the_program_prints_the_table_that_is_done(config, monkeypatch, capsys, fresh_accelerate_state):
+    monkeypatch.setattr("sys.argv", ["ablate_encoders.py", "--config", str(config)])
+    runpy.run_path(str(ROOT / "training" / "ablate_encoders.py"), run_name="__main__")
+    assert (config.parent / "out" / "encoders.md").read_text() in capsys.readouterr().out
 
 
 def test_bad_settings_are_refused(config):

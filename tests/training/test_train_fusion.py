@@ -85,5 +85,5 @@ def test_shipped_configs_are_valid(path):
     assert set(settings.model) <= set(RankAwareFusionConfig.__annotations__)
 
 
-def test_three_configs_are_shipped():
-    assert [path.stem for path in CONFIGS] == ["fusion_blemore", "fusion_synthetic", "fusion_table"]
+def test_these_configs_are_shipped():
+    assert [path.stem for path in CONFIGS] == ["fusion_blemore", "fusion_clips", "fusion_synthetic", "fusion_table"]
