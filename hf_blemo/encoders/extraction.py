@@ -3,11 +3,13 @@
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hf_blemo.encoders.bounded_queue import BoundedQueue
 from hf_blemo.encoders.clip_sources import NamedClip, SplitClip
@@ -120,13 +122,16 @@ def encode_clips(
     if num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, found {num_threads}")
     decoding = _Decoding(clips, encoders, num_threads)
+    num_free_cores = max(1, (os.cpu_count() or 1) - num_threads)
     clips_under_way: dict[int, _Clip] = {}
     pending: dict[str, list[tuple[_Clip, Piece]]] = {name: [] for name in encoders}
     next_number = 0
 
     def run(name: str) -> None:
         part, pending[name] = pending[name], []
-        rows = encoders[name].run([piece for _, piece in part])
+        on_cpu = encoders[name].device.type == "cpu"
+        with _torch_threads(num_free_cores) if on_cpu and not decoding.is_ahead else nullcontext():
+            rows = encoders[name].run([piece for _, piece in part])
         for (clip, piece), values in zip(part, rows, strict=True):
             clip.rows[name].append(values)
             clip.times[name].append(piece.times)
@@ -176,6 +181,17 @@ def _finished(clip: _Clip, encoders: Mapping[str, Encoder]) -> ClipFeatures:
     return result
 
 
+@contextmanager
+def _torch_threads(most: int) -> Iterator[None]:
+    """Fewer threads for a network on the CPU: one that waits for a core that decodes holds up all others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(most, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     """Rows of all parts, which are let go one by one: the features of a long clip are not held twice."""
     rows = np.empty((sum(map(len, parts)), parts[0].shape[1]), parts[0].dtype)
@@ -216,6 +232,11 @@ class _Decoding:
                 raise message
             else:
                 yield message
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the threads will soon have to wait, or have ended."""
+        return 2 * len(self._queue) >= self._queue.length or not any(thread.is_alive() for thread in self._threads)
 
     def release(self) -> None:
         """Makes room for another clip."""
