@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh_processes import run_python
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model
@@ -81,10 +82,9 @@ def run_program(work: Path, folders: list[str], installed: bool) -> tuple[list[d
     elsewhere = work / "elsewhere"
     elsewhere.mkdir()
     options = json.dumps({} if installed else {"trust_remote_code": True})
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(work), options, json.dumps(LABELS), *folders],
-        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    process = run_python(
+        ["-c", code, str(work), options, json.dumps(LABELS), *folders], cwd=elsewhere, env=environment
+    )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.strip().splitlines()[-1]), process.stderr
 

@@ -13,6 +13,7 @@ import accelerate.accelerator as accelerator_module
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from fresh_processes import run_python
 from pair_files import write_shards
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
@@ -119,7 +120,7 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_as_one_left_alone(
     assert child.wait() == -signal.SIGKILL
     assert not (killed / "metrics.json").exists()
     resumed = [*program, str(killed), "--resume", "true"]
-    subprocess.run(resumed, env=environment, check=True, capture_output=True, timeout=300)
+    assert run_python(resumed[1:], cwd=tmp_path, env=environment).returncode == 0
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (killed / name).read_bytes() == (alone / name).read_bytes(), name
     one, other = (json.loads((folder / "metrics.json").read_text()) for folder in (alone, killed))
@@ -308,7 +309,7 @@ def test_too_many_broken_pairs_end_the_run_and_keep_its_checkpoints(tmp_path, qu
     program = [sys.executable, str(ROOT / "training" / "distill_clip_rd.py"), *quick, *options]
     program += ["--output_dir", str(tmp_path / "student")]
     synthetic_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_python(program[1:], cwd=tmp_path, env=environment)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert "pairs could not be read, more than max_broken_share 0.05 allows; for instance:" in last

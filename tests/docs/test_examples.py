@@ -1,8 +1,6 @@
 """Every program of the documentation runs and prints what its page says; every command of it is understood."""
 
 import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,6 +10,7 @@ from typing import Any
 import doc_preparations as prepare
 import pytest
 from doc_pages import ROOT, missing_line, read_page, read_pages
+from fresh_processes import run_python
 from hub_programs import hub_environment
 from hub_server import HubServer
 
@@ -144,10 +143,7 @@ def test_the_program_of_a_page_does_what_the_page_says(name, tmp_path):
     with HubServer() as hub:
         if example.prepare is not None:
             example.prepare(hub, work, scratch)
-        process = subprocess.run(
-            [sys.executable, str(tmp_path / "program.py")],
-            cwd=work, env=hub_environment(hub, tmp_path), capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
+        process = run_python([tmp_path / "program.py"], cwd=work, env=hub_environment(hub, tmp_path))
         assert process.returncode == 0, process.stderr
         missing = missing_line(page.printed, process.stdout)
         assert missing is None, f"{name} says that this is printed: {missing}\nfound:\n{process.stdout}"

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fresh_processes import run_python
 from transformers import AutoModel, AutoProcessor
 
 from hf_blemo import blemore
@@ -260,7 +260,7 @@ def test_a_run_killed_in_both_phases_ends_bit_for_bit_as_one_left_alone(settings
     settings = settings_for(**changes)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     program = [sys.executable, str(Path(__file__).with_name("killed_runs.py")), json.dumps(vars(settings))]
-    killed = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    killed = run_python(program[1:], cwd=tmp_path, env=environment)
     assert killed.returncode == 0, killed.stderr[-4000:]
     output = tmp_path / "output"
     assert not (output / "metrics.json").exists()

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from fresh_processes import run_python
 
 import hf_blemo
 
@@ -83,10 +83,8 @@ def run_on_hub(
     if not installed:
         environment["PYTHONPATH"] = ""
         program = WITHOUT_PACKAGE + program
-    process = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        cwd=tempfile.mkdtemp(prefix="empty_", dir=work), env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    folder = tempfile.mkdtemp(prefix="empty_", dir=work)
+    process = run_python(["-c", program, *arguments], cwd=folder, env=environment)
     if fails:
         assert process.returncode != 0, process.stdout
         return process.returncode, process.stderr

@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fresh_processes import run_python
 
 import hf_blemo
 from hf_blemo import RankAwareFusionProcessor
@@ -75,10 +74,7 @@ def run_program(work: Path, folders: list[str], installed: bool) -> list[dict]:
     elsewhere = work / "elsewhere"
     elsewhere.mkdir()
     options = json.dumps({} if installed else {"trust_remote_code": True})
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(work), options, *folders],
-        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    process = run_python(["-c", code, str(work), options, *folders], cwd=elsewhere, env=environment)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.strip().splitlines()[-1])
 

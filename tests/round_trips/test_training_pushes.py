@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from fresh_processes import run_python
 from hub_programs import PACKAGE_FOLDER, hub_environment
 from hub_repositories import Blob, make_commit
 from tiny_models import fingerprints
@@ -56,10 +55,7 @@ def program_arguments(command):
 
 
 def run_program(hub, work, command, *options, code=0):
-    process = subprocess.run(
-        [sys.executable, *program_arguments(command), *map(str, options)],
-        cwd=work, env=hub_environment(hub, work), capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    process = run_python([*program_arguments(command), *options], cwd=work, env=hub_environment(hub, work))
     assert process.returncode == code, process.stderr
     return process.stderr
 
@@ -139,9 +135,8 @@ def test_a_run_is_complete_where_its_publication_fails(hub, tmp_path):
     assert "was not published to you/late" in errors.splitlines()[-1]
     assert f"hf-blemo publish {output} --repo you/late" in errors
     assert len(hub.repository("you/late").branches["main"].history()) == 1
-    command = [sys.executable, "-m", "hf_blemo.cli", "publish", str(output), "--repo", "you/late"]
-    environment = hub_environment(hub, tmp_path)
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    command = ["-m", "hf_blemo.cli", "publish", output, "--repo", "you/late"]
+    process = run_python(command, cwd=tmp_path, env=hub_environment(hub, tmp_path))
     assert process.returncode == 0, process.stderr
     assert "model.safetensors" in hub.files("you/late")
 
