@@ -53,9 +53,7 @@ def main() -> None:
     make_synthetic_clips(clips, num_clips=settings.num_clips, seed=0)
     print(f"{settings.num_clips} clips in {clips}", flush=True)
 
-    print(
-        "\n2. Make their features: the student sees each frame, a small HuBERT hears each 20 ms", flush=True
-    )
+    print("\n2. Make their features: the student sees each frame, a small HuBERT hears each 20 ms", flush=True)
     save_random_speech_encoder(voice)
     encoders = {"picture": {"model_id": settings.student}, "voice": {"model_id": str(voice)}}
     made = extract_features(
