@@ -73,8 +73,8 @@ def test_two_processes_end_with_the_student_of_one(teacher, tmp_path, settings_f
     watched = str(ROOT / "tests" / "helpers" / "watched_processes.py")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", watched]
     for name, start in (("one", []), ("two", launcher)):
-        command = [sys.executable, *start, *program, "--output_dir", str(tmp_path / name)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        command = [*start, *program, "--output_dir", tmp_path / name]
+        done = run_python(command, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("the group has ended") == 2
     metrics = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")}

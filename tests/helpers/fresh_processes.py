@@ -56,7 +56,8 @@ def _server() -> subprocess.Popen:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, __file__]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    atexit.register(server.kill)
+    # It ends where nobody can ask any more.
+    atexit.register(server.communicate)
     return server
 
 

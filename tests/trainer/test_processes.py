@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_processes import run_python
 from safetensors.torch import load_file
 from trainer_cases import CASES
 
@@ -21,14 +20,9 @@ def runs(tmp_path_factory):
     for world in (1, 2):
         folders[world] = folder = tmp_path_factory.mktemp(f"processes_{world}")
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{HELPERS.parents[1]}:{HELPERS}"}
-        launcher = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-        ] * (world - 1)
-        command = [sys.executable, *launcher, str(HELPERS / "trainer_on_processes.py"), str(folder)]
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] * (world - 1)
+        command = [*launcher, HELPERS / "trainer_on_processes.py", folder]
+        process = run_python(command, cwd=folder, env=environment)
         assert process.returncode == 0, process.stderr
     return folders
 
