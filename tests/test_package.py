@@ -1,9 +1,11 @@
 """The front door: a light import, lazy names, and registration with the auto classes in any order of imports."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import fresh_processes
 import pytest
 
 import hf_blemo
@@ -84,7 +86,8 @@ def test_auto_classes_load_the_family_in_any_order_of_imports(imports, saved_mod
         "loaded = [auto.from_pretrained(sys.argv[1]) for auto in (AutoConfig, AutoModel, AutoProcessor)]; "
         "print(*[type(one).__module__ + '.' + type(one).__name__ for one in loaded])"
     )
-    assert run_python(code, saved_model).split() == [
+    done = fresh_processes.run_python(["-c", code, saved_model], cwd=REPOSITORY, env=os.environ)
+    assert done.stdout.split() == [
         "hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion.RankAwareFusionConfig",
         "hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion.RankAwareFusionModel",
         "hf_blemo.rank_aware_fusion.processing_rank_aware_fusion.RankAwareFusionProcessor",

@@ -210,6 +210,8 @@ class _EmojiFont:
             self.font = ImageFont.truetype(str(path), _FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
         except OSError as error:
             raise ValueError(f"data 'emoji': font {path}: {expected}, found: {error}") from error
+        left, top, right, bottom = self.font.getbbox(_REFERENCE)
+        self.place = (_CANVAS - left - right) / 2, (_CANVAS - top - bottom) / 2
         reference = self._drawn(_REFERENCE)
         red, green, blue = (band.tobytes() for band in reference.split())
         if red == green == blue:
@@ -226,9 +228,7 @@ class _EmojiFont:
 
     def _drawn(self, sequence: str) -> Image.Image:
         canvas = Image.new("RGB", (_CANVAS, _CANVAS), "white")
-        left, top, right, bottom = self.font.getbbox(_REFERENCE)
-        place = ((_CANVAS - left - right) / 2, (_CANVAS - top - bottom) / 2)
-        ImageDraw.Draw(canvas).text(place, sequence, font=self.font, embedded_color=True)
+        ImageDraw.Draw(canvas).text(self.place, sequence, font=self.font, embedded_color=True)
         return canvas
 
 

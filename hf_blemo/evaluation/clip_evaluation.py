@@ -58,7 +58,7 @@ Task = ZeroShotTask | RetrievalTask
 
 
 class ClipEvaluator:
-    """Evaluates models on tasks; the same images of several tasks are embedded once.
+    """Evaluates models on tasks; the same images, and the same prompts, of several tasks are embedded once.
 
     Args:
         tasks: name -> task.
@@ -92,6 +92,7 @@ class ClipEvaluator:
         training = model.training
         model.eval()
         embedded: dict[int, tuple[torch.Tensor, list[int], list[str]]] = {}
+        classes: dict[int, torch.Tensor] = {}
 
         def embed_texts(texts: Sequence[str]) -> torch.Tensor:
             parts = []
@@ -113,7 +114,13 @@ class ClipEvaluator:
                 if not rows:
                     raise ValueError(f"task {name!r}: none of {len(task.images)} images can be read: {problems[:1]}")
                 if isinstance(task, ZeroShotTask):
-                    results[name] = _zero_shot(task, images, rows, embed_texts)
+                    if task.prompts is None:
+                        found = class_embeddings(embed_texts, task.class_names, task.templates)
+                    elif id(task.prompts) not in classes:
+                        found = classes[id(task.prompts)] = prompt_embeddings(embed_texts, task.prompts)
+                    else:
+                        found = classes[id(task.prompts)]
+                    results[name] = _zero_shot(task, images, rows, found)
                 else:
                     results[name] = _retrieval(task, images, rows, embed_texts)
                 if problems:
@@ -146,13 +153,7 @@ class ClipEvaluator:
         return torch.cat(parts) if parts else torch.empty(0), rows, problems
 
 
-def _zero_shot(
-    task: ZeroShotTask, images: torch.Tensor, rows: Sequence[int], embed_texts: Callable[[Sequence[str]], torch.Tensor]
-) -> dict[str, Any]:
-    if task.prompts is None:
-        classes = class_embeddings(embed_texts, task.class_names, task.templates)
-    else:
-        classes = prompt_embeddings(embed_texts, task.prompts)
+def _zero_shot(task: ZeroShotTask, images: torch.Tensor, rows: Sequence[int], classes: torch.Tensor) -> dict[str, Any]:
     labels = [task.labels[row] for row in rows]
     described = {"kind": "zero_shot", "data": task.data, "images": len(rows), "classes": len(task.class_names)}
     return {**described, **zero_shot_accuracy(images, classes, labels)}

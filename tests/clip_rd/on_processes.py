@@ -1,6 +1,8 @@
-"""Run by test_processes.py: `python on_processes.py FOLDER WORLD RANK` is one of the processes that share a batch."""
+"""Run by test_processes.py: `python on_processes.py FOLDER WORLD` is one of the processes that share a batch,
+which one says the variable RANK."""
 
 import gc
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -115,7 +117,7 @@ def break_one(case: str) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    folder, world, rank = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, world, rank = Path(sys.argv[1]), int(sys.argv[2]), int(os.environ.get("RANK", 0))
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)

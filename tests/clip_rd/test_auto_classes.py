@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -197,5 +195,5 @@ config = transformers.AutoConfig.from_pretrained({str(tmp_path / "student")!r})
 model = transformers.AutoModel.from_pretrained({str(tmp_path / "student")!r})
 print(type(config).__module__, type(model).__module__)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, input="")
+    done = run_python(["-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER)})
     assert done.stdout.split() == ["hf_blemo.clip_rd.configuration_clip_rd", "hf_blemo.clip_rd.modeling_clip_rd"]

@@ -1,12 +1,11 @@
 """Several processes give the loss and the gradients of one with all pairs, and none waits for a broken one."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ("plain", "unequal", "accumulated", "cached", "cached, unequal", "equal widths")
@@ -21,17 +20,9 @@ def results(tmp_path_factory):
         if world not in found:
             folder = tmp_path_factory.mktemp(f"processes_{world}")
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            program = [sys.executable, str(Path(__file__).with_name("on_processes.py")), str(folder), str(world)]
-            processes = [
-                subprocess.Popen([*program, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
-                for rank in range(world)
-            ]
-            try:
-                errors = [process.communicate(timeout=240)[1] for process in processes]
-            finally:
-                for process in processes:
-                    process.kill()
-            assert [process.returncode for process in processes] == [0] * world, errors
+            program = [Path(__file__).with_name("on_processes.py"), folder, world]
+            done = run_python(program, cwd=folder, env=environment, processes=world)
+            assert done.returncode == 0, done.stderr
             paths = [folder / f"{rank}_of_{world}.pt" for rank in range(world)]
             found[world] = [torch.load(path, weights_only=True) for path in paths]
         return found[world]

@@ -70,11 +70,10 @@ def test_cached_chunks_end_with_the_same_student(teacher, tmp_path, settings_for
 def test_two_processes_end_with_the_student_of_one(teacher, tmp_path, settings_for, quick):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     program = [str(ROOT / "training" / "distill_clip_rd.py"), *quick, "--teacher", str(teacher), "--dtype", "float64"]
-    watched = str(ROOT / "tests" / "helpers" / "watched_processes.py")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", watched]
-    for name, start in (("one", []), ("two", launcher)):
+    watched = [ROOT / "tests" / "helpers" / "watched_processes.py"]
+    for name, start, processes in (("one", [], 1), ("two", watched, 2)):
         command = [*start, *program, "--output_dir", tmp_path / name]
-        done = run_python(command, cwd=tmp_path, env=environment)
+        done = run_python(command, cwd=tmp_path, env=environment, processes=processes)
         assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("the group has ended") == 2
     metrics = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")}

@@ -169,9 +169,8 @@ def test_processes_write_the_store_of_one(teacher, store, tmp_path):
     program = [str(ROOT / "training" / "embed_teacher.py"), "--output_dir", str(tmp_path / "two")]
     program += ["--teachers.tiny", str(teacher), "--synthetic.num_pairs", "40", "--batch_size", "7"]
     program += ["--rows_per_shard", "16", "--augmentation", json.dumps(CROPS)]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    done = run_python(command, cwd=tmp_path, env=environment)
+    done = run_python(program, cwd=tmp_path, env=environment, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "40 pairs, 80 rows in 3 shards, 3 of them now; 0 of 80 could not be read" in done.stdout
     assert shards(tmp_path / "two") == shards(store)

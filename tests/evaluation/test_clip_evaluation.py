@@ -113,6 +113,25 @@ def test_tasks_of_the_same_images_embed_them_once(clip, monkeypatch):
     assert seen == [8, 2, 8, 2]
 
 
+def test_tasks_of_the_same_prompts_embed_them_once(clip, monkeypatch):
+    images = [picture(number) for number in range(8)]
+    prompts = [[f"a {name}", f"the {name}"] for name in COLOURS]
+    seen = []
+    original = CLIPModel.get_text_features
+
+    def counted(self, input_ids, **options):
+        seen.append(len(input_ids))
+        return original(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(CLIPModel, "get_text_features", counted)
+    tasks = {
+        name: ZeroShotTask(images, [0] * 8, COLOURS, prompts=own)
+        for name, own in (("a", prompts), ("b", prompts), ("c", list(prompts)))
+    }
+    found = ClipEvaluator(tasks, 256).evaluate(*clip)
+    assert seen == [2 * len(COLOURS)] * 2 and found["a"] == found["b"] == found["c"]
+
+
 def test_broken_images_are_left_out_and_counted(clip):
     images = [encoded(picture(number)) for number in range(8)]
     broken = [*images[:3], b"no picture", *images[3:], images[0][:60]]

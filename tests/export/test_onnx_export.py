@@ -1,7 +1,11 @@
 """Exported models say what PyTorch says, for batches and lengths that the exporter never saw."""
 
+import contextlib
+import io
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from tiny_models import make_fusion, make_student, save_tiny_model
 from hf_blemo import CLIPRDConfig, CLIPRDModel, RankAwareFusionConfig, RankAwareFusionModel
 from hf_blemo.cli import main
 from hf_blemo.extras import MissingExtraError
+from hf_blemo.hub import onnx_export
 from hf_blemo.hub.onnx_export import (
     FUSION_OUTPUTS,
     FusionGraph,
@@ -28,6 +33,26 @@ TOWERS = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
     "swin": {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 2},
 }
+
+
+FILES = {
+    "rank_aware_fusion": ["model.onnx", "model_int8.onnx"],
+    "clip_rd": ["image_model.onnx", "image_model_int8.onnx", "text_model.onnx", "text_model_int8.onnx"],
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Family -> the folder that the command has exported a tiny model to, the command and what it printed."""
+    found = {}
+    for family in FILES:
+        folder = tmp_path_factory.mktemp(family)
+        save_tiny_model(family, folder / "model")
+        command = ["export", str(folder / "model"), "--output", str(folder / "onnx"), "--int8"]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert main(command) == 0
+        found[family] = folder / "onnx", command, printed.getvalue()
+    return found
 
 
 def session(path):
@@ -111,11 +136,9 @@ def assert_same_student(model, folder, batch_size, length, size):
     np.testing.assert_allclose(scale * image @ text.T, expected.logits_per_image.numpy(), rtol=0, atol=1e-3)
 
 
-def test_both_towers_of_a_student(tmp_path):
-    model = make_student()[0]
-    export_onnx(model, tmp_path)
+def test_both_towers_of_a_student(exported):
     for batch_size, length in ((1, 3), (5, 12)):
-        assert_same_student(model, tmp_path, batch_size, length, 16)
+        assert_same_student(make_student()[0], exported["clip_rd"][0], batch_size, length, 16)
 
 
 @pytest.mark.parametrize("vision", TOWERS)
@@ -146,9 +169,9 @@ def test_torch_export_of_both_families():
     torch.testing.assert_close(found, TextGraph(student)(tokens, mask), rtol=0, atol=1e-6)
 
 
-def test_quantisation_keeps_the_answers_near(tmp_path):
+def test_quantisation_keeps_the_answers_near(exported, tmp_path):
     model = make_fusion()[0]
-    [path] = export_onnx(model, tmp_path)
+    path = Path(shutil.copy(exported["rank_aware_fusion"][0] / "model.onnx", tmp_path))
     small = quantize_onnx(path)
     assert small == tmp_path / "model_int8.onnx"
     inputs = fusion_inputs(model, 6, 4)
@@ -161,25 +184,19 @@ def test_quantisation_keeps_the_answers_near(tmp_path):
     assert any("Integer" in node.op_type for node in onnx.load(small).graph.node)
 
 
-def test_the_model_is_left_as_it_was(tmp_path):
+def test_the_model_is_exported_in_float32_and_left_as_it_was(tmp_path, monkeypatch):
     model = make_fusion()[0].to(torch.bfloat16).train()
+    seen = []
+    monkeypatch.setattr(onnx_export, "fusion_program", lambda found: seen.append((found.training, found.dtype)))
+    monkeypatch.setattr(onnx_export, "_write", lambda *_: None)
     export_onnx(model, tmp_path)
-    assert model.training and model.dtype == torch.bfloat16
-
-
-FILES = {
-    "rank_aware_fusion": ["model.onnx", "model_int8.onnx"],
-    "clip_rd": ["image_model.onnx", "image_model_int8.onnx", "text_model.onnx", "text_model_int8.onnx"],
-}
+    assert seen == [(False, torch.float32)] and model.training and model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("family", FILES)
-def test_the_command_exports_either_family(family, tmp_path, capsys):
-    save_tiny_model(family, tmp_path / "model")
-    command = ["export", str(tmp_path / "model"), "--output", str(tmp_path / "onnx"), "--int8"]
-    assert main(command) == 0
-    assert sorted(path.name for path in (tmp_path / "onnx").glob("*.onnx")) == FILES[family]
-    printed = capsys.readouterr().out
+def test_the_command_exports_either_family(family, exported, capsys):
+    folder, command, printed = exported[family]
+    assert sorted(path.name for path in folder.glob("*.onnx")) == FILES[family]
     assert all(name in printed for name in FILES[family])
     assert main(command) == 2
     assert "holds ONNX files already; pass --overwrite" in capsys.readouterr().err

@@ -5,11 +5,13 @@ every program, which then reads its own environment, paths and arguments as if i
 """
 
 import atexit
+import contextlib
 import gc
 import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,7 @@ from typing import Any
 
 
 def run_python(
-    arguments: Sequence[Any], cwd: Path | str, env: Mapping[str, str], timeout: float = 240
+    arguments: Sequence[Any], cwd: Path | str, env: Mapping[str, str], timeout: float = 240, processes: int = 1
 ) -> subprocess.CompletedProcess:
     """Runs `python ARGUMENTS`, as `subprocess.run` with `capture_output` and `text` does.
 
@@ -32,23 +34,42 @@ def run_python(
         cwd: folder it runs in.
         env: its whole environment.
         timeout: in seconds.
+        processes: how many run it together, told of each other as torchrun tells them; where one fails, the others
+            are killed.
+
+    Returns:
+        With the output of all processes in their order, and the exit code of the first that failed.
 
     Raises:
         subprocess.TimeoutExpired: it did not end; it is killed then.
     """
     server = _server()
     given = [str(argument) for argument in arguments]
+    environments = [dict(env)]
+    if processes > 1:
+        common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+        common["MASTER_PORT"] = _free_port()
+        ranks = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
+        environments = [{**env, **{name: str(value) for name, value in own.items()}} for own in ranks]
     with tempfile.TemporaryDirectory(prefix="fresh_process_") as folder:
-        out, err = (Path(folder, name) for name in ("stdout", "stderr"))
-        request = {"arguments": given, "cwd": str(cwd), "env": dict(env), "stdout": str(out), "stderr": str(err)}
+        request = {"arguments": given, "cwd": str(cwd), "envs": environments, "folder": folder, "timeout": timeout}
         assert server.stdin is not None and server.stdout is not None
-        server.stdin.write(json.dumps({**request, "timeout": timeout}) + "\n")
+        server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         code = json.loads(server.stdout.readline())
-        printed, errors = out.read_text(), err.read_text()
+        printed, errors = (
+            "".join(Path(folder, f"{name}_{rank}").read_text() for rank in range(processes))
+            for name in ("stdout", "stderr")
+        )
     if code is None:
         raise subprocess.TimeoutExpired(given, timeout, printed, errors)
     return subprocess.CompletedProcess(given, code, printed, errors)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @lru_cache(maxsize=1)
@@ -72,37 +93,48 @@ def serve() -> None:
     gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _become(request)
-            return
-        print(json.dumps(_exit_code(child, request["timeout"])), flush=True)
+        children = []
+        for rank in range(len(request["envs"])):
+            children.append(os.fork())
+            if children[-1] == 0:
+                _become(request, rank)
+                return
+        print(json.dumps(_exit_code(children, request["timeout"])), flush=True)
     # No program is left to run.
     os._exit(0)
 
 
-def _exit_code(child: int, timeout: float) -> int | None:
-    """As `subprocess` gives it; None where the time is over."""
+def _exit_code(children: Sequence[int], timeout: float) -> int | None:
+    """As `subprocess` gives it, of the first child that failed; None where the time is over."""
     deadline = time.monotonic() + timeout
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return None
+    running, code = list(children), 0
+    while running:
+        for child in list(running):
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                running.remove(child)
+                code = code or os.waitstatus_to_exitcode(status)
+        over = time.monotonic() > deadline
+        if code or over:
+            for child in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            return code or None
         time.sleep(0.005)
+    return code
 
 
-def _become(request: Mapping[str, Any]) -> None:
+def _become(request: Mapping[str, Any], rank: int) -> None:
     """Gives this process the folder, environment, files and arguments of a program."""
     os.setsid()
     os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(request["env"])
+    os.environ.update(request["envs"][rank])
     nothing = os.open(os.devnull, os.O_RDONLY)
-    files = [os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("stdout", "stderr")]
+    paths = [Path(request["folder"], f"{name}_{rank}") for name in ("stdout", "stderr")]
+    files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in paths]
     for number, file in enumerate((nothing, *files)):
         os.dup2(file, number)
         os.close(file)

@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
+from fresh_processes import run_python
 
 from hf_blemo import blemore
 from hf_blemo.metrics import AccPresence, AccSalience, BlemoreScore, blends_to_saliences, metric_path
@@ -69,10 +68,10 @@ def test_they_are_combined():
 
 
 PROCESS = """
-import json, sys
+import json, os, sys
 import numpy as np
 from hf_blemo.metrics import BlemoreScore
-rank, folder = int(sys.argv[1]), sys.argv[2]
+rank, folder = int(os.environ["RANK"]), sys.argv[1]
 data = np.load(f"{folder}/data.npz")
 metric = BlemoreScore(num_process=2, process_id=rank, experiment_id="two", cache_dir=f"{folder}/cache")
 rows = slice(rank, None, 2)
@@ -87,17 +86,10 @@ def test_two_processes_gather_what_one_has(tmp_path_factory):
     labels, blends = drawn(64, seed=3)
     np.savez(folder / "data.npz", predictions=blends_to_saliences(blends), references=labels)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), str(folder)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert json.loads(outputs[0][0]) == {"score": expected(blends, labels)["score"]}
-    assert json.loads(outputs[1][0]) is None
+    done = run_python(["-c", PROCESS, folder], cwd=folder, env=environment, processes=2)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert json.loads(first) == {"score": expected(blends, labels)["score"]} and json.loads(second) is None
 
 
 @pytest.mark.skipif(not LOGITS.is_file(), reason=f"the real out-of-fold logits are missing: {LOGITS}")

@@ -20,9 +20,8 @@ def runs(tmp_path_factory):
     for world in (1, 2):
         folders[world] = folder = tmp_path_factory.mktemp(f"processes_{world}")
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{HELPERS.parents[1]}:{HELPERS}"}
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] * (world - 1)
-        command = [*launcher, HELPERS / "trainer_on_processes.py", folder]
-        process = run_python(command, cwd=folder, env=environment)
+        command = [HELPERS / "trainer_on_processes.py", folder]
+        process = run_python(command, cwd=folder, env=environment, processes=world)
         assert process.returncode == 0, process.stderr
     return folders
 
