@@ -1,12 +1,14 @@
 """Programs in fresh processes that begin with torch imported, which is most of what a short program's start takes.
 
-A server, one per worker of the tests, has imported torch and nothing of Hugging Face or of this package; it forks for
-every program, which then reads its own environment, paths and arguments as if it had been started from nothing.
+A server, one per worker of the tests, has imported torch and other large packages, and nothing of Hugging Face or of
+this package; it forks for every program, which then reads its own environment, paths and arguments as if it had been
+started from nothing.
 """
 
 import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -15,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import types
@@ -22,6 +25,12 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+# Whatever reads no variable and no file that a program could want otherwise.
+IMPORTED = (
+    *("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.tensor"),
+    *("matplotlib.figure", "pandas", "PIL.Image", "jinja2", "yaml"),
+)
 
 
 def run_python(
@@ -84,9 +93,8 @@ def _server() -> subprocess.Popen:
 
 def serve() -> None:
     """Forks for every request; returns in the fork, where the program is run."""
-    import torch._dynamo
-    import torch.distributed.checkpoint
-    import torch.distributed.tensor  # noqa: F401
+    for name in IMPORTED:
+        importlib.import_module(name)
 
     # No collection of a program goes through what it was forked with.
     gc.collect()
@@ -157,10 +165,29 @@ def run_program() -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+def end(code: Any) -> None:
+    """Ends this process as the interpreter does, but for taking down one by one the modules it was forked with."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Processes that run together end in full: how they let go of each other is what may go wrong.
+    if "WORLD_SIZE" in os.environ:
+        sys.exit(code)
+    os._exit(code or 0)
+
+
 if __name__ == "__main__":
     serve()
     try:
         run_program()
+        ended: Any = 0
+    except SystemExit as exit_of_program:
+        ended = exit_of_program.code
     except Exception:
         traceback.print_exc()
-        sys.exit(1)
+        ended = 1
+    end(ended)
