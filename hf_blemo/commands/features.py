@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from hf_blemo.commands.parsing import add_command, positive
-from hf_blemo.encoders.encoder_options import DTYPES
+from hf_blemo.encoders.encoder_options import DTYPES, IMAGE_BACKENDS
 
 
 def add_features(commands: Any) -> None:
@@ -45,6 +45,11 @@ Examples:
     )
     parser.add_argument(
         "--frames-per-second", type=float, metavar="N", help="how often --encoder of pictures look; always by default"
+    )
+    parser.add_argument(
+        "--image-backend",
+        choices=IMAGE_BACKENDS,
+        help="what resizes for --encoder of pictures: exact (pil, by default) or fast (torchvision)",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the models (default: float32)")
     parser.add_argument(
@@ -104,6 +109,7 @@ def _features(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         imported=imported,
         frames_per_second=arguments.frames_per_second,
+        image_backend=arguments.image_backend,
         split=arguments.split,
         video_column=arguments.video_column,
         audio_column=arguments.audio_column,

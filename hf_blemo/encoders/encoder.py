@@ -112,6 +112,8 @@ class Encoder(ABC):
     default_batch_size = 32
     # Numbers of all pieces of a batch at most, where pieces differ in size; a batch size that was asked for wins.
     largest_batch: int | None = None
+    # Pieces that keep a core busy: parts of a batch that run side by side on the CPU; None where they cannot.
+    part_size: int | None = None
     # Which options of `extraction` the family knows, with their defaults.
     extraction_defaults: dict[str, Any] = {}
 
@@ -124,6 +126,9 @@ class Encoder(ABC):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"{source.model_id}: batch_size must be a positive whole number, found {batch_size!r}")
         self.batch_size = batch_size
+        if type(model).__module__.startswith("transformers_modules"):
+            # Nobody knows whether code from the Hub may run in several threads.
+            self.part_size = None
 
     @property
     def device(self) -> torch.device:

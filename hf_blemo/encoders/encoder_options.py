@@ -4,3 +4,5 @@
 ENCODER_KEYS = ("model_id", "revision", "extraction", "batch_size")
 # What models may run in, as torch calls it.
 DTYPES = ("float32", "bfloat16", "float16")
+# What resizes frames, as transformers calls it.
+IMAGE_BACKENDS = ("pil", "torchvision")

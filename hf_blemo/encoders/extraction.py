@@ -2,15 +2,14 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from hf_blemo.encoders.batching import Batches
 from hf_blemo.encoders.bounded_queue import BoundedQueue
 from hf_blemo.encoders.clip_sources import NamedClip, SplitClip
 from hf_blemo.encoders.encoder import Encoder, Piece, Session
@@ -67,6 +66,17 @@ class _Clip:
     waiting: int = 0
     decoded: bool = False
 
+    def receiver(self, name: str, piece: Piece) -> Callable[[np.ndarray], None]:
+        """Takes the rows of a piece by an encoder, for which the clip waits from now on."""
+        self.waiting += 1
+
+        def receive(rows: np.ndarray) -> None:
+            self.rows[name].append(rows)
+            self.times[name].append(piece.times)
+            self.waiting -= 1
+
+        return receive
+
 
 def clip_name(source: Any, number: int = 0) -> str:
     """Name of a clip in results and messages.
@@ -122,49 +132,31 @@ def encode_clips(
     if num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, found {num_threads}")
     decoding = _Decoding(clips, encoders, num_threads)
-    num_free_cores = max(1, (os.cpu_count() or 1) - num_threads)
+    batches = Batches(encoders, num_threads)
     clips_under_way: dict[int, _Clip] = {}
-    pending: dict[str, list[tuple[_Clip, Piece]]] = {name: [] for name in encoders}
     next_number = 0
-
-    def run(name: str) -> None:
-        part, pending[name] = pending[name], []
-        on_cpu = encoders[name].device.type == "cpu"
-        with _torch_threads(num_free_cores) if on_cpu and not decoding.is_ahead else nullcontext():
-            rows = encoders[name].run([piece for _, piece in part])
-        for (clip, piece), values in zip(part, rows, strict=True):
-            clip.rows[name].append(values)
-            clip.times[name].append(piece.times)
-            clip.waiting -= 1
-
     try:
         for message in decoding.messages():
             if isinstance(message, tuple):
                 name, clip, piece = message
                 clips_under_way[clip.number] = clip
-                clip.waiting += 1
-                pending[name].append((clip, piece))
-                if len(pending[name]) >= encoders[name].batch_size:
-                    run(name)
+                batches.add(name, piece, clip.receiver(name, piece), decoding.is_ahead)
             else:
                 message.decoded = True
                 clips_under_way[message.number] = message
                 if sum(clip.decoded for clip in clips_under_way.values()) >= CLIPS_AHEAD:
-                    for name in encoders:
-                        if pending[name]:
-                            run(name)
+                    batches.finish()
             while (clip := clips_under_way.get(next_number)) and clip.decoded and not clip.waiting:
                 yield _finished(clips_under_way.pop(next_number), encoders)
                 next_number += 1
                 decoding.release()
-        for name in encoders:
-            if pending[name]:
-                run(name)
+        batches.finish()
         while clips_under_way:
             yield _finished(clips_under_way.pop(next_number), encoders)
             next_number += 1
     finally:
         decoding.stop()
+        batches.stop()
 
 
 def _finished(clip: _Clip, encoders: Mapping[str, Encoder]) -> ClipFeatures:
@@ -179,17 +171,6 @@ def _finished(clip: _Clip, encoders: Mapping[str, Encoder]) -> ClipFeatures:
         wanted = " or ".join(sorted({_MODALITIES[encoder.modality] for encoder in encoders.values()}))
         result.error = MediaError(f"{result.name}: found no {wanted}, expected some for {', '.join(encoders)}")
     return result
-
-
-@contextmanager
-def _torch_threads(most: int) -> Iterator[None]:
-    """Fewer threads for a network on the CPU: one that waits for a core that decodes holds up all others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(most, before))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

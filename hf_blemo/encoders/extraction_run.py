@@ -88,13 +88,13 @@ def _run(
         source = drawn if settings.data == SYNTHETIC else settings.data
         entries = find_clips(source, settings.split, settings.video_column, settings.audio_column)
         imported = _imported_files(settings.imported, entries)
-        rate = settings.frames_per_second
+        defaults = {"frames_per_second": settings.frames_per_second, "image_backend": settings.image_backend}
         encoders = load_encoders(
             _encoder_entries(settings),
             dtype=settings.dtype,
             device=accelerator.device,
             trust_remote_code=settings.trust_remote_code,
-            defaults={} if rate is None else {"frames_per_second": rate},
+            defaults={name: value for name, value in defaults.items() if value is not None},
         )
         return entries, imported, encoders
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_blemo.encoders.encoder_options import DTYPES, ENCODER_KEYS
+from hf_blemo.encoders.encoder_options import DTYPES, ENCODER_KEYS, IMAGE_BACKENDS
 from hf_blemo.setting_checks import check_choices, check_known, check_not_negative, check_repository
 
 SYNTHETIC = "synthetic"
@@ -18,11 +18,13 @@ class ExtractionSettings:
             id, or `synthetic`. A folder with `train_metadata.csv` of BlEmoRE gives labels and folds.
         output_dir: data set of features to make; an interrupted run of the same settings goes on where it stopped.
         encoders: name -> `model_id` (Hub id or folder), and where wanted `revision`, `extraction` (`frames_per_second`
-            of image and video models, `layer` of speech models) and `batch_size`.
+            and `image_backend` of image and video models, `layer` of speech models) and `batch_size`.
         model: folder or Hub id of a fusion, whose own encoders are taken instead.
         imported: name -> folder with a `.npy` or `.csv` of features per clip, by programs outside this package.
         frames_per_second: how often image and video models look whose `extraction` does not say; every frame by
             default.
+        image_backend: what resizes for image and video models whose `extraction` does not say: `pil` (default) or
+            `torchvision`, which is several times as fast and differs by one level of 255 in few pixels.
         split: of a data set on the Hub.
         video_column, audio_column: of a list or data set; found by name or type by default.
         dtype: of the models: `float32`, `bfloat16` or `float16` (on a GPU).
@@ -41,6 +43,7 @@ class ExtractionSettings:
     model: str | None = None
     imported: dict[str, str] = field(default_factory=dict)
     frames_per_second: float | None = None
+    image_backend: str | None = None
     split: str = "train"
     video_column: str | None = None
     audio_column: str | None = None
@@ -72,7 +75,10 @@ class ExtractionSettings:
         check_choices(self, {"dtype": DTYPES, "feature_dtype": ("auto", "float16", "float32")})
         check_not_negative(self, ("num_threads",))
         check_repository("push_to_hub", self.push_to_hub)
-        if self.frames_per_second is not None and self.model is not None:
-            raise ValueError("frames_per_second is for encoders; those of a model know it themselves")
+        for name in ("frames_per_second", "image_backend"):
+            if getattr(self, name) is not None and self.model is not None:
+                raise ValueError(f"{name} is for encoders; those of a model know it themselves")
+        if self.image_backend is not None:
+            check_choices(self, {"image_backend": IMAGE_BACKENDS})
         if self.synthetic and self.data != SYNTHETIC:
             raise ValueError(f"synthetic is about data {SYNTHETIC!r}, found data {self.data!r}")

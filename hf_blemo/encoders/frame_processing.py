@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_blemo.encoders.torch_resizing import with_backend
+
+# Options of `extraction` of encoders that look at frames.
+VISUAL_DEFAULTS = {"frames_per_second": None, "image_backend": "pil"}
+
 _TRIAL_SIZES = ((30, 41), (53, 36))
 _TOLERANCE = 1e-5
 # Containers round times to their tick, often a millisecond: a frame may lie a hair before the moment it stands for.
@@ -20,17 +25,19 @@ class FrameProcessor:
     device. Where a processor cannot be split so, or the halves do not add up to it, it is used as a whole.
 
     Args:
-        image_processor: of transformers.
+        image_processor: of transformers' PIL backend.
         where: what to name in an error.
+        backend: what resizes, `pil` or `torchvision`; see [`with_backend`].
 
     Raises:
-        ValueError: the processor makes something else of a frame than a picture of one size.
+        ValueError: the processor makes something else of a frame than a picture of one size, or the backend is unknown
+            or resizes otherwise.
 
     Source: this project's choice.
     """
 
-    def __init__(self, image_processor: Any, where: str):
-        self.image_processor = image_processor
+    def __init__(self, image_processor: Any, where: str, backend: str = "pil"):
+        self.image_processor = with_backend(image_processor, backend, where)
         self.where = where
         self.scale: tuple[torch.Tensor, torch.Tensor] | None = self._split_scale()
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece, Session
-from hf_blemo.encoders.frame_processing import FrameProcessor, FrameSampler, check_frames_per_second
+from hf_blemo.encoders.frame_processing import VISUAL_DEFAULTS, FrameProcessor, FrameSampler, check_frames_per_second
 
 
 class FrameSession(Session):
@@ -43,7 +43,8 @@ class ImageEncoder(Encoder):
     """
 
     modality = "video"
-    extraction_defaults = {"frames_per_second": None}
+    part_size = 8
+    extraction_defaults = VISUAL_DEFAULTS
 
     def __init__(
         self,
@@ -54,7 +55,8 @@ class ImageEncoder(Encoder):
         has_pooler: bool = True,
     ):
         super().__init__(model, processor, source, batch_size)
-        self.frames = FrameProcessor(processor, source.model_id)
+        backend = source.extraction.get("image_backend", "pil")
+        self.frames = FrameProcessor(processor, source.model_id, backend)
         self.has_pooler = has_pooler
         rate = source.extraction.get("frames_per_second")
         self.frames_per_second = check_frames_per_second(rate, source.model_id)

@@ -54,8 +54,10 @@ def load_encoder(
         revision: commit, branch or tag of the Hub repository; the encoder remembers the commit it was. Where a
             repository has its weights only as a pickle and no revision is given, the Hub's own conversion of them to
             safetensors is taken.
-        extraction: `frames_per_second` (image and video models: how often to look; every frame by default), `layer`
-            (speech models: number of the hidden states; the last by default).
+        extraction: `frames_per_second` (image and video models: how often to look; every frame by default),
+            `image_backend` (image and video models: what resizes; `pil` by default, or `torchvision`, which is several
+            times as fast and differs by one level of 255 in few pixels), `layer` (speech models: number of the hidden
+            states; the last by default).
         device: where the model goes; a GPU where there is one.
         dtype: `float32`, `bfloat16` or `float16` (on a GPU); features are float32 all the same.
         batch_size: pieces at once; a default of the family's.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece, Session
-from hf_blemo.encoders.frame_processing import FrameProcessor, FrameSampler, check_frames_per_second
+from hf_blemo.encoders.frame_processing import VISUAL_DEFAULTS, FrameProcessor, FrameSampler, check_frames_per_second
 
 # What configs call the length of a segment.
 LENGTHS = ("num_frames", "frames_per_clip")
@@ -63,11 +63,13 @@ class VideoEncoder(Encoder):
 
     modality = "video"
     default_batch_size = 4
-    extraction_defaults = {"frames_per_second": None}
+    part_size = 1
+    extraction_defaults = VISUAL_DEFAULTS
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         super().__init__(model, processor, source, batch_size)
-        self.frames = FrameProcessor(processor, source.model_id)
+        backend = source.extraction.get("image_backend", "pil")
+        self.frames = FrameProcessor(processor, source.model_id, backend)
         rate = source.extraction.get("frames_per_second")
         self.frames_per_second = check_frames_per_second(rate, source.model_id)
         self.length = segment_length(self.model.config)

@@ -171,12 +171,12 @@ def test_pictures_are_looked_at_as_often_as_asked_for(capsys, shared, tmp_path):
     rates = {}
     for rate in ("5", "2"):
         output = tmp_path / rate
-        options = ("--encoder", *encoders, "--frames-per-second", rate)
+        options = ("--encoder", *encoders, "--frames-per-second", rate, "--image-backend", "torchvision")
         assert run(capsys, "features", paths(shared)[0], "--output", output, *options)[0] == 0
         [features] = blemore.read_features(datasets.load_from_disk(str(output)))
         rates[rate] = {name: len(values) for name, values in features.items()}
         written = json.loads((output / "encoders.json").read_text())
-        assert written["student"]["extraction"] == {"frames_per_second": float(rate)}
+        assert written["student"]["extraction"] == {"frames_per_second": float(rate), "image_backend": "torchvision"}
         assert "extraction" not in written["hubert"]
     assert rates["5"]["student"] > 2 * rates["2"]["student"] and rates["5"]["hubert"] == rates["2"]["hubert"]
     alone = ("features", paths(shared)[0], "--output", tmp_path / "out", "--encoder", encoders[1])
