@@ -4,7 +4,7 @@ The baseline of the first row goes about it as the official feature scripts do: 
 frame goes through the processor by itself, and the model is loaded anew for every batch of frames. It decodes by the
 same library, with as many threads, and runs the same student; its features are the same (checked). It is measured in
 float32, as those scripts are, and in bfloat16; this package in both, each with frames resized by Pillow, as in the
-baseline, and by torch. Both sides load their model at least once inside the measured time, and are interleaved; medians.
+baseline, and by torch. Both sides load their model inside the measured time, and are interleaved; medians.
 
 The second row compares the memory of one clip with decoding the whole clip first; each side is a process of its own,
 and what it held before the clip is subtracted. The third compares one process with two on the same clips, each with
