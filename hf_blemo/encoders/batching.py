@@ -54,9 +54,8 @@ class Batches:
         """
         pending, encoder = self._pending[name], self._encoders[name]
         pending.append((piece, receive))
-        num_workers = self._num_workers(encoder)
-        if len(pending) >= (encoder.batch_size if num_workers == 1 else encoder.part_size or 1):
-            self._start(name, num_workers, is_ahead)
+        if len(pending) >= self._size(encoder):
+            self._start(name, is_ahead)
         while self._running and self._running[0][1].done():
             self._finish_first()
 
@@ -68,7 +67,7 @@ class Batches:
         """
         for name, pending in self._pending.items():
             if pending:
-                self._start(name, self._num_workers(self._encoders[name]), is_ahead=True)
+                self._start(name, is_ahead=True)
         self._finish_running()
 
     def stop(self) -> None:
@@ -78,14 +77,16 @@ class Batches:
         # The number that a thread sets for itself is also that of threads which begin later.
         torch.set_num_threads(torch.get_num_threads())
 
-    def _num_workers(self, encoder: Encoder) -> int:
-        """Parts of a batch that run at once; 1 where it is not shared."""
+    @staticmethod
+    def _size(encoder: Encoder) -> int:
+        """Pieces of a part, or of a batch that has none; what fits a core's cache is also faster there than more."""
         if encoder.part_size is None or encoder.device.type != "cpu":
-            return 1
-        return max(1, min(self._num_threads, encoder.batch_size // encoder.part_size))
+            return encoder.batch_size
+        return min(encoder.part_size, encoder.batch_size)
 
-    def _start(self, name: str, num_workers: int, is_ahead: bool) -> None:
+    def _start(self, name: str, is_ahead: bool) -> None:
         encoder = self._encoders[name]
+        num_workers = min(self._num_threads, encoder.batch_size // self._size(encoder))
         pieces = [piece for piece, _ in self._pending[name]]
         receivers = [receive for _, receive in self._pending[name]]
         self._pending[name] = []

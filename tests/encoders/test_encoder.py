@@ -18,6 +18,8 @@ KINDS = ("vit", "timesformer", "hubert", "whisper")
 
 def limited(encoder, most):
     """Makes an encoder run out of memory for more than some pieces; gives the sizes of its batches."""
+    # As on a GPU, where batches are whole.
+    encoder.part_size = None
     forward, sizes = encoder.forward, []
 
     def checked(pieces):
