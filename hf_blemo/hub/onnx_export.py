@@ -2,11 +2,12 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.export import Dim
@@ -184,6 +185,38 @@ def export_onnx(model: Any, folder: str | Path) -> list[Path]:
         module.to(dtype).train(training)
     write_json({folder / DESCRIPTION_FILE: {"model_type": model.config.model_type, "opset": OPSET, **description}})
     return paths
+
+
+def onnx_inputs(batch: Mapping[str, Any], encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """What the graph of a fusion takes, of what the processor of the model gives.
+
+    The processor has no entry for an encoder that no clip of a batch has, and the graph takes all of them.
+
+    Args:
+        batch: `features` and `feature_mask`, encoder -> (B, T, D) and (B, T).
+        encoders: of the model's config, name -> options with `feature_size`.
+
+    Returns:
+        Name of the input -> array; an encoder without an entry is one step of zeros that is masked everywhere.
+
+    Raises:
+        ValueError: no encoder of the model has an entry.
+
+    Source: this project's choice.
+    """
+    features, masks = batch["features"], batch["feature_mask"]
+    known = [name for name in encoders if name in features]
+    if not known:
+        raise ValueError(f"found features of {', '.join(features) or 'no encoder'}, expected of {', '.join(encoders)}")
+    size = len(features[known[0]])
+    inputs: dict[str, np.ndarray] = {}
+    for name, options in encoders.items():
+        if name in features:
+            values, mask = np.asarray(features[name], np.float32), np.asarray(masks[name], bool)
+        else:
+            values, mask = np.zeros((size, 1, options["feature_size"]), np.float32), np.zeros((size, 1), bool)
+        inputs |= {f"features.{name}": values, f"feature_mask.{name}": mask}
+    return inputs
 
 
 def quantize_onnx(path: str | Path, output: str | Path | None = None) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import make_fusion, make_student, save_tiny_model
+from transformers import AutoModel, AutoProcessor
 
 from hf_blemo import CLIPRDConfig, CLIPRDModel, RankAwareFusionConfig, RankAwareFusionModel
 from hf_blemo.cli import main
@@ -23,6 +24,7 @@ from hf_blemo.hub.onnx_export import (
     TextGraph,
     export_onnx,
     fusion_program,
+    onnx_inputs,
     quantize_onnx,
     tower_programs,
 )
@@ -115,6 +117,26 @@ def test_a_fusion_of_every_kind(settings, tmp_path):
     inputs = {value.name: value.shape for value in session(path).get_inputs()}
     assert list(inputs) == description["inputs"]
     assert all(isinstance(axis, str) for shape in inputs.values() for axis in shape[:2])
+
+
+def test_what_the_processor_gives_is_what_the_graph_takes(exported):
+    folder = exported["rank_aware_fusion"][0]
+    model = AutoModel.from_pretrained(folder.parent / "model").eval()
+    processor = AutoProcessor.from_pretrained(folder.parent / "model")
+    first, *others = model.config.encoders
+    generator = np.random.default_rng(0)
+    clips = [
+        {first: generator.standard_normal((length, model.config.encoders[first]["feature_size"]))} for length in (3, 7)
+    ]
+    batch = processor(clips)
+    assert not set(others) & set(batch["features"])
+    inputs = onnx_inputs(batch, model.config.encoders)
+    assert list(inputs) == [f"{kind}.{name}" for name in (first, *others) for kind in ("features", "feature_mask")]
+    [probabilities] = session(folder / "model.onnx").run(["probabilities"], inputs)
+    with torch.no_grad():
+        np.testing.assert_allclose(probabilities, model(**batch).probabilities.numpy(), atol=1e-5)
+    with pytest.raises(ValueError, match=f"found features of other, expected of {first}"):
+        onnx_inputs({"features": {"other": np.zeros((2, 1, 3))}, "feature_mask": {}}, model.config.encoders)
 
 
 def assert_same_student(model, folder, batch_size, length, size):
