@@ -108,10 +108,7 @@ def check_source(source: str, what: str) -> None:
 
 
 def fingerprint(clip: Clip) -> str:
-    """What tells a model from another of the same name: the commit on the Hub, else a hash of its weights."""
-    commit = getattr(getattr(clip.model, "config", None), "_commit_hash", None)
-    if commit:
-        return commit
+    """What tells a model from another of the same name: a hash of its weights."""
     digest = hashlib.sha256()
     for name, value in sorted(clip.model.state_dict().items()):
         digest.update(name.encode())
