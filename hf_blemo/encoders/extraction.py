@@ -14,6 +14,7 @@ from hf_blemo.encoders.bounded_queue import BoundedQueue
 from hf_blemo.encoders.clip_sources import NamedClip, SplitClip
 from hf_blemo.encoders.encoder import Encoder, Piece, Session
 from hf_blemo.encoders.media import MediaError, MediaFile
+from hf_blemo.encoders.row_buffer import RowBuffer
 
 # Clips that may be decoded before the first of them has all its features: what bounds the memory.
 CLIPS_AHEAD = 64
@@ -59,7 +60,7 @@ class _Clip:
     """A clip under way."""
 
     number: int
-    rows: dict[str, list[np.ndarray]]
+    rows: dict[str, RowBuffer]
     times: dict[str, list[np.ndarray]]
     result: ClipFeatures
     # Pieces decoded and not yet run.
@@ -164,24 +165,13 @@ def _finished(clip: _Clip, encoders: Mapping[str, Encoder]) -> ClipFeatures:
     if result.error is not None:
         return result
     for name in encoders:
-        if clip.rows[name]:
-            result.features[name] = _joined(clip.rows.pop(name))
+        if len(clip.rows[name]):
+            result.features[name] = clip.rows.pop(name).take()
             result.times[name] = np.concatenate(clip.times.pop(name))
     if not result.features:
         wanted = " or ".join(sorted({_MODALITIES[encoder.modality] for encoder in encoders.values()}))
         result.error = MediaError(f"{result.name}: found no {wanted}, expected some for {', '.join(encoders)}")
     return result
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """Rows of all parts, which are let go one by one: the features of a long clip are not held twice."""
-    rows = np.empty((sum(map(len, parts)), parts[0].shape[1]), parts[0].dtype)
-    end = len(rows)
-    while parts:
-        part = parts.pop()
-        rows[end - len(part) : end] = part
-        end -= len(part)
-    return rows
 
 
 class _Decoding:
@@ -250,7 +240,7 @@ class _Decoding:
 
     def _decode(self, number: int, source: Any, name: str) -> None:
         result = ClipFeatures(name)
-        clip = _Clip(number, {key: [] for key in self.encoders}, {key: [] for key in self.encoders}, result)
+        clip = _Clip(number, {key: RowBuffer() for key in self.encoders}, {key: [] for key in self.encoders}, result)
         try:
             if callable(source):
                 source = source()

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from hf_blemo.encoders.sound_windows import SoundBuffer, windows
 
 WINDOW_SECONDS = 30.0
 CONTEXT_SECONDS = 2.0
+# Sound that the first layers of a model hear at once, where that is the same: of a whole window they hold 800 MB.
+CHUNK_SECONDS = 4.0
 # How much longer than the shortest the longest of windows that are padded to one length may be.
 _PADDING = 1.5
 # Models that hear the same in a window that is padded and masked; convolutions between the layers of others do not.
@@ -62,6 +64,35 @@ class StepSession(Session):
                 yield Piece(samples, times, skip=first - start // self.stride)
 
 
+class ChunkedConvolutions:
+    """The first layers of a speech model over one stretch of sound after the other, in a fraction of the memory.
+
+    Each of their steps hears a little of the sound alone, so that the steps are those of the whole, to rounding.
+
+    Args:
+        convolutions: `forward` of the layers: (B, samples) -> (B, C, steps).
+        stride: samples between two steps.
+        reach: samples that one step hears.
+        num_steps: of a stretch, of all sounds of a batch together.
+
+    Source: this project's choice.
+    """
+
+    def __init__(self, convolutions: Callable[[torch.Tensor], torch.Tensor], stride: int, reach: int, num_steps: int):
+        self.convolutions, self.stride, self.reach, self.num_steps = convolutions, stride, reach, num_steps
+
+    def __call__(self, input_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, steps) of sound (B, samples)."""
+        total = (input_values.shape[1] - self.reach) // self.stride + 1
+        step = max(1, self.num_steps // len(input_values))
+        parts = []
+        for start in range(0, total, step):
+            end = min(start + step, total)
+            samples = input_values[:, start * self.stride : (end - 1) * self.stride + self.reach]
+            parts.append(self.convolutions(samples))
+        return torch.cat(parts, -1)
+
+
 class SpeechEncoder(Encoder):
     """One row per step of the network (20 ms), of the last layer or of another.
 
@@ -97,11 +128,12 @@ class SpeechEncoder(Encoder):
             if isinstance(self.layer, bool) or not isinstance(self.layer, int) or not 0 <= self.layer <= layers:
                 raise ValueError(f"{source.model_id}: layer must be from 0 to {layers} or null, found {self.layer!r}")
         # Where the first layer normalises over the window's whole time, padding would change every step.
-        self.pads = (
-            bool(getattr(processor, "return_attention_mask", False))
-            and getattr(config, "feat_extract_norm", "layer") == "layer"
-            and config.model_type in _MASKED_MODELS
-        )
+        is_local = getattr(config, "feat_extract_norm", None) == "layer" and config.model_type in _MASKED_MODELS
+        self.pads = bool(getattr(processor, "return_attention_mask", False)) and is_local
+        if is_local:
+            layers = self.model.feature_extractor
+            num_steps = round(CHUNK_SECONDS * self.audio_rate / self.stride)
+            layers.forward = ChunkedConvolutions(layers.forward, self.stride, self.reach, num_steps)
         silence = np.zeros(self.reach + 2 * self.stride, np.float32)
         found = self.forward([Piece(silence, np.zeros(3))])[0]
         if len(found) != 3:

@@ -43,6 +43,28 @@ def test_windows_of_about_one_length_are_run_at_once_without_hearing_the_padding
         assert_same(found, speech_features(checkpoint(name), samples))
 
 
+@pytest.mark.parametrize("seconds", [0.001, 0.09, 0.5])
+@pytest.mark.parametrize("name", ["hubert", "wavlm", "wav2vec2"])
+def test_first_layers_hear_one_stretch_after_the_other(name, seconds, checkpoint, clips, monkeypatch):
+    monkeypatch.setattr(speech_encoder, "CHUNK_SECONDS", seconds)
+    encoder = load_encoder(checkpoint(name), device="cpu")
+    chunked = encoder.model.feature_extractor.forward
+    lengths, convolutions = [], chunked.convolutions
+    chunked.convolutions = lambda values: lengths.append(values.numel()) or convolutions(values)
+    # The second and the third are padded, and share a stretch.
+    sounds = [clips[0].samples, exact_sound(0.8, seed=1), exact_sound(1.0, seed=2)]
+    rows = encoder.forward([Piece(samples, np.zeros(1)) for samples in sounds])
+    for samples, found in zip(sounds, rows, strict=True):
+        assert_same(found, speech_features(checkpoint(name), samples))
+    assert len(lengths) >= 6 and max(lengths) <= max(3 * encoder.reach, 3 * encoder.reach + 16000 * seconds)
+
+
+@pytest.mark.parametrize("name", ["hubert_base", "data2vec_audio", "wav2vec2_conformer"])
+def test_first_layers_that_may_hear_all_at_once_are_left_alone(name, checkpoint):
+    model = load_encoder(checkpoint(name), device="cpu").model
+    assert "forward" not in vars(model.feature_extractor)
+
+
 @pytest.mark.parametrize(("batch_size", "expected"), [(None, [3, 1, 2]), (2, [2, 2, 2])])
 def test_no_more_than_a_window_of_sound_is_run_at_once_unless_asked_for(batch_size, expected, checkpoint):
     encoder = load_encoder(checkpoint("hubert"), device="cpu", batch_size=batch_size)
