@@ -56,6 +56,7 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
                 data=settings.data,
                 output_dir=str(features),
                 encoders=settings.encoders,
+                dtype=settings.dtype,
                 synthetic=settings.synthetic if settings.data == SYNTHETIC else {},
             )
         )
@@ -87,7 +88,7 @@ def _times(settings: EncoderAblationSettings, features: Path) -> dict[str, dict[
     """What the extraction of every set takes: median over interleaved rounds on the same clips, models loaded."""
     source = features.with_name(f"{features.name}.drawn") if settings.data == SYNTHETIC else settings.data
     clips = [entry.named for entry in islice(find_clips(source), settings.timed_clips)]
-    encoders = load_encoders(settings.encoders)
+    encoders = load_encoders(settings.encoders, dtype=settings.dtype)
     rounds: dict[str, list[float]] = {name: [] for name in settings.sets}
     seconds = 0.0
     for _ in range(settings.timing_rounds):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from hf_blemo.encoders.encoder_options import DTYPES
 from hf_blemo.fusion_training.protocol import PROTOCOLS
 from hf_blemo.push_settings import PUSH_SETTINGS, PushSettings
 from hf_blemo.setting_checks import check_at_least_one, check_choices, check_known, check_not_negative, check_seeds
@@ -165,6 +166,7 @@ class EncoderAblationSettings:
         seeds: complete cross-validations each.
         timed_clips: clips whose extraction is timed.
         timing_rounds: how often, sets taking turns; the median counts.
+        dtype: of the encoders: `float32`, `bfloat16` or `float16` (on a GPU).
         synthetic: settings of the built-in clips.
     """
 
@@ -176,11 +178,13 @@ class EncoderAblationSettings:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     timed_clips: int = 24
     timing_rounds: int = 5
+    dtype: str = "float32"
     synthetic: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         check_seeds(self.seeds)
         check_at_least_one(self, ("timed_clips", "timing_rounds"))
+        check_choices(self, {"dtype": DTYPES})
         if not self.sets:
             raise ValueError("sets: expected at least one, as a name with a list of encoders")
         for name, encoders in self.sets.items():

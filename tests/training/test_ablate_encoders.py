@@ -26,6 +26,7 @@ def config(tmp_path_factory):
         "seeds": [0, 1],
         "timed_clips": 2,
         "timing_rounds": 1,
+        "dtype": "bfloat16",
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -70,6 +71,7 @@ def test_bad_settings_are_refused(config):
         (["--sets", "{}"], "sets: expected at least one"),
         (["--fusion.num_epoch", "2"], "fusion: unknown setting 'num_epoch'; the nearest known one is 'num_epochs'"),
         (["--timed_clips", "0"], "timed_clips must be at least 1"),
+        (["--dtype", "int8"], "dtype 'int8' is not one of float32"),
     ):
         with pytest.raises(ValueError, match=message.replace("'", ".")):
             read_settings(EncoderAblationSettings, [*arguments, *options])
