@@ -231,7 +231,9 @@ def measure_processes(clips: str, output: str, student: str) -> None:
     from hf_blemo.encoders.extraction_run import extract_features
     from hf_blemo.encoders.extraction_settings import ExtractionSettings
 
-    settings = ExtractionSettings(data=clips, output_dir=output, encoders={"student": {"model_id": student}})
+    # As training/configs/extract_blemore.yaml has its student.
+    encoder = {"model_id": student, "extraction": {"image_backend": "torchvision"}}
+    settings = ExtractionSettings(data=clips, output_dir=output, encoders={"student": encoder})
     result = extract_features(settings, progress=False)
     if result:
         print(json.dumps({"seconds": result["seconds"], "clips": result["clips"]}))
