@@ -115,11 +115,17 @@ def encode_here(path: Path, student: Path, dtype: str, batch_size: int, image_ba
     return encoder.encode(path).features
 
 
+def hd_clip(folder: Path, seconds: float) -> Path:
+    """The 720p clip, made once for all rows that need it."""
+    path = folder / "hd.mp4"
+    return path if path.is_file() else write_clip(path, seconds, 1280, 720, 30)
+
+
 def bench_swap(folder: Path, seconds: float, rounds: int) -> None:
     """The student in the place of its teacher, both of the published shapes."""
     from hf_blemo.encoders.loading import load_encoder
 
-    clip = write_clip(folder / "swap.mp4", seconds, 1280, 720, 30)
+    clip = hd_clip(folder, seconds)
     presets = {"ViT-T/16": "vit-t-16", "ViT-B/16": "vit-b-16"}
     encoders = {name: load_encoder(str(save_student(folder / preset, preset))) for name, preset in presets.items()}
     times: dict[str, list[float]] = {name: [] for name in encoders}
@@ -137,7 +143,7 @@ def bench_swap(folder: Path, seconds: float, rounds: int) -> None:
 
 
 def bench_speed(folder: Path, seconds: float, batch_size: int, rounds: int) -> None:
-    clip = write_clip(folder / "hd.mp4", seconds, 1280, 720, 30)
+    clip = hd_clip(folder, seconds)
     student = save_student(folder / "student")
     official = ("float32", "bfloat16")
     ours = [(dtype, backend) for dtype in official for backend in ("pil", "torchvision")]

@@ -131,9 +131,9 @@ class SpeechEncoder(Encoder):
         is_local = getattr(config, "feat_extract_norm", None) == "layer" and config.model_type in _MASKED_MODELS
         self.pads = bool(getattr(processor, "return_attention_mask", False)) and is_local
         if is_local:
-            layers = self.model.feature_extractor
+            first = self.model.feature_extractor
             num_steps = round(CHUNK_SECONDS * self.audio_rate / self.stride)
-            layers.forward = ChunkedConvolutions(layers.forward, self.stride, self.reach, num_steps)
+            first.forward = ChunkedConvolutions(first.forward, self.stride, self.reach, num_steps)
         silence = np.zeros(self.reach + 2 * self.stride, np.float32)
         found = self.forward([Piece(silence, np.zeros(3))])[0]
         if len(found) != 3:

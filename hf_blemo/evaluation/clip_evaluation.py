@@ -116,9 +116,9 @@ class ClipEvaluator:
                 if isinstance(task, ZeroShotTask):
                     if task.prompts is None:
                         found = class_embeddings(embed_texts, task.class_names, task.templates)
-                    elif id(task.prompts) not in classes:
-                        found = classes[id(task.prompts)] = prompt_embeddings(embed_texts, task.prompts)
                     else:
+                        if id(task.prompts) not in classes:
+                            classes[id(task.prompts)] = prompt_embeddings(embed_texts, task.prompts)
                         found = classes[id(task.prompts)]
                     results[name] = _zero_shot(task, images, rows, found)
                 else:
