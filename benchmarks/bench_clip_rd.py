@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from hf_blemo.clip_evaluation.retrieval import retrieval_recall
 from hf_blemo.clip_rd.losses_clip_rd import CLIP_RD_WEIGHTS, CLIPRDLoss
-from hf_blemo.evaluation.retrieval import retrieval_recall
 
 WIDTH = 512
 MEBIBYTE = 2**20

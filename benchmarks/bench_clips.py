@@ -234,8 +234,8 @@ def bench_memory(folder: Path, minutes: float) -> None:
 
 def measure_processes(clips: str, output: str, student: str) -> None:
     """Run by every process of an extraction: the first prints how long it took, without start and loading."""
-    from hf_blemo.encoders.extraction_run import extract_features
-    from hf_blemo.encoders.extraction_settings import ExtractionSettings
+    from hf_blemo.extraction.run import extract_features
+    from hf_blemo.extraction.settings import ExtractionSettings
 
     # As training/configs/extract_blemore.yaml has its student.
     encoder = {"model_id": student, "extraction": {"image_backend": "torchvision"}}

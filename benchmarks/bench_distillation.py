@@ -17,16 +17,16 @@ import torch
 from transformers import CLIPImageProcessorPil
 
 from hf_blemo import CLIPRDConfig, CLIPRDDistiller, CLIPRDLoss, CLIPRDModel
-from hf_blemo.clip_models import load_clip
+from hf_blemo.built_in.synthetic_pairs import synthetic_tokenizer
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.embedding import embed
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.run import make_optimizer
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.clip_rd_training.stored_teacher import open_store
 from hf_blemo.clip_rd_training.students import make_student
-from hf_blemo.data.pair_sources import open_source
-from hf_blemo.data.synthetic_pairs import synthetic_tokenizer
+from hf_blemo.clip_rd_training.teachers import open_store
+from hf_blemo.pairs.clip_models import load_clip
+from hf_blemo.pairs.pair_sources import open_source
 
 # The vocabulary of CLIP, whatever the tokenizer of the drawn captions has.
 FULL_VOCABULARY = {"text_config": {"vocab_size": 49408}}

@@ -21,16 +21,16 @@ import yaml
 from torch import nn
 
 from hf_blemo import blemore
-from hf_blemo.clip_models import load_clip
+from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+from hf_blemo.clip_evaluation.built_in_tasks import synthetic_tasks
+from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.data.synthetic_blends import make_synthetic_blends
-from hf_blemo.evaluation.built_in_tasks import synthetic_tasks
-from hf_blemo.evaluation.clip_evaluation import ClipEvaluator
 from hf_blemo.fusion_training.run import train_fusion
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.hub.onnx_export import export_onnx, quantize_onnx
-from hf_blemo.prediction import load_fusion
+from hf_blemo.pairs.clip_models import load_clip
+from hf_blemo.prediction.fusion import load_fusion
 
 CONFIG = Path(__file__).resolve().parents[1] / "training" / "configs" / "clip_rd_synthetic.yaml"
 

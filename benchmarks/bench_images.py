@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_blemo.data.images import Augmentation, Crop, normalized, open_image, read_crop
+from hf_blemo.pairs.images import Augmentation, Crop, normalized, open_image, read_crop
 
 MEAN, STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
     from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
     from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
-    from hf_blemo.pipelines.clip_pipeline import BlendedEmotionRecognitionPipeline
+    from hf_blemo.prediction.clip_pipeline import BlendedEmotionRecognitionPipeline
     from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
     from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
     from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
@@ -39,7 +39,7 @@ _SUBPACKAGES = ("blemore",)
 
 # Where each public class is defined.
 _CLASSES = {
-    "BlendedEmotionRecognitionPipeline": "hf_blemo.pipelines.clip_pipeline",
+    "BlendedEmotionRecognitionPipeline": "hf_blemo.prediction.clip_pipeline",
     "CLIPRDConfig": "hf_blemo.clip_rd.configuration_clip_rd",
     "CLIPRDDistiller": "hf_blemo.clip_rd.distillation_clip_rd",
     "CLIPRDLoss": "hf_blemo.clip_rd.losses_clip_rd",

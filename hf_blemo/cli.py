@@ -13,7 +13,7 @@ from hf_blemo.commands.parsing import Parser
 from hf_blemo.commands.predict import add_predict
 from hf_blemo.commands.publish import add_publish
 from hf_blemo.commands.submit import add_submit
-from hf_blemo.settings import run_command
+from hf_blemo.programs.settings import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

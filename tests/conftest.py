@@ -24,7 +24,7 @@ if not IS_XDIST_WORKER:
 
 # The files that take longest, the longest first.
 SLOW_FILES = (
-    "clip_rd_training/test_distillation_run.py",
+    "clip_rd_training/test_run.py",
     "round_trips/test_training_pushes.py",
     "clip_rd_training/test_embedding.py",
     "docs/test_examples.py",
@@ -33,8 +33,8 @@ SLOW_FILES = (
     "fusion_training/test_run.py",
     "round_trips/test_publishing.py",
     "round_trips/test_adapters.py",
-    "data/test_emoji_pairs.py",
-    "evaluation/test_built_in_tasks.py",
+    "built_in/test_emoji_pairs.py",
+    "clip_evaluation/test_built_in_tasks.py",
     "round_trips/test_data_sets.py",
     "round_trips/test_pipelines.py",
     "trainer/test_trainer.py",
@@ -42,15 +42,15 @@ SLOW_FILES = (
     "rank_aware_fusion/test_auto_classes.py",
     "clip_rd/test_auto_classes.py",
     "clip_rd_training/test_comparison.py",
-    "export/test_onnx_export.py",
-    "encoders/test_extraction_run.py",
+    "hub/test_onnx_export.py",
+    "extraction/test_run.py",
     "training/test_ablate_encoders.py",
     "commands/test_clip_commands.py",
     "commands/test_demo_command.py",
     "clip_rd/test_processes.py",
     "fusion_training/test_processes.py",
     "test_package.py",
-    "test_cli_clip.py",
+    "commands/test_evaluate_students.py",
 )
 
 

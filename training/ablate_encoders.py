@@ -5,7 +5,7 @@ Example:
 """
 
 from hf_blemo.fusion_training.settings import EncoderAblationSettings
-from hf_blemo.settings import parse_settings, run_command
+from hf_blemo.programs.settings import parse_settings, run_command
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ Example:
 """
 
 from hf_blemo.clip_rd_training.comparison_settings import ComparisonSettings
-from hf_blemo.settings import parse_settings, run_command
+from hf_blemo.programs.settings import parse_settings, run_command
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_blemo.settings import parse_settings, run_command
+from hf_blemo.programs.settings import parse_settings, run_command
 
 ROOT = Path(__file__).resolve().parent
 CONFIG = str(ROOT / "configs" / "clip_rd_synthetic.yaml")
@@ -99,10 +99,10 @@ def _compare_weights(one: Path, two: Path) -> None:
 
 
 def _evaluate(folders: list[Path]) -> None:
-    from hf_blemo.clip_models import load_clip
-    from hf_blemo.evaluation.clip_evaluation import ClipEvaluator
-    from hf_blemo.evaluation.clip_tasks import make_tasks
-    from hf_blemo.text_tables import table
+    from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
+    from hf_blemo.clip_evaluation.tasks import make_tasks
+    from hf_blemo.pairs.clip_models import load_clip
+    from hf_blemo.programs.tables import table
 
     evaluator = ClipEvaluator(make_tasks(TASKS))
     rows = []
@@ -124,7 +124,7 @@ def _evaluate(folders: list[Path]) -> None:
 def _classify(folder: Path, picture: Path) -> None:
     from transformers import pipeline
 
-    from hf_blemo.data.synthetic_pairs import COLOURS, caption_of, draw_scene
+    from hf_blemo.built_in.synthetic_pairs import COLOURS, caption_of, draw_scene
 
     def words(colour: str) -> tuple[str, ...]:
         return "ring", colour, "large", "plain", "centre", "one", "white"

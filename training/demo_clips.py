@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_blemo.settings import parse_settings, read_settings, run_command
+from hf_blemo.programs.settings import parse_settings, read_settings, run_command
 
 CONFIG = Path(__file__).parent / "configs" / "fusion_clips.yaml"
 
@@ -34,14 +34,14 @@ def main() -> None:
     from transformers import pipeline
 
     from hf_blemo import blemore
-    from hf_blemo.data.synthetic_clips import make_synthetic_clips
-    from hf_blemo.encoders.extraction_run import extract_features
-    from hf_blemo.encoders.extraction_settings import ExtractionSettings
-    from hf_blemo.encoders.media import media_thumbnails
-    from hf_blemo.encoders.random_encoder import save_random_speech_encoder
-    from hf_blemo.evaluation.clip_report import blend_words, write_report
+    from hf_blemo.built_in.random_encoder import save_random_speech_encoder
+    from hf_blemo.built_in.synthetic_clips import make_synthetic_clips
+    from hf_blemo.extraction.run import extract_features
+    from hf_blemo.extraction.settings import ExtractionSettings
     from hf_blemo.fusion_training.run import train_fusion
     from hf_blemo.fusion_training.settings import FusionSettings
+    from hf_blemo.media.media import media_thumbnails
+    from hf_blemo.prediction.clip_report import blend_words, write_report
 
     output = Path(settings.output_dir)
     names = ("clips", "clips_new", "clip_features", "clip_voice", "clip_fusion")

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_blemo.settings import parse_settings, read_settings, run_command
+from hf_blemo.programs.settings import parse_settings, read_settings, run_command
 
 CONFIG = Path(__file__).parent / "configs" / "fusion_synthetic.yaml"
 
@@ -30,12 +30,12 @@ def main() -> None:
     from transformers import AutoModel, AutoProcessor
 
     from hf_blemo import blemore
-    from hf_blemo.data.synthetic_blends import make_synthetic_blends
+    from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
     from hf_blemo.fusion_training.report import results_table
     from hf_blemo.fusion_training.run import train_fusion
     from hf_blemo.fusion_training.settings import FusionSettings
     from hf_blemo.hub import files_to_publish, publish
-    from hf_blemo.text_tables import table
+    from hf_blemo.programs.tables import table
 
     output = Path(settings.output_dir)
     run, published = output / "fusion", output / "published"

@@ -5,7 +5,7 @@ Example:
 """
 
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.settings import command_line, parse_settings, run_command
+from hf_blemo.programs.settings import command_line, parse_settings, run_command
 
 
 def main() -> None:

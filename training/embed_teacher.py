@@ -5,7 +5,7 @@ Example:
 """
 
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
-from hf_blemo.settings import parse_settings, run_command
+from hf_blemo.programs.settings import parse_settings, run_command
 
 
 def main() -> None:

@@ -6,13 +6,13 @@ Example:
 
 import sys
 
-from hf_blemo.encoders.extraction_settings import ExtractionSettings
-from hf_blemo.settings import parse_settings, run_command
+from hf_blemo.extraction.settings import ExtractionSettings
+from hf_blemo.programs.settings import parse_settings, run_command
 
 
 def main() -> None:
     settings = parse_settings(ExtractionSettings, description=__doc__)
-    from hf_blemo.encoders.extraction_run import extract_features
+    from hf_blemo.extraction.run import extract_features
 
     result = extract_features(settings, report_line=lambda line: print(line, file=sys.stderr))
     if result:

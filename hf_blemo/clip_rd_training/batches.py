@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
-from hf_blemo.data.pair_processor import PairProcessor
-from hf_blemo.data.pair_sources import PairStream, PairTable, quotas
-from hf_blemo.data.teacher_store import TeacherStore
+from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.pairs.pair_sources import PairStream, PairTable, quotas
+from hf_blemo.pairs.teacher_store import TeacherStore
 
 # So many broken pairs in a row mean that the data as a whole cannot be read.
 MOST_IN_A_ROW = 100

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from hf_blemo.checkpoints import check_same_run
-from hf_blemo.clip_models import load_clip
+from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
+from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd_training.comparison_settings import METHODS, ComparisonSettings
 from hf_blemo.clip_rd_training.run import FREE_IN_RESUME, distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.evaluation.clip_evaluation import ClipEvaluator
-from hf_blemo.evaluation.clip_tasks import make_tasks
-from hf_blemo.json_files import read_json, write_json
-from hf_blemo.text_tables import markdown_head, markdown_row
+from hf_blemo.files import read_json, write_json
+from hf_blemo.pairs.clip_models import load_clip
+from hf_blemo.programs.checkpoints import check_same_run
+from hf_blemo.programs.tables import markdown_head, markdown_row
 
 REFERENCE = "CLIP-KD"
 # Columns of the tables: what of each kind of task is shown, under which name.

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.data.pair_sources import BUILT_IN, EMOJI, SYNTHETIC
-from hf_blemo.setting_checks import check_at_least_one, check_seeds
+from hf_blemo.pairs.pair_sources import BUILT_IN, EMOJI, SYNTHETIC
+from hf_blemo.programs.setting_checks import check_at_least_one, check_seeds
 
 CLIP_KD = ("task", "fd", "icl", "hrd")
 VERTICAL = ("vrd", "vrd_image", "vrd_text")

@@ -11,18 +11,18 @@ from accelerate.utils import broadcast_object_list
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from hf_blemo.clip_models import Clip, fingerprint, load_clip
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
-from hf_blemo.data.pair_sources import PairTable, open_source
-from hf_blemo.data.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription, shard_schema, write_shard
 from hf_blemo.hub.hub_errors import hub_errors
-from hf_blemo.hub.push_store import push_store
 from hf_blemo.hub.repositories import prepare_repository
 from hf_blemo.hub.store_card import store_card
-from hf_blemo.processes import end_training
+from hf_blemo.hub.teacher_stores import push_store
+from hf_blemo.pairs.clip_models import Clip, fingerprint, load_clip
+from hf_blemo.pairs.pair_sources import PairTable, open_source
+from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription, shard_schema, write_shard
+from hf_blemo.programs.processes import end_training
 
 SHOWN = 3
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from hf_blemo.clip_rd_training.data_settings import PairDataSettings
-from hf_blemo.data.teacher_store import check_teacher_name
-from hf_blemo.setting_checks import check_at_least_one, check_choices, check_repository
+from hf_blemo.pairs.teacher_store import check_teacher_name
+from hf_blemo.programs.setting_checks import check_at_least_one, check_choices, check_repository
 
 
 @dataclass

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hf_blemo.data.images import Augmentation, BrokenImageError, Crop, open_image, oriented_size, to_rgb
-from hf_blemo.data.pair_processor import PairProcessor
+from hf_blemo.pairs.images import Augmentation, BrokenImageError, Crop, open_image, oriented_size, to_rgb
+from hf_blemo.pairs.pair_processor import PairProcessor
 
 
 class BrokenPairError(ValueError):

@@ -14,24 +14,24 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from hf_blemo.checkpoints import Checkpoints, begin_checkpoints, check_resumable
-from hf_blemo.clip_models import Clip, fingerprint, load_clip
+from hf_blemo.clip_evaluation.evaluator import ClipEvaluator, flat_metrics
+from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.report import SimilarityMaps, write_report
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.clip_rd_training.stored_teacher import StoredTeacher, open_store
 from hf_blemo.clip_rd_training.students import make_student
-from hf_blemo.data.pair_processor import PairProcessor
-from hf_blemo.data.pair_sources import PairStream, PairTable, open_source
-from hf_blemo.evaluation.clip_evaluation import ClipEvaluator, flat_metrics
-from hf_blemo.evaluation.clip_tasks import make_tasks
+from hf_blemo.clip_rd_training.teachers import StoredTeacher, open_store
 from hf_blemo.hub.training_pushes import TrainingPushes, prepare_pushes
-from hf_blemo.processes import end_training
-from hf_blemo.push_settings import PUSH_SETTINGS
-from hf_blemo.setting_checks import check_output_folder
+from hf_blemo.pairs.clip_models import Clip, fingerprint, load_clip
+from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
+from hf_blemo.programs.checkpoints import Checkpoints, begin_checkpoints, check_resumable
+from hf_blemo.programs.processes import end_training
+from hf_blemo.programs.push_settings import PUSH_SETTINGS
+from hf_blemo.programs.setting_checks import check_output_folder
 
 FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", *PUSH_SETTINGS}
 

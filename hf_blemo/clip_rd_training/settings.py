@@ -5,8 +5,8 @@ from typing import Any
 
 from hf_blemo.clip_rd.losses_clip_rd import CLIP_RD_WEIGHTS, check_weights
 from hf_blemo.clip_rd_training.data_settings import PairDataSettings
-from hf_blemo.push_settings import PushSettings
-from hf_blemo.setting_checks import check_at_least_one, check_choices, check_not_negative
+from hf_blemo.programs.push_settings import PushSettings
+from hf_blemo.programs.setting_checks import check_at_least_one, check_choices, check_not_negative
 
 
 @dataclass

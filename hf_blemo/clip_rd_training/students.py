@@ -5,13 +5,13 @@ from typing import Any
 
 from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from hf_blemo.clip_models import check_source, load_part, load_processor
+from hf_blemo.built_in.synthetic_pairs import synthetic_tokenizer
 from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.data.pair_processor import PairProcessor
-from hf_blemo.data.pair_sources import EMOJI, SYNTHETIC
-from hf_blemo.data.synthetic_pairs import synthetic_tokenizer
+from hf_blemo.pairs.clip_models import check_source, load_part, load_processor
+from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC
 
 CUSTOM = "custom"
 
@@ -71,7 +71,7 @@ def _tokenizer(settings: DistillationSettings, teacher_processor: PairProcessor 
     if sources == {SYNTHETIC}:
         return synthetic_tokenizer()
     if sources == {EMOJI}:
-        from hf_blemo.data.emoji_pairs import emoji_tokenizer
+        from hf_blemo.built_in.emoji_pairs import emoji_tokenizer
 
         return emoji_tokenizer()
     raise ValueError("expected tokenizer: there is no teacher of transformers whose tokenizer could be shared")

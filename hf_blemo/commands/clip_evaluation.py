@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo.commands.parsing import positive
-from hf_blemo.json_files import read_json, write_json
+from hf_blemo.files import read_json, write_json
 
 BENCHMARKS = ("synthetic", "emoji")
 # Option -> the kind of task that has a use for it; None for all data.
@@ -80,9 +80,9 @@ def evaluate_clip(arguments: argparse.Namespace, output: Path | None) -> None:
 
     import torch
 
-    from hf_blemo.clip_models import fingerprint, load_clip
-    from hf_blemo.evaluation.clip_evaluation import BATCH_SIZE, ClipEvaluator
-    from hf_blemo.evaluation.clip_tasks import make_tasks
+    from hf_blemo.clip_evaluation.evaluator import BATCH_SIZE, ClipEvaluator
+    from hf_blemo.clip_evaluation.tasks import make_tasks
+    from hf_blemo.pairs.clip_models import fingerprint, load_clip
 
     evaluator = ClipEvaluator(make_tasks(tasks_of), arguments.batch_size or BATCH_SIZE)
     clip = load_clip(arguments.model, "--model", arguments.revision)
@@ -136,7 +136,7 @@ def _update_card(folder: Path, metrics: dict[str, Any], tasks: Mapping[str, Any]
 
 def tables(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     """The results as tables for the terminal."""
-    from hf_blemo.text_tables import table
+    from hf_blemo.programs.tables import table
 
     def shown(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"

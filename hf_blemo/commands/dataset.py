@@ -147,7 +147,7 @@ def _build_synthetic(output: Path, overwrite: bool, options: Mapping[str, Any]) 
     import datasets
 
     from hf_blemo.blemore.dataset_writing import refuse_existing
-    from hf_blemo.data.synthetic_blends import make_synthetic_blends
+    from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
 
     refuse_existing(output, overwrite)
     dataset = make_synthetic_blends(**options)

@@ -45,13 +45,13 @@ def _demo(arguments: argparse.Namespace) -> None:
         if not Path(example).is_file():
             raise FileNotFoundError(f"--example {example}: no such file, expected a clip")
 
-    from hf_blemo.demo_page import launch_demo, make_demo
-    from hf_blemo.encoders.media import check_extra, media_thumbnails
+    from hf_blemo.media.media import check_extra, media_thumbnails
+    from hf_blemo.prediction.demo_page import launch_demo, make_demo
 
     check_extra()
 
-    from hf_blemo.clip_prediction import fusion_encoders, predict_clips
-    from hf_blemo.prediction import load_fusion
+    from hf_blemo.prediction.clips import fusion_encoders, predict_clips
+    from hf_blemo.prediction.fusion import load_fusion
 
     member = load_fusion(arguments.model, arguments.revision)
     encoders = fusion_encoders([member], dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code)

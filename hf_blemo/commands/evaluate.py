@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_blemo.commands.clip_evaluation import CLIP_OPTIONS, add_clip_options, evaluate_clip
 from hf_blemo.commands.parsing import add_command, output_path
-from hf_blemo.json_files import write_json
+from hf_blemo.files import write_json
 
 _NUM_SHOWN = 3
 

@@ -60,9 +60,9 @@ def export_model(arguments: argparse.Namespace) -> None:
 def _load(model: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
-    from hf_blemo.clip_models import check_source, load_clip, load_part
     from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
-    from hf_blemo.prediction import load_fusion
+    from hf_blemo.pairs.clip_models import check_source, load_clip, load_part
+    from hf_blemo.prediction.fusion import load_fusion
 
     check_source(model, "model")
     options = {} if revision is None else {"revision": revision}

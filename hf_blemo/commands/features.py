@@ -100,7 +100,7 @@ def _features(arguments: argparse.Namespace) -> None:
         encoders[name] = {"model_id": model_id, **({"revision": revision} if revision else {})}
     imported = named_values(arguments.imported, "--imported", "DIR")
 
-    from hf_blemo.encoders.extraction_settings import ExtractionSettings
+    from hf_blemo.extraction.settings import ExtractionSettings
 
     settings = ExtractionSettings(
         data=arguments.source,
@@ -121,7 +121,7 @@ def _features(arguments: argparse.Namespace) -> None:
         hub_private=not arguments.public,
     )
 
-    from hf_blemo.encoders.extraction_run import extract_features
+    from hf_blemo.extraction.run import extract_features
 
     result = extract_features(
         settings, report_line=lambda line: print(line, file=sys.stderr), progress=sys.stderr.isatty()

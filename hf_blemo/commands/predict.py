@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hf_blemo.commands.parsing import add_command, output_path, positive, share
 from hf_blemo.encoders.encoder_options import DTYPES
-from hf_blemo.json_files import write_json
+from hf_blemo.files import write_json
 
 if TYPE_CHECKING:
-    from hf_blemo.prediction import FusionMember
+    from hf_blemo.prediction.fusion import FusionMember
 
 _DECIMALS = 6
 # Option -> suffix of the file it names.
@@ -111,12 +111,12 @@ def _predict(arguments: argparse.Namespace) -> None:
 
         dataset = blemore.load_features(arguments.features)
     else:
-        from hf_blemo.encoders.media import check_extra
+        from hf_blemo.media.media import check_extra
 
         check_extra()
         clips = _clips(arguments.clips)
 
-    from hf_blemo.prediction import load_fusion
+    from hf_blemo.prediction.fusion import load_fusion
 
     members = [load_fusion(model, arguments.revision) for model in arguments.model]
     decoding = _decoding(arguments, members[0][1])
@@ -152,9 +152,9 @@ def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
 
 def _clips(texts: Sequence[str]) -> list[Any]:
     """Named clips of files, folders and addresses."""
-    from hf_blemo.encoders.clip_sources import NamedClip, find_clips
-    from hf_blemo.encoders.extraction import clip_name
-    from hf_blemo.encoders.media_sources import is_address
+    from hf_blemo.extraction.clip_sources import NamedClip, find_clips
+    from hf_blemo.extraction.extraction import clip_name
+    from hf_blemo.media.sources import is_address
 
     clips: list[Any] = []
     for text in texts:
@@ -188,7 +188,7 @@ def _results_of_features(
 ) -> list[dict[str, Any]]:
     import torch
 
-    from hf_blemo.prediction import predict_blends
+    from hf_blemo.prediction.fusion import predict_blends
 
     predictions = predict_blends(
         members,
@@ -208,7 +208,7 @@ def _results_of_clips(
     import torch
     from tqdm.auto import tqdm
 
-    from hf_blemo.clip_prediction import Windows, fusion_encoders, predict_clips
+    from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
 
     windows = None if arguments.window is None else Windows(arguments.window, arguments.hop, longer_than=0.0)
     encoders = fusion_encoders(members, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code)
@@ -238,7 +238,7 @@ def _results_of_clips(
 
 def _line(result: Mapping[str, Any]) -> str:
     """A clip in one line: its blend and the encoders that told so."""
-    from hf_blemo.evaluation.clip_report import blend_words
+    from hf_blemo.prediction.clip_report import blend_words
 
     weights = result["encoder_weights"]
     told = ", ".join(f"{name} {weights[name]:.2f}" for name in result["selected_encoders"])
@@ -264,11 +264,11 @@ def _write(
         contents[outputs["json"]] = {"model": arguments.model, "decoding": dict(decoding), "clips": clips}
     write_json(contents)
     if "csv" in outputs:
-        from hf_blemo.evaluation.clip_table import write_clip_table
+        from hf_blemo.prediction.clip_table import write_clip_table
 
         write_clip_table(results, outputs["csv"])
     if "report" in outputs:
-        from hf_blemo.evaluation.clip_report import write_report
+        from hf_blemo.prediction.clip_report import write_report
 
         write_report(results, outputs["report"], " + ".join(arguments.model), _thumbnails(arguments, done))
     if "submission" in outputs:
@@ -282,7 +282,7 @@ def _thumbnails(arguments: argparse.Namespace, done: Sequence[Mapping[str, Any]]
     """Small pictures of the clips that could be read."""
     if not arguments.clips:
         return {}
-    from hf_blemo.encoders.media import media_thumbnails
+    from hf_blemo.media.media import media_thumbnails
 
     names = {result["clip"] for result in done}
     thumbnails = {}

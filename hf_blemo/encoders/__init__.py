@@ -1,1 +1,1 @@
-"""Raw clips to features: decoding, and one file per family of encoders."""
+"""Networks as encoders of clips, one file per kind."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from hf_blemo.encoders.media import Audio, Frame
+    from hf_blemo.media.media import Audio, Frame
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ class Encoder(ABC):
             FileNotFoundError, IsADirectoryError, MediaError: it cannot be read, or has nothing this encoder looks at.
             MissingExtraError: PyAV is not installed.
         """
-        from hf_blemo.encoders.extraction import encode_clips
+        from hf_blemo.extraction.extraction import encode_clips
 
         [found] = encode_clips([clip], {"encoder": self})
         found.check()

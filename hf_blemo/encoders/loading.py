@@ -15,8 +15,8 @@ from hf_blemo.encoders.image_encoder import ImageEncoder
 from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
 from hf_blemo.encoders.video_encoder import VideoEncoder, segment_length
-from hf_blemo.json_files import read_json
-from hf_blemo.quiet_loading import quiet_loading
+from hf_blemo.files import read_json
+from hf_blemo.loading import quiet_loading
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Training of the fusion: settings, cross-validation, ablations, results and plots."""

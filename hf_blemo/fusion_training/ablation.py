@@ -13,18 +13,18 @@ import numpy as np
 from accelerate import Accelerator
 
 from hf_blemo import blemore
-from hf_blemo.checkpoints import check_same_run
+from hf_blemo.files import read_json, write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.results import CrossValidationResults, spread
 from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
-from hf_blemo.json_files import read_json, write_json
-from hf_blemo.prediction import predict_blends
+from hf_blemo.prediction.fusion import predict_blends
+from hf_blemo.programs.checkpoints import check_same_run
+from hf_blemo.programs.tables import markdown_head, markdown_row, plus_minus
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
-from hf_blemo.text_tables import markdown_head, markdown_row, plus_minus
 
 ADAPTATIONS = ("mmd", "coral", "adversarial")
 

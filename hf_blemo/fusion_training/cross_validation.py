@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from hf_blemo.checkpoints import Checkpoints
 from hf_blemo.fusion_training.encoder_ranking import probe_scores
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.lockstep import Lockstep
@@ -17,6 +16,7 @@ from hf_blemo.fusion_training.protocol import Member, cross_validation_members
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.selection import Selection
 from hf_blemo.fusion_training.settings import ExperimentSettings
+from hf_blemo.programs.checkpoints import Checkpoints
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 

@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 
 from hf_blemo import blemore
-from hf_blemo.data.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
-from hf_blemo.encoders.provenance import PROVENANCE_FILE, read_provenance
+from hf_blemo.built_in.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
 from hf_blemo.fusion_training.settings import ExperimentSettings
+from hf_blemo.hub.provenance import PROVENANCE_FILE, read_provenance
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 
 logger = logging.getLogger(__name__)

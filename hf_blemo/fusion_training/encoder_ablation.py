@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from hf_blemo.checkpoints import check_same_run
-from hf_blemo.encoders.clip_sources import find_clips
 from hf_blemo.encoders.encoder import Encoder
-from hf_blemo.encoders.extraction import encode_clips
-from hf_blemo.encoders.extraction_run import extract_features
-from hf_blemo.encoders.extraction_settings import SYNTHETIC, ExtractionSettings
 from hf_blemo.encoders.loading import load_encoders
+from hf_blemo.extraction.clip_sources import find_clips
+from hf_blemo.extraction.extraction import encode_clips
+from hf_blemo.extraction.run import extract_features
+from hf_blemo.extraction.settings import SYNTHETIC, ExtractionSettings
+from hf_blemo.files import read_json, write_json
 from hf_blemo.fusion_training.ablation import Variant, measure_variant
 from hf_blemo.fusion_training.data import load_data
 from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationSettings
-from hf_blemo.json_files import read_json, write_json
-from hf_blemo.text_tables import markdown_head, markdown_row, plus_minus
+from hf_blemo.programs.checkpoints import check_same_run
+from hf_blemo.programs.tables import markdown_head, markdown_row, plus_minus
 
 HEADER = ("encoders", "Score", "presence", "salience", "NLL", "parameters", "ms per clip", "x real time")
 

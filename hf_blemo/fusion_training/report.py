@@ -3,7 +3,7 @@
 from typing import Any
 
 from hf_blemo.fusion_training.results import METRICS
-from hf_blemo.text_tables import plus_minus, table
+from hf_blemo.programs.tables import plus_minus, table
 
 
 def results_table(metrics: dict[str, Any]) -> str:

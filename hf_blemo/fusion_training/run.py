@@ -11,29 +11,29 @@ import numpy as np
 from accelerate import Accelerator
 
 from hf_blemo import blemore
-from hf_blemo.checkpoints import begin_checkpoints, check_resumable
-from hf_blemo.evaluation.plots import (
+from hf_blemo.files import write_json
+from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
+from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
+from hf_blemo.fusion_training.feature_store import FeatureStore
+from hf_blemo.fusion_training.plots import (
     plot_confusion,
     plot_gate_weights,
     plot_learning_curves,
     plot_threshold_grid,
 )
-from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
-from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
-from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.protocol import PROTOCOLS
 from hf_blemo.fusion_training.results import CrossValidationResults, versions
 from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.hub import write_card
 from hf_blemo.hub.training_pushes import prepare_pushes
-from hf_blemo.json_files import write_json
-from hf_blemo.prediction import predict_blends
-from hf_blemo.processes import end_training
+from hf_blemo.prediction.fusion import predict_blends
+from hf_blemo.programs.checkpoints import begin_checkpoints, check_resumable
+from hf_blemo.programs.processes import end_training
+from hf_blemo.programs.setting_checks import check_output_folder
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
-from hf_blemo.setting_checks import check_output_folder
 
 
 def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import EntryNotFoundError
 
 from hf_blemo import blemore
-from hf_blemo.encoders.provenance import PROVENANCE_FILE
+from hf_blemo.hub.provenance import PROVENANCE_FILE
 
 from .card import merge_card
 from .encoder_models import encoder_rows, without_folders

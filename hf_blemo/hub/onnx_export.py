@@ -14,8 +14,8 @@ from torch.export import Dim
 from torch.nn import functional
 
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
-from hf_blemo.extras import MissingExtraError
-from hf_blemo.json_files import write_json
+from hf_blemo.errors import MissingExtraError
+from hf_blemo.files import write_json
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
 OPSET = 18

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from safetensors import SafetensorError, safe_open
 
-from hf_blemo.json_files import read_json
+from hf_blemo.files import read_json
 
 from .card import human_part, merge_card, plots_in, render_card, write_card
 from .card_values import without_local_paths

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from huggingface_hub import HfApi
 
-from hf_blemo.push_settings import PushSettings
+from hf_blemo.programs.push_settings import PushSettings
 
 from .hub_errors import hub_errors
 from .publish import publish

@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from hf_blemo.clip_rd_training import report
 from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.settings import read_settings
+from hf_blemo.programs.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "training" / "configs" / "clip_rd_synthetic.yaml")

@@ -13,12 +13,12 @@ from pair_files import assert_same, encoded, picture, write_shards
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from hf_blemo.built_in.synthetic_pairs import MAX_TOKENS, synthetic_tokenizer
 from hf_blemo.clip_rd_training import data_position
 from hf_blemo.clip_rd_training.batches import MOST_IN_A_ROW, PairBatches
 from hf_blemo.clip_rd_training.data_position import DataPosition
-from hf_blemo.data.pair_processor import PairProcessor
-from hf_blemo.data.pair_sources import PairSourceSettings, PairTable, open_source
-from hf_blemo.data.synthetic_pairs import MAX_TOKENS, synthetic_tokenizer
+from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.pairs.pair_sources import PairSourceSettings, PairTable, open_source
 
 CROPS = {"scale": [0.5, 1.0], "flip": 0.5}
 WORDS = ("red", "green", "blue", "yellow", "purple", "orange")

@@ -16,17 +16,17 @@ from pair_files import encoded, picture, write_shards
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil
 
-from hf_blemo.clip_models import load_clip
+from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs
 from hf_blemo.clip_rd_training import embedding
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.embedding import embed
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.run import distill
-from hf_blemo.data.images import Crop, open_image, read_crop
-from hf_blemo.data.pair_processor import PairProcessor
-from hf_blemo.data.pair_sources import PairSourceSettings, open_source
-from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
-from hf_blemo.data.teacher_store import TeacherStore
+from hf_blemo.pairs.clip_models import load_clip
+from hf_blemo.pairs.images import Crop, open_image, read_crop
+from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.pairs.pair_sources import PairSourceSettings, open_source
+from hf_blemo.pairs.teacher_store import TeacherStore
 
 ROOT = Path(__file__).resolve().parents[2]
 CROPS = {"scale": [0.5, 1.0], "variants": 2, "seed": 3}

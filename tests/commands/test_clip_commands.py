@@ -12,7 +12,7 @@ from command_line import refused, run
 from tiny_extraction import BROKEN, CLIPS, make_clips, save_encoders, save_fusion
 
 from hf_blemo import blemore
-from hf_blemo.clip_prediction import Windows, fusion_encoders, predict_clips
+from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def shared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def member(shared):
-    from hf_blemo.prediction import load_fusion
+    from hf_blemo.prediction.fusion import load_fusion
 
     return load_fusion(shared / "fusion")
 

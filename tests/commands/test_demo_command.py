@@ -10,9 +10,9 @@ from browser import MISSING, Browser
 from clip_files import write_clip
 from tiny_extraction import save_encoders, save_fusion
 
-from hf_blemo.clip_prediction import fusion_encoders, predict_clips
-from hf_blemo.evaluation.clip_report import blend_words
-from hf_blemo.prediction import load_fusion
+from hf_blemo.prediction.clip_report import blend_words
+from hf_blemo.prediction.clips import fusion_encoders, predict_clips
+from hf_blemo.prediction.fusion import load_fusion
 
 
 def test_a_clip_that_is_dropped_on_the_page_is_recognised(tmp_path):

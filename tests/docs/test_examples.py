@@ -14,8 +14,8 @@ from fresh_processes import run_python
 from hub_programs import hub_environment
 from hub_server import HubServer
 
-from hf_blemo import settings
 from hf_blemo.cli import make_parser
+from hf_blemo.programs import settings
 
 PAGES = read_pages()
 

@@ -8,9 +8,9 @@ from encoder_checks import encoded
 from exact_clips import exact_sound, write_exact
 
 from hf_blemo.encoders.encoder import EncodedClip, EncoderMemoryError, EncoderSource, Piece
-from hf_blemo.encoders.extraction import encode_clips
 from hf_blemo.encoders.loading import load_encoder
-from hf_blemo.encoders.media import MediaError
+from hf_blemo.extraction.extraction import encode_clips
+from hf_blemo.media.media import MediaError
 
 # Of each kind of forward: frames, segments, steps of sound, windows of sound.
 KINDS = ("vit", "timesformer", "hubert", "whisper")

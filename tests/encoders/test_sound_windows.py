@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from hf_blemo.encoders.media import Audio
 from hf_blemo.encoders.sound_windows import SoundBuffer, windows
 from hf_blemo.encoders.spectrogram_encoder import WindowSession
 from hf_blemo.encoders.speech_encoder import StepSession
+from hf_blemo.media.media import Audio
 
 RATE = 1000
 

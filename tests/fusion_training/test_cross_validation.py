@@ -8,13 +8,13 @@ import torch
 from accelerate import Accelerator
 
 from hf_blemo import blemore
-from hf_blemo.checkpoints import Checkpoints
 from hf_blemo.fusion_training import cross_validation
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import with_unlabelled
 from hf_blemo.fusion_training.encoder_ranking import probe_scores
 from hf_blemo.fusion_training.lockstep import Lockstep
 from hf_blemo.fusion_training.selection import KEPT
+from hf_blemo.programs.checkpoints import Checkpoints
 
 NOISY = {"dropout": 0.3, "gate_noise": 0.5, "encoder_dropout": 0.2}
 

@@ -7,7 +7,7 @@ from hf_blemo import blemore
 from hf_blemo.fusion_training.protocol import cross_validation_members
 from hf_blemo.fusion_training.results import CrossValidationResults, mean_predictions, spread
 from hf_blemo.fusion_training.selection import Selection, measure
-from hf_blemo.text_tables import plus_minus, table
+from hf_blemo.programs.tables import plus_minus, table
 
 FOLDS = np.array([0, 1, 2, 1, 0, 2, 0, 1, 2, 2, 1, 0])
 LABELS = np.array([0, 6, 10, 3, 7, 20, 5, 13, 2, 1, 30, 35])

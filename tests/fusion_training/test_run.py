@@ -16,7 +16,7 @@ from hf_blemo import blemore
 from hf_blemo.fusion_training import run as run_module
 from hf_blemo.fusion_training.report import results_table
 from hf_blemo.fusion_training.run import train_fusion
-from hf_blemo.prediction import load_fusion, predict_blends
+from hf_blemo.prediction.fusion import load_fusion, predict_blends
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = ("acc_presence", "acc_salience", "score")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import features
 
-from hf_blemo.data.emoji_pairs import find_emoji_font
+from hf_blemo.built_in.emoji_pairs import find_emoji_font
 
 
 def _found() -> Path | None:

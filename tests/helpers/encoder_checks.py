@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from hf_blemo.encoders.extraction import encode_clips
 from hf_blemo.encoders.loading import load_encoder
+from hf_blemo.extraction.extraction import encode_clips
 
 # Pieces at once, and clips decoded at once.
 WAYS = [(1, 1), (3, 3), (64, 1)]

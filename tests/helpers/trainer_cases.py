@@ -11,12 +11,12 @@ from tiny_models import make_student
 from transformers import Trainer, TrainingArguments
 
 from hf_blemo import CLIPRDDistiller, CLIPRDLoss, CLIPRDModel, RankAwareFusionConfig, RankAwareFusionModel
-from hf_blemo.data.collators import BlendCollator, PairCollator, pair_columns
-from hf_blemo.data.synthetic_blends import make_synthetic_blends
-from hf_blemo.data.synthetic_pairs import make_synthetic_pairs
-from hf_blemo.evaluation.trainer_metrics import blemore_metrics
+from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
-from hf_blemo.trainer_callbacks import DistillationCallback
+from hf_blemo.trainer.callbacks import DistillationCallback
+from hf_blemo.trainer.collators import BlendCollator, PairCollator, pair_columns
+from hf_blemo.trainer.metrics import blemore_metrics
 
 NUM_ROWS = 48
 

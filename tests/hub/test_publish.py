@@ -402,7 +402,7 @@ def test_a_student_is_published_whole_and_the_cards_code_runs(tmp_path, clip_rd_
     from transformers import CLIPImageProcessorPil
 
     from hf_blemo import CLIPRDConfig, CLIPRDModel
-    from hf_blemo.data.synthetic_pairs import MAX_TOKENS, synthetic_tokenizer
+    from hf_blemo.built_in.synthetic_pairs import MAX_TOKENS, synthetic_tokenizer
 
     tokenizer = synthetic_tokenizer()
     tiny = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -6,7 +6,7 @@ import pytest
 from hub_programs import PACKAGE_FOLDER
 from tiny_extraction import CLIPS, make_clips, make_fusion, save_encoders
 
-from hf_blemo.clip_prediction import fusion_encoders, predict_clips
+from hf_blemo.prediction.clips import fusion_encoders, predict_clips
 
 HELPERS = f"{PACKAGE_FOLDER}:{PACKAGE_FOLDER / 'tests' / 'helpers'}"
 # Encoders first; their later versions are others, so that only a commit finds those that the fusion was made with.

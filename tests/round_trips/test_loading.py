@@ -121,7 +121,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(hub, repositories, on_hub):
     code = """
 import json, shutil
 from huggingface_hub import HfApi
-from hf_blemo.prediction import load_fusion
+from hf_blemo.prediction.fusion import load_fusion
 api, name = HfApi(), "you/load-rank_aware_fusion"
 api.create_repo("you/broken-shards")
 from pathlib import Path
@@ -161,6 +161,6 @@ print(json.dumps(report))
     assert "found model_type 'clip_rd' in config.json, expected 'rank_aware_fusion'" in report["family"]
     # Neither a token that the Hub does not know nor nobody's is told more than that.
     for token in (None, "hf_wrong"):
-        code = "from hf_blemo.prediction import load_fusion; load_fusion('you/load-rank_aware_fusion')"
+        code = "from hf_blemo.prediction.fusion import load_fusion; load_fusion('you/load-rank_aware_fusion')"
         status, errors = on_hub(code, fails=True, token=token)
         assert "FileNotFoundError: you/load-rank_aware_fusion: " in errors

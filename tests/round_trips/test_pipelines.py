@@ -54,7 +54,7 @@ def test_with_and_without_the_package_they_say_the_same(uploaded, on_hub):
     second = on_hub("import hf_blemo\n" + PIPE, trusting)
     third = on_hub(PIPE, trusting, installed=False)
     assert [one["package"] for one in (first, second, third)] == [True, True, False]
-    assert first["module"] == second["module"] == "hf_blemo.pipelines.clip_pipeline"
+    assert first["module"] == second["module"] == "hf_blemo.prediction.clip_pipeline"
     assert third["module"].startswith("transformers_modules.")
     for key in ("found", "again", "embedding", "scores"):
         assert first[key] == second[key] == third[key], key

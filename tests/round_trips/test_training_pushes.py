@@ -16,7 +16,7 @@ from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.fusion_training.run import train_fusion
 from hf_blemo.fusion_training.settings import FusionSettings
-from hf_blemo.settings import read_settings
+from hf_blemo.programs.settings import read_settings
 
 WITH_HELPERS = f"{PACKAGE_FOLDER}:{PACKAGE_FOLDER / 'tests' / 'helpers'}"
 FUSION = (
@@ -146,7 +146,7 @@ import json, os, sys
 from transformers import TrainerCallback
 from trainer_cases import CASES
 from tiny_models import MAKERS
-from hf_blemo.hub.publishing_trainer import ModelCodeCallback, PublishingTrainer
+from hf_blemo.trainer.publishing_trainer import ModelCodeCallback, PublishingTrainer
 import trainer_cases
 
 kind = sys.argv[1]

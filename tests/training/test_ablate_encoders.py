@@ -9,7 +9,7 @@ from tiny_extraction import save_encoders
 
 from hf_blemo.fusion_training.encoder_ablation import ablate_encoders, markdown
 from hf_blemo.fusion_training.settings import EncoderAblationSettings
-from hf_blemo.settings import read_settings
+from hf_blemo.programs.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from hf_blemo.clip_rd.configuration_clip_rd import CLIPRDConfig
 from hf_blemo.clip_rd_training.comparison_settings import ComparisonSettings
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.settings import read_settings
+from hf_blemo.programs.settings import read_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 SYNTHETIC = CONFIGS / "clip_rd_synthetic.yaml"

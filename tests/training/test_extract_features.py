@@ -7,8 +7,8 @@ import datasets
 import pytest
 from tiny_extraction import BROKEN, CLIPS, make_clips, save_encoders
 
-from hf_blemo.encoders.extraction_settings import ExtractionSettings
-from hf_blemo.settings import read_settings
+from hf_blemo.extraction.settings import ExtractionSettings
+from hf_blemo.programs.settings import read_settings
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "training" / "configs").glob("extract_*.yaml"))
 

@@ -7,8 +7,8 @@ import pytest
 
 from hf_blemo.fusion_training import run as run_module
 from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.programs.settings import read_settings
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
-from hf_blemo.settings import read_settings
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "training" / "configs").glob("fusion_*.yaml"))
 QUICK = ("--seeds", 0, "--num_epochs", 1, "--model.hidden_size", 8)

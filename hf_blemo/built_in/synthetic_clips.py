@@ -1,0 +1,481 @@
+"""The built-in clips: short films with sound in the form of BlEmoRE, for what starts from raw media."""
+
+import csv
+import functools
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hf_blemo.blemore import LABELS, parse_clip_name, prediction_label_indices
+from hf_blemo.blemore.distribution import METADATA_COLUMNS
+from hf_blemo.built_in.synthetic_pairs import BACKGROUNDS, COLOURS, draw_scene
+from hf_blemo.errors import MissingExtraError
+
+CLEAR = ("picture", "sound", "both")
+NUM_FOLDS = 5
+SAMPLE_RATE = 16000
+PLANTED_COLUMNS = ("clip", "clear")
+_PLANTED_FILE = "planted.csv"
+_METADATA_FILE = "train_metadata.csv"
+# Seeds share no actor, so that the clips of one can test what was trained on those of another.
+_ACTORS_PER_SEED = 100
+
+# Shapes and colours that the built-in pairs of images and captions pair in training too, see `held_out_pairs`.
+SIGNS = {
+    "ang": ("triangle", "red"),
+    "disg": ("diamond", "green"),
+    "fea": ("ring", "purple"),
+    "hap": ("circle", "yellow"),
+    "sad": ("square", "blue"),
+    "neu": ("cross", "orange"),
+}
+
+
+class Voice(NamedTuple):
+    """How an emotion sounds.
+
+    Args:
+        pitch: of its fundamental, in parts of the actor's own.
+        rise: natural logarithm of the pitch at the end of a turn over that at its start.
+        shake: half the span of its vibrato, in natural logarithm.
+        pulses: how often it swells and fades in a turn; 0 is steady.
+        harmonics: amplitudes of the fundamental and its multiples.
+    """
+
+    pitch: float
+    rise: float
+    shake: float
+    pulses: int
+    harmonics: tuple[float, ...]
+
+
+VOICES = {
+    "ang": Voice(1.0, -0.15, 0.0, 3, (1.0, 0.9, 0.9, 0.8, 0.8, 0.7, 0.7, 0.6)),
+    "disg": Voice(0.75, -0.3, 0.0, 1, (1.0, 0.0, 0.7, 0.0, 0.9, 0.0, 0.5)),
+    "fea": Voice(3.0, 0.1, 0.08, 4, (1.0, 0.1, 0.4)),
+    "hap": Voice(1.7, 0.35, 0.0, 2, (1.0, 0.3, 0.1, 0.6)),
+    "sad": Voice(1.3, -0.25, 0.03, 1, (1.0,)),
+    "neu": Voice(1.0, 0.0, 0.0, 0, (1.0, 0.5, 0.25)),
+}
+# Ten turns make all saliences exact.
+TURNS = 10
+_VIBRATO_PERIODS = 3
+# The part of a turn that a steady voice takes to fade in, and again to fade out.
+_FADE = 0.1
+_HISS = 0.1
+_NOISE_BANDS = 12
+
+_MOSAIC_CELLS = 8
+# How far a sign moves to and fro, how far an actor keeps it from the middle, and both, in widths of the picture.
+_SWAY, _PLACE = 0.05, 0.15
+_MARGIN = _SWAY + _PLACE
+_FLICKER_STD = 0.02
+_PIXEL_NOISE_STD = 5.0
+
+_GOLDEN = (np.sqrt(5) - 1) / 2
+_MIN_FRAMES = 10
+_MIN_SIZE, _MIN_ACTORS = 32, NUM_FOLDS
+
+_ACTORS, _PLAN, _DRAWING = range(3)
+
+
+class Actor(NamedTuple):
+    """What all clips of an actor have in common.
+
+    Args:
+        gender: "f" or "m"; says which pitch is likely.
+        pitch: of the actor's voice, in Hz.
+        loudness: root mean square of the actor's voice.
+        background: a name of [`synthetic_pairs.BACKGROUNDS`].
+        brightness: factor on all pixels.
+        place: (2,) how far the signs stand from the middle, across and down, in widths of the picture.
+    """
+
+    gender: str
+    pitch: float
+    loudness: float
+    background: str
+    brightness: float
+    place: np.ndarray
+
+
+class _PlannedClip(NamedTuple):
+    name: str
+    label: int
+    actor: int
+    fold: int
+    clear: str
+    seconds: float
+
+
+def actor_of(number: int) -> Actor:
+    """The actor of a number, always the same.
+
+    Args:
+        number: as in the clips' names, A<number>.
+
+    Source: this project's choice.
+    """
+    generator = np.random.default_rng([_ACTORS, number])
+    gender = "fm"[generator.integers(2)]
+    low, high = {"f": (170, 250), "m": (110, 160)}[gender]
+    return Actor(
+        gender=gender,
+        pitch=float(generator.uniform(low, high)),
+        loudness=float(generator.uniform(0.06, 0.2)),
+        background=tuple(BACKGROUNDS)[generator.integers(len(BACKGROUNDS))],
+        brightness=float(generator.uniform(0.75, 1.0)),
+        place=generator.uniform(-_PLACE, _PLACE, 2),
+    )
+
+
+def draw_clip(
+    label: Sequence[Mapping[str, Any]],
+    actor: int = 1,
+    clear: str = "both",
+    seconds: float = 1.5,
+    frames_per_second: int = 12,
+    size: int = 64,
+    generator: np.random.Generator | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the frames and the sound of a clip.
+
+    A frame shows the sign of one emotion: a large shape of its own colour ([`SIGNS`]) that sways about the actor's
+    place on the actor's background, under a little flicker and noise. The sound is ten turns; in each, one emotion is
+    heard by its pitch, contour, rhythm and timbre ([`VOICES`]), all turns equally loud, over a hiss. A blend shares
+    frames and turns by salience: seven turns of ten and as near to 70 per cent of the frames as can be, spread evenly
+    over the clip, so that the mean over time tells the salience. Where the picture is not clear, every frame shows
+    the same swaying mosaic of the signs' colours in place of the signs; where the sound is not clear, every turn is
+    noise of a colour drawn for the clip, as loud as the voices would be. Neither holds anything of the label.
+
+    Args:
+        label: one of `blemore.LABELS`, one or two {"emotion": str, "salience": per cent}.
+        actor: number of the actor, see [`actor_of`].
+        clear: what shows the label: "picture", "sound" or "both".
+        seconds: length of the clip.
+        frames_per_second: of the picture.
+        size: width and height of the picture in pixels.
+        generator: of what differs between clips of one label and actor; that of seed 0 without.
+
+    Returns:
+        frames: (T, H, W, 3) uint8, RGB.
+        samples: (n,) float32 between -1 and 1, mono, `SAMPLE_RATE` a second.
+
+    Raises:
+        ValueError: the label is none of the 36, `clear` is unknown, the actor's number is below 1, or the pictures are
+            too small or too few.
+
+    Source: this project's choice.
+    """
+    if prediction_label_indices([label])[0] < 0:
+        raise ValueError(f"label: found {label}, expected one of the {len(LABELS)} of blemore.LABELS")
+    if clear not in CLEAR:
+        raise ValueError(f"clear: found {clear!r}, expected one of {', '.join(CLEAR)}")
+    if actor < 1:
+        raise ValueError(f"actor: found {actor}, expected a number from 1")
+    _check_picture(seconds, frames_per_second, size)
+    generator = np.random.default_rng(0) if generator is None else generator
+    of_frames, of_sound = generator.spawn(2)
+    drawn_by = actor_of(actor)
+    num_frames = round(seconds * frames_per_second)
+    frames = _draw_frames(label, drawn_by, clear != "sound", num_frames, size, of_frames)
+    samples = _draw_sound(label, drawn_by, clear != "picture", round(seconds * SAMPLE_RATE), of_sound)
+    return frames, samples
+
+
+def _check_picture(seconds: float, frames_per_second: int, size: int) -> None:
+    if size < _MIN_SIZE or size % 2:
+        raise ValueError(f"size: found {size}, expected an even number of pixels from {_MIN_SIZE}")
+    # Written so that a NaN counts as too few.
+    if frames_per_second < 1 or not _MIN_FRAMES <= seconds * frames_per_second < np.inf:
+        raise ValueError(
+            f"seconds and frames_per_second: found {seconds} and {frames_per_second}, "
+            f"expected at least {_MIN_FRAMES} frames, which a salience of 30 needs to show"
+        )
+
+
+def _share_out(label: Sequence[Mapping[str, Any]], count: int, generator: np.random.Generator) -> list[str]:
+    """Which emotion each of a number of places in time shows, so that a part of the places has the shares too."""
+    emotions = [part["emotion"] for part in label]
+    first = round(count * label[0]["salience"] / 100)
+    # Multiples of the golden ratio are spread evenly over any stretch of places, and over every second or third place.
+    ranks = ((generator.random() + _GOLDEN * np.arange(count)) % 1).argsort().argsort()
+    return [emotions[0] if rank < first else emotions[-1] for rank in ranks]
+
+
+@functools.lru_cache(maxsize=64)
+def _sign(emotion: str, background: str, size: int) -> np.ndarray:
+    """(H, W, 3) a sign with a margin to move it in."""
+    shape, colour = SIGNS[emotion]
+    scene = draw_scene(shape, colour, "large", "plain", "centre", "one", background, image_size=size)
+    margin = _margin(size)
+    # The sign does not reach the edge, so the background goes on.
+    padded = np.pad(np.asarray(scene, dtype=np.float32), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    padded.flags.writeable = False
+    return padded
+
+
+def _mosaic(size: int, generator: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) cells in the colours of the signs, with the margin of a sign."""
+    whole = size + 2 * _margin(size)
+    cell = -(-size // _MOSAIC_CELLS)
+    num_cells = -(-whole // cell)
+    colours = np.array(list(COLOURS.values()), dtype=np.float32)
+    cells = colours[generator.integers(len(COLOURS), size=(num_cells, num_cells))]
+    return cells.repeat(cell, axis=0).repeat(cell, axis=1)[:whole, :whole]
+
+
+def _margin(size: int) -> int:
+    return int(np.ceil(_MARGIN * size))
+
+
+def _draw_frames(
+    label: Sequence[Mapping[str, Any]],
+    actor: Actor,
+    clear: bool,
+    num_frames: int,
+    size: int,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    shown = _share_out(label, num_frames, generator)
+    mosaic = _mosaic(size, generator)
+    start, periods = generator.uniform(0, 2 * np.pi), generator.uniform(1, 2)
+    angles = start + periods * 2 * np.pi * np.arange(num_frames) / num_frames
+    shifts = actor.place + _SWAY * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    corners = np.rint(_margin(size) - size * shifts).astype(int).clip(0, 2 * _margin(size))
+    whole = [_sign(emotion, actor.background, size) if clear else mosaic for emotion in shown]
+    pixels = np.stack(
+        [
+            picture[down : down + size, across : across + size]
+            for picture, (across, down) in zip(whole, corners, strict=True)
+        ]
+    )
+    light = actor.brightness * (1 + _FLICKER_STD * generator.standard_normal(num_frames, dtype=np.float32))
+    pixels = pixels * light[:, None, None, None]
+    pixels += _PIXEL_NOISE_STD * generator.standard_normal(pixels.shape, dtype=np.float32)
+    return np.rint(pixels).clip(0, 255).astype(np.uint8)
+
+
+def _draw_sound(
+    label: Sequence[Mapping[str, Any]],
+    actor: Actor,
+    clear: bool,
+    num_samples: int,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    heard = _share_out(label, TURNS, generator)
+    colour = np.exp(generator.standard_normal(_NOISE_BANDS))
+    limits = np.linspace(0, num_samples, TURNS + 1).round().astype(int)
+    turns = []
+    for emotion, length in zip(heard, np.diff(limits), strict=True):
+        if clear:
+            pitch = actor.pitch * VOICES[emotion].pitch * np.exp(0.02 * generator.standard_normal())
+            turn = _voice(VOICES[emotion], pitch, length)
+        else:
+            turn = _noise(colour, length, generator)
+        turns.append(actor.loudness * turn / np.sqrt(np.mean(turn**2)))
+    samples = np.concatenate(turns) + _HISS * actor.loudness * generator.standard_normal(num_samples)
+    return samples.clip(-1, 1).astype(np.float32)
+
+
+def _voice(voice: Voice, pitch: float, length: int) -> np.ndarray:
+    time = (np.arange(length) + 0.5) / length
+    contour = voice.rise * (time - 0.5) + voice.shake * np.sin(2 * np.pi * _VIBRATO_PERIODS * time)
+    phase = 2 * np.pi * np.cumsum(pitch * np.exp(contour)) / SAMPLE_RATE
+    wave = sum(amplitude * np.sin(number * phase) for number, amplitude in enumerate(voice.harmonics, start=1))
+    fade = np.minimum(1, np.minimum(time, 1 - time) / _FADE)
+    return wave * (np.sin(np.pi * voice.pulses * time) ** 2 if voice.pulses else fade)
+
+
+def _noise(colour: np.ndarray, length: int, generator: np.random.Generator) -> np.ndarray:
+    spectrum = np.fft.rfft(generator.standard_normal(length))
+    gains = np.interp(np.linspace(0, 1, len(spectrum)), np.linspace(0, 1, len(colour)), colour)
+    return np.fft.irfft(spectrum * gains, n=length)
+
+
+def make_synthetic_clips(
+    folder: str | Path,
+    num_clips: int = 360,
+    seed: int = 0,
+    num_actors: int = 20,
+    seconds: tuple[float, float] = (1.0, 2.0),
+    frames_per_second: int = 12,
+    size: int = 64,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Writes clips whose picture and sound show a label, and whose names say it by the grammar of BlEmoRE.
+
+    The folder looks like a small BlEmoRE of raw clips: `<clip>.mp4` (H.264, or MPEG-4 part 2 where PyAV was built
+    without; AAC), and `train_metadata.csv` in the columns of the distribution. Beside them stands `planted.csv`, with
+    what is clear in each clip. How a clip is drawn, [`draw_clip`] says. The 36 labels are equally frequent, and so are
+    the three of what is clear, within each label too, as far as the numbers allow; actors take turns, and
+    actor-disjoint folds with them. A third of the clips shows the label in the picture alone and a third in the sound
+    alone, so that either can be right on no more than two thirds and chance, and both together on all. Intensity and
+    situation are drawn at random and cannot be seen or heard.
+
+    The same settings give the same pixels and samples, and on one machine the same bytes; with more clips the first
+    ones stay. Different seeds share no actor.
+
+    Args:
+        folder: to make; nothing but an earlier set of clips is ever replaced.
+        num_clips: N.
+        seed: of the clips, from 0.
+        num_actors: the N clips are shared out among so many.
+        seconds: shortest and longest clip.
+        frames_per_second: of the picture.
+        size: width and height of the picture in pixels.
+        overwrite: replace clips that this function wrote to the folder.
+
+    Returns:
+        The N files in the order of `train_metadata.csv`.
+
+    Raises:
+        MissingExtraError: PyAV is not installed.
+        FileExistsError: the folder holds something, and `overwrite` is not given or it holds other files too.
+        ValueError: a number is out of its range.
+
+    Source: this project's choice.
+    """
+    folder = Path(folder)
+    shortest, longest = seconds
+    if num_clips < 1:
+        raise ValueError(f"num_clips: found {num_clips}, expected at least 1")
+    if seed < 0:
+        raise ValueError(f"seed: found {seed}, expected a number from 0")
+    if not _MIN_ACTORS <= num_actors <= _ACTORS_PER_SEED:
+        raise ValueError(f"num_actors: found {num_actors}, expected {_MIN_ACTORS} to {_ACTORS_PER_SEED}")
+    if not shortest <= longest < np.inf:
+        raise ValueError(f"seconds: found {shortest} and {longest}, expected the shortest and the longest clip")
+    _check_picture(shortest, frames_per_second, size)
+    _require_av()
+    replaced = _files_to_replace(folder, overwrite)
+    clips = _plan_clips(num_clips, seed, num_actors, shortest, longest)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # What is interrupted leaves no folder that looks whole.
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as scratch:
+        written = Path(scratch)
+        for number, clip in enumerate(clips):
+            generator = np.random.default_rng([_DRAWING, seed, number])
+            drawn = draw_clip(
+                LABELS[clip.label], clip.actor, clip.clear, clip.seconds, frames_per_second, size, generator
+            )
+            _write_media(written / f"{clip.name}.mp4", *drawn, frames_per_second)
+        _write_csv(written / _METADATA_FILE, METADATA_COLUMNS, map(_metadata_row, clips))
+        _write_csv(
+            written / _PLANTED_FILE, PLANTED_COLUMNS, ({"clip": clip.name, "clear": clip.clear} for clip in clips)
+        )
+        folder.mkdir(exist_ok=True)
+        for name in replaced:
+            (folder / name).unlink()
+        # First what tells that the folder may be replaced, last what makes it a data set.
+        for name in (_PLANTED_FILE, *(f"{clip.name}.mp4" for clip in clips), _METADATA_FILE):
+            (written / name).rename(folder / name)
+    return [folder / f"{clip.name}.mp4" for clip in clips]
+
+
+def _plan_clips(num_clips: int, seed: int, num_actors: int, shortest: float, longest: float) -> list[_PlannedClip]:
+    # One stream for each, so that more clips leave the first ones as they are.
+    of_clear, of_labels, of_rest = np.random.default_rng([_PLAN, seed]).spawn(3)
+    # A label goes round what can be clear; as many labels start at each.
+    starts = of_clear.permutation(len(LABELS))
+    rounds = -(-num_clips // len(LABELS))
+    labels = np.concatenate([of_labels.permutation(len(LABELS)) for _ in range(rounds)])[:num_clips]
+    versions: Counter[str] = Counter()
+    clips = []
+    for number, label in enumerate(labels):
+        actor = 1 + _ACTORS_PER_SEED * seed + number % num_actors
+        emotions = [part["emotion"] for part in LABELS[label]]
+        if len(emotions) == 2:
+            stem = "_".join(["mix", *emotions, *(f"{part['salience']:.0f}" for part in LABELS[label])])
+        else:
+            stem = f"{emotions[0]}_{'sit' if emotions[0] == 'neu' else 'int'}{of_rest.integers(1, 5)}"
+        stem = f"A{actor}_{stem}"
+        versions[stem] += 1
+        clips.append(
+            _PlannedClip(
+                name=f"{stem}_ver{versions[stem]}",
+                label=int(label),
+                actor=actor,
+                fold=number % num_actors % NUM_FOLDS,
+                clear=CLEAR[(starts[label] + number // len(LABELS)) % len(CLEAR)],
+                seconds=float(of_rest.uniform(shortest, longest)),
+            )
+        )
+    return clips
+
+
+def _metadata_row(clip: _PlannedClip) -> dict[str, Any]:
+    named = parse_clip_name(clip.name)
+    row: dict[str, Any] = dict.fromkeys(METADATA_COLUMNS)
+    row |= {"filename": named.name, "video_id": named.actor, "gender": actor_of(clip.actor).gender}
+    row |= {"mix": int(named.is_blend), "emotion_1": named.emotions[0], "version": named.version, "fold": clip.fold}
+    row |= {"intensity_level": named.intensity, "situation": named.situation}
+    if named.is_blend:
+        row["emotion_2"] = named.emotions[1]
+        row |= {f"emotion_{part}_salience": salience for part, salience in enumerate(named.saliences, start=1)}
+    return row
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _files_to_replace(folder: Path, overwrite: bool) -> set[str]:
+    if not folder.exists():
+        return set()
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder}: found a file, expected a folder to make")
+    found = {path.name for path in folder.iterdir()}
+    if found and not overwrite:
+        raise FileExistsError(f"{folder}: holds {min(found)}; pass overwrite=True to replace synthetic clips")
+    ours = set()
+    if _PLANTED_FILE in found:
+        with (folder / _PLANTED_FILE).open(newline="", encoding="utf-8") as file:
+            ours = {f"{row.get('clip')}.mp4" for row in csv.DictReader(file)} | {_METADATA_FILE, _PLANTED_FILE}
+    if found - ours:
+        raise FileExistsError(
+            f"{folder}: holds {min(found - ours)}, which is no synthetic clip, so it is not replaced"
+        )
+    return found
+
+
+def _require_av() -> None:
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("synthetic clips: need the package av: pip install hf_blemo[media]") from error
+
+
+def _write_media(path: Path, frames: np.ndarray, samples: np.ndarray, frames_per_second: int) -> None:
+    import av
+
+    with av.open(path, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        # A number of threads that the machine chooses would change the bytes, and so does the rate control that x264
+        # has by default (its mbtree: the same pictures of 64 pixels came out differently within one process).
+        if "libx264" in av.codecs_available:
+            options = {"preset": "veryfast", "qp": "28", "threads": "1"}
+            video = container.add_stream("libx264", rate=frames_per_second, options=options)
+        else:
+            options = {"qmin": "2", "qmax": "4", "threads": "1"}
+            video = container.add_stream("mpeg4", rate=frames_per_second, options=options)
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options={"aac_coder": "fast"})
+        sound.bit_rate = 24000
+        for number, pixels in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            picture.pts = number
+            container.mux(video.encode(picture))
+        heard = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        heard.sample_rate = SAMPLE_RATE
+        heard.pts = 0
+        container.mux(sound.encode(heard))
+        container.mux(video.encode())
+        container.mux(sound.encode())

@@ -1,0 +1,1 @@
+"""Measures of CLIP-like models: zero-shot classification and retrieval."""

@@ -1,0 +1,111 @@
+"""The tasks that the built-in data brings: drawn scenes and emoji that training has not seen."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_blemo.built_in.emoji_pairs import make_emoji_pairs, rows_of_kind
+from hf_blemo.built_in.synthetic_pairs import (
+    BACKGROUNDS,
+    COLOURS,
+    COUNTS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    caption_of,
+    make_synthetic_pairs,
+    shape_and_colour,
+)
+from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
+from hf_blemo.pairs.images import Augmentation, read_crop
+from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC
+
+# Of a seed that training never draws.
+EVALUATION_SEED = 10_000
+# Smaller than the crops of training are by default, so that no picture is one that training has seen.
+EMOJI_CROPS = Augmentation(scale=(0.7, 0.9), ratio=(0.9, 1.1))
+
+
+def synthetic_tasks(
+    images: int = 500, seed: int = EVALUATION_SEED, image_size: int = 32, combinations: int = 0
+) -> dict[str, Task]:
+    """Tasks on drawn scenes that no training has seen.
+
+    `zero_shot` names shape and colour among all 36 combinations, with captions of every count, size, texture, position
+    and background around them, on combinations that training draws; `held_out_zero_shot` does so on those it never
+    draws. `retrieval` finds scenes of drawn combinations by caption, each caption once.
+
+    Args:
+        images: of each task.
+        seed: of the scenes; training draws with others.
+        image_size, combinations: as of the training data.
+    """
+    scenes: dict[str, Any] = {"seed": seed, "image_size": image_size, "combinations": combinations}
+    drawn = make_synthetic_pairs(2 * images, **scenes)
+    # Each caption once: of two equal ones neither would be wrong.
+    first = {caption: row for row, caption in reversed(list(enumerate(drawn["caption"])))}
+    drawn = drawn.select(sorted(first.values())[:images])
+    held_out = make_synthetic_pairs(images, held_out=True, **scenes)
+    classes = list(itertools.product(SHAPES, COLOURS))
+    prompts = [
+        [
+            caption_of(shape, colour, size, texture, position, count, background)
+            for count, size, texture, position, background in itertools.product(
+                COUNTS, SIZES, TEXTURES, POSITIONS, BACKGROUNDS
+            )
+        ]
+        for shape, colour in classes
+    ]
+    tasks: dict[str, Task] = {}
+    for name, pairs in (("zero_shot", drawn), ("held_out_zero_shot", held_out)):
+        labels = [classes.index(shape_and_colour(caption)) for caption in pairs["caption"]]
+        names = [f"{colour} {shape}" for shape, colour in classes]
+        tasks[name] = ZeroShotTask(list(pairs["image"]), labels, names, data=SYNTHETIC, prompts=prompts)
+    tasks["retrieval"] = RetrievalTask(
+        tasks["zero_shot"].images, [[caption] for caption in drawn["caption"]], SYNTHETIC
+    )
+    return tasks
+
+
+def emoji_tasks(
+    image_size: int = 64, combinations: int = 0, seed: int = EVALUATION_SEED, font: str | None = None
+) -> dict[str, Task]:
+    """Tasks on emoji that training does not show, or not so.
+
+    `held_out_zero_shot` names held-out combinations of person, skin tone and role among the captions of all of them,
+    and `held_out_faces` held-out faces among the names of all faces; every word of both is in captions of training.
+    `zero_shot` names crops of flags and faces that training shows, among all flags and faces. `retrieval` finds all
+    that is held out, flags too, by caption.
+
+    Args:
+        image_size, combinations, font: as of the training data, see [`make_emoji_pairs`].
+        seed: of the crops.
+
+    Raises:
+        What [`make_emoji_pairs`] raises.
+    """
+    everything = make_emoji_pairs(image_size, "all", combinations, font)["caption"]
+    train, held_out = (make_emoji_pairs(image_size, part, combinations, font) for part in ("train", "held_out"))
+
+    def task(pairs: Any, kinds: Sequence[str], crops: bool = False) -> ZeroShotTask:
+        names = [everything[row] for row in rows_of_kind(everything, kinds)]
+        pairs = pairs.select(rows_of_kind(pairs["caption"], kinds))
+        images = [_cropped(image, [seed, row]) if crops else image for row, image in enumerate(pairs["image"])]
+        labels = [names.index(caption) for caption in pairs["caption"]]
+        return ZeroShotTask(images, labels, names, data=EMOJI, prompts=[[name] for name in names])
+
+    return {
+        "zero_shot": task(train, ("flag", "face"), crops=True),
+        "held_out_zero_shot": task(held_out, ("role",)),
+        "held_out_faces": task(held_out, ("face",)),
+        "retrieval": RetrievalTask(list(held_out["image"]), [[caption] for caption in held_out["caption"]], EMOJI),
+    }
+
+
+def _cropped(image: Image.Image, seed: Sequence[int]) -> Image.Image:
+    crop = EMOJI_CROPS.crop_of(image.size, np.random.default_rng(seed))
+    return Image.fromarray(read_crop(image, crop, image.size))

@@ -1,0 +1,212 @@
+"""Tasks to evaluate CLIP-like models on: any labelled images, any image-caption pairs, and the built-in ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_blemo.clip_evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
+from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
+from hf_blemo.errors import MissingExtraError
+from hf_blemo.files import read_json
+from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings, PairStream, PairTable, open_source
+from hf_blemo.programs.setting_checks import check_known
+
+KINDS = ("zero_shot", "retrieval", SYNTHETIC, EMOJI)
+IMAGENET = "imagenet"
+# This project's own, for class names that say what can be seen.
+TEMPLATES = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "an image that shows a {}.",
+    "a small photo of a {}.",
+    "a close view of a {}.",
+    "a drawing of a {}.",
+    "the {}.",
+)
+
+
+@dataclass
+class TaskSettings:
+    """What one task is evaluated on.
+
+    Args:
+        kind: `zero_shot` (images with labels), `retrieval` (images with captions), or the built-in tasks `synthetic`
+            or `emoji`, several each.
+        data, split, name, revision: as of a source of pairs.
+        image_column, caption_column, label_column: of the data; labels are class numbers or class names.
+        classes: of zero-shot classification: a JSON file with `classes` and, as wanted, `templates`; or `imagenet`,
+            the 1,000 names and 80 templates that open_clip ships; by default the names of the data's own labels.
+        templates: prompts with `{}` where the name goes; those of `classes` or a few plain ones by default.
+        limit: images at most; 0 takes all.
+        streaming: whether to read the first `limit` images from the shards, instead of fetching the whole data set.
+        options: of the built-in tasks: `seed`, `image_size`, `combinations`, and `images` of `synthetic` or `font` of
+            `emoji`.
+    """
+
+    kind: str = "retrieval"
+    data: str = SYNTHETIC
+    split: str = "test"
+    name: str | None = None
+    revision: str | None = None
+    image_column: str = "image"
+    caption_column: str = "caption"
+    label_column: str = "label"
+    classes: str | None = None
+    templates: list[str] | None = None
+    limit: int = 0
+    streaming: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(KINDS)}")
+        if self.kind not in (SYNTHETIC, EMOJI) and self.data in (SYNTHETIC, EMOJI):
+            raise ValueError(f"kind {self.kind!r} needs data; the built-in tasks are of kind {self.data!r}")
+        if self.limit < 0:
+            raise ValueError(f"limit must be at least 0, found {self.limit}")
+        if self.streaming and not self.limit:
+            raise ValueError("streaming needs limit, how many images to take from the stream")
+
+
+def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
+    """Makes tasks from settings.
+
+    Args:
+        settings: task -> entries of [`TaskSettings`]; the built-in ones make several tasks, named by themselves.
+
+    Returns:
+        Name -> task.
+
+    Raises:
+        FileNotFoundError: data or class table cannot be found.
+        ValueError: an unknown setting, a missing column, labels that are no classes, or two tasks of one name.
+        MissingExtraError: `classes: imagenet` without open_clip.
+    """
+    tasks: dict[str, Task] = {}
+    for name, entries in settings.items():
+        made = _make(name, parse_task(name, entries))
+        for task in made:
+            if task in tasks:
+                raise ValueError(f"evaluation.{name}: there is a task {task!r} already")
+        tasks |= made
+    return tasks
+
+
+def parse_task(name: str, entries: Mapping[str, Any]) -> TaskSettings:
+    """Settings of one task; an unknown key is an error that names the nearest one."""
+    check_known(f"evaluation.{name}", entries, (entry.name for entry in fields(TaskSettings)))
+    try:
+        return TaskSettings(**entries)
+    except ValueError as error:
+        raise ValueError(f"evaluation.{name}: {error}") from None
+
+
+def _make(name: str, settings: TaskSettings) -> dict[str, Task]:
+    if settings.kind == SYNTHETIC:
+        return synthetic_tasks(**settings.options)
+    if settings.kind == EMOJI:
+        return emoji_tasks(**settings.options)
+    source = PairSourceSettings(
+        **{key: getattr(settings, key) for key in ("data", "split", "name", "revision", "image_column", "streaming")},
+        caption_column=settings.caption_column if settings.kind == "retrieval" else settings.label_column,
+    )
+    if settings.kind == "retrieval":
+        return {name: _retrieval_task(name, settings, source)}
+    return {name: _zero_shot_task(name, settings, source)}
+
+
+class _Column(Sequence):
+    """Images of a table, read when they are asked for."""
+
+    def __init__(self, table: PairTable, rows: Sequence[int]):
+        self.table, self.rows = table, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.table.pairs([self.rows[index]])[0]["image"]
+
+
+def _opened(settings: TaskSettings, source: PairSourceSettings) -> tuple[Sequence[Any], list[Any], Any]:
+    """Images, what belongs to each, and the feature of the latter."""
+    data = open_source(source)
+    feature = (data.data.features or {}).get("caption")
+    if isinstance(data, PairStream):
+        pairs = data.first(settings.limit)
+        return [pair["image"] for pair in pairs], [pair["caption"] for pair in pairs], feature
+    rows = range(min(len(data), settings.limit or len(data)))
+    return _Column(data, rows), data.data["caption"][: len(rows)], feature
+
+
+def _retrieval_task(name: str, settings: TaskSettings, source: PairSourceSettings) -> RetrievalTask:
+    images, column, _ = _opened(settings, source)
+    captions = [found if isinstance(found, list) else [found] for found in column]
+    for row, found in enumerate(captions):
+        if not found or not all(isinstance(caption, str) for caption in found):
+            raise ValueError(
+                f"evaluation.{name}: {settings.data} row {row}: found the captions {found!r}, expected text"
+            )
+    return RetrievalTask(images, captions, settings.data)
+
+
+def _zero_shot_task(name: str, settings: TaskSettings, source: PairSourceSettings) -> ZeroShotTask:
+    images, found, feature = _opened(settings, source)
+    names, templates = load_class_table(settings.classes) if settings.classes else (None, None)
+    if names is None:
+        if isinstance(feature, datasets.ClassLabel):
+            names = [label.replace("_", " ") for label in feature.names]
+        elif found and isinstance(found[0], str):
+            names = sorted(set(found))
+        else:
+            raise ValueError(
+                f"evaluation.{name}: {settings.data} column {settings.label_column!r} holds no class names; "
+                "expected classes, a table of them"
+            )
+    numbers = {label: number for number, label in enumerate(names)}
+    labels = []
+    for row, label in enumerate(found):
+        number = numbers.get(label) if isinstance(label, str) else label
+        if not isinstance(number, int) or not 0 <= number < len(names):
+            raise ValueError(
+                f"evaluation.{name}: {settings.data} row {row}: label {label!r} is none of {len(names)} classes"
+            )
+        labels.append(number)
+    prompts = settings.templates or templates or list(TEMPLATES)
+    return ZeroShotTask(images, labels, names, prompts, settings.data)
+
+
+def load_class_table(source: str) -> tuple[list[str], list[str] | None]:
+    """Class names and templates of a data set.
+
+    Args:
+        source: a JSON file with `classes` and, as wanted, `templates`; or `imagenet`.
+
+    Returns:
+        Names by class number, and templates; None where the file has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        MissingExtraError: `imagenet` without open_clip, whose names and templates these are.
+        ValueError: the file holds something else.
+    """
+    if source == IMAGENET:
+        try:
+            from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+        except ImportError as error:
+            raise MissingExtraError(f"classes {source!r}: needs open_clip: pip install hf_blemo[openclip]") from error
+        return list(IMAGENET_CLASSNAMES), [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"classes {source!r}: no such file, expected JSON with 'classes', or {IMAGENET!r}")
+    content = read_json(path)
+    for key, needed in (("classes", True), ("templates", False)):
+        entries = content.get(key)
+        if (needed or entries is not None) and not (
+            isinstance(entries, list) and entries and all(isinstance(entry, str) for entry in entries)
+        ):
+            raise ValueError(f"{path}: expected {key!r}, a list of texts, found {entries!r}")
+    return content["classes"], content.get("templates")

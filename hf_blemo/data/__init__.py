@@ -1,1 +1,0 @@
-"""Data sets made by the package itself."""

@@ -1,0 +1,1 @@
+"""Clips to data sets of features."""

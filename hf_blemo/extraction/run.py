@@ -1,0 +1,337 @@
+"""A whole extraction: clips in, a data set of features out, clip by clip, resumable, on any number of processes."""
+
+import inspect
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from hf_blemo.blemore.dataset_writing import is_dataset_folder, refuse_existing, write_dataset
+from hf_blemo.blemore.feature_folders import ClipSource, FeatureFileReader, feature_files
+from hf_blemo.encoders.encoder import Encoder
+from hf_blemo.encoders.loading import load_encoders
+from hf_blemo.extraction.clip_problems import problem_of
+from hf_blemo.extraction.clip_sources import ClipEntry, find_clips
+from hf_blemo.extraction.extraction import ClipFeatures, encode_clips
+from hf_blemo.extraction.settings import SYNTHETIC, ExtractionSettings
+from hf_blemo.files import read_json, write_json
+from hf_blemo.hub.provenance import PROVENANCE_FILE, write_provenance
+
+Result = TypeVar("Result")
+
+PLAN_FILE = "plan.json"
+REPORT_FILE = "extraction.json"
+# Settings of what is made of the encoders' features in the end, or how; they may change when a run goes on.
+_FREE = (
+    "output_dir", "imported", "feature_dtype", "overwrite", "num_threads", "push_to_hub", "hub_private",
+    "trust_remote_code",
+)  # fmt: skip
+# One process may have the long clips: the others wait for it.
+_PATIENCE = timedelta(days=7)
+
+
+def extract_features(
+    settings: ExtractionSettings, report_line: Callable[[str], Any] = print, progress: bool = True
+) -> dict[str, Any]:
+    """Makes the features of all clips and puts them in place as a data set.
+
+    Features gather as one file per clip and encoder in `<output_dir>.clips`, which are kept when the run is started
+    again; clips that failed are tried again. The data set has `encoders.json`, which says where its features come
+    from, and `extraction.json`, which says which clips failed or are odd.
+
+    Args:
+        settings: of the run.
+        report_line: called by every process with a line for each of its clips that failed or is odd.
+        progress: whether to show a progress bar.
+
+    Returns:
+        `clips` in the data set, `failed` (clip -> why), `encoders` (name -> width), `seconds` of extraction and
+        `media_seconds` of all clips that this run decoded; nothing on other processes than the first.
+
+    Raises:
+        ValueError: settings or data are not usable, no clip could be done, or the folder holds a run of other
+            settings; nothing that was written is lost.
+        FileNotFoundError, FileExistsError: clips, encoders or imported features are missing; the output is there.
+        MissingExtraError: PyAV is not installed.
+    """
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    try:
+        return _run(settings, accelerator, report_line, progress)
+    finally:
+        accelerator.end_training()
+
+
+def _run(
+    settings: ExtractionSettings, accelerator: Accelerator, report_line: Callable[[str], Any], progress: bool
+) -> dict[str, Any]:
+    output = Path(settings.output_dir)
+    work = output.with_name(f"{output.name}.clips")
+    drawn = output.with_name(f"{output.name}.drawn")
+    is_main = accelerator.is_main_process
+
+    def begin() -> None:
+        refuse_existing(output, settings.overwrite)
+        if settings.data == SYNTHETIC:
+            _draw_clips(drawn, settings.synthetic)
+
+    def prepare() -> tuple[list[ClipEntry], dict[str, dict[str, Path]], dict[str, Encoder]]:
+        source = drawn if settings.data == SYNTHETIC else settings.data
+        entries = find_clips(source, settings.split, settings.video_column, settings.audio_column)
+        imported = _imported_files(settings.imported, entries)
+        defaults = {"frames_per_second": settings.frames_per_second, "image_backend": settings.image_backend}
+        encoders = load_encoders(
+            _encoder_entries(settings),
+            dtype=settings.dtype,
+            device=accelerator.device,
+            trust_remote_code=settings.trust_remote_code,
+            defaults={name: value for name, value in defaults.items() if value is not None},
+        )
+        return entries, imported, encoders
+
+    _together(begin if is_main else _nothing)
+    entries, imported, encoders = _together(prepare)
+    _together((lambda: _begin(work, settings, encoders)) if is_main else _nothing)
+    missing = [entry for entry in entries if not _record_path(work, entry.name).is_file()]
+    # Nobody adds to the records before everybody has seen which there are.
+    accelerator.wait_for_everyone()
+
+    start = time.perf_counter()
+    own = missing[accelerator.process_index :: accelerator.num_processes]
+    done = _together(
+        lambda: _extract(own, encoders, work, settings.num_threads or None, progress and is_main, report_line)
+    )
+    parts = gather_object([done])
+    seconds = time.perf_counter() - start
+    failed = {name: line for part in parts for name, line in part["failed"].items()}
+
+    def finish() -> dict[str, Any]:
+        result = _assemble(settings, output, work, entries, encoders, imported, failed)
+        if settings.push_to_hub is not None:
+            _push(settings, output)
+        return result | {"seconds": seconds, "media_seconds": sum(part["media_seconds"] for part in parts)}
+
+    return _together(finish if is_main else dict)
+
+
+def _nothing() -> None:
+    """What the other processes do meanwhile."""
+
+
+def _together(step: Callable[[], Result]) -> Result:
+    """Takes a step on every process; where one fails, all end instead of waiting for it."""
+    found: Any = None
+    error: Exception | None = None
+    try:
+        found = step()
+    except Exception as caught:
+        error = caught
+    lines = gather_object([None if error is None else " ".join(str(error).split())])
+    if error is not None:
+        raise error
+    line = next((line for line in lines if line is not None), None)
+    if line is not None:
+        raise ValueError(f"ended, as another process failed: {line}")
+    return found
+
+
+def _draw_clips(folder: Path, options: Mapping[str, Any]) -> None:
+    from hf_blemo.built_in.synthetic_clips import make_synthetic_clips
+
+    known = set(inspect.signature(make_synthetic_clips).parameters) - {"folder", "overwrite"}
+    for key in options:
+        if key not in known:
+            nearest = get_close_matches(key, known, 1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {', '.join(sorted(known))}"
+            raise ValueError(f"synthetic.{key} is no setting of the built-in clips{hint}")
+    # The same settings give the same clips; what an earlier run of others drew is replaced.
+    make_synthetic_clips(folder, **options, overwrite=True)
+
+
+def _encoder_entries(settings: ExtractionSettings) -> dict[str, dict[str, Any]]:
+    if settings.model is None:
+        return settings.encoders
+    from hf_blemo.prediction.fusion import load_fusion
+
+    model, _ = load_fusion(settings.model)
+    entries = {name: entry for name, entry in model.config.encoders.items() if name not in settings.imported}
+    for name, entry in entries.items():
+        if not entry.get("model_id"):
+            raise ValueError(
+                f"model {settings.model!r}: its config does not say where encoder {name!r} comes from; give a folder "
+                f"of its features by --imported.{name} DIR"
+            )
+    if not entries:
+        raise ValueError(f"model {settings.model!r}: all its encoders are imported, so there is nothing to extract")
+    return entries
+
+
+def _imported_files(folders: Mapping[str, str], entries: list[ClipEntry]) -> dict[str, dict[str, Path]]:
+    files = {}
+    for name, folder in folders.items():
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"imported.{name}: no folder {folder}, expected one with a feature file per clip")
+        files[name] = feature_files(Path(folder))
+        if not files[name]:
+            raise FileNotFoundError(f"imported.{name}: found no .npy or .csv in {folder}, expected one per clip")
+        if not any(entry.name in files[name] for entry in entries):
+            raise ValueError(
+                f"imported.{name}: found {next(iter(files[name].values())).name} and {len(files[name]) - 1} more in "
+                f"{folder}, none named after a clip such as {entries[0].name!r}"
+            )
+    return files
+
+
+def _begin(work: Path, settings: ExtractionSettings, encoders: Mapping[str, Encoder]) -> None:
+    """Starts the folder of the run, or makes sure that it is this run's."""
+    plan = {key: value for key, value in asdict(settings).items() if key not in _FREE}
+    plan["encoders"] = {name: encoder.source.options() for name, encoder in encoders.items()}
+    plan_file = work / PLAN_FILE
+    if work.exists() and not plan_file.is_file():
+        raise FileExistsError(f"{work}: exists and is not an unfinished extraction, so nothing is written there")
+    if plan_file.is_file():
+        found = read_json(plan_file)
+        changed = [key for key in plan if found.get(key) != plan[key]]
+        if changed and not settings.overwrite:
+            raise ValueError(
+                f"{work}: an unfinished extraction with {changed[0]} {found.get(changed[0])!r}, this run has "
+                f"{plan[changed[0]]!r}; finish it with the same settings, delete it, or set overwrite"
+            )
+        if changed:
+            shutil.rmtree(work)
+    for name in encoders:
+        _feature_path(work, name, "").parent.mkdir(parents=True, exist_ok=True)
+    write_json({plan_file: plan})
+
+
+def _record_path(work: Path, clip: str) -> Path:
+    return work / "records" / f"{clip}.json"
+
+
+def _feature_path(work: Path, encoder: str, clip: str) -> Path:
+    return work / "features" / encoder / f"{clip}.npy"
+
+
+def _extract(
+    entries: list[ClipEntry],
+    encoders: Mapping[str, Encoder],
+    work: Path,
+    num_threads: int | None,
+    progress: bool,
+    report_line: Callable[[str], Any],
+) -> dict[str, Any]:
+    """Features of some clips as files; what failed and how much sound and picture there was."""
+    failed: dict[str, str] = {}
+    media_seconds = 0.0
+    start = time.perf_counter()
+    with tqdm(total=len(entries), desc="encoding", unit="clip", disable=not progress) as bar:
+        for clip in encode_clips((entry.named for entry in entries), encoders, num_threads):
+            problem = problem_of(clip)
+            if problem is None:
+                _write_clip(work, clip)
+                media_seconds += clip.duration or 0.0
+                lines = [f"{clip.name}: {note}" for note in clip.notes]
+            else:
+                failed[clip.name] = problem
+                lines = [problem]
+            for line in lines:
+                if progress:
+                    bar.clear()
+                report_line(line)
+            bar.update()
+            bar.set_postfix_str(f"{media_seconds / max(time.perf_counter() - start, 1e-9):.1f} x real time")
+    return {"failed": failed, "media_seconds": media_seconds}
+
+
+def _write_clip(work: Path, clip: ClipFeatures) -> None:
+    for name, values in clip.features.items():
+        # The record below is what says that a clip is done: a file that a kill cut short is written again.
+        np.save(_feature_path(work, name, clip.name), values, allow_pickle=False)
+    record = {"encoders": sorted(clip.features), "duration": clip.duration, "notes": clip.notes}
+    write_json({_record_path(work, clip.name): record})
+
+
+def _assemble(
+    settings: ExtractionSettings,
+    output: Path,
+    work: Path,
+    entries: list[ClipEntry],
+    encoders: Mapping[str, Encoder],
+    imported: Mapping[str, Mapping[str, Path]],
+    failed: dict[str, str],
+) -> dict[str, Any]:
+    sources, records = [], {}
+    for entry in entries:
+        files = {name: paths[entry.name] for name, paths in imported.items() if entry.name in paths}
+        record_path = _record_path(work, entry.name)
+        if record_path.is_file():
+            records[entry.name] = read_json(record_path)
+            files |= {name: _feature_path(work, name, entry.name) for name in records[entry.name]["encoders"]}
+            sources.append(ClipSource(entry.name, entry.labels, entry.fold, files))
+    if not sources:
+        first = next(iter(failed.values()))
+        raise ValueError(f"none of the {len(entries)} clips could be encoded, the first because of: {first}")
+    names = [name for name in (*encoders, *imported) if any(name in source.files for source in sources)]
+    reader = FeatureFileReader(sources, names, settings.feature_dtype, aggregate=None)
+    plan = {
+        "encoders": {name: list(reader.types[name]) for name in names},
+        "clips": [source.name for source in sources],
+        "features_of": settings.data,
+    }
+    # Made apart, so that it is whole, with what it comes from, when it appears.
+    made = work / "dataset"
+    for leftover in (made, made.with_name(f"{made.name}.partial")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    write_dataset(made, reader.features, len(sources), reader, plan)
+    provenance = {}
+    for name in names:
+        known: dict[str, Any] = {"feature_size": reader.types[name][0]}
+        if name in encoders:
+            known |= {"modality": encoders[name].modality, **encoders[name].source.options()}
+        provenance[name] = known
+    write_provenance(made, provenance)
+    notes = {name: record["notes"] for name, record in records.items() if record["notes"]}
+    write_json({made / REPORT_FILE: {"clips": len(sources), "failed": failed, "notes": notes}})
+    _put_in_place(made, output, settings.overwrite)
+    shutil.rmtree(work)
+    return {"clips": len(sources), "failed": failed, "encoders": {name: reader.types[name][0] for name in names}}
+
+
+def _put_in_place(made: Path, output: Path, overwrite: bool) -> None:
+    """Gives a data set its name, which another may have taken during the run."""
+    refuse_existing(output, overwrite)
+    if not output.exists():
+        os.rename(made, output)
+        return
+    replaced = output.with_name(f"{output.name}.replaced")
+    if is_dataset_folder(replaced):
+        shutil.rmtree(replaced)
+    os.rename(output, replaced)
+    os.rename(made, output)
+    shutil.rmtree(replaced)
+
+
+def _push(settings: ExtractionSettings, output: Path) -> None:
+    import datasets
+
+    from hf_blemo.hub.dataset_card import push_features
+    from hf_blemo.hub.hub_errors import hub_errors
+
+    assert settings.push_to_hub is not None
+    with hub_errors(f"{output} was made, but not uploaded to {settings.push_to_hub}"):
+        push_features(
+            datasets.Dataset.load_from_disk(str(output)),
+            settings.push_to_hub,
+            settings.split,
+            private=settings.hub_private,
+            encoders=read_json(output / PROVENANCE_FILE),
+        )

@@ -1,0 +1,204 @@
+"""Where media come from: a file, an address, bytes or a file object, each as a file that several readers share."""
+
+import io
+import shutil
+import tempfile
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from hf_blemo.errors import MissingExtraError
+
+EXPECTED = "expected a video or audio file"
+# Of a remote file, up to 16 MiB are kept: enough for the several places that a file of long tracks is read from.
+_BLOCK_SIZE, _NUM_BLOCKS = 2**20, 16
+_REMOTE_CACHE = {"cache_type": "blockcache", "cache_options": {"maxblocks": _NUM_BLOCKS}}
+
+
+class MediaError(ValueError):
+    """A clip that cannot be read; one line says of which, what was found, and what was expected."""
+
+
+class MediaSource:
+    """A source of media as a file of known size.
+
+    A source that can only be read from beginning to end, such as a pipe or a server without ranges, is copied to a
+    temporary file first.
+
+    Args:
+        source: path; address of fsspec's, as `https://`, `hf://` or `s3://`; bytes; or a file object, opened in binary
+            mode, which is read from its beginning and stays open.
+        name: for messages; the path or the address without its query by default.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IsADirectoryError: a folder.
+        MediaError: nothing can be read, or the file is empty.
+        MissingExtraError: the package for this kind of address is missing.
+
+    Source: this project's choice.
+    """
+
+    def __init__(self, source: Any, name: str | None = None):
+        self.name = _name_of(source) if name is None else name
+        self._lock = threading.Lock()
+        self._file, self._owned = _opened(source, self.name)
+        try:
+            self.size = self._measured()
+            if not self.size:
+                raise MediaError(f"{self.name}: an empty file, {EXPECTED}")
+        except BaseException:
+            self.close()
+            raise
+
+    def reader(self, hint: str) -> "Reader":
+        """A file object with a place of its own, to be read beside others.
+
+        Args:
+            hint: file name that decoders may look at, or an empty text.
+        """
+        return Reader(self, hint)
+
+    def read_at(self, place: int, size: int) -> bytes:
+        """At most `size` bytes from a place on."""
+        with self._lock:
+            self._file.seek(place)
+            return self._file.read(size)
+
+    def close(self) -> None:
+        """Closes what was opened here; a file object that was given stays open."""
+        if self._owned:
+            self._file.close()
+
+    def _measured(self) -> int:
+        try:
+            if not isinstance(self._file.read(0), bytes):
+                raise MediaError(f"{self.name}: a file object in text mode, expected one in binary mode")
+            # fsspec calls a file seekable whose size its server does not tell, and then fails to seek.
+            if self._file.seekable() and getattr(self._file, "size", 0) is not None:
+                return self._file.seek(0, io.SEEK_END)
+            with ExitStack() as unless_it_fails:
+                copy = unless_it_fails.enter_context(tempfile.TemporaryFile())
+                shutil.copyfileobj(self._file, copy)
+                unless_it_fails.pop_all()
+        except (MediaError, MemoryError):
+            raise
+        # Every kind of file system has errors of its own.
+        except Exception as error:
+            raise MediaError(f"{self.name}: cannot be read: {described(error)}") from error
+        self.close()
+        self._file, self._owned = copy, True
+        return copy.tell()
+
+
+class Reader:
+    """A place in a [`MediaSource`], as the file object that PyAV reads.
+
+    Args:
+        source: what is read.
+        name: file name that decoders may look at.
+    """
+
+    def __init__(self, source: MediaSource, name: str):
+        self.name = name
+        self.error: Exception | None = None
+        self._source = source
+        self._place = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; the first error is kept, as not every decoder reports what it met."""
+        try:
+            content = self._source.read_at(self._place, size)
+        except Exception as error:
+            self.error = self.error or error
+            raise
+        self._place += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes elsewhere and says where that is."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._source.size}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def tell(self) -> int:
+        """The place in bytes."""
+        return self._place
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+
+def described(error: BaseException) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def is_address(source: Any) -> bool:
+    """Whether a source is text of the form `kind://...`."""
+    return isinstance(source, str) and "://" in source
+
+
+def _name_of(source: Any) -> str:
+    if is_address(source):
+        # A query may hold a signature that lets others in.
+        return source.split("?")[0] if source.startswith(("http://", "https://")) else source
+    if isinstance(source, (str, Path)):
+        return str(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return "bytes"
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else "file object"
+
+
+def _opened(source: Any, name: str) -> tuple[Any, bool]:
+    """A binary file, and whether it is to be closed in the end."""
+    if is_address(source):
+        return _remote(source, name), True
+    if isinstance(source, (str, Path)):
+        return _local(Path(source), name), True
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source), True
+    if not callable(getattr(source, "read", None)):
+        raise TypeError(f"expected a path, an address, bytes or a binary file object, found {type(source).__name__}")
+    return source, False
+
+
+def _local(path: Path, name: str) -> Any:
+    if path.is_dir():
+        raise IsADirectoryError(f"{name}: a folder, {EXPECTED}")
+    try:
+        # The decoders buffer by themselves.
+        return open(path, "rb", buffering=0)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: no such file, {EXPECTED}") from error
+    except PermissionError as error:
+        raise PermissionError(f"{name}: may not be read, {EXPECTED}") from error
+    except OSError as error:
+        raise MediaError(f"{name}: cannot be opened: {described(error)}") from error
+
+
+def _remote(address: str, name: str) -> Any:
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+        return system.open(path, "rb", block_size=_BLOCK_SIZE, **_REMOTE_CACHE)
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if cause is not None and getattr(cause, "status", None) not in (404, 410):
+            # fsspec says so of a server that cannot be reached, or refuses, too.
+            raise MediaError(f"{name}: cannot be opened: {described(cause)}") from error
+        raise FileNotFoundError(f"{name}: no such file, {EXPECTED}") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{name}: a folder, {EXPECTED}") from error
+    except PermissionError as error:
+        raise PermissionError(f"{name}: may not be read, {EXPECTED}") from error
+    except ImportError as error:
+        raise MissingExtraError(f"{name}: {described(error)}") from error
+    # Every kind of file system has errors of its own.
+    except Exception as error:
+        raise MediaError(f"{name}: cannot be opened: {described(error)}") from error

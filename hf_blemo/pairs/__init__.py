@@ -1,0 +1,1 @@
+"""Image-text pairs: sources, images, processors, stored teacher embeddings and CLIP-like models."""

@@ -1,0 +1,186 @@
+"""CLIP-like models of transformers and of open_clip, with what prepares their inputs."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil
+
+from hf_blemo.clip_rd.distillation_clip_rd import features_of
+from hf_blemo.errors import MissingExtraError
+from hf_blemo.pairs.pair_processor import PairProcessor
+
+OPEN_CLIP = "open_clip:"
+NEEDED = ("get_image_features", "get_text_features", "logit_scale")
+_RESAMPLES = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+
+
+class Clip(NamedTuple):
+    """A CLIP-like model with what prepares its inputs.
+
+    Args:
+        model: has `get_image_features`, `get_text_features` and `logit_scale`.
+        processor: of pairs.
+        dim: width of the embeddings.
+    """
+
+    model: Any
+    processor: PairProcessor
+    dim: int
+
+
+def load_clip(source: str, what: str = "model", revision: str | None = None) -> Clip:
+    """Loads any CLIP-like model.
+
+    Args:
+        source: a folder or Hub id of transformers, or `open_clip:NAME` or `open_clip:NAME/PRETRAINED` with names of
+            open_clip, for instance `open_clip:hf-hub:owner/name` or `open_clip:ViT-B-16/laion400m_e32`.
+        what: messages call it.
+        revision: of a model on the Hub: a commit, branch or tag.
+
+    Returns:
+        Model in float32 and evaluation mode, processor and width.
+
+    Raises:
+        FileNotFoundError: the model, its tokenizer or its image processor cannot be found.
+        MissingExtraError: open_clip is asked for and missing.
+        ValueError: the model is no CLIP: it lacks a method, a scale, or embeds images and texts in different widths.
+    """
+    if source.startswith(OPEN_CLIP):
+        model, processor = _load_open_clip(source.removeprefix(OPEN_CLIP), what)
+    else:
+        check_source(source, what)
+        options = {} if revision is None else {"revision": revision}
+        model = load_part(AutoModel, source, what, dtype="float32", **options)
+        for name in NEEDED:
+            if not hasattr(model, name):
+                raise ValueError(f"{what} {source!r}: {type(model).__name__} has no {name}; expected a CLIP")
+        processor = load_processor(source, what, getattr(model.config, "text_config", None), **options)
+    model = model.eval()
+    return Clip(model, processor, _width(model, processor, f"{what} {source!r}"))
+
+
+@torch.no_grad()
+def _width(model: Any, processor: PairProcessor, described: str) -> int:
+    """Width of the embeddings, whatever the model's config calls it."""
+    height, width = processor.image_size
+    texts = features_of(model.get_text_features(**processor.captions(["a"])))
+    images = features_of(model.get_image_features(pixel_values=torch.zeros(1, 3, height, width)))
+    if texts.shape[-1] != images.shape[-1]:
+        raise ValueError(
+            f"{described}: images are embedded in a width of {images.shape[-1]} and texts of {texts.shape[-1]}; "
+            "expected projections to one width"
+        )
+    return texts.shape[-1]
+
+
+def load_part(auto_class: Any, source: str, what: str, **options: Any) -> Any:
+    """Loads a part of a model, or says in one line which is missing where."""
+    try:
+        return auto_class.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{what} {source!r}: {auto_class.__name__} found nothing to load: {error}") from error
+
+
+def load_processor(source: str, what: str, text_config: Any, **options: Any) -> PairProcessor:
+    """Loads the tokenizer and the image processor of a model of transformers."""
+    tokenizer = load_part(AutoTokenizer, source, what, **options)
+    # What transformers makes of a folder without a tokenizer's files knows its special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise FileNotFoundError(f"{what} {source!r}: AutoTokenizer found nothing to load: a tokenizer without words")
+    return PairProcessor(
+        tokenizer,
+        load_part(AutoImageProcessor, source, what, backend="pil", **options),
+        text_config,
+    )
+
+
+def check_source(source: str, what: str) -> None:
+    """Refuses what is neither a model's folder nor could be a Hub id."""
+    path = Path(source)
+    local = source.startswith((".", "/")) or source.count("/") != 1 or path.exists()
+    if local and not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{what} {source!r}: found no config.json there, expected a model's folder or a Hub id"
+        )
+
+
+def fingerprint(clip: Clip) -> str:
+    """What tells a model from another of the same name: a hash of its weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(clip.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class OpenCLIPModel(nn.Module):
+    """A model of open_clip under the names of transformers' CLIPModel.
+
+    Args:
+        model: of open_clip.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """The logarithm of the CLIP scale."""
+        return self.model.logit_scale
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, d) of images, not normalised."""
+        # Models of transformers convert their inputs themselves.
+        return self.model.encode_image(pixel_values.to(self.model.logit_scale.dtype))
+
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeddings (B, d) of texts padded to the full context, not normalised; the mask is not needed."""
+        return self.model.encode_text(input_ids)
+
+
+class OpenCLIPTokenizer:
+    """A tokenizer of open_clip under the names of transformers' tokenizers; it pads to the full context.
+
+    Args:
+        tokenizer: of open_clip.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.model_max_length = tokenizer.context_length
+
+    def __call__(self, captions: list[str], **options: Any) -> dict[str, torch.Tensor]:
+        """`input_ids` (n, context length); options of transformers' tokenizers change nothing."""
+        return {"input_ids": self.tokenizer(captions)}
+
+
+def _load_open_clip(name: str, what: str) -> tuple[OpenCLIPModel, PairProcessor]:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{what} {OPEN_CLIP}{name}: needs open_clip: pip install hf_blemo[openclip]"
+        ) from error
+    architecture, pretrained = name, None
+    if ":" not in name and "/" in name:
+        architecture, pretrained = name.split("/", 1)
+    try:
+        model = open_clip.create_model(architecture, pretrained=pretrained, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise FileNotFoundError(f"{what} {OPEN_CLIP}{name}: open_clip found nothing to load: {error}") from error
+    settings = open_clip.get_model_preprocess_cfg(model)
+    size = settings["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": min(height, width)},
+        crop_size={"height": height, "width": width},
+        image_mean=list(settings["mean"]),
+        image_std=list(settings["std"]),
+        resample=_RESAMPLES[settings.get("interpolation", "bicubic")],
+    )
+    return OpenCLIPModel(model), PairProcessor(OpenCLIPTokenizer(tokenizer), image_processor)

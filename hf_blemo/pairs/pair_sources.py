@@ -1,0 +1,320 @@
+"""Where image-caption pairs come from: tables read by row number, and shards read in a shuffled stream."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs
+from hf_blemo.programs.setting_checks import check_known
+
+SYNTHETIC = "synthetic"
+EMOJI = "emoji"
+BUILT_IN = (SYNTHETIC, EMOJI)
+# What `datasets` reads each kind of file by; folders it looks into itself.
+READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".arrow": "arrow"}
+READ_AT_ONCE = 8
+# As of WebDataset shards on the Hub, taken where neither column is in the data.
+WEBDATASET_COLUMNS = (("jpg", "jpeg", "png", "webp"), ("txt", "caption"))
+
+
+@dataclass
+class PairSourceSettings:
+    """One source of image-caption pairs.
+
+    Args:
+        data: `synthetic`, `emoji`, a Hub id, a folder (`save_to_disk`, Parquet, images with `metadata.csv`, WebDataset
+            shards) or a file (.parquet, .csv with paths of images, .tar).
+        weight: share of a batch, in proportion to the other sources' weights.
+        split: of the data.
+        name: of a configuration of a Hub data set.
+        revision: of a Hub data set: a commit, branch or tag.
+        image_column, caption_column: of the data; a column of captions may hold lists, of which each visit draws one.
+        streaming: whether to read shards in turn, instead of a table by row numbers.
+        options: of the built-in data.
+    """
+
+    data: str = SYNTHETIC
+    weight: float = 1.0
+    split: str = "train"
+    name: str | None = None
+    revision: str | None = None
+    image_column: str = "image"
+    caption_column: str = "caption"
+    streaming: bool = False
+    options: dict[str, Any] | None = None
+
+    def __post_init__(self):
+        if not self.weight > 0:
+            raise ValueError(f"source {self.data!r}: weight must be above 0, found {self.weight}")
+        if self.streaming and self.data in BUILT_IN:
+            raise ValueError(f"source {self.data!r}: the built-in data is a table, found streaming")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PairSourceSettings":
+        """Makes the settings of a source from a dict; an unknown key is an error that names the nearest one."""
+        check_known("sources", values, (entry.name for entry in fields(cls)))
+        return cls(**values)
+
+
+class PairTable:
+    """Pairs that are read by row number.
+
+    Args:
+        settings: of the source.
+        data: columns `image` (not decoded, or the path of a file) and `caption`.
+        root: where relative paths begin.
+    """
+
+    def __init__(self, settings: PairSourceSettings, data: datasets.Dataset, root: Path | None = None):
+        if not len(data):
+            raise ValueError(f"data {settings.data!r}: found no pairs")
+        self.settings, self.data, self.root = settings, data, root
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def pairs(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Of each row `image` as it is stored, `caption`, `key` (0 and the row) and `where` it is, for messages."""
+        rows = [int(row) for row in rows]
+        found = self.data[rows]
+        return [
+            {
+                **_located({"image": image, "caption": caption}, self.root, f"{self.settings.data}, row {row}"),
+                "key": (0, row),
+            }
+            for row, image, caption in zip(rows, found["image"], found["caption"], strict=True)
+        ]
+
+
+class PairStream:
+    """Pairs of shards, read in turn; for data that is too large to be indexed.
+
+    The shards of a pass are in random order and dealt to the consumers (workers of processes), or, where there are too
+    few, read by all of them, each taking its own rows. Consecutive pairs are shuffled in blocks. What a consumer reads
+    depends on seed, number of consumers and its own number alone.
+
+    Args:
+        settings: of the source.
+        data: columns `image` (not decoded, or the path of a file) and `caption`.
+        block_size: pairs shuffled among each other.
+        seed: of both orders.
+        root: where relative paths begin.
+    """
+
+    def __init__(
+        self,
+        settings: PairSourceSettings,
+        data: datasets.IterableDataset,
+        block_size: int,
+        seed: int,
+        root: Path | None = None,
+    ):
+        self.settings, self.data, self.block_size, self.seed, self.root = settings, data, block_size, seed, root
+
+    def first(self, count: int) -> list[dict[str, Any]]:
+        """The first pairs in the order of the shards.
+
+        Raises:
+            ValueError: there is none.
+        """
+        pairs = [
+            _located(pair, self.root, f"{self.settings.data}, row {row}")
+            for row, pair in enumerate(self.data.take(count))
+        ]
+        if not pairs:
+            raise ValueError(f"data {self.settings.data!r}: found an empty stream")
+        return pairs
+
+    def read(self, consumer: int, consumers: int, state: Mapping[str, int]) -> Iterator[tuple[dict, dict[str, int]]]:
+        """Pairs without end, each with the state from which reading would go on after it; beside what a table's pairs
+        hold they say in which pass (`visit`) they were read.
+
+        Args:
+            consumer, consumers: number of this one, and of all.
+            state: that came with the last pair taken; empty at the start.
+
+        Raises:
+            ValueError: a whole pass has no pair for this consumer.
+        """
+        state = {"pass": 0, "shard": 0, "row": 0, "taken": 0, **state}
+        rows = self._rows(consumer, consumers, state["pass"], state["shard"], state["row"])
+        taken = state["taken"]
+        begin = {name: state[name] for name in ("pass", "shard", "row")}
+        while True:
+            block: list[dict] = []
+            while len(block) < self.block_size:
+                pair, after = next(rows)
+                if pair is None:
+                    break
+                block.append(pair)
+            key = [self.seed, consumer, *begin.values()]
+            order = np.random.default_rng(key).permutation(len(block))
+            for number in range(taken, len(block)):
+                last = number + 1 == len(block)
+                yield block[order[number]], {**after, "taken": 0} if last else {**begin, "taken": number + 1}
+            begin, taken = after, 0
+
+    def _rows(
+        self, consumer: int, consumers: int, number: int, shard: int, row: int
+    ) -> Iterator[tuple[dict[str, Any] | None, dict[str, int]]]:
+        """Pairs in the order of the shards, each with the place after it, and nothing where a pass ends."""
+        count = self.data.num_shards
+        while True:
+            # A pass that is gone through from its beginning must have something.
+            found = bool(shard or row)
+            order = np.random.default_rng([self.seed, number]).permutation(count).tolist()
+            # Too few shards to deal out: everybody reads all, and takes every so-manyth row.
+            shared = count < consumers
+            own = order if shared else order[consumer::consumers]
+            for position in range(shard, len(own)):
+                part = self.data.shard(count, own[position]) if count > 1 else self.data
+                for offset, pair in enumerate(_rows_of(part.skip(row) if row else part), row):
+                    if shared and (offset + position) % consumers != consumer:
+                        continue
+                    found = True
+                    where = f"{self.settings.data}, shard {own[position]}, row {offset}"
+                    found_pair = {**_located(pair, self.root, where), "key": (own[position], offset), "visit": number}
+                    yield found_pair, {"pass": number, "shard": position, "row": offset + 1}
+                row = 0
+            if not found:
+                raise ValueError(
+                    f"data {self.settings.data!r}: found no pairs for consumer {consumer} of {consumers} "
+                    f"in {len(own)} shards"
+                )
+            number, shard = number + 1, 0
+            yield None, {"pass": number, "shard": 0, "row": 0}
+
+
+def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int = 0) -> PairTable | PairStream:
+    """Opens a source of pairs; nothing is decoded.
+
+    Args:
+        settings: of the source.
+        block_size: of a stream: pairs shuffled among each other.
+        seed: of a stream's order.
+
+    Raises:
+        FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set that can be loaded.
+        ValueError: it lacks one of the two columns or the split, or is empty.
+    """
+    data = load_source(settings)
+    image, caption = _columns(settings, data)
+    # Before all else: a stream whose columns are renamed first decodes its images and encodes them anew, with loss.
+    if isinstance((data.features or {}).get(image), datasets.Image):
+        data = data.cast_column(image, datasets.Image(decode=False))
+    data = data.select_columns([image, caption]).rename_columns(
+        {old: new for old, new in ((image, "image"), (caption, "caption")) if old != new}
+    )
+    root = _root(settings)
+    if isinstance(data, datasets.IterableDataset):
+        return PairStream(settings, data, block_size, seed, root)
+    return PairTable(settings, data, root)
+
+
+def load_source(settings: PairSourceSettings) -> Any:
+    """The data set of a source as it is, columns and all."""
+    source = settings.data
+    if source == SYNTHETIC:
+        return make_synthetic_pairs(**(settings.options or {}))
+    if source == EMOJI:
+        from hf_blemo.built_in.emoji_pairs import make_emoji_pairs
+
+        return make_emoji_pairs(**(settings.options or {}))
+    path = Path(source)
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        try:
+            data = datasets.load_from_disk(source)
+        except IndexError:
+            # What `datasets` makes of a saved data set without rows.
+            raise ValueError(f"data {source!r}: found no pairs") from None
+        if isinstance(data, datasets.DatasetDict):
+            if settings.split not in data:
+                raise ValueError(f"data {source!r}: expected a split {settings.split!r}, found {', '.join(data)}")
+            data = data[settings.split]
+        return data.to_iterable_dataset(_arrow_shards(data)) if settings.streaming else data
+    options: dict[str, Any] = {"split": settings.split, "streaming": settings.streaming}
+    if path.is_file():
+        if path.suffix not in READERS:
+            raise ValueError(f"data {source!r}: found a file {path.suffix!r}, expected one of {', '.join(READERS)}")
+        options |= {"path": READERS[path.suffix], "data_files": {settings.split: str(path)}}
+        if path.suffix == ".tsv":
+            options["sep"] = "\t"
+    elif path.exists() or (source.count("/") == 1 and not source.startswith((".", "/"))):
+        options |= {"path": source, "name": settings.name, "revision": settings.revision}
+    else:
+        raise FileNotFoundError(f"data {source!r}: no such folder, and no id of a Hub data set (owner/name)")
+    try:
+        return datasets.load_dataset(**options)
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise FileNotFoundError(f"data {source!r}: no such path here, and from the Hub: {error}") from error
+    except (datasets.exceptions.DatasetGenerationError, datasets.data_files.EmptyDatasetError) as error:
+        raise ValueError(f"data {source!r}: cannot be read as pairs: {error.__cause__ or error}") from error
+    except ValueError as error:
+        # An unknown split or one without rows.
+        raise ValueError(f"data {source!r}: {error}") from error
+
+
+def _rows_of(data: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+    # In a worker of a loader, iter(data) would deal the shards out once more and leave most of them unread.
+    for batch in data.iter(batch_size=READ_AT_ONCE):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
+
+
+def _arrow_shards(data: datasets.Dataset) -> int:
+    return max(1, len(data.cache_files))
+
+
+def _columns(settings: PairSourceSettings, data: Any) -> tuple[str, str]:
+    """Names of the two columns; those of WebDataset shards where the default ones are not there."""
+    names = data.column_names
+    if names is None:
+        names = list(next(iter(data.take(1)), {}))
+        if not names:
+            raise ValueError(f"data {settings.data!r}: found an empty stream")
+    found = []
+    defaults = PairSourceSettings()
+    for field, usual in zip(("image_column", "caption_column"), WEBDATASET_COLUMNS, strict=True):
+        name = getattr(settings, field)
+        if name not in names and name == getattr(defaults, field):
+            name = next((other for other in usual if other in names), name)
+        if name not in names:
+            raise ValueError(f"data {settings.data!r}: no column {name!r} ({field}), found {', '.join(names)}")
+        found.append(name)
+    return found[0], found[1]
+
+
+def _root(settings: PairSourceSettings) -> Path | None:
+    path = Path(settings.data)
+    return (path if path.is_dir() else path.parent) if path.exists() else None
+
+
+def _located(pair: dict[str, Any], root: Path | None, where: str) -> dict[str, Any]:
+    """A pair that says where it is; paths in a table are meant from where the table is."""
+    image = pair["image"]
+    if isinstance(image, str) and root is not None and "://" not in image:
+        image = str(root / image)
+    return {**pair, "image": image, "where": where}
+
+
+def quotas(weights: Sequence[float], batch_size: int) -> list[int]:
+    """How many pairs of each source a batch takes: whole numbers nearest to the shares of the weights.
+
+    Args:
+        weights: of the sources.
+        batch_size: pairs per batch.
+
+    Raises:
+        ValueError: a source would have no pair in a batch.
+    """
+    shares = np.array(weights) / sum(weights) * batch_size
+    counts = np.floor(shares).astype(int)
+    for index in np.argsort(counts - shares, kind="stable")[: batch_size - counts.sum()]:
+        counts[index] += 1
+    if (counts < 1).any():
+        raise ValueError(f"weights {list(weights)}: a source has less than one pair in a batch of {batch_size}")
+    return counts.tolist()

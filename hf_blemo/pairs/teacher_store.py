@@ -1,0 +1,271 @@
+"""Teacher embeddings on disk: Parquet shards beside one JSON file that says what they were made of."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from hf_blemo.files import read_json, write_json
+from hf_blemo.pairs.images import Crop
+
+SCHEMA_VERSION = 1
+STORE_FILE = "store.json"
+# Of the teachers, one folder each: what a student takes its tokenizer from.
+TOKENIZERS = "tokenizers"
+SHARD_FOLDER = "data"
+# What of a source decides which pairs its rows are.
+SOURCE_KEYS = ("data", "split", "name", "revision", "image_column", "caption_column", "options")
+
+
+@dataclass
+class StoreDescription:
+    """What a store was made of.
+
+    Args:
+        sources: settings of every source of pairs, each with its number of `pairs`.
+        augmentation: settings of the crops.
+        decode_size: the least side at which a JPEG's crop was decoded.
+        teachers: name -> `source`, `revision`, `fingerprint`, `dim`, `logit_scale` and `image_size`.
+        rows_per_shard: pairs of a shard.
+    """
+
+    sources: list[dict[str, Any]]
+    augmentation: dict[str, Any]
+    decode_size: int | None
+    teachers: dict[str, dict[str, Any]]
+    rows_per_shard: int
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    @property
+    def variants(self) -> int:
+        """Crops of every image; 1 without augmentation."""
+        return self.augmentation.get("variants", 1) if self.augmentation else 1
+
+    def shards(self) -> list[tuple[int, range]]:
+        """Source and rows of every shard."""
+        return [
+            (number, range(start, min(start + self.rows_per_shard, source["pairs"])))
+            for number, source in enumerate(self.sources)
+            for start in range(0, source["pairs"], self.rows_per_shard)
+        ]
+
+    def shard_path(self, folder: Path, number: int) -> Path:
+        """Where a shard is."""
+        return folder / SHARD_FOLDER / f"train-{number:05d}-of-{len(self.shards()):05d}.parquet"
+
+    def save(self, folder: Path) -> None:
+        """Writes the JSON file."""
+        write_json({folder / STORE_FILE: asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> "StoreDescription":
+        """Reads the JSON file.
+
+        Raises:
+            FileNotFoundError: the folder is no store.
+            ValueError: the store is of another version, or the file of another content.
+        """
+        path = folder / STORE_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"teacher_store {str(folder)!r}: found no {STORE_FILE} there")
+        content = read_json(path)
+        if content.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"{path}: expected schema_version {SCHEMA_VERSION}, found {content.get('schema_version')!r}"
+            )
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise ValueError(f"{path}: not what describes a store: {error}") from None
+
+
+def shard_schema(teachers: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
+    """Columns of a shard; two per teacher, L2-normalised embeddings in float16."""
+    columns = [
+        ("source", pa.int32()),
+        ("row", pa.int64()),
+        ("variant", pa.int32()),
+        ("crop", pa.list_(pa.int32(), 4)),
+        ("flip", pa.bool_()),
+        ("caption", pa.string()),
+        ("broken", pa.bool_()),
+    ]
+    for name, teacher in teachers.items():
+        columns += [(f"{name}_{side}_embeds", pa.list_(pa.float16(), teacher["dim"])) for side in ("image", "text")]
+    return pa.schema(columns)
+
+
+def check_teacher_name(name: str) -> None:
+    """Refuses a name that cannot begin a column's."""
+    if not name.isidentifier():
+        raise ValueError(f"teachers: expected names of letters, digits and underscores, found {name!r}")
+
+
+def write_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> None:
+    """Writes a shard so that it appears whole.
+
+    Args:
+        path: of the shard.
+        schema: of [`shard_schema`].
+        columns: name -> list, or (n, d) array.
+    """
+    arrays = []
+    for entry in schema:
+        values = columns[entry.name]
+        if isinstance(values, np.ndarray) and values.ndim == 2:
+            flat = pa.array(values.reshape(-1), type=entry.type.value_type)
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
+        else:
+            arrays.append(pa.array(values, type=entry.type))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), partial, compression="zstd")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _damaged(paths: Sequence[Path]) -> str:
+    """Name of the first shard that cannot be read."""
+    for path in paths:
+        try:
+            pq.read_table(path)
+        except (pa.ArrowException, OSError):
+            return path.name
+    return "a shard"
+
+
+class TeacherStore:
+    """Embeddings of one teacher, found by source, row and variant.
+
+    Args:
+        folder: of the store.
+        teacher: its name in the store; may be left out where there is only one.
+
+    Raises:
+        FileNotFoundError: the folder is no store, or a shard is missing.
+        ValueError: no such teacher, no teacher named where there are several, or a damaged shard.
+    """
+
+    def __init__(self, folder: str | Path, teacher: str | None = None):
+        self.folder = Path(folder)
+        self.description = StoreDescription.load(self.folder)
+        teachers = self.description.teachers
+        if teacher is None and len(teachers) > 1:
+            raise ValueError(f"teacher_store {str(folder)!r}: name one of its teachers: {', '.join(teachers)}")
+        self.name = next(iter(teachers)) if teacher is None else teacher
+        if self.name not in teachers:
+            raise ValueError(f"teacher_store {str(folder)!r}: no teacher {teacher!r}, found {', '.join(teachers)}")
+        self.teacher = teachers[self.name]
+        shards = self.description.shards()
+        paths = [self.description.shard_path(self.folder, number) for number in range(len(shards))]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"teacher_store {str(folder)!r}: {len(missing)} of {len(paths)} shards are missing, {missing[0]} "
+                "first; run training/embed_teacher.py again, it goes on where it stopped"
+            )
+        try:
+            data = datasets.load_dataset("parquet", data_files={"train": [str(path) for path in paths]}, split="train")
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise ValueError(
+                f"teacher_store {str(folder)!r}: {_damaged(paths)} cannot be read: {error.__cause__}; delete it and "
+                "run training/embed_teacher.py again"
+            ) from error
+        # The columns of one teacher alone are read from disk.
+        self.embeds = [f"{self.name}_{side}_embeds" for side in ("image", "text")]
+        self.meta = data.select_columns(["crop", "flip", "caption", "broken"])
+        self.data = data.select_columns(self.embeds).with_format("numpy")
+        pairs = [source["pairs"] for source in self.description.sources]
+        self.first = np.concatenate([[0], np.cumsum(pairs)]) * self.description.variants
+        if len(data) != self.first[-1]:
+            raise ValueError(f"teacher_store {str(folder)!r}: expected {self.first[-1]} rows, found {len(data)}")
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return self.teacher["dim"]
+
+    @property
+    def logit_scale(self) -> float:
+        """The teacher's CLIP scale, exponentiated."""
+        return self.teacher["logit_scale"]
+
+    @property
+    def decode_size(self) -> int | None:
+        """The least side at which JPEGs were decoded."""
+        return self.description.decode_size
+
+    def check(self, sources: Sequence[Mapping[str, Any]], augmentation: Mapping[str, Any], decode_size: int) -> None:
+        """Refuses a store whose embeddings are not those of the pixels a run would see.
+
+        Args:
+            sources: settings of the run's sources, each with its number of `pairs`.
+            augmentation: of the run.
+            decode_size: side of the largest images that the run's student or the store's teachers take.
+
+        Raises:
+            ValueError: the first difference.
+        """
+        where, made = f"teacher_store {str(self.folder)!r}", self.description
+        if len(sources) != len(made.sources):
+            raise ValueError(f"{where}: made of {len(made.sources)} sources, the run has {len(sources)}")
+        for number, (mine, theirs) in enumerate(zip(sources, made.sources, strict=True)):
+            for key in (*SOURCE_KEYS, "pairs"):
+                if mine.get(key) != theirs.get(key):
+                    raise ValueError(
+                        f"{where}: source {number} had {key} {theirs.get(key)!r}, the run has {mine.get(key)!r}"
+                    )
+        if dict(augmentation) != made.augmentation:
+            raise ValueError(
+                f"{where}: made with augmentation {made.augmentation}, the run has {dict(augmentation)}; the pixels "
+                "would not be those that were embedded"
+            )
+        if made.augmentation and decode_size != made.decode_size:
+            raise ValueError(
+                f"{where}: made for images of {made.decode_size} pixels, the run reads {decode_size}; embed again "
+                f"with image_size {decode_size}"
+            )
+
+    def place(self, source: int, row: int, visit: int, caption: str, crop: Crop | None, where: str) -> int:
+        """Where the embeddings of a visit of a pair are.
+
+        Args:
+            source, row: of the pair.
+            visit: how often it was read before.
+            caption, crop: what this visit saw, which must be what was embedded.
+            where: the pair is, for messages.
+
+        Raises:
+            ValueError: the store saw another caption or crop there.
+        """
+        place = int(self.first[source]) + row * self.description.variants + visit % self.description.variants
+        found = self.meta[place]
+        stored = None
+        if found["crop"] is not None:
+            left, top, width, height = found["crop"]
+            stored = Crop(left, top, width, height, found["flip"])
+        if found["broken"] or (found["caption"], stored) != (caption, crop):
+            seen = "a broken pair" if found["broken"] else f"{found['caption']!r} and {stored}"
+            raise ValueError(
+                f"teacher_store {str(self.folder)!r}: {where}: embedded {seen}, found {caption!r} and {crop}; the "
+                "data has changed since"
+            )
+        return place
+
+    def embeddings(self, places: Sequence[int]) -> dict[str, torch.Tensor]:
+        """`teacher_image_embeds` and `teacher_text_embeds`, (n, d) float32."""
+        rows = self.data[list(places)]
+        names = ("teacher_image_embeds", "teacher_text_embeds")
+        return {
+            name: torch.from_numpy(np.stack(list(rows[column])).astype(np.float32))
+            for name, column in zip(names, self.embeds, strict=True)
+        }

@@ -1,1 +1,0 @@
-"""Pipelines of transformers that need this package."""

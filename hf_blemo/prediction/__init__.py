@@ -1,0 +1,1 @@
+"""Clips or features to blends: models, pipeline, reports and the demo page."""

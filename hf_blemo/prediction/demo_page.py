@@ -1,0 +1,221 @@
+"""A page to try recognition by hand: drop or record a clip, see its blend. It asks nothing of the internet."""
+
+import base64
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from hf_blemo.errors import MissingExtraError
+from hf_blemo.prediction.clip_report import LIMITS, result_html
+from hf_blemo.programs.settings import USER_ERRORS
+
+if TYPE_CHECKING:
+    import gradio
+
+TITLE = "Blended emotion recognition"
+SOUND_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg", ".oga", ".m4a", ".aac", ".opus", ".wma")
+
+_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+_FIXED_FONTS = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+# Clips are of people: uploads are looked through every ten minutes, and those older than an hour deleted.
+_DELETE_CACHE = (600, 3600)
+_HINT = "Drop or record a clip, then press Recognise. The result appears here."
+_NO_CLIP = "There is no clip yet: drop or record one, then press Recognise."
+_STYLES = """
+<style>
+.demo-plain, .demo-plain .html-container { padding: 0 !important; }
+#demo-video video { max-height: 300px; }
+.demo-head h1 { font-size: 28px; line-height: 1.2; font-weight: 700; letter-spacing: -0.02em; margin: 8px 0 6px; }
+.demo-head p { margin: 0; font-size: 14px; line-height: 1.5; color: var(--body-text-color); max-width: 80ch; }
+.demo-head b { font-weight: 600; overflow-wrap: anywhere; }
+.demo-hint {
+  color: var(--body-text-color); font-size: 15px; padding: 72px 20px; text-align: center;
+  border: 1px dashed var(--border-color-primary); border-radius: 12px;
+}
+.demo-shown {
+  background: var(--block-background-fill); border: 1px solid var(--border-color-primary); border-radius: 12px;
+  padding: clamp(14px, 3vw, 26px);
+}
+.demo-download {
+  display: inline-block; padding: 6px 14px; border-radius: 8px; border: 1px solid var(--border-color-primary);
+  color: var(--body-text-color); font-size: 14px; font-weight: 600; text-decoration: none;
+}
+.demo-download:hover { background: var(--background-fill-secondary); }
+</style>
+"""
+
+
+def make_demo(
+    recognise: Callable[[str], Mapping[str, Any]],
+    model: str,
+    examples: Sequence[str] = (),
+    thumbnails: Callable[[str], Sequence[bytes]] | None = None,
+) -> "gradio.Blocks":
+    """Build the page: a clip is dropped, recorded or chosen among the examples, and its result shown.
+
+    Args:
+        recognise: path of a video or sound file -> its result, as `clip_report.result_html` takes it. An error of
+            `settings.USER_ERRORS` that it raises is shown as the clip's, in one line.
+        model: name of the model.
+        examples: paths of clips that the page offers.
+        thumbnails: path of a clip -> JPEG files of it, in the order of time; called where recognition succeeded.
+
+    Returns:
+        The page, which `launch_demo` serves. Recognition runs for one clip at a time; others wait in a queue.
+
+    Raises:
+        MissingExtraError: the extra `demo` is not installed.
+        FileNotFoundError: an example does not exist.
+
+    Source:
+        This project's choice.
+    """
+    for example in examples:
+        if not Path(example).is_file():
+            raise FileNotFoundError(f"{example}: no such file, expected an example clip")
+    gr = _gradio()
+    sounds = [[str(path)] for path in examples if Path(path).suffix.lower() in SOUND_SUFFIXES]
+    videos = [[str(path)] for path in examples if [str(path)] not in sounds]
+    show = partial(_shown, recognise, thumbnails)
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_DELETE_CACHE) as demo:
+        head = f"<h1>{TITLE}</h1><p>Model <b>{escape(model)}</b></p><p>{escape(LIMITS)}</p>"
+        gr.HTML(f'{_STYLES}<div class="demo-head">{head}</div>', elem_classes="demo-plain", apply_default_css=False)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=320):
+                with gr.Tab("Video"):
+                    video = gr.Video(label="Clip with picture and sound", elem_id="demo-video")
+                    video_button = gr.Button("Recognise", variant="primary", elem_id="demo-video-button")
+                    if videos:
+                        gr.Examples(videos, [video], cache_examples=False)
+                with gr.Tab("Sound only"):
+                    sound = gr.Audio(label="Clip without picture", type="filepath", buttons=[], elem_id="demo-sound")
+                    sound_button = gr.Button("Recognise", variant="primary", elem_id="demo-sound-button")
+                    if sounds:
+                        gr.Examples(sounds, [sound], cache_examples=False)
+            with gr.Column(scale=3, min_width=320):
+                shown = gr.HTML(
+                    _hint(_HINT), elem_classes="demo-plain", apply_default_css=False, elem_id="demo-result"
+                )
+                with gr.Accordion("Result as JSON", open=False, elem_id="demo-json"):
+                    download = gr.HTML("", elem_classes="demo-plain", apply_default_css=False)
+                    raw = gr.JSON(show_label=False, open=True)
+        # Clips side by side would share the cores of one model, and both come later than one after the other.
+        options = {"concurrency_limit": 1, "concurrency_id": "recognise", "show_progress_on": shown}
+        video_button.click(show, [video], [shown, download, raw], api_name="recognise_video", **options)
+        sound_button.click(show, [sound], [shown, download, raw], api_name="recognise_sound", **options)
+    return demo
+
+
+def launch_demo(
+    demo: "gradio.Blocks",
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: bool = False,
+    block: bool = True,
+) -> str:
+    """Serve a page on this machine; nothing is published, counted or looked up elsewhere.
+
+    Args:
+        demo: what `make_demo` returned.
+        host: the interface to listen on; the default is reached from this machine alone.
+        port: the first free one from 7860 by default.
+        open_browser: whether to show the page in the browser.
+        block: whether to return only when the server was stopped, by Ctrl+C or `demo.close()`.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        MissingExtraError: the extra `demo` is not installed.
+        ValueError: the port is taken, or the host none of this machine.
+
+    Source:
+        This project's choice.
+    """
+    _check_free(host, port)
+    gr = _gradio()
+    theme = gr.themes.Default(
+        primary_hue=gr.themes.colors.blue,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=[gr.themes.Font(name) for name in _FONTS],
+        font_mono=[gr.themes.Font(name) for name in _FIXED_FONTS],
+    )
+    _, address, _ = demo.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=open_browser,
+        prevent_thread_lock=True,
+        share=False,
+        quiet=True,
+        theme=theme,
+        footer_links=[],
+        # Results of people's faces are not kept in the browser.
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+    )
+    if block:
+        print(f"Serving {TITLE.lower()} at {address} until Ctrl+C", flush=True)
+        demo.block_thread()
+    return address
+
+
+def _check_free(host: str, port: int | None) -> None:
+    try:
+        socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        where = host if port is None else f"{host}, port {port}"
+        raise ValueError(
+            f"{where}: cannot serve there ({error.strerror}), expected a free port of this machine"
+        ) from None
+
+
+def _gradio() -> ModuleType:
+    # Gradio reads this when it is imported and when a page is made; either would ask the internet for its version.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError as error:
+        raise MissingExtraError(f"the demo page needs {error.name}: pip install hf_blemo[demo]") from error
+    return gradio
+
+
+def _shown(
+    recognise: Callable[[str], Mapping[str, Any]],
+    thumbnails: Callable[[str], Sequence[bytes]] | None,
+    path: str | None,
+) -> tuple[str, str, Any]:
+    """The result for reading, its download and its raw form."""
+    if path is None:
+        return _hint(_NO_CLIP), "", None
+    result: Mapping[str, Any]
+    try:
+        result = recognise(path)
+        images = thumbnails(path) if thumbnails is not None and not result.get("error") else ()
+    except USER_ERRORS as error:
+        name = Path(path).name
+        # Where the server keeps an upload is of no use to whoever sent it.
+        result, images = {"clip": name, "error": str(error).replace(path, name) or type(error).__name__}, ()
+    return f'<div class="demo-shown">{result_html(result, images)}</div>', _download(result), result
+
+
+def _hint(text: str) -> str:
+    return f'<p class="demo-hint" role="status">{escape(text)}</p>'
+
+
+def _download(result: Mapping[str, Any]) -> str:
+    """A link that holds the result itself, so that no file of it lies on the server."""
+    content = base64.b64encode((json.dumps(result, indent=2) + "\n").encode()).decode("ascii")
+    name = escape(f"{Path(str(result['clip'])).stem or 'result'}.json", quote=True)
+    address = f"data:application/json;base64,{content}"
+    return f'<a class="demo-download" download="{name}" href="{address}">Download {name}</a>'

@@ -1,0 +1,112 @@
+"""Checkpoints of a training run, written whole or not at all, and the check that a resumed run is the same run."""
+
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from hf_blemo.files import read_json, write_json
+
+KEPT_CHECKPOINTS = 2
+
+
+class Checkpoints:
+    """Checkpoints of one phase of a run.
+
+    Args:
+        accelerator: saves and restores models, optimizer, random state and what was registered with it.
+        folder: of this phase; `None` writes none.
+        every: epochs or steps between checkpoints; 0 writes none.
+        unit: what is counted; begins the names of the checkpoints.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path | None, every: int, unit: str = "epoch"):
+        self.accelerator = accelerator
+        self.folder = folder if every > 0 else None
+        self.every = every
+        self.prefix = f"{unit}_"
+
+    def found(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        complete = (path for path in self.folder.iterdir() if path.name.startswith(self.prefix))
+        return sorted(complete, key=self._number)
+
+    def _number(self, path: Path) -> int:
+        return int(path.name.removeprefix(self.prefix))
+
+    def due(self, number: int, last: bool) -> bool:
+        """Whether one is written after an epoch or step."""
+        return self.folder is not None and (number % self.every == 0 or last)
+
+    def save(self, number: int, last: bool) -> None:
+        """Saves after an epoch or step when it is due, or at the end; drops all but the newest."""
+        if self.folder is None or not self.due(number, last):
+            return
+        partial = self.folder / f"partial_{number:05d}"
+        self.accelerator.save_state(str(partial), safe_serialization=True)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            final = self.folder / f"{self.prefix}{number:05d}"
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in self.found()[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, at_most: int) -> int:
+        """Restores the newest checkpoint of a training of some length.
+
+        Args:
+            at_most: epochs or steps of the training; later checkpoints are passed over.
+
+        Returns:
+            The epoch or step it was saved after; 0 without a checkpoint.
+        """
+        for path in reversed(self.found()):
+            if self._number(path) <= at_most:
+                self.accelerator.load_state(str(path))
+                return self._number(path)
+        return 0
+
+
+SETTINGS_FILE = "settings.json"
+
+
+def check_resumable(folder: Path, settings: Mapping[str, Any], free: Collection[str]) -> None:
+    """Refuses to go on with the checkpoints that other settings left in a folder; see [`check_same_run`]."""
+    if (folder / SETTINGS_FILE).is_file():
+        check_same_run(settings, read_json(folder / SETTINGS_FILE), free, str(folder.parent))
+
+
+def begin_checkpoints(folder: Path, settings: Mapping[str, Any], every: int, resume: bool) -> None:
+    """Prepares the folder of a run's checkpoints; a run that does not resume drops what an earlier one left."""
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    if every:
+        write_json({folder / SETTINGS_FILE: settings})
+
+
+def check_same_run(
+    settings: Mapping[str, Any], earlier: Mapping[str, Any], free: Collection[str], output_dir: str
+) -> None:
+    """Refuses to go on with what other settings began.
+
+    Args:
+        settings: of this run.
+        earlier: those of the run that was interrupted.
+        free: names of settings that the result does not depend on.
+        output_dir: where the earlier run left its checkpoints, for the message.
+
+    Raises:
+        ValueError: a setting that the result depends on has another value now; the message names it.
+    """
+    for name, value in settings.items():
+        if name not in free and name in earlier and earlier[name] != value:
+            raise ValueError(
+                f"resume: {name} is {value!r} and was {earlier[name]!r} in the run in {output_dir}; give the same "
+                "settings, or start anew without resume"
+            )

@@ -1,0 +1,1 @@
+"""For training under transformers' Trainer: collators, metrics, callbacks, adapters and publishing."""

@@ -1,0 +1,152 @@
+"""Collators that turn rows of data sets into batches, for `transformers.Trainer` and any other loop."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionBatch, RankAwareFusionProcessor
+
+
+class BlendCollator:
+    """Batches of features for [`RankAwareFusionModel`].
+
+    The columns of the data set have the names of the model's arguments, so that Trainer keeps them: one nested column
+    `features` (encoder -> (T, D), or None where absent) and, to train or evaluate, `labels` (six saliences). `clip`
+    names a row in messages where it is there; Trainer's default `remove_unused_columns` drops it. Rows of `datasets`
+    come as nested lists by default; `dataset.with_format("numpy")` gives the same batches in less time.
+
+    Args:
+        processor: of the model; encoders that it does not know are left out.
+
+    Source: this project's choice.
+    """
+
+    def __init__(self, processor: RankAwareFusionProcessor):
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> RankAwareFusionBatch:
+        """Makes a batch.
+
+        Args:
+            rows: of the data set.
+
+        Returns:
+            What the processor returns; a row without labels beside labelled ones is unlabelled (-100).
+
+        Raises:
+            ValueError: a row has no features, or as the processor does; the message names the clip, or the row of the
+                batch.
+        """
+        clips = [
+            str(row["clip"]) if row.get("clip") else f"row {number} of the batch" for number, row in enumerate(rows)
+        ]
+        samples = []
+        for clip, row in zip(clips, rows, strict=True):
+            if not isinstance(row.get("features"), Mapping):
+                raise ValueError(f"{clip}: found the columns {', '.join(row)}, expected 'features', encoder -> array")
+            known = {name: values for name, values in row["features"].items() if name in self.processor.encoders}
+            samples.append(known)
+        labels = [row.get("labels") for row in rows] if any("labels" in row for row in rows) else None
+        return self.processor(samples, labels=labels, clips=clips)
+
+
+def pair_columns(dataset: Any, image: str = "image", caption: str = "caption") -> Any:
+    """Name the columns of image-caption pairs as CLIP-RD's arguments are named, so that Trainer keeps them.
+
+    Images stay undecoded until a collator reads them, which then decodes JPEGs no larger than needed.
+
+    Args:
+        dataset: a `Dataset` or `IterableDataset`.
+        image: the column of images.
+        caption: the column of captions, or of lists of them.
+
+    Returns:
+        The data set with the columns `pixel_values` (images) and `input_ids` (captions) alone.
+
+    Raises:
+        ValueError: a column is missing.
+
+    Source: this project's choice.
+    """
+    found = list(dataset.column_names or [])
+    for name in (image, caption):
+        if name not in found:
+            raise ValueError(f"found the columns {', '.join(found)}, expected {name!r} among them")
+    dataset = dataset.select_columns([image, caption])
+    if isinstance((dataset.features or {}).get(image), datasets.Image):
+        dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    return dataset.rename_columns({image: "pixel_values", caption: "input_ids"})
+
+
+class PairCollator:
+    """Batches of image-caption pairs for a student, and for its teacher where that takes other pixels or tokens.
+
+    Args:
+        processor: of the student: a [`PairProcessor`], or a `CLIPProcessor` or the like of transformers.
+        teacher_processor: of a teacher that is run while training; none for a student alone.
+
+    Source: this project's choice.
+    """
+
+    def __init__(self, processor: Any, teacher_processor: Any = None):
+        self.processor = as_pair_processor(processor)
+        self.teacher_processor = None if teacher_processor is None else as_pair_processor(teacher_processor)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Makes a batch.
+
+        Args:
+            rows: with `pixel_values`, an image as `open_image` opens it (bytes, path, Pillow's, or as `datasets` has
+                it), and `input_ids`, a caption or a list of captions, of which one is drawn by torch's generator.
+
+        Returns:
+            `pixel_values` (n, 3, H, W), `input_ids` and `attention_mask` (n, L), and where the teacher's differ
+            `teacher_pixel_values`, `teacher_input_ids`, `teacher_attention_mask`.
+
+        Raises:
+            ValueError: a column is missing, a caption is no text, or an image cannot be read.
+        """
+        for name in ("pixel_values", "input_ids"):
+            if any(name not in row for row in rows):
+                raise ValueError(
+                    f"found the columns {', '.join(rows[0])}, expected 'pixel_values' and 'input_ids': name them by "
+                    "pair_columns"
+                )
+        images = [row["pixel_values"] for row in rows]
+        captions = [_drawn(row["input_ids"]) for row in rows]
+        batch = {"pixel_values": self.processor.images(images), **self.processor.captions(captions)}
+        teacher = self.teacher_processor
+        if teacher is not None and not self.processor.same_images(teacher):
+            batch["teacher_pixel_values"] = teacher.images(images)
+        if teacher is not None and not self.processor.same_tokens(teacher):
+            batch |= {f"teacher_{name}": values for name, values in teacher.captions(captions).items()}
+        return batch
+
+
+def as_pair_processor(processor: Any) -> PairProcessor:
+    """A [`PairProcessor`] of whatever holds a tokenizer and an image processor.
+
+    Args:
+        processor: one already, or of transformers.
+
+    Raises:
+        ValueError: it holds no image processor or no tokenizer.
+
+    Source: this project's choice.
+    """
+    if isinstance(processor, PairProcessor):
+        return processor
+    tokenizer, image_processor = (getattr(processor, name, None) for name in ("tokenizer", "image_processor"))
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or image_processor is None:
+        raise ValueError(f"expected a processor with tokenizer and image_processor, found {type(processor).__name__}")
+    return PairProcessor(tokenizer, image_processor)
+
+
+def _drawn(caption: Any) -> Any:
+    if isinstance(caption, list | tuple) and caption:
+        return caption[int(torch.randint(len(caption), ()))]
+    return caption

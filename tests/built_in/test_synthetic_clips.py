@@ -1,0 +1,297 @@
+"""The built-in clips: what is drawn is in the files, what is planted is there, and nothing of it where it is not."""
+
+import csv
+import sys
+from collections import Counter
+
+import av
+import numpy as np
+import pytest
+
+from hf_blemo import blemore
+from hf_blemo.blemore.distribution import METADATA_COLUMNS, read_metadata
+from hf_blemo.built_in import synthetic_clips
+from hf_blemo.built_in.synthetic_clips import (
+    CLEAR,
+    SAMPLE_RATE,
+    SIGNS,
+    VOICES,
+    actor_of,
+    draw_clip,
+    make_synthetic_clips,
+)
+from hf_blemo.built_in.synthetic_pairs import COLOURS, held_out_pairs
+from hf_blemo.errors import MissingExtraError
+
+NUM_CLIPS = 108
+SHORT = {"num_clips": 3, "seconds": (1.0, 1.0), "frames_per_second": 10, "size": 32}
+
+
+def decoded(path):
+    with av.open(path) as container:
+        rate = container.streams.video[0].average_rate
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    with av.open(path) as container:
+        assert container.streams.audio[0].rate == SAMPLE_RATE and container.streams.audio[0].channels == 1
+        samples = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)[0]
+    return frames, samples, rate
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def psnr(found, expected):
+    return 10 * np.log10(255**2 / np.mean((found.astype(float) - expected) ** 2))
+
+
+def shown_in(frames):
+    """(T,) the emotion whose colour most pixels have, and (T,) the share of pixels that do."""
+    pixels = frames.astype(float) / np.linalg.norm(frames, axis=-1, keepdims=True).clip(1)
+    colours = np.array([COLOURS[SIGNS[emotion][1]] for emotion in blemore.EMOTIONS], dtype=float)
+    near = pixels @ (colours / np.linalg.norm(colours, axis=-1, keepdims=True)).T > 0.985
+    shares = near.mean(axis=(1, 2))
+    return shares.argmax(1), shares.max(1)
+
+
+def pitch_of(samples):
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), 1 << 16))
+    return spectrum.argmax() * SAMPLE_RATE / (1 << 16)
+
+
+def label_of(**saliences):
+    return [{"emotion": emotion, "salience": float(salience)} for emotion, salience in saliences.items()]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Three rounds of the labels: the folder, its clips, and what was drawn for them."""
+    folder = tmp_path_factory.mktemp("clips") / "blemore"
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic_clips, "draw_clip", lambda *given: drawn.append(draw_clip(*given)) or drawn[-1])
+        paths = make_synthetic_clips(folder, NUM_CLIPS, seed=3)
+    return folder, paths, drawn
+
+
+def test_names_labels_and_planted_truth_are_even(written):
+    folder, paths, _ = written
+    planted = rows_of(folder / "planted.csv")
+    assert [f"{row['clip']}.mp4" for row in planted] == [path.name for path in paths]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in paths} | {
+        "planted.csv",
+        "train_metadata.csv",
+    }
+    labels = [blemore.parse_clip_name(path).label_index for path in paths]
+    # Each label is clear in the picture, in the sound and in both once.
+    assert len(set(zip(labels, [row["clear"] for row in planted], strict=True))) == NUM_CLIPS == 36 * len(CLEAR)
+    assert Counter(row["clear"] for row in planted[:36]) == dict.fromkeys(CLEAR, 12)
+    assert np.mean([path.stat().st_size for path in paths]) < 12_000
+
+
+def test_metadata_are_those_of_the_distribution_with_folds_disjoint_in_actors(written):
+    folder, paths, _ = written
+    for (name, label, _), path in zip(read_metadata(folder / "train_metadata.csv"), paths, strict=True):
+        assert name == path.stem
+        np.testing.assert_array_equal(label, blemore.soft_label(path))
+    rows = rows_of(folder / "train_metadata.csv")
+    assert tuple(rows[0]) == METADATA_COLUMNS
+    for row in rows:
+        named = blemore.parse_clip_name(row["filename"])
+        assert (row["video_id"], row["version"]) == (named.actor, str(named.version))
+        assert row["mix"] == str(int(named.is_blend))
+        assert row["intensity_level"] == str(named.intensity or "") and row["situation"] == str(named.situation or "")
+    assert len({row["video_id"] for row in rows}) == 20
+    assert len({(row["video_id"], row["fold"], row["gender"]) for row in rows}) == 20
+    assert {row["gender"] for row in rows} == {"f", "m"}
+    assert set(Counter(row["fold"] for row in rows)) == set("01234")
+    assert max(Counter(row["fold"] for row in rows).values()) <= NUM_CLIPS / 5 + 3
+
+
+def test_the_same_bytes_every_time_and_other_actors_for_another_seed(written, tmp_path):
+    _, paths, _ = written
+    # What memory held before must not be in the files: x264 can be set so that it is.
+    rubbish = [np.full(size, 255, dtype=np.uint8) for size in range(100_000, 2_000_000, 300_000)]
+    again = make_synthetic_clips(tmp_path / "again", 24, seed=3)
+    del rubbish
+    assert [path.name for path in again] == [path.name for path in paths[:24]]
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(again, paths, strict=False))
+    others = make_synthetic_clips(tmp_path / "other", **SHORT, seed=4)
+    actors = [{blemore.parse_clip_name(path).actor for path in some} for some in (paths, others)]
+    assert not actors[0] & actors[1]
+
+
+def test_files_hold_what_was_drawn(written):
+    folder, paths, drawn = written
+    planted = rows_of(folder / "planted.csv")
+    for path, (frames, samples), row in list(zip(paths, drawn, planted, strict=True))[:36]:
+        found_frames, found_samples, rate = decoded(path)
+        assert found_frames.shape == frames.shape and rate == 12
+        assert 1 <= len(samples) / SAMPLE_RATE <= 2
+        assert abs(len(frames) / 12 - len(samples) / SAMPLE_RATE) < 1 / 12
+        # The mosaic's edges lose colour.
+        assert psnr(found_frames, frames) > (18 if row["clear"] == "sound" else 26)
+        # The coder pads to whole blocks of 1,024.
+        assert 0 <= len(found_samples) - len(samples) < 2048
+        if row["clear"] != "picture":
+            assert np.corrcoef(found_samples[: len(samples)], samples)[0, 1] > 0.95
+
+
+def test_a_steady_voice_has_the_pitch_of_its_actor_in_the_file(written):
+    folder, paths, drawn = written
+    pitches = []
+    for path, (_, samples), row in zip(paths, drawn, rows_of(folder / "planted.csv"), strict=True):
+        named = blemore.parse_clip_name(path)
+        if named.emotions == ("neu",) and row["clear"] != "picture":
+            found = [pitch_of(turn) for turn in np.array_split(decoded(path)[1][: len(samples)], 10)]
+            pitches.append(np.median(found) / actor_of(int(named.actor[1:])).pitch)
+    assert len(pitches) == 2
+    np.testing.assert_allclose(pitches, 1, rtol=0.03)
+
+
+def test_clear_pictures_show_the_salience_and_others_do_not(written):
+    folder, paths, _ = written
+    errors = {True: [], False: []}
+    for path, row in list(zip(paths, rows_of(folder / "planted.csv"), strict=True))[36:72]:
+        frames, _, _ = decoded(path)
+        emotions, shares = shown_in(frames)
+        label = np.bincount(emotions, minlength=6) / len(emotions)
+        clear = row["clear"] != "sound"
+        errors[clear].append(np.abs(label - blemore.soft_label(path)).sum())
+        if clear:
+            assert shares.min() > 0.08
+    # Half a frame is what rounding costs each of two emotions.
+    assert max(errors[True]) < 0.1 and np.mean(errors[False]) > 1.2
+
+
+def test_turns_of_the_sound_show_the_salience():
+    for salience in (70, 50, 30):
+        label = label_of(fea=salience, sad=100 - salience)
+        _, samples = draw_clip(label, actor=5, generator=np.random.default_rng(salience))
+        pitches = np.array([pitch_of(turn) for turn in np.split(samples, 10)]) / actor_of(5).pitch
+        high, low = VOICES["fea"].pitch, VOICES["sad"].pitch
+        assert (np.abs(pitches / high - 1) < 0.2).sum() == salience / 10
+        assert (np.abs(pitches / low - 1) < 0.2).sum() == 10 - salience / 10
+        loudness = np.sqrt(np.mean(np.split(samples, 10), axis=1) ** 2 + np.var(np.split(samples, 10), axis=1))
+        np.testing.assert_allclose(loudness, actor_of(5).loudness, rtol=0.05)
+
+
+def test_shares_hold_in_every_second_frame_too():
+    frames, _ = draw_clip(label_of(ang=70, sad=30), seconds=2.0, generator=np.random.default_rng(2))
+    emotions, _ = shown_in(frames)
+    assert (emotions == 0).sum() == 17 and (emotions == 4).sum() == 7
+    for part in (emotions[::2], emotions[1::2], emotions[:12], emotions[12:]):
+        assert 7 <= (part == 0).sum() <= 10
+
+
+def test_what_is_not_clear_holds_nothing_of_the_label():
+    for clear, hidden, shown in (("sound", 0, 1), ("picture", 1, 0)):
+        one, other = (
+            draw_clip(blemore.LABELS[label], 2, clear, generator=np.random.default_rng(0)) for label in (3, 14)
+        )
+        np.testing.assert_array_equal(one[hidden], other[hidden])
+        assert not np.array_equal(one[shown], other[shown])
+
+
+def test_frames_move_and_actors_differ():
+    frames, samples = draw_clip(label_of(hap=100), actor=1)
+    assert frames.dtype == np.uint8 and samples.dtype == np.float32 and frames.shape == (18, 64, 64, 3)
+    assert min(np.abs(frames[1:].astype(float) - frames[:-1]).mean(axis=(1, 2, 3))) > 3
+    # By less than another actor changes.
+    other, _ = draw_clip(label_of(hap=100), actor=2)
+    assert np.abs(np.diff(frames.astype(float), axis=0)).mean() < np.abs(frames.astype(float) - other).mean() / 2
+    again, _ = draw_clip(label_of(hap=100), actor=1)
+    np.testing.assert_array_equal(again, frames)
+    actors = [actor_of(number) for number in range(1, 40)]
+    assert min(actor.pitch for actor in actors) < 130 and max(actor.pitch for actor in actors) > 220
+
+
+def test_signs_differ_and_are_paired_in_the_training_of_the_built_in_clips():
+    assert list(SIGNS) == list(VOICES) == list(blemore.EMOTIONS)
+    assert len({shape for shape, _ in SIGNS.values()}) == len({colour for _, colour in SIGNS.values()}) == 6
+    assert not set(SIGNS.values()) & set(held_out_pairs())
+
+
+def test_mpeg4_where_the_encoder_of_h264_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    path = make_synthetic_clips(tmp_path / "clips", **SHORT)[0]
+    with av.open(path) as container:
+        assert container.streams.video[0].codec.name == "mpeg4"
+    assert decoded(path)[0].shape == (10, 32, 32, 3)
+
+
+def test_without_pyav_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingExtraError, match=r"pip install hf_blemo\[media\]"):
+        make_synthetic_clips(tmp_path / "clips", **SHORT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_keep_what_is_not_a_synthetic_clip(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    first = make_synthetic_clips(folder, **SHORT)
+    with pytest.raises(FileExistsError, match="clips: holds A1_.*; pass overwrite=True"):
+        make_synthetic_clips(folder, **SHORT)
+    (folder / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="clips: holds thesis.txt, which is no synthetic clip"):
+        make_synthetic_clips(folder, **SHORT, overwrite=True)
+    assert (folder / "thesis.txt").read_text() == "precious" and all(path.is_file() for path in first)
+    (folder / "thesis.txt").unlink()
+    second = make_synthetic_clips(folder, **SHORT, seed=1, overwrite=True)
+    assert {path.name for path in folder.glob("*.mp4")} == {path.name for path in second}
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(FileExistsError, match="file: found a file, expected a folder"):
+        make_synthetic_clips(tmp_path / "file", **SHORT, overwrite=True)
+
+
+def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
+    write = synthetic_clips._write_media
+    calls = []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write(*given)
+
+    monkeypatch.setattr(synthetic_clips, "_write_media", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_synthetic_clips(tmp_path / "clips", **SHORT)
+    assert len(calls) == 3 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_clips": 0}, "num_clips: found 0, expected at least 1"),
+        ({"seed": -1}, "seed: found -1"),
+        ({"num_actors": 4}, "num_actors: found 4, expected 5 to 100"),
+        ({"num_actors": 101}, "num_actors: found 101, expected 5 to 100"),
+        ({"seconds": (2.0, 1.0)}, "seconds: found 2.0 and 1.0"),
+        ({"seconds": (1.0, float("inf"))}, "seconds: found 1.0 and inf"),
+        ({"seconds": (float("nan"), 1.0)}, "seconds: found nan and 1.0"),
+        ({"seconds": (0.5, 1.0)}, "found 0.5 and 12, expected at least 10 frames"),
+        ({"frames_per_second": 0}, "found 1.0 and 0, expected at least 10 frames"),
+        ({"size": 30}, "size: found 30, expected an even number of pixels from 32"),
+        ({"size": 65}, "size: found 65, expected an even number of pixels from 32"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_synthetic_clips(tmp_path / "clips", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_drawn_is_named():
+    with pytest.raises(ValueError, match="label: found .*'salience': 60.0.*, expected one of the 36"):
+        draw_clip(label_of(ang=60, hap=40))
+    with pytest.raises(ValueError, match="label: found .*neu.*, expected one of the 36"):
+        draw_clip(label_of(ang=50, neu=50))
+    with pytest.raises(ValueError, match="clear: found 'neither', expected one of picture, sound, both"):
+        draw_clip(blemore.LABELS[0], clear="neither")
+    with pytest.raises(ValueError, match="actor: found 0"):
+        draw_clip(blemore.LABELS[0], actor=0)
+    with pytest.raises(ValueError, match="expected at least 10 frames"):
+        draw_clip(blemore.LABELS[0], seconds=float("nan"))

@@ -1,0 +1,232 @@
+"""A CLIP is worth what a direct computation says, whatever images and captions it is asked about."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pair_files import encoded, picture
+from torch import nn
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs, synthetic_tokenizer
+from hf_blemo.clip_evaluation.built_in_tasks import synthetic_tasks
+from hf_blemo.clip_evaluation.evaluator import ClipEvaluator, RetrievalTask, ZeroShotTask, flat_metrics
+from hf_blemo.pairs.pair_processor import PairProcessor
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+TEMPLATES = ("a drawing of {}", "{} on the left")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokens = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    config = CLIPConfig(
+        text_config={**tower, **tokens, "vocab_size": 44, "max_position_embeddings": 16},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
+    size = {"height": 32, "width": 32}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
+    model = CLIPModel(config).eval()
+    return model, PairProcessor(synthetic_tokenizer(), processor, model.config.text_config)
+
+
+@torch.no_grad()
+def images_of(clip, images):
+    model, processor = clip
+    pixels = [processor.image_processor(image.convert("RGB"), return_tensors="pt")["pixel_values"] for image in images]
+    found = [model.get_image_features(pixel_values=one).pooler_output[0] for one in pixels]
+    return np.stack([values.numpy() / values.norm().numpy() for values in found])
+
+
+@torch.no_grad()
+def texts_of(clip, texts):
+    model, processor = clip
+    tokens = [processor.tokenizer([text], return_tensors="pt") for text in texts]
+    found = [model.get_text_features(**one).pooler_output[0] for one in tokens]
+    return np.stack([values.numpy() / values.norm().numpy() for values in found])
+
+
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_zero_shot_is_the_nearest_mean_of_prompts(clip, batch_size):
+    images, labels = [picture(number) for number in range(30)], [number % 6 for number in range(30)]
+    task = ZeroShotTask(images, labels, COLOURS, TEMPLATES, "pictures")
+    found = ClipEvaluator({"a": task}, batch_size).evaluate(*clip)["a"]
+    means = np.stack([texts_of(clip, [template.format(name) for template in TEMPLATES]).mean(0) for name in COLOURS])
+    order = (-images_of(clip, images) @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argsort(1)
+    ranks = (order == np.array(labels)[:, None]).argmax(1)
+    assert found["top_1"] == pytest.approx((ranks < 1).mean(), abs=1e-6)
+    assert found["top_5"] == pytest.approx((ranks < 5).mean(), abs=1e-6)
+    assert {key: found[key] for key in ("kind", "data", "images", "classes")} == {
+        **{"kind": "zero_shot", "data": "pictures"},
+        **{"images": 30, "classes": 6},
+    }
+    own = [[f"{name} on the right", f"small {name} ring", name] for name in COLOURS]
+    other = ClipEvaluator({"a": ZeroShotTask(images, labels, COLOURS, prompts=own)}, batch_size).evaluate(*clip)["a"]
+    means = np.stack([texts_of(clip, prompts).mean(0) for prompts in own])
+    best = (images_of(clip, images) @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argmax(1)
+    assert other["top_1"] == pytest.approx((best == np.array(labels)).mean(), abs=1e-6)
+
+
+def test_retrieval_counts_any_caption_or_the_first_alone(clip):
+    words = [*COLOURS, "ring", "circle", "left", "right"]
+    captions = [[f"{words[i]} {words[j]} {k}" for k in ("one", "two", "three")] for i in range(4) for j in range(10)]
+    captions[3] = captions[3][:1]
+    images = [picture(number) for number in range(40)]
+    found = ClipEvaluator({"a": RetrievalTask(images, captions, "pictures")}, 7).evaluate(*clip)["a"]
+    flat = [caption for own in captions for caption in own]
+    owners = np.array([number for number, own in enumerate(captions) for _ in own])
+    scores = images_of(clip, images) @ texts_of(clip, flat).T
+    for k in (1, 5, 10):
+        standard = [(owners[row.argsort()[::-1][:k]] == number).any() for number, row in enumerate(scores)]
+        assert found[f"image_to_text_r@{k}"] == pytest.approx(np.mean(standard), abs=1e-6)
+        back = [owner in column.argsort()[::-1][:k] for owner, column in zip(owners, scores.T, strict=True)]
+        assert found[f"text_to_image_r@{k}"] == pytest.approx(np.mean(back), abs=1e-6)
+        first = np.array([np.flatnonzero(owners == number)[0] for number in range(40)])
+        square = scores[:, first]
+        alone = [number in row.argsort()[::-1][:k] for number, row in enumerate(square)]
+        assert found[f"one_caption_image_to_text_r@{k}"] == pytest.approx(np.mean(alone), abs=1e-6)
+    assert (found["images"], found["captions"]) == (40, len(flat))
+    assert set(flat_metrics({"a": found})) == {f"a/{key}" for key, value in found.items() if isinstance(value, float)}
+    json.dumps(found)
+
+
+def test_tasks_of_the_same_images_embed_them_once(clip, monkeypatch):
+    images = [picture(number) for number in range(10)]
+    seen = []
+    original = CLIPModel.get_image_features
+
+    def counted(self, pixel_values, **options):
+        seen.append(len(pixel_values))
+        return original(self, pixel_values=pixel_values, **options)
+
+    monkeypatch.setattr(CLIPModel, "get_image_features", counted)
+    tasks = {
+        "a": ZeroShotTask(images, [0] * 10, COLOURS, TEMPLATES),
+        "b": RetrievalTask(images, [[name] for name in (*COLOURS, "ring", "circle", "left", "top")]),
+        "c": ZeroShotTask(list(images), [0] * 10, COLOURS, TEMPLATES),
+    }
+    ClipEvaluator(tasks, 8).evaluate(*clip)
+    assert seen == [8, 2, 8, 2]
+
+
+def test_tasks_of_the_same_prompts_embed_them_once(clip, monkeypatch):
+    images = [picture(number) for number in range(8)]
+    prompts = [[f"a {name}", f"the {name}"] for name in COLOURS]
+    seen = []
+    original = CLIPModel.get_text_features
+
+    def counted(self, input_ids, **options):
+        seen.append(len(input_ids))
+        return original(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(CLIPModel, "get_text_features", counted)
+    tasks = {
+        name: ZeroShotTask(images, [0] * 8, COLOURS, prompts=own)
+        for name, own in (("a", prompts), ("b", prompts), ("c", list(prompts)))
+    }
+    found = ClipEvaluator(tasks, 256).evaluate(*clip)
+    assert seen == [2 * len(COLOURS)] * 2 and found["a"] == found["b"] == found["c"]
+
+
+def test_broken_images_are_left_out_and_counted(clip):
+    images = [encoded(picture(number)) for number in range(8)]
+    broken = [*images[:3], b"no picture", *images[3:], images[0][:60]]
+    words = [*COLOURS, "ring", "circle"]
+    labels = [0, 1, 2, 5, 3, 4, 5, 0, 1, 5]
+    task = {
+        "a": ZeroShotTask(broken, labels, COLOURS, TEMPLATES),
+        "b": RetrievalTask(broken, [[word] for word in (*words[:3], "plain", *words[3:], "striped")]),
+    }
+    sound = {
+        "a": ZeroShotTask(images, [0, 1, 2, 3, 4, 5, 0, 1], COLOURS, TEMPLATES),
+        "b": RetrievalTask(images, [[word] for word in words]),
+    }
+    found, expected = (ClipEvaluator(tasks).evaluate(*clip) for tasks in (task, sound))
+    for name in task:
+        assert found[name].pop("broken") == 2
+        examples = found[name].pop("broken_examples")
+        assert examples[0].startswith("image 3: ") and examples[1].startswith("image 9: ")
+        assert found[name] == expected[name] and found[name]["images"] == 8
+    with pytest.raises(ValueError, match="task 'x': none of 2 images can be read"):
+        ClipEvaluator({"x": ZeroShotTask([b"", b"no"], [0, 1], COLOURS, TEMPLATES)}).evaluate(*clip)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_comes_back_in_the_mode_it_came_in(clip, training):
+    model, processor = clip
+    task = {"a": ZeroShotTask([picture(0)], [0], COLOURS, TEMPLATES)}
+    model.train(training)
+    try:
+        ClipEvaluator(task).evaluate(model, processor)
+        assert model.training == training
+        with pytest.raises(ValueError, match="expected labels from 0 to 5, found"):
+            ClipEvaluator({"a": ZeroShotTask([picture(0)], [6], COLOURS, TEMPLATES)}).evaluate(model, processor)
+        assert model.training == training
+    finally:
+        model.eval()
+
+
+class Words(nn.Module):
+    """Embeds texts by their words, and images by the words of the caption in their first pixels."""
+
+    def __init__(self, captions, noise=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.captions, self.noise = captions, noise
+
+    def vectors(self, texts, seed):
+        table = torch.zeros(len(texts), 64)
+        for row, text in enumerate(texts):
+            for word in text.replace("crosses", "cross").split():
+                # Plurals stand for the same shape; no word of the captions ends in s otherwise.
+                table[row, WORDS.setdefault(word.removesuffix("s") if word != "cross" else word, len(WORDS))] = 1
+        return table + self.noise * torch.randn(table.shape, generator=torch.Generator().manual_seed(seed))
+
+    def get_image_features(self, pixel_values):
+        return self.vectors([self.captions[int(image[0, 0, 0])] for image in pixel_values], 0)
+
+    def get_text_features(self, texts):
+        return self.vectors(texts, 1)
+
+
+WORDS: dict[str, int] = {}
+
+
+class Knowing:
+    """A processor that keeps the captions as they are."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def images(self, images):
+        return torch.stack([torch.full((3, 2, 2), float(self.numbers[id(image)])) for image in images])
+
+    def captions(self, captions):
+        return {"texts": Texts(captions)}
+
+
+class Texts(list):
+    def to(self, device):
+        return self
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.0, 1.0, 1.0), (1e4, 0.0, 0.1)], ids=["knows", "guesses"])
+def test_who_knows_the_words_gets_everything_right(noise, least, most):
+    """The captions decide, on drawn and on held-out combinations."""
+    tasks = synthetic_tasks(images=150)
+    held_out = make_synthetic_pairs(150, 10_000, held_out=True)["caption"]
+    captions = [*(caption for (caption,) in tasks["retrieval"].captions), *held_out]
+    images = [*tasks["zero_shot"].images, *tasks["held_out_zero_shot"].images]
+    numbers = {id(image): number for number, image in enumerate(images)}
+    found = ClipEvaluator(tasks).evaluate(Words(captions, noise), Knowing(numbers))
+    for name, metric in (
+        ("zero_shot", "top_1"),
+        ("held_out_zero_shot", "top_1"),
+        ("retrieval", "image_to_text_r@1"),
+        ("retrieval", "text_to_image_r@1"),
+    ):
+        assert least <= found[name][metric] <= most, name

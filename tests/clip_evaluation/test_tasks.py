@@ -1,0 +1,126 @@
+"""Tasks from any data: labels by number or name, captions one or many, whole or the first of a stream."""
+
+import json
+
+import datasets
+import pytest
+from pair_files import encoded, picture, write_shards
+
+from hf_blemo.clip_evaluation.tasks import TEMPLATES, TaskSettings, load_class_table, make_tasks
+from hf_blemo.errors import MissingExtraError
+
+COUNT = 6
+NAMES = ["great_tit", "robin", "wren"]
+
+
+def saved(folder, **columns) -> str:
+    images = [{"bytes": encoded(picture(number)), "path": None} for number in range(COUNT)]
+    features = {"image": datasets.Image()}
+    for name, (feature, _) in columns.items():
+        features[name] = feature
+    values = {"image": images, **{name: found for name, (_, found) in columns.items()}}
+    datasets.Dataset.from_dict(values, features=datasets.Features(features)).save_to_disk(str(folder))
+    return str(folder)
+
+
+def one(**settings):
+    (task,) = make_tasks({"a": {"split": "train", **settings}}).values()
+    return task
+
+
+def opened(image):
+    return image["bytes"] if isinstance(image, dict) else image
+
+
+def test_labels_have_the_names_of_the_data(tmp_path):
+    data = saved(tmp_path / "birds", label=(datasets.ClassLabel(names=NAMES), [0, 1, 2, 2, 1, 0]))
+    task = one(kind="zero_shot", data=data)
+    assert list(task.class_names) == ["great tit", "robin", "wren"] and task.labels == [0, 1, 2, 2, 1, 0]
+    assert tuple(task.templates) == TEMPLATES and task.data == data
+    assert [opened(image) for image in task.images] == [encoded(picture(number)) for number in range(COUNT)]
+    short = one(kind="zero_shot", data=data, limit=4, templates=["the bird {}"])
+    assert short.labels == [0, 1, 2, 2] and len(short.images) == 4 and short.templates == ["the bird {}"]
+
+
+def test_labels_may_be_texts_or_numbers_of_a_table(tmp_path):
+    texts = saved(tmp_path / "texts", bird=(datasets.Value("string"), ["wren", "robin"] * 3))
+    task = one(kind="zero_shot", data=texts, label_column="bird")
+    assert list(task.class_names) == ["robin", "wren"] and task.labels == [1, 0] * 3
+    table = tmp_path / "birds.json"
+    table.write_text(json.dumps({"classes": ["wren", "robin", "tit"], "templates": ["a {}"]}))
+    task = one(kind="zero_shot", data=texts, label_column="bird", classes=str(table))
+    assert task.labels == [0, 1] * 3 and task.templates == ["a {}"] and len(task.class_names) == 3
+    numbers = saved(tmp_path / "numbers", label=(datasets.Value("int64"), [0, 2, 1, 0, 2, 1]))
+    assert one(kind="zero_shot", data=numbers, classes=str(table)).labels == [0, 2, 1, 0, 2, 1]
+    with pytest.raises(ValueError, match="column 'label' holds no class names; expected classes"):
+        one(kind="zero_shot", data=numbers)
+    table.write_text(json.dumps({"classes": ["wren", "robin"]}))
+    with pytest.raises(ValueError, match="numbers row 1: label 2 is none of 2 classes"):
+        one(kind="zero_shot", data=numbers, classes=str(table))
+
+
+def test_images_may_have_several_captions(tmp_path):
+    lists = [[f"caption {number} {k}" for k in range(1 + number % 3)] for number in range(COUNT)]
+    data = saved(tmp_path / "pairs", captions=(datasets.List(datasets.Value("string")), lists))
+    task = one(kind="retrieval", data=data, caption_column="captions")
+    assert [list(own) for own in task.captions] == lists
+    texts = saved(tmp_path / "texts", caption=(datasets.Value("string"), [f"caption {n}" for n in range(COUNT)]))
+    assert one(kind="retrieval", data=texts).captions == [[f"caption {number}"] for number in range(COUNT)]
+    broken = saved(tmp_path / "broken", caption=(datasets.Value("string"), ["caption", None] * 3))
+    with pytest.raises(ValueError, match=r"broken row 1: found the captions \[None\], expected text"):
+        one(kind="retrieval", data=broken)
+
+
+def test_the_first_of_a_stream_are_taken(tmp_path):
+    shards = write_shards(tmp_path / "shards", [f"caption {number}" for number in range(9)], 3)
+    task = one(kind="retrieval", data=str(shards), streaming=True, limit=5)
+    whole = one(kind="retrieval", data=str(shards))
+    assert len(task.images) == 5 and task.captions == whole.captions[:5] and len(whole.captions) == 9
+    assert [opened(image) for image in task.images] == [opened(whole.images[number]) for number in range(5)]
+    named = one(kind="zero_shot", data=str(shards), streaming=True, limit=2, label_column="txt", image_column="jpg")
+    assert named.labels == [0, 1] and list(named.class_names) == ["caption 0", "caption 3"]
+    with pytest.raises(ValueError, match="evaluation.a: streaming needs limit"):
+        one(kind="retrieval", data=str(shards), streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "retreival"}, "evaluation.a: kind 'retreival' is not one of zero_shot, retrieval, synthetic, emoji"),
+        ({"kind": "retrieval"}, "evaluation.a: kind 'retrieval' needs data"),
+        ({"knd": "retrieval"}, "evaluation.a: unknown setting 'knd'; the nearest known one is 'kind'"),
+        ({"kind": "retrieval", "data": "x/y", "limit": -1}, "evaluation.a: limit must be at least 0, found -1"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_tasks({"a": settings})
+
+
+def test_two_tasks_of_one_name_are_refused():
+    options = {"images": 4}
+    with pytest.raises(ValueError, match="evaluation.b: there is a task 'zero_shot' already"):
+        make_tasks({name: {"kind": "synthetic", "options": options} for name in ("a", "b")})
+
+
+def test_class_tables_are_checked(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="classes '.*gone.json': no such file, expected JSON with 'classes'"):
+        load_class_table(str(tmp_path / "gone.json"))
+    for content, message in (
+        ({}, "expected 'classes', a list of texts, found None"),
+        ({"classes": ["a", 3]}, "expected 'classes', a list of texts"),
+        ({"classes": ["a"], "templates": "a {}"}, "expected 'templates', a list of texts, found 'a {}'"),
+    ):
+        (tmp_path / "table.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            load_class_table(str(tmp_path / "table.json"))
+    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+    with pytest.raises(
+        MissingExtraError, match=r"classes 'imagenet': needs open_clip: pip install hf_blemo\[openclip\]"
+    ):
+        load_class_table("imagenet")
+
+
+def test_defaults_are_those_of_the_documentation():
+    settings = TaskSettings(kind="synthetic")
+    assert (settings.split, settings.limit, settings.streaming) == ("test", 0, False)

@@ -1,0 +1,67 @@
+"""Prompts are averaged as embeddings of length 1, and accuracy counts what a person would count."""
+
+import pytest
+import torch
+
+from hf_blemo.clip_evaluation import zero_shot
+from hf_blemo.clip_evaluation.zero_shot import class_embeddings, zero_shot_accuracy
+
+VECTORS = {"a cat": [3.0, 0.0], "the cat": [0.0, 0.5], "a dog": [-1.0, 0.0], "the dog": [-5.0, 0.0]}
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 256])
+def test_a_class_is_the_mean_of_its_prompts_directions(at_once, monkeypatch):
+    monkeypatch.setattr(zero_shot, "PROMPTS_AT_ONCE", at_once)
+    asked = []
+
+    def embed(texts):
+        asked.append(list(texts))
+        return torch.tensor([VECTORS[text] for text in texts])
+
+    found = class_embeddings(embed, ["cat", "dog"], ["a {}", "the {}"])
+    half = 0.5**0.5
+    torch.testing.assert_close(found, torch.tensor([[half, half], [-1.0, 0.0]]))
+    assert sum(asked, []) == list(VECTORS) and max(map(len, asked)) <= at_once
+
+
+def test_accuracy_by_hand():
+    classes = torch.eye(3)
+    images = torch.tensor([[9.0, 1, 0], [1.0, 9, 0], [1.0, 2, 0], [0.0, 0, 0.1]])
+    assert zero_shot_accuracy(images, classes, [0, 0, 1, 2], (1, 2, 3, 5)) == {
+        "top_1": 0.75,
+        "top_2": 1.0,
+        "top_3": 1.0,
+    }
+
+
+def test_a_model_that_cannot_tell_classes_apart_is_right_by_chance():
+    found = zero_shot_accuracy(torch.ones(4, 3), torch.ones(4, 3), [0, 1, 2, 3], (1, 2))
+    assert found == {"top_1": 0.25, "top_2": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        ([], ["{}"], "found 0 and 1"),
+        (["cat"], [], "found 1 and 0"),
+        (["cat"], ["a photo"], "template 'a photo': expected one {}"),
+        (["cat"], ["{} and {}"], "expected one {}"),
+    ],
+)
+def test_bad_prompts_are_named(names, templates, message):
+    with pytest.raises(ValueError, match=message):
+        class_embeddings(lambda texts: torch.ones(len(texts), 2), names, templates)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.ones(2, 4), [0, 1], r"found \(2, 4\) and \(3, 3\)"),
+        (torch.ones(2, 3), [0], "expected labels of 2 images"),
+        (torch.ones(2, 3), [0, 3], r"expected labels from 0 to 2, found \[0, 3\]"),
+        (torch.full((2, 3), torch.nan), [0, 1], "NaN"),
+    ],
+)
+def test_bad_embeddings_and_labels_are_named(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        zero_shot_accuracy(images, torch.eye(3), labels)

@@ -1,0 +1,194 @@
+"""The figures of a distillation show the numbers they are given: tests read the drawn artists back."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hf_blemo.clip_rd.losses_clip_rd import TERMS as LOSS_TERMS
+from hf_blemo.clip_rd_training.plots import TERMS, plot_evaluations, plot_loss_terms, plot_similarity
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures in the order in which they were saved."""
+    saved = []
+    savefig = Figure.savefig
+
+    def record(figure, *arguments, **options):
+        saved.append(figure)
+        savefig(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return saved
+
+
+def points_of(line):
+    return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+
+
+def panels_of(figure):
+    return {axes.get_title(): axes for axes in figure.axes}
+
+
+def retrieval(first, **more):
+    recalls = {
+        f"{direction}_r@{cutoff}": first * factor
+        for direction, factor in (("image_to_text", 1.0), ("text_to_image", 0.5))
+        for cutoff in (1, 5, 10)
+    }
+    return {"kind": "retrieval", "data": "owner/coco", **recalls, **more}
+
+
+def zero_shot(top_1, top_5, **more):
+    return {"kind": "zero_shot", "data": "synthetic", "images": 1500, "top_1": top_1, "top_5": top_5, **more}
+
+
+def test_every_term_of_the_loss_has_a_panel(tmp_path, figures):
+    assert list(TERMS) == ["loss", *LOSS_TERMS]
+    history = [
+        {"step": step, "loss": 20.0, "logit_scale": 14.0, "learning_rate": 0.1, **dict.fromkeys(LOSS_TERMS, 1.0)}
+        for step in (20, 10)
+    ]
+    history[0] |= {"fd": 0.001, "hrd": 0.0, "xrd": None}
+    path = plot_loss_terms(history, tmp_path / "plots" / "loss.png", "a run")
+    panels = panels_of(figures[0])
+    assert list(panels) == ["total, weighted", *LOSS_TERMS]
+    assert points_of(panels["total, weighted"].lines[0]) == [(10, 20.0), (20, 20.0)]
+    assert points_of(panels["fd"].lines[0]) == [(10, 1.0), (20, 0.001)]
+    assert points_of(panels["xrd"].lines[0]) == [(10, 1.0)]  # a term that was not computed leaves no zero
+    assert {name for name, axes in panels.items() if axes.get_yscale() == "log"} == {"fd"}  # 0 has no logarithm
+    assert figures[0].get_suptitle() == "a run"
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+
+
+def test_a_logarithmic_axis_of_little_more_than_a_decade_is_labelled(tmp_path, figures):
+    plot_loss_terms([{"step": 1, "loss": 0.9}, {"step": 2, "loss": 0.02}], tmp_path / "loss.png")
+    figures[0].canvas.draw()
+    (axes,) = figures[0].axes
+    low, high = axes.get_ylim()
+    shown = [tick.get_text() for tick in axes.get_yticklabels() if low <= tick.get_position()[1] <= high]
+    assert {"0.05", "0.1", "0.2", "0.5"} <= set(shown)
+
+
+def test_bad_histories_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"history row 1: expected the key 'loss', found \['step', 'task'\]"):
+        plot_loss_terms([{"step": 1, "loss": 1.0}, {"step": 2, "task": 1.0}], tmp_path / "a.png")
+    with pytest.raises(ValueError, match="at least one row"):
+        plot_loss_terms([], tmp_path / "a.png")
+
+
+def test_evaluations_over_steps_with_the_teacher_dashed(tmp_path, figures):
+    evaluations = [
+        {"step": 200, "tasks": {"drawn": zero_shot(0.2, 0.4), "coco": retrieval(0.6)}},
+        {"step": 100, "tasks": {"drawn": zero_shot(0.1, 0.3)}},
+    ]
+    plot_evaluations(evaluations, tmp_path / "evaluations.png", {"tasks": {"coco": retrieval(0.8)}})
+    panels = panels_of(figures[0])
+    assert list(panels) == [
+        "image to text recall\ncoco: owner/coco",
+        "text to image recall\ncoco: owner/coco",
+        "zero-shot accuracy\ndrawn: synthetic\n1,500 images",
+    ]
+    to_text, to_image, accuracy = panels.values()
+    assert [points_of(line) for line in accuracy.lines] == [[(100, 0.1), (200, 0.2)], [(100, 0.3), (200, 0.4)]]
+    assert [points_of(line) for line in to_text.lines if line.get_linestyle() == "-"] == [[(200, 0.6)]] * 3
+    dashed = [line for line in to_image.lines if line.get_linestyle() == "--"]
+    solid = [line for line in to_image.lines if line.get_linestyle() == "-"]
+    assert [line.get_ydata()[0] for line in dashed] == [0.4] * 3
+    assert [line.get_color() for line in dashed] == [line.get_color() for line in solid]
+    # One scale for both directions, reaching the teacher; another for the lower task.
+    assert to_text.get_ylim() == to_image.get_ylim() == pytest.approx((0, 0.88))
+    assert accuracy.get_ylim() == pytest.approx((0, 0.44))
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.texts] == ["top-1 or R@1", "top-5 or R@5", "R@10", "teacher"]
+
+
+def test_zero_shot_alone_has_no_recall_in_its_legend(tmp_path, figures):
+    plot_evaluations([{"step": 1, "tasks": {"a": zero_shot(0.0, 0.0)}}], tmp_path / "evaluations.png")
+    assert [text.get_text() for text in figures[0].legends[0].texts] == ["top-1", "top-5"]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "message"),
+    [
+        ([], "evaluations: expected at least one with a task"),
+        ([{"step": 1, "tasks": {}}], "evaluations: expected at least one with a task"),
+        ([{"tasks": {}}], "evaluation 0: expected the key 'step'"),
+        ([{"step": 1, "tasks": {"a": {"kind": "ocr"}}}], "evaluation 0, task 'a': expected a kind of .* found 'ocr'"),
+        ([{"step": 1, "tasks": {"a": zero_shot(17.0, 50.0)}}], "task 'a': expected top_1 between 0 and 1, found 17.0"),
+    ],
+)
+def test_bad_evaluations_are_refused(tmp_path, evaluations, message):
+    with pytest.raises(ValueError, match=message):
+        plot_evaluations(evaluations, tmp_path / "a.png")
+
+
+def test_similarities_share_colours_and_are_compared_off_the_diagonal(tmp_path, figures):
+    rng = np.random.default_rng(0)
+    teacher = rng.uniform(-0.2, 0.4, (5, 5))
+    np.fill_diagonal(teacher, 0.9)
+    before = np.full((5, 5), 0.1)
+    after = 0.5 * teacher + 0.1
+    np.fill_diagonal(after, [0.9, 0.9, 0.9, -0.9, -0.9])  # ruins a correlation that reads the diagonal
+    plot_similarity(teacher, before, after, tmp_path / "similarity.png")
+    panels = panels_of(figures[0])
+    images = [panels[name].images[0] for name in ("teacher", "student before training", "student after training")]
+    for image, matrix in zip(images, (teacher, before, after), strict=True):
+        assert np.array_equal(np.asarray(image.get_array()), matrix)
+        assert image.get_clim() == (-0.9, 0.9)
+    assert panels["teacher"].get_xlabel() == "100% of rows have the diagonal largest"
+    # Where all are equal none is the largest, and nothing correlates.
+    assert panels["student before training"].get_xlabel().splitlines() == [
+        "0% of rows have the diagonal largest",
+        "correlation with the teacher off the diagonal: undefined",
+    ]
+    assert panels["student after training"].get_xlabel().splitlines() == [
+        "60% of rows have the diagonal largest",
+        "correlation with the teacher off the diagonal: 1.000",
+    ]
+
+
+def test_correlation_equals_numpys(tmp_path, figures):
+    teacher, before, after = np.random.default_rng(1).uniform(-1, 1, (3, 7, 7))
+    plot_similarity(teacher, before, after, tmp_path / "similarity.png")
+    off = ~np.eye(7, dtype=bool)
+    expected = np.corrcoef(teacher[off], after[off])[0, 1]
+    assert panels_of(figures[0])["student after training"].get_xlabel().endswith(f": {expected:.3f}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": np.zeros((3, 4))}, r"teacher: expected shape \(N, N\) with N of at least 2, found \(3, 4\)"),
+        ({"teacher": np.zeros((1, 1))}, r"teacher: expected shape .* found \(1, 1\)"),
+        ({"after": np.zeros((4, 4))}, r"after: expected shape \(3, 3\), found \(4, 4\)"),
+        ({"before": np.full((3, 3), np.nan)}, "before: expected cosines between -1 and 1, found NaN"),
+        ({"after": np.full((3, 3), 100.0)}, "after: expected cosines between -1 and 1"),
+    ],
+)
+def test_bad_similarities_are_refused(tmp_path, change, message):
+    matrices = {name: np.zeros((3, 3)) for name in ("teacher", "before", "after")} | change
+    with pytest.raises(ValueError, match=message):
+        plot_similarity(**matrices, path=tmp_path / "a.png")
+
+
+def test_equal_numbers_give_equal_files(tmp_path):
+    first, second = (
+        plot_loss_terms([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], tmp_path / name)
+        for name in ("first.png", "second.png")
+    )
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_no_global_matplotlib_state_is_touched(tmp_path):
+    code = (
+        "import sys; from hf_blemo.clip_rd_training.plots import plot_loss_terms;"
+        f"plot_loss_terms([{{'step': 1, 'loss': 1.0}}], {str(tmp_path / 'loss.png')!r});"
+        "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

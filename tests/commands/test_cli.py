@@ -1,0 +1,448 @@
+"""The `hf-blemo` command: what it writes, what it prints, and one line with exit code 2 for what it cannot use."""
+
+import csv
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from command_line import refused, run
+
+import hf_blemo
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, cli
+from hf_blemo.blemore.distribution import METADATA_COLUMNS
+from hf_blemo.hub import dataset_card
+from hf_blemo.prediction.fusion import load_fusion, predict_blends
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ENCODERS = {"wavlm": {"feature_size": 5, "modality": "audio"}, "imagebind": {"feature_size": 3}}
+CLIPS = ["A1_ang_int1_ver1", "A1_mix_ang_hap_30_70_ver1", "A2_neu_sit1_ver1", "A2_mix_fea_sad_50_50_ver1"]
+PREDICTIONS = {
+    "A1_ang_int1_ver1": [{"emotion": "ang", "salience": 100.0}],
+    "A1_mix_ang_hap_30_70_ver1": [{"emotion": "ang", "salience": 70.0}, {"emotion": "hap", "salience": 30.0}],
+    "A2_neu_sit1_ver1": [{"emotion": "sad", "salience": 100.0}],
+    "A2_mix_fea_sad_50_50_ver1": [{"emotion": "fea", "salience": 50.0}, {"emotion": "sad", "salience": 50.0}],
+}
+METRICS = {"acc_presence": 0.75, "acc_salience": 0.5, "score": 0.625, "clips": 4, "blends": 2}
+
+
+def write_table(path, clips=CLIPS):
+    generator = np.random.default_rng(0)
+    arrays = {
+        name: generator.standard_normal((len(clips), options["feature_size"])) for name, options in ENCODERS.items()
+    }
+    np.savez(path, clip=np.array(clips), fold=np.arange(len(clips)) % 2, **arrays)
+    return path
+
+
+def write_model(folder, seed=0, **settings):
+    torch.manual_seed(seed)
+    config = RankAwareFusionConfig(encoders=ENCODERS, top_n=1, hidden_size=8)
+    RankAwareFusionModel(config).save_pretrained(folder)
+    RankAwareFusionProcessor(config.encoders, **settings).save_pretrained(folder)
+    return folder
+
+
+def write_predictions(path, predictions):
+    path.write_text(json.dumps({"predictions": predictions}))
+    return path
+
+
+def write_distribution(root):
+    with_features = {"train": CLIPS, "test": ["test_0001", "test_0002"]}
+    for split, clips in with_features.items():
+        for name, options in ENCODERS.items():
+            folder = root / f"pre_extracted_{split}_data" / f"{name}_{split}"
+            folder.mkdir(parents=True)
+            for clip in clips:
+                np.save(folder / f"{clip}.npy", np.ones((2, options["feature_size"]), dtype=np.float32))
+    with (root / "train_metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, METADATA_COLUMNS, restval="")
+        writer.writeheader()
+        for fold, clip in enumerate(CLIPS):
+            label = blemore.parse_clip_name(clip)
+            row = {"filename": clip, "video_id": label.actor, "fold": fold, "emotion_1": label.emotions[0]}
+            if label.is_blend:
+                row |= {"emotion_2": label.emotions[1]}
+                row |= {f"emotion_{part}_salience": label.saliences[part - 1] for part in (1, 2)}
+            writer.writerow(row)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A table, a data set built from it, and two models, which no test changes."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_table(folder / "table.npz")
+    blemore.build_table_dataset(folder / "table.npz", folder / "data")
+    write_model(folder / "model")
+    write_model(folder / "other", seed=1)
+    return folder
+
+
+# --- The command itself ---
+
+
+def test_help_and_version_come_at_once_without_torch():
+    code = (
+        "import sys, time; start = time.perf_counter(); from hf_blemo import cli; code = cli.main(['--help']); "
+        "print(code, time.perf_counter() - start, *sorted({'torch', 'numpy', 'datasets'} & set(sys.modules)))"
+    )
+    seconds = []
+    for _ in range(3):
+        result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+        status, elapsed, *loaded = result.stdout.splitlines()[-1].split()
+        assert (status, loaded) == ("0", []), result.stderr
+        seconds.append(float(elapsed))
+    assert min(seconds) < 0.5
+
+
+def test_as_a_module_it_prints_one_line_and_exits_with_2(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "hf_blemo.cli", "dataset", "info", str(tmp_path / "gone")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 2 and result.stdout == ""
+    path = tmp_path / "gone"
+    assert result.stderr == f"hf-blemo dataset info: error: {path}: no such file or folder, expected features\n"
+
+
+@pytest.mark.parametrize("command", ["dataset build", "dataset info", "predict", "evaluate", "submit", "publish"])
+def test_every_help_says_what_is_read_and_written_with_an_example_that_parses(capsys, command):
+    code, out, _ = run(capsys, *command.split(), "--help")
+    assert code == 0 and "\nReads " in out
+    examples = [line.split()[1:] for line in out.splitlines() if line.startswith("  hf-blemo ")]
+    assert examples and all(example[: len(command.split())] == command.split() for example in examples)
+    for example in examples:
+        assert cli.make_parser().parse_args(example).program == f"hf-blemo {command}"
+
+
+def test_version_and_misuse(capsys):
+    assert run(capsys, "--version") == (0, f"hf_blemo {hf_blemo.__version__}\n", "")
+    assert "arguments are required: command" in refused(capsys)
+    assert "hf-blemo dataset: error: the following arguments" in refused(capsys, "dataset")
+    assert "unrecognized arguments: --colour" in refused(capsys, "dataset", "info", "x", "--colour", "red")
+
+
+# --- dataset ---
+
+
+def test_build_and_info_of_a_table(capsys, tmp_path):
+    table, output = write_table(tmp_path / "table.npz"), tmp_path / "out" / "data"
+    code, out, err = run(
+        capsys, "dataset", "build", table, "--output", output, "--encoders", "imagebind", "--feature-dtype", "float16"
+    )
+    assert (code, err) == (0, "")
+    dataset = datasets.load_from_disk(str(output))
+    assert dataset["clip"][:] == CLIPS and blemore.encoder_widths(dataset) == {"imagebind": 3}
+    expected = ["clips 4", "labelled 4, 2 of them blends", "folds 0: 2, 1: 2", "encoder width dtype clips"]
+    expected.append("imagebind 3 float16 4")
+    assert [" ".join(line.split()) for line in out.splitlines()] == [str(output), *expected]
+    code, out, _ = run(capsys, "dataset", "info", output)
+    assert (code, [" ".join(line.split()) for line in out.splitlines()]) == (0, expected)
+
+
+def test_build_of_both_splits_of_the_distribution(capsys, tmp_path):
+    root = write_distribution(tmp_path / "BlEmoRE")
+    build = ["dataset", "build", root, "--output"]
+    code, out, _ = run(capsys, *build, tmp_path / "train", "--aggregate", "statistics")
+    assert code == 0 and "folds     0: 1, 1: 1, 2: 1, 3: 1" in out
+    assert blemore.encoder_widths(datasets.load_from_disk(str(tmp_path / "train"))) == {"imagebind": 21, "wavlm": 35}
+    code, out, _ = run(capsys, *build, tmp_path / "test", "--split", "test")
+    assert code == 0 and "labelled  0, 0 of them blends\nfolds     none\n" in out
+    (root / "pre_extracted_test_data" / "wavlm_test" / "test_0002.npy").unlink()
+    again = [*build, tmp_path / "missing", "--split", "test"]
+    assert "clip 'test_0002', encoder 'wavlm'" in refused(capsys, *again)
+    code, out, _ = run(capsys, *again, "--allow-missing")
+    assert code == 0 and "wavlm           5  float16        1\n" in out
+
+
+def test_build_of_the_synthetic_benchmark(capsys, tmp_path):
+    output = tmp_path / "synthetic"
+    build = ["dataset", "build", "synthetic", "--output", output, "--num-clips", "30"]
+    assert run(capsys, *build, "--seed", "1")[0] == 0
+    first = datasets.load_from_disk(str(output)).to_dict()
+    assert len(first["clip"]) == 30
+    assert "already exists; pass --overwrite" in refused(capsys, *build, "--seed", "2")
+    assert datasets.load_from_disk(str(output)).to_dict() == first
+    assert run(capsys, *build, "--seed", "2", "--domain", "target", "--overwrite")[0] == 0
+    replaced = datasets.load_from_disk(str(output)).to_dict()
+    assert len(replaced["clip"]) == 30 and replaced["features"] != first["features"]
+    assert [path.name for path in tmp_path.iterdir()] == ["synthetic"]
+
+
+def test_build_refuses_what_it_cannot_use_and_writes_nothing(capsys, tmp_path):
+    table, output = write_table(tmp_path / "table.npz"), tmp_path / "data"
+    build = ["dataset", "build", table, "--output", output]
+    assert "--split is for the distribution" in refused(capsys, *build, "--split", "test")
+    assert "--allow-missing is for the distribution" in refused(capsys, *build, "--allow-missing")
+    assert "--seed is for synthetic" in refused(capsys, *build, "--seed", "1")
+    assert "--num-clips: found 0, expected at least 1" in refused(capsys, *build, "--num-clips", "0")
+    synthetic = ["dataset", "build", "synthetic", "--output", output]
+    assert "--encoders is for the distribution or a table" in refused(capsys, *synthetic, "--encoders", "face")
+    assert "--push-to-hub, which is not given" in refused(capsys, *build, "--public")
+    assert "expected 'hubert' among them" in refused(capsys, *build, "--encoders", "hubert")
+    assert "gone.npz: no such file or folder" in refused(
+        capsys, "dataset", "build", tmp_path / "gone.npz", "--output", output
+    )
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    assert "exists and is not a data set" in refused(capsys, *build, "--overwrite")
+    assert "exists and is not a data set" in refused(capsys, *synthetic, "--overwrite")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "notes.txt", "table.npz"]
+
+
+def test_build_pushes_privately_unless_told_otherwise(capsys, tmp_path, monkeypatch):
+    pushed = []
+
+    def push_features(dataset, repo_id, split, private):
+        pushed.append((len(dataset), repo_id, split, private))
+
+    monkeypatch.setattr(dataset_card, "push_features", push_features)
+    root = write_distribution(tmp_path / "BlEmoRE")
+    build = ["dataset", "build", root, "--push-to-hub", "owner/name"]
+    code, out, _ = run(capsys, *build, "--output", tmp_path / "a")
+    assert code == 0 and out.endswith("uploaded to owner/name, split train\n")
+    assert run(capsys, *build, "--output", tmp_path / "b", "--split", "test", "--public")[0] == 0
+    sizes = [len(datasets.load_from_disk(str(tmp_path / name))) for name in "ab"]
+    assert pushed == [(sizes[0], "owner/name", "train", True), (sizes[1], "owner/name", "test", False)]
+
+
+def test_build_says_that_the_data_set_is_there_when_the_hub_is_not(capsys, tmp_path):
+    table, output = write_table(tmp_path / "table.npz"), tmp_path / "data"
+    error = refused(capsys, "dataset", "build", table, "--output", output, "--push-to-hub", "owner/name")
+    assert f"{output} was built, but not uploaded to owner/name: " in error
+    assert len(datasets.load_from_disk(str(output))) == 4
+
+
+# --- predict ---
+
+
+def test_predictions_are_those_of_the_models(capsys, shared, tmp_path):
+    output, details = tmp_path / "new" / "predictions.json", tmp_path / "details.json"
+    models = [shared / "model", shared / "other"]
+    code, out, _ = run(
+        capsys, "predict", "--model", *models, "--features", shared / "data", "--output", output, "--details", details
+    )
+    assert code == 0 and out.startswith("4 clips, decoding expected_score: ")
+    expected = predict_blends(
+        [load_fusion(model) for model in models], blemore.load_features(shared / "data"), progress=False
+    )
+    written = json.loads(output.read_text())
+    assert written == {"predictions": dict(zip(CLIPS, expected.blends, strict=True))}
+    content = json.loads(details.read_text())
+    assert content["decoding"] == {"name": "expected_score", "blend_share": blemore.BLEND_SHARE}
+    for row, clip in enumerate(CLIPS):
+        entry = content["clips"][clip]
+        assert list(entry["probabilities"]) == list(blemore.EMOTIONS)
+        assert list(entry["encoder_weights"]) == list(ENCODERS)
+        np.testing.assert_allclose(list(entry["probabilities"].values()), expected.probabilities[row], atol=1e-6)
+        np.testing.assert_allclose(list(entry["encoder_weights"].values()), expected.encoder_weights[row], atol=1e-6)
+        assert entry["selected_encoders"] == [list(ENCODERS)[expected.selected_encoders[row, 0]]]
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["details.json", "predictions.json"]
+
+
+def test_thresholds_come_from_the_processor_or_the_command_line(capsys, shared, tmp_path):
+    model = write_model(tmp_path / "model", decoding="thresholds", alpha=0.1, beta=0.9)
+    predict = ["predict", "--model", model, "--features", shared / "table.npz", "--output", tmp_path / "out.json"]
+    predict += ["--details", tmp_path / "details.json"]
+
+    def predicted(*options):
+        assert run(capsys, *predict, *options)[0] == 0
+        saliences = [
+            [part["salience"] for part in blend]
+            for blend in json.loads((tmp_path / "out.json").read_text())["predictions"].values()
+        ]
+        return saliences, json.loads((tmp_path / "details.json").read_text())["decoding"]
+
+    # A beta of 0.9 makes every blend an even one, a beta of 0 none, and an alpha of 1 leaves no blend at all.
+    saliences, decoding = predicted()
+    assert decoding == {"name": "thresholds", "alpha": 0.1, "beta": 0.9}
+    assert all(part in ([100.0], [50.0, 50.0]) for part in saliences) and [50.0, 50.0] in saliences
+    saliences, decoding = predicted("--beta", "0")
+    assert decoding == {"name": "thresholds", "alpha": 0.1, "beta": 0.0}
+    assert [50.0, 50.0] not in saliences and [100.0] * len(saliences) != saliences
+    saliences, _ = predicted("--alpha", "1")
+    assert saliences == [[100.0]] * 4
+    assert predicted("--decoding", "expected_score")[1]["name"] == "expected_score"
+
+
+def test_predict_needs_no_labels_and_keeps_the_names_of_the_data(capsys, shared, tmp_path):
+    folder = tmp_path / "features" / "wavlm"
+    folder.mkdir(parents=True)
+    for name in ("test_0001", "holiday"):
+        np.save(folder / f"{name}.npy", np.ones((3, 5), dtype=np.float32))
+    output = tmp_path / "out.json"
+    code, _, _ = run(capsys, "predict", "--model", shared / "model", "--features", folder.parent, "--output", output)
+    assert code == 0
+    assert list(json.loads(output.read_text())["predictions"]) == ["holiday", "test_0001"]
+
+
+def test_predict_refuses_what_it_cannot_use_and_leaves_old_outputs(capsys, shared, tmp_path, monkeypatch):
+    output = tmp_path / "out.json"
+    output.write_text("old")
+    paths = ["--features", shared / "data", "--output", output]
+    predict = ["predict", "--model", shared / "model", *paths]
+    assert "--alpha is for --decoding thresholds" in refused(capsys, *predict, "--alpha", "0.2")
+    assert "--beta: found 2, expected a number from 0 to 1" in refused(capsys, *predict, "--beta", "2")
+    assert "named by both --output and --details" in refused(capsys, *predict, "--details", output)
+    assert "--details x.txt: expected the suffix .json" in refused(capsys, *predict, "--details", "x.txt")
+    assert "a folder has no revisions" in refused(capsys, *predict, "--revision", "main")
+    assert "gone: no such folder" in refused(capsys, "predict", "--model", tmp_path / "gone", *paths)
+    no_features = ["predict", "--model", shared / "model", "--features", tmp_path / "gone", "--output", output]
+    assert "gone: no such file or folder, expected features" in refused(capsys, *no_features)
+    assert output.read_text() == "old"
+    (tmp_path / "folder.json").mkdir()
+    assert "found a folder, expected a file" in refused(capsys, *predict[:-1], tmp_path / "folder.json")
+
+    # The second of two files fails to be written: neither may change.
+    (tmp_path / "file").write_text("")
+    assert "file" in refused(capsys, *predict, "--details", tmp_path / "file" / "details.json")
+    assert output.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json", "out.json"]
+
+
+# --- evaluate ---
+
+
+def test_evaluate_scores_by_the_names_or_by_any_labels(capsys, shared, tmp_path):
+    predictions = write_predictions(tmp_path / "predictions.json", PREDICTIONS)
+    root = write_distribution(tmp_path / "BlEmoRE")
+    labels = [[], *(["--labels", path] for path in (shared / "data", shared / "table.npz"))]
+    for number, option in enumerate([*labels, ["--labels", root / "train_metadata.csv"]]):
+        output = tmp_path / f"{number}.json"
+        code, out, _ = run(capsys, "evaluate", "--predictions", predictions, *option, "--json", output)
+        assert code == 0 and json.loads(output.read_text()) == METRICS
+        lines = [" ".join(line.split()) for line in out.splitlines()]
+        expected = ["clips 4, 2 of them blends", "ACC_presence 0.7500", "ACC_salience 0.5000", "Score 0.6250"]
+        assert lines == expected
+
+
+def test_evaluate_pairs_clips_by_name_and_not_by_place(capsys, shared, tmp_path):
+    shuffled = {f"{clip}.mov": PREDICTIONS[clip] for clip in reversed(CLIPS)}
+    predictions = write_predictions(tmp_path / "predictions.json", shuffled)
+    output = tmp_path / "metrics.json"
+    labels = ["--labels", shared / "data", "--json", output]
+    assert run(capsys, "evaluate", "--predictions", predictions, *labels)[0] == 0
+    assert json.loads(output.read_text()) == METRICS
+
+
+def test_evaluate_names_clips_that_are_missing_on_either_side(capsys, shared, tmp_path):
+    fewer = write_predictions(tmp_path / "fewer.json", {clip: PREDICTIONS[clip] for clip in CLIPS[1:]})
+    more = write_predictions(tmp_path / "more.json", {**PREDICTIONS, "A9_sad_int1_ver1": PREDICTIONS[CLIPS[0]]})
+    labels = ["--labels", shared / "data"]
+    error = refused(capsys, "evaluate", "--predictions", fewer, *labels)
+    assert f"{fewer}: found no prediction of 'A1_ang_int1_ver1', expected one for each of the 4 clips" in error
+    error = refused(capsys, "evaluate", "--predictions", more, *labels)
+    assert f"{shared / 'data'}: found no label of 'A9_sad_int1_ver1', expected one for each of the 5 clips" in error
+    table = write_table(tmp_path / "unlabelled.npz", ["test_0001", *CLIPS])
+    tested = write_predictions(tmp_path / "tested.json", {**PREDICTIONS, "test_0001": PREDICTIONS[CLIPS[0]]})
+    error = refused(capsys, "evaluate", "--predictions", tested, "--labels", table)
+    assert "found no label of 'test_0001'" in error
+    assert run(capsys, "evaluate", "--predictions", more.with_name("more.json"))[0] == 0
+
+
+def test_evaluate_refuses_what_is_no_prediction(capsys, tmp_path):
+    assert "no such file" in refused(capsys, "evaluate", "--predictions", tmp_path / "gone.json")
+    wrong = write_predictions(tmp_path / "wrong.json", {CLIPS[0]: [{"emotion": "ang", "salience": 60.0}]})
+    assert "expected one of the 36 labels" in refused(capsys, "evaluate", "--predictions", wrong)
+    tested = write_predictions(tmp_path / "test.json", {"test_0001": PREDICTIONS[CLIPS[0]]})
+    assert "test clips carry no label" in refused(capsys, "evaluate", "--predictions", tested)
+
+
+# --- submit ---
+
+
+def test_submission_is_written_and_passes_its_check(capsys, tmp_path):
+    names = [f"test_{number:04d}" for number in range(1, 595)]
+    blends = [blemore.LABELS[number % 36] for number in range(594)]
+    predictions = write_predictions(tmp_path / "predictions.json", dict(zip(names, blends, strict=True)))
+    output = tmp_path / "submission.zip"
+    code, out, _ = run(capsys, "submit", "--predictions", predictions, "--output", output)
+    assert (code, out) == (0, f"{output}: 594 clips, ready to submit\n")
+    with zipfile.ZipFile(output) as archive:
+        content = json.loads(archive.read("submission_template.json"))["predictions"]
+    assert content == {f"{name}.mov": blend for name, blend in zip(names, blends, strict=True)}
+    assert run(capsys, "submit", "--check", output) == (0, f"{output}: a valid submission\n", "")
+
+
+def test_incomplete_submission_is_refused_and_the_old_one_kept(capsys, tmp_path):
+    predictions = write_predictions(tmp_path / "predictions.json", {"test_0001": PREDICTIONS[CLIPS[0]]})
+    output = tmp_path / "submission.zip"
+    output.write_bytes(b"old")
+    submit = ["submit", "--predictions", predictions, "--output"]
+    assert "clip 'test_0002': is missing" in refused(capsys, *submit, output)
+    assert output.read_bytes() == b"old"
+    assert "expected the suffix .zip" in refused(capsys, *submit, tmp_path / "submission.json")
+    assert "--predictions needs --output" in refused(capsys, *submit[:-1])
+    assert "--output is for --predictions" in refused(capsys, "submit", "--check", predictions, "--output", output)
+    assert "one of the arguments --predictions --check is required" in refused(capsys, "submit")
+
+
+def test_check_prints_the_problems_of_a_submission(capsys, tmp_path):
+    submission = write_predictions(tmp_path / "submission.json", {"test_0001": PREDICTIONS[CLIPS[0]]})
+    code, out, err = run(capsys, "submit", "--check", submission)
+    lines = out.splitlines()
+    assert code == 2 and err.endswith("found 594 problems, expected a submission without any\n")
+    assert lines[0] == "clip 'test_0001': expected the suffix .mov"
+    assert lines[1] == "clip 'test_0002': is missing" and len(lines) == 21 and lines[-1] == "and 574 more"
+
+
+# --- publish ---
+
+
+@pytest.fixture
+def publishable(tmp_path):
+    folder = write_model(tmp_path / "model")
+    card = "---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: video-classification\ntags: [x]\n---\n"
+    (folder / "README.md").write_text(f"{card}# A model\n")
+    (folder / "optimizer.safetensors").write_text("not for the Hub")
+    return folder
+
+
+def test_publish_without_repository_lists_the_files_and_changes_nothing(capsys, publishable):
+    before = {path: path.read_bytes() for path in publishable.rglob("*") if path.is_file()}
+    code, out, _ = run(capsys, "publish", publishable)
+    names = [line.strip() for line in out.splitlines()[1:]]
+    assert code == 0 and out.splitlines()[0].startswith(f"{publishable} can be published")
+    assert {"README.md", "config.json", "processor_config.json", "model.safetensors"} <= set(names)
+    assert "modeling_rank_aware_fusion.py" in names and "optimizer.safetensors" not in names
+    assert {path: path.read_bytes() for path in publishable.rglob("*") if path.is_file()} == before
+
+
+def test_publish_hands_its_options_over(capsys, publishable, monkeypatch):
+    calls = []
+
+    def publish(*arguments, **options):
+        calls.append((arguments, options))
+        return "https://address"
+
+    monkeypatch.setattr(hf_blemo.hub, "publish", publish)
+    publish_to = ["publish", publishable, "--repo", "owner/name"]
+    assert run(capsys, *publish_to) == (0, "https://address\n", "")
+    run(capsys, *publish_to, "--public", "--tag", "v1", "--message", "First")
+    run(capsys, *publish_to, "--create-pr")
+    options = {"private": True, "create_pr": False, "message": None, "tag": None}
+    assert calls == [
+        ((str(publishable), "owner/name"), options),
+        ((str(publishable), "owner/name"), {**options, "private": False, "tag": "v1", "message": "First"}),
+        ((str(publishable), "owner/name"), {**options, "create_pr": True}),
+    ]
+
+
+def test_publish_refuses_what_it_cannot_use(capsys, publishable, tmp_path):
+    assert "expected a folder with a model" in refused(capsys, "publish", tmp_path / "gone")
+    assert "--tag is about an upload, which needs --repo" in refused(capsys, "publish", publishable, "--tag", "v1")
+    assert "--create-pr is about" in refused(capsys, "publish", publishable, "--create-pr")
+    error = refused(capsys, "publish", publishable, "--repo", "owner/name")
+    assert f"{publishable} was not published to owner/name: " in error
+    (publishable / "model.safetensors").unlink()
+    assert "model.safetensors is missing" in refused(capsys, "publish", publishable)

@@ -1,0 +1,122 @@
+"""`hf-blemo evaluate --model`: what it prints and writes, and what it refuses."""
+
+import json
+import re
+import sys
+
+import pytest
+from pair_files import write_shards
+
+from hf_blemo.cli import main
+from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
+from hf_blemo.clip_evaluation.tasks import make_tasks
+from hf_blemo.clip_rd_training.run import distill
+from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.commands.clip_evaluation import CLIP_OPTIONS
+from hf_blemo.pairs.clip_models import fingerprint, load_clip
+
+TOWER = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+TOWERS = {
+    "projection_dim": 8,
+    "vision_config": {**TOWER, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 16},
+    "text_config": {**TOWER, "model_type": "clip_text_model", "max_position_embeddings": 16},
+}
+
+
+@pytest.fixture
+def student(tmp_path, fresh_accelerate_state):
+    output = tmp_path / "student"
+    settings = {"synthetic": {"num_pairs": 16}, "batch_size": 8, "num_steps": 2, "warmup_steps": 1}
+    distill(DistillationSettings(output_dir=str(output), student="custom", student_config=TOWERS, **settings))
+    return output
+
+
+@pytest.fixture
+def shards(tmp_path):
+    words = ("red", "green", "blue", "yellow", "purple", "orange", "ring", "circle")
+    return write_shards(tmp_path / "birds", words, 2)
+
+
+def test_a_clip_is_evaluated_on_data_and_on_the_built_in_tasks(student, shards, tmp_path, capsys):
+    output = tmp_path / "found.json"
+    data = ["--retrieval", str(shards), "--zero-shot", str(shards), "--split", "train", "--label-column", "txt"]
+    arguments = ["--model", str(student), "--benchmark", "synthetic", *data, "--template", "a {}", "{} on the left"]
+    assert main(["evaluate", *arguments, "--batch-size", "5", "--json", str(output)]) == 0
+    found = json.loads(output.read_text())
+    clip = load_clip(str(student))
+    assert (found["model"], found["fingerprint"]) == (str(student), fingerprint(clip))
+    assert found["parameters"] == clip.model.num_parameters()
+    common = {"data": str(shards), "split": "train"}
+    templates = ["a {}", "{} on the left"]
+    tasks = {
+        "birds_zero_shot": {"kind": "zero_shot", **common, "label_column": "txt", "templates": templates},
+        "birds_retrieval": {"kind": "retrieval", **common},
+        "synthetic": {"kind": "synthetic"},
+    }
+    expected = ClipEvaluator(make_tasks(tasks), 5).evaluate(clip.model, clip.processor)
+    assert found["tasks"] == expected
+    assert set(expected) == {"birds_zero_shot", "birds_retrieval", "zero_shot", "held_out_zero_shot", "retrieval"}
+    printed = capsys.readouterr().out
+    for name, task in expected.items():
+        row = next(line for line in printed.splitlines() if re.match(rf"\| {name} +\| +\d", line))
+        shown = task["top_1"] if task["kind"] == "zero_shot" else task["text_to_image_r@10"]
+        assert f"{shown:.4f}" in row
+    # Nothing of the model was touched.
+    assert json.loads((student / "metrics.json").read_text())["evaluation"] is None
+
+
+def test_results_go_into_the_card_beside_what_people_wrote(student, shards):
+    card = student / "README.md"
+    card.write_text(card.read_text().replace("## Results", "Written by hand.\n\n## Results"))
+    data = ["--retrieval", str(shards), "--split", "train"]
+    assert main(["evaluate", "--model", str(student), "--card", *data]) == 0
+    assert main(["evaluate", "--model", str(student), "--card", *data, "--limit", "4"]) == 0
+    assert main(["evaluate", "--model", str(student), "--card", "--benchmark", "synthetic"]) == 0
+    evaluation = json.loads((student / "metrics.json").read_text())["evaluation"]
+    assert evaluation["step"] == 2
+    assert list(evaluation["tasks"]) == ["birds_retrieval", "zero_shot", "held_out_zero_shot", "retrieval"]
+    assert evaluation["tasks"]["birds_retrieval"]["images"] == 4
+    text = card.read_text()
+    assert "Written by hand." in text and "These weights were not evaluated" not in text
+    assert f"{evaluation['tasks']['zero_shot']['top_1']:.1%}" in text
+
+
+def test_images_that_cannot_be_read_are_reported(student, tmp_path, capsys):
+    shards = write_shards(tmp_path / "torn", ["red", "green", "blue", "ring"], 1, torn=(2,))
+    assert main(["evaluate", "--model", str(student), "--retrieval", str(shards), "--split", "train"]) == 0
+    assert "torn_retrieval: 1 images could not be read, for instance image 2: " in capsys.readouterr().out
+
+
+BAD = {
+    "nothing to do": (["--model", "x"], "expected --retrieval, --zero-shot or --benchmark"),
+    "both kinds": (["--model", "x", "--predictions", "y"], "not allowed with argument"),
+    "neither": ([], "one of the arguments --predictions --model is required"),
+    "labels": (["--model", "x", "--benchmark", "synthetic", "--labels", "y"], "--labels is for --predictions"),
+    "useless option": (["--model", "x", "--benchmark", "synthetic", "--limit", "3"], "--limit is for --retrieval or"),
+    "other task": (["--model", "x", "--retrieval", "y", "--classes", "z"], "--classes is for --zero-shot"),
+    "twice": (["--model", "x", "--retrieval", "y", "y"], "there is a task 'y_retrieval' already"),
+    "no data": (["--model", "x", "--retrieval", "./y"], "data './y': no such folder"),
+    "no model": (["--model", "./x", "--benchmark", "synthetic"], "--model './x': found no config.json there"),
+    "no card": (["--model", "./x", "--benchmark", "synthetic", "--card"], "--card: ./x has no metrics.json"),
+    "stream": (["--model", "x", "--retrieval", "y", "--streaming"], "streaming needs limit"),
+    "suffix": (["--model", "x", "--benchmark", "synthetic", "--json", "y.txt"], "expected the suffix .json"),
+    "open_clip": (["--model", "open_clip:A/b", "--benchmark", "synthetic"], r"pip install hf_blemo\[openclip\]"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_code_two(arguments, message, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert main(["evaluate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("hf-blemo evaluate: error: ") and re.search(message, error), (
+        error
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in CLIP_OPTIONS if name not in ("streaming", "card")])
+def test_no_option_of_a_clip_is_ignored_with_predictions(name, capsys):
+    value = {"limit": "3", "batch_size": "3", "benchmark": "synthetic"}.get(name, "x")
+    option = f"--{name.replace('_', '-')}"
+    assert main(["evaluate", "--predictions", "predictions.json", option, value]) == 2
+    assert f"{option} is for --model, which is not given" in capsys.readouterr().err

@@ -1,0 +1,217 @@
+"""Lists of clips: every kind of source gives the clips with their names, labels and folds, and decodes none."""
+
+import csv
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from hf_blemo import blemore
+from hf_blemo.blemore.distribution import METADATA_COLUMNS
+from hf_blemo.extraction.clip_sources import SplitClip, find_clips, row_source
+
+SINGLE, BLEND = "A1_hap_int2_ver1", "A2_mix_ang_sad_70_30_ver1"
+
+
+def touch(path, content=b"clip"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def write_csv(path, columns, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_metadata(folder, clips):
+    rows = []
+    for name, fold in clips.items():
+        parts = blemore.LABELS[blemore.parse_clip_name(name).label_index]
+        row = {
+            **dict.fromkeys(METADATA_COLUMNS, ""),
+            "filename": name,
+            "video_id": name.split("_")[0],
+            "mix": int(len(parts) == 2),
+            "fold": fold,
+        }
+        for number, part in enumerate(parts, start=1):
+            row |= {f"emotion_{number}": part["emotion"]}
+            row |= {f"emotion_{number}_salience": part["salience"]} if len(parts) == 2 else {}
+        rows.append(row)
+    return write_csv(folder / "train_metadata.csv", METADATA_COLUMNS, rows)
+
+
+def names_of(entries):
+    return [entry.name for entry in entries]
+
+
+def test_a_folder_is_searched_through_and_hidden_files_are_left_out(tmp_path):
+    touch(tmp_path / "b" / "deep" / f"{BLEND}.MOV")
+    touch(tmp_path / f"{SINGLE}.mp4")
+    touch(tmp_path / "sound.wav")
+    for path in (".hidden.mp4", ".trash/old.mp4", "notes.txt", "b/table.csv"):
+        touch(tmp_path / path)
+    (tmp_path / "a folder.mp4").mkdir()
+    entries = find_clips(tmp_path)
+    assert names_of(entries) == [SINGLE, BLEND, "sound"]
+    assert [entry.load() for entry in entries] == [
+        tmp_path / f"{SINGLE}.mp4", tmp_path / "b" / "deep" / f"{BLEND}.MOV", tmp_path / "sound.wav",
+    ]  # fmt: skip
+    assert entries[1].labels.tolist() == blemore.soft_label(BLEND).tolist()
+    assert entries[2].labels.tolist() == [-100] * 6 and {entry.fold for entry in entries} == {-1}
+    assert entries[0].named == (SINGLE, entries[0].load)
+
+
+def test_two_clips_of_one_name_are_refused(tmp_path):
+    touch(tmp_path / "a" / "clip.mp4")
+    touch(tmp_path / "b" / "clip.webm")
+    with pytest.raises(ValueError, match="found two clips named 'clip'"):
+        find_clips(tmp_path)
+
+
+def test_metadata_says_which_clips_there_are(tmp_path):
+    for name in (SINGLE, BLEND, "A3_neu_sit1_ver1"):
+        touch(tmp_path / "clips" / f"{name}.mp4")
+    # Neither what it does not name nor what a file system left beside it.
+    touch(tmp_path / "clips" / f".{SINGLE}.mp4")
+    write_metadata(tmp_path, {BLEND: 3, SINGLE: ""})
+    entries = find_clips(tmp_path)
+    assert [(entry.name, entry.fold) for entry in entries] == [(BLEND, 3), (SINGLE, -1)]
+    assert [entry.labels.tolist() for entry in entries] == [
+        blemore.soft_label(name).tolist() for name in (BLEND, SINGLE)
+    ]
+    assert entries[0].load() == tmp_path / "clips" / f"{BLEND}.mp4"
+    again = touch(tmp_path / "copy" / f"{BLEND}.mov")
+    with pytest.raises(ValueError, match=f"expected one file of clip '{BLEND}'"):
+        find_clips(tmp_path)
+    again.unlink()
+    (tmp_path / "clips" / f"{BLEND}.mp4").unlink()
+    with pytest.raises(FileNotFoundError, match=f"found no file of clip '{BLEND}', which train_metadata.csv names"):
+        find_clips(tmp_path)
+
+
+def test_one_file(tmp_path):
+    [entry] = find_clips(touch(tmp_path / f"{SINGLE}.mp4"))
+    assert entry.name == SINGLE and entry.load() == tmp_path / f"{SINGLE}.mp4" and entry.labels[3] > 0
+
+
+def test_a_list_names_files_from_its_own_folder(tmp_path):
+    rows = [
+        {"clip": "", "video": f"films/{SINGLE}.mp4", "audio": "", "speaker": "x"},
+        {"clip": f"names/{BLEND}.mp4", "video": "films/b.mp4", "audio": str(tmp_path / "b.wav"), "speaker": "y"},
+        {"clip": "", "video": "", "audio": "only.wav", "speaker": "z"},
+        {"clip": "", "video": "https://host/far.mp4?key=a/b", "audio": "", "speaker": ""},
+    ]
+    path = write_csv(tmp_path / "clips.csv", ["clip", "video", "audio", "speaker"], rows)
+    entries = find_clips(path)
+    assert names_of(entries) == [SINGLE, BLEND, "only", "far"]
+    assert [entry.load() for entry in entries] == [
+        tmp_path / f"films/{SINGLE}.mp4",
+        SplitClip(tmp_path / "films/b.mp4", tmp_path / "b.wav"),
+        tmp_path / "only.wav",
+        "https://host/far.mp4?key=a/b",
+    ]
+    assert entries[1].labels.tolist() == blemore.soft_label(BLEND).tolist()
+    others = write_csv(tmp_path / "films.csv", ["film"], [{"film": "a.mp4"}])
+    assert find_clips(others, video_column="film")[0].load() == tmp_path / "a.mp4"
+    with pytest.raises(ValueError, match="found the columns film, expected one of videos or of sound"):
+        find_clips(others)
+    with pytest.raises(ValueError, match="found the columns film, expected 'sound' among them"):
+        find_clips(others, audio_column="sound")
+    write_csv(path, ["video", "audio"], [{"video": "a.mp4", "audio": ""}, {"video": " ", "audio": ""}])
+    with pytest.raises(ValueError, match="clips.csv, line 3: found no path in video or audio"):
+        find_clips(path)
+    write_csv(path, ["video"], [])
+    with pytest.raises(ValueError, match="found no clip"):
+        find_clips(path)
+
+
+def media_rows(folder):
+    """Columns of files as `datasets` stores them: with bytes, or with a path alone."""
+    films = [
+        {"path": str(touch(folder / f"{SINGLE}.mp4", b"one")), "bytes": None},
+        {"path": f"{BLEND}.mp4", "bytes": b"two"},
+        {"path": None, "bytes": b"three"},
+    ]
+    return films, [None, {"path": None, "bytes": b"sound"}, None]
+
+
+def media_dataset(folder):
+    films, sounds = media_rows(folder)
+    data = datasets.Dataset.from_dict({"film": films, "voice": sounds})
+    return data.cast_column("film", datasets.Video()).cast_column("voice", datasets.Audio())
+
+
+def test_columns_of_a_data_set_are_found_by_type_and_not_decoded(tmp_path):
+    assert "torchcodec" not in sys.modules
+    media_dataset(tmp_path).save_to_disk(tmp_path / "saved")
+    entries = find_clips(tmp_path / "saved")
+    assert names_of(entries) == [SINGLE, BLEND, "clip_000002"]
+    assert [entry.load() for entry in entries] == [b"one", SplitClip(b"two", b"sound"), b"three"]
+    with pytest.raises(ValueError, match="found the columns film, voice, expected 'picture' among them"):
+        find_clips(tmp_path / "saved", video_column="picture")
+    assert "torchcodec" not in sys.modules
+
+
+def test_a_data_set_brings_names_labels_and_folds(tmp_path):
+    films, _ = media_rows(tmp_path)
+    labels = np.eye(6)[[1, 2, 3]].tolist()
+    data = datasets.Dataset.from_dict({"video": films, "clip": ["x/a.mp4", BLEND, ""], "labels": labels})
+    data = data.add_column("fold", [0, None, 2]).cast_column("video", datasets.Video())
+    # Rows in another order than they are stored in.
+    data.select([2, 0, 1]).save_to_disk(tmp_path / "saved")
+    entries = find_clips(tmp_path / "saved")
+    assert [(entry.name, entry.fold) for entry in entries] == [("clip_000000", 2), ("a", 0), (BLEND, -1)]
+    assert [entry.labels.tolist() for entry in entries] == [labels[2], labels[0], labels[1]]
+    assert [entry.load() for entry in entries] == [b"three", b"one", b"two"]
+
+
+def test_a_data_set_of_paths(tmp_path):
+    datasets.Dataset.from_dict({"audio": ["sounds/a.wav", None]}).save_to_disk(tmp_path / "saved")
+    entries = find_clips(tmp_path / "saved")
+    assert names_of(entries) == ["a", "clip_000001"] and entries[0].load() == "sounds/a.wav"
+    with pytest.raises(FileNotFoundError, match="clip_000001: found nothing in audio, expected a clip"):
+        entries[1].load()
+
+
+@pytest.mark.parametrize("labels", [["happy"], [3], [[1.0, 0.0]]], ids=["words", "classes", "two"])
+def test_labels_of_another_kind_are_refused(tmp_path, labels):
+    data = datasets.Dataset.from_dict({"video": ["a.mp4"], "labels": labels})
+    data.save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="clip 'a' has the labels .*, expected the saliences of 6 emotions"):
+        find_clips(tmp_path / "saved")
+
+
+def test_listing_reads_no_file_of_a_data_set(tmp_path, monkeypatch):
+    media_dataset(tmp_path).save_to_disk(tmp_path / "saved")
+    read = []
+    original = datasets.features.features.Features.decode_example
+    monkeypatch.setattr(
+        datasets.features.features.Features,
+        "decode_example",
+        lambda self, example, **options: read.append(example) or original(self, example, **options),
+    )
+    entries = find_clips(tmp_path / "saved")
+    assert not read
+    entries[0].load()
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("source", ["gone", "clips/gone.mp4", "./gone/clips", "gone.csv", "no/such/folder"])
+def test_what_is_not_there_is_said_in_one_line(source):
+    with pytest.raises(FileNotFoundError, match="no such file or folder") as error:
+        find_clips(source)
+    assert str(error.value).startswith(str(Path(source)))
+
+
+def test_an_empty_folder_and_a_row_without_a_clip(tmp_path):
+    with pytest.raises(ValueError, match="found no clip, expected at least one"):
+        find_clips(tmp_path)
+    with pytest.raises(FileNotFoundError, match="a: found nothing in film or voice, expected a clip"):
+        row_source({"film": None, "voice": {"path": None, "bytes": None}}, {"video": "film", "audio": "voice"}, "a")

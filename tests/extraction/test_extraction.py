@@ -1,0 +1,280 @@
+import io
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clip_files import gray_pictures, write_clip
+from exact_clips import exact_sound, write_exact
+from tiny_encoders import frames
+
+from hf_blemo.encoders.loading import load_encoder
+from hf_blemo.extraction import extraction
+from hf_blemo.extraction.clip_sources import NamedClip, SplitClip
+from hf_blemo.extraction.extraction import CLIPS_AHEAD, THREAD_NAME, clip_name, encode_clips
+from hf_blemo.media.media import MediaError
+
+NAMES = ("vit", "timesformer", "hubert", "whisper")
+
+
+@pytest.fixture
+def encoders(checkpoint):
+    return {name: load_encoder(checkpoint(name), device="cpu") for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Little clips of 3 frames each, more than may be decoded ahead."""
+    folder = tmp_path_factory.mktemp("many")
+    return [
+        write_exact(folder / f"clip_{number:03d}.mkv", frames(3, 16, 16, seed=number), None)
+        for number in range(CLIPS_AHEAD + 16)
+    ]
+
+
+def one_by_one(paths, encoders):
+    return [next(encode_clips([path], encoders, num_threads=1)) for path in paths]
+
+
+def assert_alike(found, expected):
+    for clip, other in zip(found, expected, strict=True):
+        assert clip.name == other.name and list(clip.features) == list(other.features)
+        for name, values in other.features.items():
+            np.testing.assert_allclose(clip.features[name], values, atol=1e-4)
+            np.testing.assert_array_equal(clip.times[name], other.times[name])
+
+
+def decoding_threads():
+    """Those of `encode_clips`; progress bars of transformers have threads of their own."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert decoding_threads() == []
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_several_encoders_share_a_pass_through_each_clip(num_threads, clips, encoders):
+    paths = [clip.path for clip in clips]
+    found = list(encode_clips(paths, encoders, num_threads))
+    assert [clip.name for clip in found] == [Path(path).stem for path in paths]
+    for clip in found:
+        assert list(clip.features) == list(NAMES) and clip.error is None and clip.notes == []
+        assert clip.duration == pytest.approx(
+            max(len(clip.times["vit"]) / 25, len(clip.times["hubert"]) / 50), abs=0.1
+        )
+    assert_alike(found, one_by_one(paths, encoders))
+
+
+@pytest.mark.parametrize("num_threads", [1, 3, None])
+def test_many_clips_come_in_their_order(num_threads, many, checkpoint):
+    encoder = load_encoder(checkpoint("vit"), batch_size=500, device="cpu")
+    found = list(encode_clips(iter(many), {"vit": encoder}, num_threads))
+    assert [clip.name for clip in found] == [Path(path).stem for path in many]
+    assert_alike(found[::9], one_by_one(many[::9], {"vit": encoder}))
+
+
+def test_missing_modalities_are_missing_encoders(clips, encoders, tmp_path):
+    silent = write_exact(tmp_path / "silent.mkv", clips[0].frames, None)
+    dark = write_exact(tmp_path / "dark.wav", [], clips[0].samples)
+    found = list(encode_clips([silent, clips[0].path, dark], encoders, num_threads=1))
+    assert [list(clip.features) for clip in found] == [["vit", "timesformer"], list(NAMES), ["hubert", "whisper"]]
+    assert all(clip.error is None and set(clip.times) == set(clip.features) for clip in found)
+    for clip in (found[0], found[2]):
+        for name, values in clip.features.items():
+            np.testing.assert_allclose(values, found[1].features[name], atol=1e-4)
+
+
+def test_nothing_to_look_at_is_an_error_of_the_clip(clips, encoders, tmp_path):
+    silent = write_exact(tmp_path / "silent.mkv", clips[0].frames, None)
+    [found] = encode_clips([silent], {"hubert": encoders["hubert"], "whisper": encoders["whisper"]})
+    assert found.features == {} and isinstance(found.error, MediaError)
+    assert str(found.error) == "silent: found no sound, expected some for hubert, whisper"
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_bad_clips_leave_good_ones_as_they_are(num_threads, clips, encoders, tmp_path):
+    (tmp_path / "text.mp4").write_text("this is no clip\n" * 50)
+    (tmp_path / "empty.mov").write_bytes(b"")
+    (tmp_path / "folder.mp4").mkdir()
+
+    def broken():
+        raise OSError("the disk is gone")
+
+    good = [clip.path for clip in clips]
+    given = [
+        tmp_path / "text.mp4", good[0], tmp_path / "empty.mov", NamedClip("broken", broken), good[1],
+        tmp_path / "nowhere.mp4", tmp_path / "folder.mp4", good[2],
+    ]  # fmt: skip
+    found = list(encode_clips(given, encoders, num_threads))
+    assert [clip.name for clip in found] == [
+        "text", "clip_0_16000", "empty", "broken", "clip_1_16000", "nowhere", "folder", "clip_2_16000"
+    ]  # fmt: skip
+    errors = [clip.error for clip in found if clip.error is not None]
+    assert [type(error) for error in errors] == [MediaError, MediaError, OSError, FileNotFoundError, IsADirectoryError]
+    assert all("\n" not in str(error) for error in errors)
+    assert_alike([clip for clip in found if clip.error is None], one_by_one(good, encoders))
+    with pytest.raises(FileNotFoundError):
+        found[5].check()
+
+
+def test_a_clip_may_be_many_things(clips, encoders, tmp_path):
+    clip = clips[0]
+    silent = write_exact(tmp_path / "silent.mkv", clip.frames, None)
+    dark = write_exact(tmp_path / "dark.wav", [], clip.samples)
+    content = Path(clip.path).read_bytes()
+    given = [content, io.BytesIO(content), NamedClip("mine", Path(clip.path)), NamedClip("late", lambda: content)]
+    given.append(NamedClip("split", lambda: SplitClip(silent, Path(dark).read_bytes())))
+    found = list(encode_clips(given, encoders))
+    assert [one.name for one in found] == ["clip 0", "clip 1", "mine", "late", "split"]
+    [expected] = encode_clips([clip.path], encoders)
+    for one in found:
+        one.name = expected.name
+    assert_alike(found, [expected] * 5)
+
+
+def test_names():
+    assert clip_name("/some/where/A1_ang.mov") == clip_name("https://host/A1_ang.mov?token=a.b/c") == "A1_ang"
+    assert clip_name(b"", 7) == clip_name(io.BytesIO(), 7) == "clip 7"
+
+
+def test_results_come_before_all_clips_are_taken(many, checkpoint):
+    taken = []
+
+    def given():
+        for path in many:
+            taken.append(path)
+            yield path
+
+    encoder = load_encoder(checkpoint("vit"), batch_size=1, device="cpu")
+    found = encode_clips(given(), {"vit": encoder}, num_threads=1)
+    assert next(found).name == "clip_000"
+    time.sleep(0.2)
+    assert len(taken) <= 20
+    found.close()
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_an_end_that_comes_early_ends_the_threads(num_threads, many, encoders):
+    found = encode_clips(many, encoders, num_threads)
+    next(found)
+    assert decoding_threads() != []
+    found.close()
+    assert decoding_threads() == []
+
+
+def test_an_error_of_the_consumer_ends_the_threads(many, checkpoint):
+    encoder = load_encoder(checkpoint("vit"), batch_size=4, device="cpu")
+
+    def consume():
+        for _ in encode_clips(many, {"vit": encoder}, num_threads=3):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        consume()
+    assert decoding_threads() == []
+
+
+def test_an_error_of_an_encoder_ends_the_threads(many, encoders):
+
+    def failing(pieces):
+        raise RuntimeError("the model is broken")
+
+    encoders["vit"].forward = failing
+    with pytest.raises(RuntimeError, match="the model is broken"):
+        list(encode_clips(many, encoders, num_threads=3))
+    assert decoding_threads() == []
+
+
+def test_an_error_of_the_list_of_clips_is_no_clip_s(many, encoders):
+    def given():
+        yield many[0]
+        raise LookupError("the list is broken")
+
+    with pytest.raises(LookupError, match="the list is broken"):
+        list(encode_clips(given(), encoders, num_threads=2))
+
+
+def test_nothing_is_made_of_nothing(encoders, clips):
+    assert list(encode_clips([], encoders)) == []
+    with pytest.raises(ValueError, match="found no encoder, expected at least one"):
+        list(encode_clips([clips[0].path], {}))
+    for number in (0, -2):
+        with pytest.raises(ValueError, match=f"num_threads must be at least 1, found {number}"):
+            list(encode_clips([clips[0].path], encoders, number))
+
+
+@pytest.mark.parametrize(("count", "decoder_threads"), [(1, 0), (2, 1), (9, 1)])
+def test_a_clip_by_itself_is_decoded_by_all_cores(count, decoder_threads, many, checkpoint, monkeypatch):
+    opened = []
+
+    class Recorded(extraction.MediaFile):
+        def __init__(self, *arguments, num_threads):
+            opened.append(num_threads)
+            super().__init__(*arguments, num_threads=num_threads)
+
+    monkeypatch.setattr(extraction, "MediaFile", Recorded)
+    monkeypatch.setattr(extraction.os, "cpu_count", lambda: 8)
+    encoder = load_encoder(checkpoint("vit"), device="cpu")
+    assert len(list(encode_clips(many[:count], {"vit": encoder}))) == count
+    assert opened == [decoder_threads] * count
+
+
+@pytest.mark.parametrize(("frames_of_memory", "waiting"), [(1000, 32), (5, 5)])
+def test_a_slow_encoder_holds_up_the_decoder(frames_of_memory, waiting, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "_BYTES_AHEAD", frames_of_memory * 3 * 32 * 32)
+    path = write_exact(tmp_path / "long.mkv", frames(50, 16, 16).repeat(6, 0), None)
+    encoder = load_encoder(checkpoint("vit"), batch_size=1, device="cpu")
+    done, cut, most = [], [], []
+    forward, pixels = encoder.forward, encoder.frames.pixels
+
+    def slow(pieces):
+        if len(done) < 20:
+            time.sleep(0.02)
+        most.append(len(cut) - len(done))
+        done.extend(pieces)
+        return forward(pieces)
+
+    encoder.forward = slow
+    encoder.frames.pixels = lambda image: cut.append(1) or pixels(image)
+    [found] = encode_clips([path], {"vit": encoder}, num_threads=1)
+    assert len(found.times["vit"]) == len(done) == 300
+    # Beside what waits in the queue, there is one on its way into it, and one or two out of it.
+    assert waiting - 2 <= max(most) <= waiting + 4
+
+
+MEMORY = """
+import resource, sys
+from hf_blemo.extraction.extraction import encode_clips
+from hf_blemo.encoders.loading import load_encoder
+
+vit, hubert, short, long = sys.argv[1:]
+encoders = {"vit": load_encoder(vit, device="cpu"), "hubert": load_encoder(hubert, device="cpu")}
+list(encode_clips([short], encoders, num_threads=1))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+[found] = encode_clips([long], encoders, num_threads=1)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(len(found.times["vit"]), len(found.times["hubert"]), grown)
+"""
+
+
+def test_memory_does_not_grow_with_the_length_of_a_clip(checkpoint, tmp_path):
+    pictures = gray_pictures((40, 90, 140, 190), size=(640, 360))
+    files = []
+    # 240 frames are 166 MB.
+    for count in (40, 240):
+        files.append(tmp_path / f"{count}.mp4")
+        sound = exact_sound(count / 25)[None]
+        write_clip(files[-1], "mpeg4", "aac", pictures * (count // 4), frame_rate=25, sound=sound)
+    process = subprocess.run(
+        [sys.executable, "-c", MEMORY, checkpoint("vit"), checkpoint("hubert"), *map(str, files)],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    num_frames, num_steps, grown = process.stdout.split()
+    assert int(num_frames) == 240 and 475 <= int(num_steps) <= 490
+    assert float(grown) < 50

@@ -1,0 +1,243 @@
+"""Exported models say what PyTorch says, for batches and lengths that the exporter never saw."""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import make_fusion, make_student, save_tiny_model
+from transformers import AutoModel, AutoProcessor
+
+from hf_blemo import CLIPRDConfig, CLIPRDModel, RankAwareFusionConfig, RankAwareFusionModel
+from hf_blemo.cli import main
+from hf_blemo.errors import MissingExtraError
+from hf_blemo.hub import onnx_export
+from hf_blemo.hub.onnx_export import (
+    FUSION_OUTPUTS,
+    FusionGraph,
+    ImageGraph,
+    TextGraph,
+    export_onnx,
+    fusion_program,
+    onnx_inputs,
+    quantize_onnx,
+    tower_programs,
+)
+
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TOWERS = {
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "swin": {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 2},
+}
+
+
+FILES = {
+    "rank_aware_fusion": ["model.onnx", "model_int8.onnx"],
+    "clip_rd": ["image_model.onnx", "image_model_int8.onnx", "text_model.onnx", "text_model_int8.onnx"],
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Family -> the folder that the command has exported a tiny model to, the command and what it printed."""
+    found = {}
+    for family in FILES:
+        folder = tmp_path_factory.mktemp(family)
+        save_tiny_model(family, folder / "model")
+        command = ["export", str(folder / "model"), "--output", str(folder / "onnx"), "--int8"]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert main(command) == 0
+        found[family] = folder / "onnx", command, printed.getvalue()
+    return found
+
+
+def session(path):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def fusion_inputs(model, batch_size, length, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    features, masks = [], []
+    for place, options in enumerate(model.config.encoders.values()):
+        values = torch.randn(batch_size, length + place, options["feature_size"], generator=generator)
+        mask = torch.rand(values.shape[:2], generator=generator) < 0.7
+        # Each encoder is absent somewhere, and none is everywhere.
+        mask[:, 0] = True
+        if batch_size > 1:
+            mask[place % batch_size] = False
+            mask[(place + 1) % batch_size, 0] = True
+        features.append(values)
+        masks.append(mask)
+    return *features, *masks
+
+
+def assert_same_fusion(model, path, batch_size, length):
+    inputs = fusion_inputs(model, batch_size, length)
+    names = [f"{kind}.{name}" for kind in ("features", "feature_mask") for name in model.config.encoders]
+    found = session(path).run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+    with torch.no_grad():
+        expected = FusionGraph(model.eval())(*inputs)
+    for name, one, two in zip(FUSION_OUTPUTS, found, expected, strict=True):
+        np.testing.assert_allclose(one, two.numpy(), rtol=0, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gate": "static", "fusion": "concatenation", "top_n": 1},
+        {"gate": "uniform", "fusion": "weighted_sum", "top_n": 3, "head_fusion": "presence"},
+    ],
+    ids=["method", "static", "mean"],
+)
+def test_a_fusion_of_every_kind(settings, tmp_path):
+    encoders = {
+        "face": {"feature_size": 6, "pooling": "attention"},
+        "voice": {"feature_size": 4, "pooling": "statistics", "modality": "audio"},
+        "logits": {"feature_size": 6, "pooling": "mean", "transform": "log_softmax"},
+    }
+    torch.manual_seed(0)
+    model = RankAwareFusionModel(RankAwareFusionConfig(encoders=encoders, hidden_size=8, **{"top_n": 2, **settings}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    [path] = export_onnx(model, tmp_path)
+    for batch_size, length in ((1, 1), (4, 9), (7, 2)):
+        assert_same_fusion(model, path, batch_size, length)
+    description = json.loads((tmp_path / "onnx.json").read_text())
+    assert description["encoders"] == list(encoders) and description["outputs"] == list(FUSION_OUTPUTS)
+    inputs = {value.name: value.shape for value in session(path).get_inputs()}
+    assert list(inputs) == description["inputs"]
+    assert all(isinstance(axis, str) for shape in inputs.values() for axis in shape[:2])
+
+
+def test_what_the_processor_gives_is_what_the_graph_takes(exported):
+    folder = exported["rank_aware_fusion"][0]
+    model = AutoModel.from_pretrained(folder.parent / "model").eval()
+    processor = AutoProcessor.from_pretrained(folder.parent / "model")
+    first, *others = model.config.encoders
+    generator = np.random.default_rng(0)
+    clips = [
+        {first: generator.standard_normal((length, model.config.encoders[first]["feature_size"]))} for length in (3, 7)
+    ]
+    batch = processor(clips)
+    assert not set(others) & set(batch["features"])
+    inputs = onnx_inputs(batch, model.config.encoders)
+    assert list(inputs) == [f"{kind}.{name}" for name in (first, *others) for kind in ("features", "feature_mask")]
+    [probabilities] = session(folder / "model.onnx").run(["probabilities"], inputs)
+    with torch.no_grad():
+        np.testing.assert_allclose(probabilities, model(**batch).probabilities.numpy(), atol=1e-5)
+    with pytest.raises(ValueError, match=f"found features of other, expected of {first}"):
+        onnx_inputs({"features": {"other": np.zeros((2, 1, 3))}, "feature_mask": {}}, model.config.encoders)
+
+
+def assert_same_student(model, folder, batch_size, length, size):
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(batch_size, 3, size, size, generator=generator)
+    tokens = torch.randint(3, 40, (batch_size, length), generator=generator)
+    end = model.config.text_config.eos_token_id
+    tokens[:, -1] = tokens[0, length // 2] = end
+    mask = torch.ones_like(tokens)
+    mask[0, length // 2 + 1 :] = 0
+    with torch.no_grad():
+        expected = model.eval()(input_ids=tokens, pixel_values=pixels, attention_mask=mask)
+    image = session(folder / "image_model.onnx").run(None, {"pixel_values": pixels.numpy()})[0]
+    feed = {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()}
+    text = session(folder / "text_model.onnx").run(None, feed)[0]
+    np.testing.assert_allclose(image, expected.image_embeds.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(text, expected.text_embeds.numpy(), rtol=0, atol=1e-4)
+    scale = json.loads((folder / "onnx.json").read_text())["logit_scale"]
+    np.testing.assert_allclose(scale * image @ text.T, expected.logits_per_image.numpy(), rtol=0, atol=1e-3)
+
+
+def test_both_towers_of_a_student(exported):
+    for batch_size, length in ((1, 3), (5, 12)):
+        assert_same_student(make_student()[0], exported["clip_rd"][0], batch_size, length, 16)
+
+
+@pytest.mark.parametrize("vision", TOWERS)
+def test_other_towers(vision, tmp_path):
+    torch.manual_seed(0)
+    text = make_student()[0].config.text_config.to_dict()
+    config = CLIPRDConfig(vision_config={"model_type": vision, **TOWERS[vision]}, text_config=text, projection_dim=8)
+    # The image size of a tower without one in its config is that of the processor: 224.
+    size = TOWERS[vision].get("image_size", 224)
+    model = CLIPRDModel(config)
+    export_onnx(model, tmp_path)
+    assert_same_student(model, tmp_path, 2, 5, size)
+
+
+def test_torch_export_of_both_families():
+    fusion = make_fusion()[0]
+    inputs = fusion_inputs(fusion, 4, 3)
+    program = fusion_program(fusion).module()
+    for one, two in zip(program(*inputs), FusionGraph(fusion)(*inputs), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+    student = make_student()[0]
+    programs = tower_programs(student)
+    pixels = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(programs["image"].module()(pixels), ImageGraph(student)(pixels), rtol=0, atol=1e-6)
+    tokens = torch.tensor([[5, 6, 513], [7, 513, 513]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    found = programs["text"].module()(tokens, mask)
+    torch.testing.assert_close(found, TextGraph(student)(tokens, mask), rtol=0, atol=1e-6)
+
+
+def test_quantisation_keeps_the_answers_near(exported, tmp_path):
+    model = make_fusion()[0]
+    path = Path(shutil.copy(exported["rank_aware_fusion"][0] / "model.onnx", tmp_path))
+    small = quantize_onnx(path)
+    assert small == tmp_path / "model_int8.onnx"
+    inputs = fusion_inputs(model, 6, 4)
+    names = [f"{kind}.{name}" for kind in ("features", "feature_mask") for name in model.config.encoders]
+    feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+    one, two = (session(file).run(["probabilities"], feed)[0] for file in (path, small))
+    assert 0 < np.abs(one - two).max() < 0.05
+    import onnx
+
+    assert any("Integer" in node.op_type for node in onnx.load(small).graph.node)
+
+
+def test_the_model_is_exported_in_float32_and_left_as_it_was(tmp_path, monkeypatch):
+    model = make_fusion()[0].to(torch.bfloat16).train()
+    seen = []
+    monkeypatch.setattr(onnx_export, "fusion_program", lambda found: seen.append((found.training, found.dtype)))
+    monkeypatch.setattr(onnx_export, "_write", lambda *_: None)
+    export_onnx(model, tmp_path)
+    assert seen == [(False, torch.float32)] and model.training and model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", FILES)
+def test_the_command_exports_either_family(family, exported, capsys):
+    folder, command, printed = exported[family]
+    assert sorted(path.name for path in folder.glob("*.onnx")) == FILES[family]
+    assert all(name in printed for name in FILES[family])
+    assert main(command) == 2
+    assert "holds ONNX files already; pass --overwrite" in capsys.readouterr().err
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    assert main(["export", str(tmp_path / "absent"), "--output", str(tmp_path / "out")]) == 2
+    assert "found no config.json there" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["export", str(tmp_path), "--output", str(tmp_path / "file")]) == 2
+    assert "found a file, expected a folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected a RankAwareFusionModel or a CLIPRDModel, found Linear"):
+        export_onnx(torch.nn.Linear(2, 2), tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="absent.onnx: no such file"):
+        quantize_onnx(tmp_path / "absent.onnx")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    save_tiny_model("rank_aware_fusion", tmp_path / "model")
+    with pytest.raises(MissingExtraError, match=r"pip install hf_blemo\[onnx\]"):
+        export_onnx(make_fusion()[0], tmp_path / "out")
+    assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 2
+    assert "pip install hf_blemo[onnx]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,718 @@
+import builtins
+import functools
+import io
+import subprocess
+import sys
+import threading
+import wave
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from clip_files import add_cover, colored_picture, gray_pictures, set_display_matrix, tone, write_clip, write_tone
+from PIL import Image
+
+from hf_blemo.errors import MissingExtraError
+from hf_blemo.media import media as media_module
+from hf_blemo.media.media import (
+    MEDIA_SUFFIXES,
+    Audio,
+    Frame,
+    MediaError,
+    MediaFile,
+    is_media,
+    media_thumbnails,
+)
+
+
+def frames_of(media, **options):
+    return [item for item in media.read(**options) if isinstance(item, Frame)]
+
+
+def sound_of(media, rate=16000):
+    """The audio on the time axis of the clip: silence where there is none."""
+    pieces = [item for item in media.read(video=False, audio_rates=[rate])]
+    assert all(isinstance(piece, Audio) and piece.rate == rate for piece in pieces)
+    end = max(round(piece.time * rate) + len(piece.samples) for piece in pieces)
+    samples = np.zeros(end, np.float32)
+    for piece in pieces:
+        assert piece.samples.dtype == np.float32 and piece.samples.ndim == 1
+        start = round(piece.time * rate)
+        samples[max(0, start) : start + len(piece.samples)] = piece.samples[max(0, -start) :]
+    return samples
+
+
+def pitch_and_level(samples, rate):
+    """Frequency in Hz and amplitude of a tone, its ends left out."""
+    middle = samples[rate // 5 : -rate // 5].astype(np.float64)
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
+    return spectrum.argmax() * rate / len(middle), np.sqrt(2 * np.mean(middle**2))
+
+
+@pytest.mark.parametrize(
+    ("file", "video", "audio"),
+    [
+        ("clip.mp4", "libx264", "aac"),
+        ("clip.mp4", "mpeg4", "libmp3lame"),
+        ("clip.mov", "mpeg4", "pcm_s16le"),
+        ("clip.mkv", "libx264", "flac"),
+        ("clip.webm", "libvpx", "libopus"),
+        ("clip.webm", "libvpx-vp9", "libopus"),
+        ("clip.avi", "mjpeg", "pcm_s16le"),
+        ("clip.ts", "libx264", "aac"),
+    ],
+)
+def test_every_container(tmp_path, file, video, audio):
+    path = write_clip(tmp_path / file, video, audio, audio_rate=48000)
+    with MediaFile(path) as media:
+        assert (media.has_video, media.has_audio, media.size, media.frame_rate) == (True, True, (64, 48), 10)
+        assert media.duration == pytest.approx(2.0, abs=0.1) and media.name == str(path)
+        frames, samples = frames_of(media), sound_of(media)
+        assert media.notes == []
+    times = np.array([frame.time for frame in frames])
+    assert len(frames) == 20 and np.abs(times - times[0] - np.arange(20) / 10).max() < 0.0011
+    assert times[0] < 0.1
+    levels = [frame.image.mean() for frame in frames]
+    assert np.abs(levels - np.arange(10, 210, 10)).max() < 4
+    assert all(frame.image.shape == (48, 64, 3) and frame.image.dtype == np.uint8 for frame in frames)
+    pitch, level = pitch_and_level(samples, 16000)
+    assert pitch == pytest.approx(440, abs=1) and level == pytest.approx(0.5, abs=0.03)
+    assert len(samples) == pytest.approx(32000, abs=2200)
+
+
+def test_gif(tmp_path):
+    path = write_clip(tmp_path / "clip.gif", "gif", None, gray_pictures([0, 255, 0, 255]), frame_rate=5)
+    with MediaFile(path) as media:
+        assert not media.has_audio and media.duration == pytest.approx(0.8)
+        frames = frames_of(media, audio_rates=[16000])
+    assert [frame.time for frame in frames] == pytest.approx([0, 0.2, 0.4, 0.6])
+    assert [frame.image.mean() for frame in frames] == pytest.approx([0, 255, 0, 255], abs=3)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_avi_without_presentation_times(tmp_path, codec):
+    # The container has no times for frames that are stored out of order.
+    path = write_clip(tmp_path / "clip.avi", codec, None, options={"bf": "3"})
+    with MediaFile(path) as media:
+        frames = frames_of(media)
+    assert [frame.time for frame in frames] == pytest.approx(np.arange(20) / 10)
+    assert np.abs([frame.image.mean() for frame in frames] - np.arange(10, 210, 10)).max() < 8
+
+
+@pytest.mark.parametrize("size", [(65, 47), (47, 65), (17, 1), (2, 2)])
+def test_odd_sizes(tmp_path, size):
+    path = write_clip(tmp_path / "clip.mkv", "ffv1", None, [colored_picture(size)] * 2)
+    with MediaFile(path) as media:
+        assert media.size == size
+        assert all(np.array_equal(frame.image, colored_picture(size)) for frame in frames_of(media))
+
+
+def test_odd_sizes_of_subsampled_colors(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", "mpeg4", None, gray_pictures([60, 200], (65, 47)))
+    with MediaFile(path) as media:
+        images = [frame.image for frame in frames_of(media)]
+    assert [image.shape for image in images] == [(47, 65, 3)] * 2
+    for image, level in zip(images, (60, 200), strict=True):
+        assert np.abs(image.astype(int) - level).max() <= 3
+
+
+def test_full_range_levels(tmp_path):
+    path = tmp_path / "clip.mkv"
+    write_clip(path, "mjpeg", None, gray_pictures([0, 40, 250]))
+    with MediaFile(path) as media:
+        assert np.abs([frame.image.mean() for frame in frames_of(media)] - np.array([0, 40, 250])).max() < 4
+
+
+def test_variable_frame_rate(tmp_path):
+    times = [0, 40, 50, 400, 401, 1200]
+    path = write_clip(
+        tmp_path / "clip.mp4",
+        audio=None,
+        pictures=gray_pictures(range(20, 140, 20)),
+        times=times,
+        time_base=Fraction(1, 1000),
+    )
+    with MediaFile(path) as media:
+        assert [frame.time for frame in frames_of(media)] == pytest.approx(np.array(times) / 1000, abs=1e-4)
+
+
+# Where the axes x and y of the stored picture lie on the screen.
+TURNS = {
+    (1, 0, 0, 1): lambda pixels: pixels,
+    (0, 1, -1, 0): lambda pixels: np.rot90(pixels, -1),
+    (0, -1, 1, 0): lambda pixels: np.rot90(pixels, 1),
+    (-1, 0, 0, -1): lambda pixels: np.rot90(pixels, 2),
+    (-1, 0, 0, 1): lambda pixels: pixels[:, ::-1],
+    (1, 0, 0, -1): lambda pixels: pixels[::-1],
+    (0, 1, 1, 0): lambda pixels: pixels.transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("matrix", TURNS)
+def test_upright(tmp_path, matrix):
+    path = write_clip(tmp_path / "clip.mp4", pictures=[colored_picture()] * 3, pixel_format="yuv444p")
+    expected = TURNS[matrix](colored_picture()).astype(int)
+    with MediaFile(set_display_matrix(path, matrix)) as media:
+        assert media.size == expected.shape[1::-1]
+        for frame in frames_of(media):
+            assert frame.image.flags.c_contiguous and frame.image.shape == expected.shape
+            assert np.abs(frame.image - expected).mean() < 12
+
+
+def test_transparency_lies_on_black(tmp_path):
+    picture = np.dstack([colored_picture(), np.full((48, 64), 100, np.uint8)])
+    path = write_clip(tmp_path / "clip.mov", "png", None, [picture], pixel_format="rgba")
+    with MediaFile(path) as media:
+        (frame,) = frames_of(media)
+    assert np.array_equal(frame.image, (colored_picture() > 0) * 100)
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1"])
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+@pytest.mark.parametrize("codec", ["pcm_s16le", "flac", "aac"])
+def test_a_tone_survives(tmp_path, codec, rate, layout):
+    suffix = {"pcm_s16le": "wav", "flac": "flac", "aac": "m4a"}[codec]
+    with MediaFile(write_tone(tmp_path / f"clip.{suffix}", codec, rate, layout)) as media:
+        assert not media.has_video and media.size is None and media.frame_rate is None
+        samples = sound_of(media)
+    pitch, level = pitch_and_level(samples, 16000)
+    assert pitch == pytest.approx(440, abs=2) and level == pytest.approx(0.5, abs=0.02)
+    assert len(samples) == pytest.approx(16000, abs=10 if codec != "aac" else 2100)
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libmp3lame", "mp3"), ("libopus", "ogg"), ("libopus", "webm")])
+def test_more_audio_codecs(tmp_path, codec, suffix):
+    with MediaFile(write_tone(tmp_path / f"clip.{suffix}", codec, 48000, "stereo")) as media:
+        samples = sound_of(media)
+    pitch, level = pitch_and_level(samples, 16000)
+    assert pitch == pytest.approx(440, abs=2) and level == pytest.approx(0.5, abs=0.05)
+    # The encoder's delay is no part of the clip.
+    reference = tone(1.0, 16000)[0]
+    assert np.corrcoef(samples[2000:14000], reference[2000:14000])[0, 1] > 0.99
+
+
+def test_stereo_is_averaged(tmp_path):
+    left, right = tone(1.0, 16000, 300, 0.8), tone(1.0, 16000, 1000, 0.4)
+    sound = np.concatenate([left, right])
+    path = write_clip(tmp_path / "clip.wav", None, "pcm_f32le", [], sound=sound, layout="stereo")
+    with MediaFile(path) as media:
+        assert np.abs(sound_of(media) - sound.mean(0)).max() < 1e-5
+
+
+@pytest.mark.parametrize("channels", [3, 9, 20])
+def test_channels_without_places(tmp_path, channels):
+    path = tmp_path / "clip.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes((tone(1.0, 16000, channels=channels) * 32767).astype("<i2").T.tobytes())
+    with MediaFile(path) as media:
+        assert np.abs(sound_of(media) - tone(1.0, 16000)[0]).max() < 1e-3
+
+
+def test_several_rates_in_one_pass(tmp_path):
+    path = write_tone(tmp_path / "clip.wav", "pcm_s16le", 44100, "stereo")
+    with MediaFile(path) as media:
+        items = list(media.read(audio_rates=[16000, 48000, 16000]))
+    for rate in (16000, 48000):
+        pieces = [item for item in items if item.rate == rate]
+        ends = [piece.time + len(piece.samples) / rate for piece in pieces]
+        # Pieces of a rate join without a break.
+        assert [piece.time for piece in pieces[1:]] == pytest.approx(ends[:-1], abs=1e-9)
+        assert sum(len(piece.samples) for piece in pieces) == pytest.approx(rate, abs=2)
+    assert {item.rate for item in items} == {16000, 48000}
+
+
+def test_a_late_start_of_the_audio(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", "libx264", "flac", sound=tone(1.0, 16000), audio_start=0.7)
+    with MediaFile(path) as media:
+        samples = sound_of(media)
+        assert frames_of(media)[0].time == 0
+    assert np.all(samples[:11190] == 0) and np.abs(samples[11210:11300]).max() > 0.1
+
+
+def test_a_gap_in_the_audio(tmp_path):
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        for start in (0, 2.5):
+            for part in range(4):
+                frame = av.AudioFrame.from_ndarray(np.full((1, 2000), 8000, np.int16), format="s16", layout="mono")
+                frame.sample_rate, frame.time_base = 16000, Fraction(1, 16000)
+                frame.pts = round(start * 16000) + 2000 * part
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with MediaFile(path) as media:
+        loud = np.abs(sound_of(media)) > 0.1
+    assert loud[100:7900].all() and not loud[8050:39950].any() and loud[40050:47900].all()
+
+
+def test_sampling_by_time(tmp_path):
+    times = np.array([0, 90, 210, 300, 330, 760, 1000, 1490])
+    path = write_clip(
+        tmp_path / "clip.mp4",
+        audio=None,
+        pictures=gray_pictures(range(10, 90, 10)),
+        times=times.tolist(),
+        time_base=Fraction(1, 1000),
+    )
+    for rate in (1, 4, 7.5, 100):
+        expected = []
+        for number in range(200):
+            later = [time for time in times if time / 1000 >= number / rate]
+            if later and later[0] not in expected:
+                expected.append(later[0])
+        with MediaFile(path) as media:
+            found = [frame.time for frame in frames_of(media, frames_per_second=rate)]
+        assert found == pytest.approx(np.array(expected) / 1000, abs=1e-4), rate
+
+
+def test_sampling_at_the_rate_of_rounded_times_keeps_all(tmp_path):
+    # The container counts milliseconds: a thirtieth of a second is 33 of them.
+    path = write_clip(tmp_path / "clip.mkv", audio=None, frame_rate=30)
+    with MediaFile(path) as media:
+        assert len(frames_of(media, frames_per_second=30)) == 20
+
+
+def test_skipped_frames_are_not_converted(tmp_path, monkeypatch):
+    converted = []
+    convert = media_module.PixelConverter.__call__
+    monkeypatch.setattr(
+        media_module.PixelConverter, "__call__", lambda self, picture: converted.append(1) or convert(self, picture)
+    )
+    with MediaFile(write_clip(tmp_path / "clip.mp4")) as media:
+        frames = frames_of(media, frames_per_second=2)
+        assert len(frames) == 4 and not converted
+        assert frames[0].image is frames[0].image and len(converted) == 1
+
+
+def test_order_of_the_file(tmp_path):
+    with MediaFile(write_clip(tmp_path / "clip.mkv", "mpeg4", "pcm_s16le"), num_threads=1) as media:
+        items = list(media.read(audio_rates=[16000]))
+    times = [item.time for item in items]
+    assert {Frame, Audio} == {type(item) for item in items}
+    # Interleaved: neither track runs ahead of the other.
+    assert all(later > earlier - 0.5 for earlier, later in zip(times, times[1:], strict=False))
+
+
+class CountedFile(io.BytesIO):
+    num_bytes = 0
+
+    def read(self, size=-1):
+        content = super().read(size)
+        self.num_bytes += len(content)
+        return content
+
+
+def test_one_pass_decodes_everything(tmp_path):
+    path = write_clip(
+        tmp_path / "clip.mkv",
+        "ffv1",
+        "pcm_s16le",
+        [np.random.default_rng(number).integers(0, 255, (120, 160, 3), np.uint8) for number in range(60)],
+    )
+    content = path.read_bytes()
+    with CountedFile(content) as file, MediaFile(file) as media:
+        opening, file.num_bytes = file.num_bytes, 0
+        assert opening < 0.6 * len(content)
+        items = list(media.read(audio_rates=[16000, 8000]))
+        assert len({type(item) for item in items}) == 2
+        assert len(content) * 0.95 < file.num_bytes < len(content) * 1.05
+
+
+def test_read_again(tmp_path):
+    with MediaFile(write_clip(tmp_path / "clip.mp4")) as media:
+        first, second = media.read(), media.read()
+        # Both at once, each at its own place.
+        pairs = list(zip(first, second, strict=True))
+        assert len(pairs) == 20 and all(one.time == two.time for one, two in pairs)
+        assert len(frames_of(media)) == 20
+
+
+def test_threads_change_nothing(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", pictures=[colored_picture((320, 240))] * 30)
+    with MediaFile(path, num_threads=1) as one, MediaFile(path, num_threads=4) as four:
+        for first, second in zip(frames_of(one), frames_of(four), strict=True):
+            assert first.time == second.time and np.array_equal(first.image, second.image)
+
+
+def test_tracks_that_are_missing(tmp_path):
+    with MediaFile(write_clip(tmp_path / "mute.mp4", audio=None)) as media:
+        assert media.has_video and not media.has_audio and media.notes == []
+        assert len(list(media.read(audio_rates=[16000]))) == 20
+    with MediaFile(write_tone(tmp_path / "blind.m4a", "aac", 16000)) as media:
+        assert not media.has_video and media.has_audio and media.notes == []
+        assert all(isinstance(item, Audio) for item in media.read(audio_rates=[16000]))
+        assert list(media.read()) == []
+
+
+def test_tracks_that_are_empty(tmp_path):
+    with MediaFile(write_clip(tmp_path / "video.mkv", pictures=[], sound=tone(1.0, 16000))) as media:
+        assert not media.has_video and media.has_audio and media.notes == ["the video track is empty"]
+    with MediaFile(write_clip(tmp_path / "audio.mkv", sound=np.zeros((1, 0), np.float32))) as media:
+        assert media.has_video and not media.has_audio and media.notes == ["the audio track is empty"]
+    path = write_clip(tmp_path / "both.wav", None, "pcm_s16le", [], sound=np.zeros((1, 0), np.float32))
+    with pytest.raises(MediaError, match="both.wav: the audio track is empty, expected a video or audio file"):
+        MediaFile(path)
+
+
+def test_several_tracks(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", ["libx264", "mpeg4"], ["flac", "flac", "flac"])
+    with MediaFile(path) as media:
+        assert len(frames_of(media)) == 20 and len(sound_of(media)) == 32000
+        assert media.notes == ["video track 1 of 2 is read", "audio track 1 of 3 is read"]
+
+
+@pytest.fixture
+def cover():
+    buffer = io.BytesIO()
+    Image.fromarray(colored_picture()).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_cover_art_is_no_video(tmp_path, cover):
+    path = add_cover(write_tone(tmp_path / "clip.mp3", "libmp3lame", 44100, "stereo"), cover)
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 1
+    with MediaFile(path) as media:
+        assert not media.has_video and media.size is None and media.notes == []
+        assert pitch_and_level(sound_of(media), 16000)[0] == pytest.approx(440, abs=2)
+    assert media_thumbnails(path) == []
+
+
+def cut(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def test_an_mp4_without_its_index(tmp_path):
+    with pytest.raises(MediaError, match=r"clip.mp4: an MP4 file without its index \(moov\)"):
+        MediaFile(cut(write_clip(tmp_path / "clip.mp4"), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("file", "video", "audio"),
+    [
+        ("clip.mkv", "ffv1", "pcm_s16le"),
+        ("clip.webm", "libvpx", "libopus"),
+        ("clip.avi", "mjpeg", "pcm_s16le"),
+        ("clip.wav", None, "pcm_s16le"),
+        ("clip.flac", None, "flac"),
+        ("clip.mp3", None, "libmp3lame"),
+    ],
+)
+def test_a_missing_end(tmp_path, file, video, audio):
+    pictures = [np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8) for number in range(30)]
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 48000)).astype(np.float32)
+    path = write_clip(tmp_path / file, video, audio, pictures if video else [], sound=sound)
+    with MediaFile(cut(path, 0.5)) as media:
+        items = list(media.read(audio_rates=[16000]))
+        list(media.read(audio_rates=[16000]))
+        (note,) = [note for note in media.notes if "damaged" not in note]
+        assert len(media.notes) <= 2
+    seconds = sum(len(item.samples) for item in items if isinstance(item, Audio)) / 16000
+    assert 1.0 < seconds < 2.0
+    assert not video or 10 <= sum(isinstance(item, Frame) for item in items) <= 20
+    ended = float(note.removeprefix("the file ends after ").split()[0])
+    assert ended == pytest.approx(seconds, abs=0.25) and ", and its header promises " in note
+
+
+def test_an_mp4_whose_end_is_missing_behind_its_index(tmp_path):
+    path = write_clip(
+        tmp_path / "clip.mov",
+        "mjpeg",
+        "pcm_s16le",
+        [np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8) for number in range(30)],
+    )
+    # With the index in front, as a server sends it.
+    moved = tmp_path / "moved.mov"
+    with av.open(str(path)) as source, av.open(str(moved), "w", options={"movflags": "faststart"}) as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
+    with MediaFile(cut(moved, 0.5)) as media:
+        assert 8 < len(frames_of(media)) < 20
+        assert any(note.startswith("the file ends after 1.") for note in media.notes)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_damaged_packet(tmp_path, codec):
+    pictures = [np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8) for number in range(20)]
+    path = write_clip(tmp_path / "clip.mkv", codec, "flac", pictures, options={"g": "5", "bf": "0"})
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    damaged = path.read_bytes().replace(packets[10], b"\xff" * len(packets[10]))
+    path.write_bytes(damaged)
+    with MediaFile(path) as media:
+        items = list(media.read(audio_rates=[16000]))
+        assert media.notes == ["1 damaged packet was skipped"]
+    assert sum(isinstance(item, Frame) for item in items) == 19
+    assert sum(len(item.samples) for item in items if isinstance(item, Audio)) == 32000
+
+
+def test_no_media(tmp_path):
+    cases = {
+        "empty.mp4": (b"", "an empty file"),
+        "text.mp4": (b"Dear reader, this is no video.\n" * 50, "no media that can be read"),
+        "colors.txt": (b"\x1b[31mred\x1b[0m\n" * 200, "no media"),
+        "list.m3u8": (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nclip.ts\n#EXT-X-ENDLIST\n", "no media"),
+        "titles.srt": (b"1\n00:00:00,000 --> 00:00:02,000\nHello\n\n", "no video and no audio track"),
+    }
+    write_clip(tmp_path / "clip.ts")
+    for name, (content, found) in cases.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(MediaError) as caught:
+            MediaFile(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: {found}") and message.endswith("expected a video or audio file")
+        assert "\n" not in message
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.mp4: no such file, expected a video or audio file"):
+        MediaFile(tmp_path / "none.mp4")
+    with pytest.raises(IsADirectoryError, match="a folder, expected a video or audio file"):
+        MediaFile(str(tmp_path))
+    with pytest.raises(MediaError, match="text mode"):
+        MediaFile(io.StringIO("text"))
+    with pytest.raises(MediaError, match="nowhere"):
+        MediaFile("nowhere://clip.mp4")
+    with pytest.raises(TypeError, match="found int"):
+        MediaFile(3)
+
+
+def test_arguments(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4")
+    with MediaFile(path, name="the clip") as media:
+        assert media.name == "the clip"
+        with pytest.raises(ValueError, match="audio_rates: expected positive whole numbers, found"):
+            media.read(audio_rates=[0])
+        with pytest.raises(ValueError, match="frames_per_second: expected a positive number or None, found 0"):
+            media.read(frames_per_second=0)
+    with pytest.raises(ValueError, match="num_threads"):
+        MediaFile(path, num_threads=-1)
+
+
+def test_a_closed_file(tmp_path):
+    with MediaFile(write_clip(tmp_path / "clip.mp4")) as media:
+        pass
+    with pytest.raises(MediaError, match="clip.mp4"):
+        list(media.read())
+
+
+def test_bytes_and_file_objects(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4")
+    content = path.read_bytes()
+    with MediaFile(content) as media:
+        assert media.name == "bytes" and len(frames_of(media)) == 20
+    with open(path, "rb") as file:
+        file.seek(100)
+        with MediaFile(file) as media:
+            assert media.name == str(path) and len(frames_of(media)) == 20
+        assert not file.closed
+    with pytest.raises(MediaError, match="bytes: an empty file"):
+        MediaFile(b"")
+
+
+def test_a_pipe(tmp_path):
+    class Pipe(io.BytesIO):
+        def seekable(self):
+            return False
+
+        def seek(self, *_):
+            raise io.UnsupportedOperation("seek")
+
+    with MediaFile(Pipe(write_clip(tmp_path / "clip.mp4").read_bytes())) as media:
+        assert len(frames_of(media)) == 20
+
+
+def test_a_source_that_fails(tmp_path):
+    content = write_clip(
+        tmp_path / "clip.mkv",
+        "ffv1",
+        None,
+        [np.random.default_rng(number).integers(0, 255, (120, 160, 3), np.uint8) for number in range(40)],
+    ).read_bytes()
+
+    class Failing(io.BytesIO):
+        limit = len(content)
+
+        def read(self, size=-1):
+            if self.tell() > self.limit:
+                raise ConnectionResetError("the line is dead")
+            return super().read(size)
+
+    with Failing(content) as file, MediaFile(file, name="far away") as media:
+        file.limit = len(content) // 2
+        with pytest.raises(MediaError, match=r"far away: reading failed after \d\.\d s: .*the line is dead"):
+            list(media.read())
+
+
+class RangeHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    ranges = True
+
+    def do_HEAD(self):
+        self.answer(False)
+
+    def do_GET(self):
+        self.answer(True)
+
+    def answer(self, body):
+        path = self.server.folder / self.path.split("?")[0].strip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content, status = path.read_bytes(), 200
+        if self.ranges and (wanted := self.headers.get("Range")):
+            first, last = wanted.removeprefix("bytes=").split("-")
+            span = (int(first), min(int(last or len(content)), len(content) - 1))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {span[0]}-{span[1]}/{len(content)}")
+            content, status = content[span[0] : span[1] + 1], 206
+        else:
+            self.send_response(200)
+        self.server.requests.append((status, len(content) if body else 0))
+        if self.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(content)))
+        else:
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        """Nothing on the terminal."""
+
+
+class StreamHandler(RangeHandler):
+    ranges = False
+
+
+@pytest.fixture(params=[RangeHandler, StreamHandler])
+def server(request, tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), request.param) as server:
+        server.folder, server.requests = tmp_path, []
+        server.address = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.05), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def test_an_address(server, tmp_path):
+    write_clip(tmp_path / "clip.mp4")
+    with MediaFile(f"{server.address}/clip.mp4?key=secret") as media:
+        assert media.name == f"{server.address}/clip.mp4"
+        assert len(frames_of(media)) == 20 and len(sound_of(media)) == pytest.approx(32000, abs=1100)
+    assert {status for status, size in server.requests if size} <= (
+        {206} if server.RequestHandlerClass.ranges else {200}
+    )
+    with pytest.raises(FileNotFoundError, match="/none.mp4: no such file"):
+        MediaFile(f"{server.address}/none.mp4")
+
+
+def test_an_unreachable_address():
+    with ThreadingHTTPServer(("127.0.0.1", 0), RangeHandler) as closed:
+        port = closed.server_address[1]
+    with pytest.raises(MediaError, match=f"http://127.0.0.1:{port}/clip.mp4: cannot be"):
+        MediaFile(f"http://127.0.0.1:{port}/clip.mp4")
+
+
+def test_thumbnails(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", options={"g": "250"})
+    for source in (path, path.read_bytes()):
+        pictures = [Image.open(io.BytesIO(content)) for content in media_thumbnails(source, 5, 24)]
+        assert [(picture.format, picture.size) for picture in pictures] == [("JPEG", (32, 24))] * 5
+        levels = [np.asarray(picture).mean() for picture in pictures]
+        assert levels[0] == pytest.approx(10, abs=4) and levels[-1] > 180
+        assert np.diff(levels).min() > 25
+    assert len(media_thumbnails(write_clip(tmp_path / "short.mp4", pictures=gray_pictures([9, 200])), 8)) == 2
+    assert media_thumbnails(write_tone(tmp_path / "clip.wav", "pcm_s16le", 8000)) == []
+    with pytest.raises(ValueError, match="count and a height"):
+        media_thumbnails(path, 0)
+
+
+@pytest.mark.parametrize(("file", "codec"), [("clip.mp4", "libx264"), ("clip.webm", "libvpx"), ("clip.avi", "mpeg4")])
+def test_thumbnails_of_a_long_clip_jump(tmp_path, monkeypatch, file, codec):
+    monkeypatch.setattr(media_module, "_THUMBNAIL_PIXELS", 1)
+    monkeypatch.setattr(MediaFile, "read", lambda *_, **__: pytest.fail("read from its beginning"))
+    path = write_clip(tmp_path / file, codec, None, gray_pictures(range(10, 250, 4)), options={"g": "5"})
+    levels = [np.asarray(Image.open(io.BytesIO(content))).mean() for content in media_thumbnails(path, 4)]
+    # Key frames before the middles of four quarters.
+    assert len(levels) == 4 and np.abs(levels - (10 + 240 * (np.arange(4) + 0.5) / 4)).max() < 24
+
+
+def test_suffixes():
+    assert is_media("folder/Clip.MP4") and is_media(Path("clip.wav")) and not is_media("clip.txt")
+    assert not is_media("mp4") and {".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mp3", ".flac"} < MEDIA_SUFFIXES
+
+
+def test_without_the_extra(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "clip.mp4")
+    find = builtins.__import__
+
+    def lacking(name, *rest):
+        if name == "av":
+            raise ModuleNotFoundError("No module named 'av'", name="av")
+        return find(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", lacking)
+    with pytest.raises(MissingExtraError, match=r"media need av: pip install hf_blemo\[media\]"):
+        MediaFile(path)
+
+
+def test_the_module_imports_nothing_of_the_extra():
+    code = "import sys, hf_blemo.media.media; sys.exit('av' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+MEMORY_PROGRAM = """
+import resource, sys
+from hf_blemo.media.media import Frame, MediaFile
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+frames = samples = 0
+with MediaFile(sys.argv[1]) as media:
+    for item in media.read(audio_rates=[16000], frames_per_second=50):
+        if isinstance(item, Frame):
+            frames += 1
+            pixels = item.image
+            if frames == 100:
+                early = peak()
+        else:
+            samples += len(item.samples)
+print(frames, samples, peak() - early)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read the way of POSIX")
+def test_memory_does_not_grow_with_the_clip(tmp_path):
+    # 1,500 frames of 320 x 240 would be 345 MB of RGB.
+    pictures = gray_pictures(range(256), (320, 240))
+    path = write_clip(
+        tmp_path / "clip.mp4",
+        "mpeg4",
+        "aac",
+        [pictures[number % 256] for number in range(1500)],
+        frame_rate=50,
+        sound=tone(30.0, 16000),
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", MEMORY_PROGRAM, str(path)], check=True, capture_output=True, text=True
+    ).stdout
+    frames, samples, growth = output.split()
+    assert int(frames) == 1500 and int(samples) == pytest.approx(480000, abs=3000)
+    assert float(growth) < 60

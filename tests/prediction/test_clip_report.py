@@ -1,0 +1,224 @@
+"""The page of results: what a reader sees in a browser, that it needs nothing else, and what it refuses."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from browser import MISSING, Browser
+from PIL import Image
+
+from hf_blemo.blemore import EMOTIONS
+from hf_blemo.prediction.clip_report import LIMITS, blend_words, report_html, result_html, write_report
+
+HAPPY_SAD = [{"emotion": "hap", "salience": 70.0}, {"emotion": "sad", "salience": 30.0}]
+SAD = [{"emotion": "sad", "salience": 100.0}]
+PRESENCE = dict(zip(EMOTIONS, (0.08, 0.05, 0.14, 0.913, 0.72, 0.1), strict=True))
+SALIENCE = dict(zip(EMOTIONS, (0.03, 0.02, 0.05, 0.587, 0.273, 0.04), strict=True))
+PROBABILITIES = dict(zip(EMOTIONS, (0.04, 0.03, 0.07, 0.521, 0.279, 0.06), strict=True))
+
+
+def result(clip="clips/happy.mp4", blend=HAPPY_SAD, **entries):
+    return {
+        "clip": clip,
+        "blend": blend,
+        "probabilities": PROBABILITIES,
+        "presence": PRESENCE,
+        "salience": SALIENCE,
+        "encoder_weights": {"clip": 0.1, "wavlm": 0.3, "imagebind": 0.35, "hubert": 0.25},
+        "selected_encoders": ["imagebind", "wavlm"],
+        "duration": 4.0,
+        "notes": [],
+    } | entries
+
+
+def window(start, end, blend, happiness):
+    shares = dict.fromkeys(EMOTIONS, 0.0) | {"hap": happiness, "sad": 1 - happiness}
+    return {"start": start, "end": end, "blend": blend, "probabilities": shares, "encoder_weights": {"clip": 1.0}}
+
+
+TIMELINE = [window(0.0, 2.0, HAPPY_SAD, 0.6), window(1.0, 3.0, HAPPY_SAD, 0.7), window(2.0, 4.0, SAD, 0.25)]
+
+
+@pytest.fixture(scope="module")
+def jpeg():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if MISSING:
+        pytest.skip(MISSING)
+    with Browser() as browser:
+        yield browser
+
+
+def test_words_of_blends():
+    assert blend_words(HAPPY_SAD) == "70 % happiness, 30 % sadness"
+    assert blend_words(SAD) == "sadness" and blend_words([]) == "no emotion"
+
+
+def test_page_in_a_browser(browser, tmp_path, jpeg):
+    results = [
+        result(timeline=TIMELINE, notes=["sound only"], labels=[{"blend": SAD, "probability": 0.123}]),
+        result("calm.wav", SAD),
+        {"clip": "broken.mp4", "error": "broken.mp4: no decoder\nknows it"},
+    ]
+    path = write_report(
+        results, tmp_path / "out" / "report.html", "you/model", {"clips/happy.mp4": [jpeg] * 3}, "1 May"
+    )
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+    browser.open(path)
+    text = browser.text()
+    for words in ("you/model", "1 May", "3, 1 of them failed", LIMITS, "91.3 %", "58.7 %", "52.1 %", "12.3 %"):
+        assert words in text
+    assert "broken.mp4: no decoder knows it" in text and "sound only" in text
+    assert browser.run("return [...document.querySelectorAll('h2')].map(h => h.innerText.trim())") == [
+        "70 % happiness, 30 % sadness",
+        "Sadness",
+    ]
+    assert browser.run("return [...document.images].map(i => i.naturalWidth)") == [64, 64, 64]
+    bar = "return [...document.querySelectorAll('#clip-1 > .clip-blend-bar span')].map(s => s.offsetWidth)"
+    happiness, sadness = browser.run(bar)
+    assert happiness / (happiness + sadness) == pytest.approx(0.7, abs=0.005)
+    meter = "return [...document.querySelectorAll('#clip-1 .clip-emotions tbody tr:nth-child(4) .clip-track')]"
+    shares = browser.run(f"{meter}.map(t => t.firstChild.getBoundingClientRect().width / t.clientWidth)")
+    assert shares == pytest.approx([0.913, 0.587, 0.521], abs=0.01)
+    assert browser.console() == [] and browser.requests() == [path.as_uri()]
+
+
+def test_page_fits_phones_and_both_schemes(browser, tmp_path):
+    path = write_report([result(timeline=TIMELINE), result("b.mp4")], tmp_path / "report.html", "model")
+    luminances = {}
+    for scheme in ("light", "dark"):
+        browser.open(path, width=360, height=800, scheme=scheme)
+        assert browser.run("return document.documentElement.scrollWidth") <= 360
+        with Image.open(io.BytesIO(browser.screenshot())) as image:
+            pixels = np.asarray(image.convert("L"), dtype=float)
+        assert pixels.std() > 20  # not blank
+        luminances[scheme] = np.median(pixels)
+    assert luminances["light"] > 220 and luminances["dark"] < 40
+
+
+def test_equal_results_give_an_equal_page_that_names_no_address():
+    page = report_html([result(timeline=TIMELINE)], "model")
+    assert page == report_html([result(timeline=TIMELINE)], "model")
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link", page)
+    assert "<nav" not in page and "Date" not in page
+
+
+def test_everything_is_escaped():
+    attack = '"><script>alert(1)</script>'
+    page = report_html(
+        [
+            result(attack, notes=[attack], encoder_weights={attack: 0.5}, selected_encoders=[attack]),
+            {"clip": attack, "error": attack},
+        ],
+        model=attack,
+        date=attack,
+        title=attack,
+    )
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 9
+
+
+def test_encoders_stand_by_rank_then_by_weight():
+    names = re.findall(r'class="clip-encoder">(\w+)<', result_html(result()))
+    assert names == ["imagebind", "wavlm", "hubert", "clip"]
+    assert re.findall(r'class="clip-rank">(\d)<', result_html(result())) == ["1", "2"]
+
+
+def test_timeline_draws_each_second_from_the_nearest_window():
+    fragment = result_html(result(timeline=TIMELINE))
+    boxes = re.findall(r"M(\S+) (\S+)h(\S+)v(\S+)h\S+z", fragment)
+    shown = [tuple(float(number) for number in box) for box in boxes]
+    assert shown == [  # x, y, width, height of happiness in three windows, then of sadness above it
+        (0.0, 40.0, 375.0, 60.0),
+        (375.0, 30.0, 250.0, 70.0),
+        (625.0, 75.0, 375.0, 25.0),
+        (0.0, 0.0, 375.0, 40.0),
+        (375.0, 0.0, 250.0, 30.0),
+        (625.0, 0.0, 375.0, 75.0),
+    ]
+    assert "0.0–2.5 s: 70 % happiness, 30 % sadness; 2.5–4.0 s: sadness</desc>" in fragment
+    assert re.findall(r'class="clip-tick[^>]*>([^<]+)<', fragment) == ["0 s", "1 s", "2 s", "3 s", "4 s"]
+
+
+def test_gaps_stay_empty_and_long_clips_are_told_in_minutes():
+    fragment = result_html(result(duration=600.0, timeline=[window(0, 60, SAD, 0.0), window(300, 420, SAD, 0.0)]))
+    assert re.findall(r"M(\S+) \S+h(\S+)v", fragment) == [("0.00", "100.00"), ("500.00", "200.00")]
+    assert "0:00–1:00: sadness; 5:00–7:00: sadness</desc>" in fragment
+    assert "· 10:00 min" in fragment
+
+
+def test_only_a_blend_is_needed():
+    fragment = result_html({"clip": "a", "blend": SAD})
+    assert "sadness" in fragment and "<table" not in fragment
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"blend": [{"emotion": "joy", "salience": 100.0}]},
+            r"clip 'a'\): blend: found the emotion 'joy', expected one",
+        ),
+        ({"presence": {"hap": 1.4}}, "presence: found 1.4, expected a number of at least 0 and at most 1"),
+        ({"salience": {"hap": float("nan")}}, "salience: found nan, expected a number"),
+        ({"selected_encoders": ["other"]}, "selected encoder 'other' has no weight"),
+        ({"timeline": [window(2, 2, SAD, 0.5)]}, "timeline: found a window from 2 s to 2 s, expected a later end"),
+        ({"duration": "long"}, "duration: found 'long', expected a number"),
+    ],
+)
+def test_bad_results_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        report_html([result("a", **changes)], "model")
+
+
+def test_bad_input_leaves_the_old_report(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    for results, message in (
+        ([], "expected at least one clip"),
+        ([{"clip": "a"}], r"results\[0\].*'blend' or 'error'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_report(results, path, "model")
+    with pytest.raises(ValueError, match="thumbnail 0: expected a JPEG file, found bytes that begin with b'GIF8'"):
+        write_report([result("a")], path, "model", {"a": [b"GIF89a"]})
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_colours_stay_apart_for_every_kind_of_sight(scheme):
+    """Distances in CIELAB; the matrices of missing cones are those of Machado, Oliveira and Fernandes (2009)."""
+    kinds = {
+        "all cones": np.eye(3),
+        "no long ones": [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ],
+        "no middle ones": [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.01182, 0.04294, 0.968881],
+        ],
+        "no short ones": [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.3039],
+        ],
+    }
+    fragment = result_html(result())
+    hexes = [re.findall(rf"--clip-{emotion}: #(\w{{6}})", fragment)[scheme] for emotion in EMOTIONS]
+    colours = np.array([[int(code[start : start + 2], 16) for start in (0, 2, 4)] for code in hexes]) / 255
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    for kind, matrix in kinds.items():
+        seen = np.clip(linear @ np.transpose(matrix), 0, 1)
+        white = np.array([0.4124, 0.3576, 0.1805, 0.2126, 0.7152, 0.0722, 0.0193, 0.1192, 0.9505]).reshape(3, 3)
+        x, y, z = (np.cbrt(seen @ white.T / white.sum(axis=1))).T
+        lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+        distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(len(EMOTIONS), 1)]
+        assert distances.min() > 20, kind

@@ -1,0 +1,246 @@
+"""Predictions of raw clips: they are those of the clips' features, as a whole and moment by moment."""
+
+import logging
+
+import numpy as np
+import pytest
+from tiny_extraction import BROKEN, CLIPS, make_clips, make_fusion, save_encoders
+
+from hf_blemo.blemore.dataset_writing import write_dataset
+from hf_blemo.blemore.features import Clip, dataset_features
+from hf_blemo.extraction import extraction
+from hf_blemo.extraction.extraction import ClipFeatures, encode_clips
+from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
+from hf_blemo.prediction.fusion import predict_blends
+
+NO_TIMELINE = Windows(seconds=0)
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory):
+    return save_encoders(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture(scope="module")
+def member(entries):
+    return make_fusion(entries)
+
+
+@pytest.fixture(scope="module")
+def encoders(member):
+    return fusion_encoders([member])
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = make_clips(tmp_path_factory.mktemp("clips"))
+    return [folder / f"{name}.mp4" for name in CLIPS]
+
+
+def predictions_of(samples, members, folder, **options):
+    """What [`predict_blends`] says of features, by clip."""
+    types = {"student": (12, "float32"), "hubert": (16, "float32")}
+
+    def read(row):
+        name, features = list(samples.items())[row]
+        return Clip(name, {encoder: features.get(encoder) for encoder in types}, np.full(6, -100.0), -1)
+
+    data = write_dataset(folder, dataset_features(types), len(samples), read, {})
+    found = predict_blends(members, data, progress=False, **options)
+    return dict(zip(found.clips, found.results(), strict=True))
+
+
+def assert_same_result(found, expected):
+    for name in ("blend", "selected_encoders"):
+        assert found[name] == expected[name], name
+    for name in ("probabilities", "presence", "salience", "encoder_weights"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-5), name
+
+
+def test_a_clip_is_predicted_as_its_features_are(clips, member, encoders, tmp_path):
+    features = {clip.name: clip.features for clip in encode_clips(clips, encoders)}
+    expected = predictions_of(features, [member], tmp_path / "data")
+    results = list(predict_clips(clips, [member], encoders))
+    assert [result["clip"] for result in results] == list(CLIPS)
+    for result in results:
+        assert_same_result(result, expected[result["clip"]])
+        assert "timeline" not in result and "labels" not in result and result["notes"] == []
+        assert 0.9 < result["duration"] < 1.8
+    # The third has no sound.
+    assert results[2]["encoder_weights"]["hubert"] == 0 and results[2]["selected_encoders"] == ["student"]
+
+
+def test_several_models_predict_by_the_mean(clips, entries, encoders, tmp_path):
+    members = [make_fusion(entries, seed) for seed in (0, 1)]
+    features = {clip.name: clip.features for clip in encode_clips(clips[:2], encoders)}
+    expected = predictions_of(features, members, tmp_path / "data")
+    found = list(predict_clips(clips[:2], members, encoders))
+    alone = list(predict_clips(clips[:2], members[1:], encoders))
+    for result, other in zip(found, alone, strict=True):
+        assert_same_result(result, expected[result["clip"]])
+        assert result["probabilities"] != other["probabilities"]
+    with pytest.raises(ValueError, match="cannot be averaged with the first"):
+        next(predict_clips(clips, [members[0], make_fusion({"student": entries["student"]})], encoders))
+
+
+def test_decoding_and_labels_are_as_asked(clips, member, encoders, tmp_path):
+    features = {clip.name: clip.features for clip in encode_clips(clips[:1], encoders)}
+    options = {"decoding": "thresholds", "alpha": 0.05, "beta": 0.5}
+    expected = predictions_of(features, [member], tmp_path / "data", **options)
+    [found] = predict_clips(clips[:1], [member], encoders, top_labels=3, **options)
+    assert_same_result(found, expected[CLIPS[0]])
+    assert len(found["labels"]) == 3 and found["labels"][0]["probability"] >= found["labels"][1]["probability"]
+    with pytest.raises(
+        ValueError, match="unknown parameter 'gamma', expected some of decoding, alpha, beta, blend_sh"
+    ):
+        next(predict_clips(clips, [member], encoders, gamma=1))
+
+
+def test_a_clip_that_cannot_be_read_is_a_result_too(clips, member, encoders, tmp_path, monkeypatch):
+    broken = clips[0].with_name(f"{BROKEN}.mp4")
+    results = list(predict_clips([broken, clips[0], tmp_path / "gone.mp4"], [member], encoders))
+    assert [sorted(result) for result in (results[0], results[2])] == [["clip", "error"]] * 2
+    assert results[0]["clip"] == BROKEN and str(broken) in results[0]["error"]
+    assert "gone.mp4: no such file" in results[2]["error"]
+    assert results[1]["clip"] == CLIPS[0] and results[1]["blend"]
+    assert not any("\n" in result.get("error", "") for result in results)
+
+    monkeypatch.setattr(encoders["student"], "forward", lambda pieces: [np.full((1, 12), np.nan)] * len(pieces))
+    [spoiled] = predict_clips(clips[:1], [member], encoders)
+    assert spoiled["error"].startswith(f"{CLIPS[0]}: encoder 'student' gave NaN or infinity")
+
+
+def test_spans_of_windows():
+    assert Windows().spans(30.0) == [] and Windows(seconds=0, longer_than=0).spans(100.0) == []
+    assert Windows(4.0, longer_than=0).spans(8.0) == [(0, 4), (2, 6), (4, 8)]
+    assert Windows(4.0, longer_than=0).spans(8.5) == [(0, 4), (2, 6), (4, 8), (6, 8.5)]
+    assert Windows(4.0, hop=4.0, longer_than=0).spans(8.0) == [(0, 4), (4, 8)]
+    assert Windows(4.0, longer_than=0).spans(3.0) == [(0, 3)]
+    # With gaps between windows, none begins after the end.
+    assert Windows(1.0, hop=5.0, longer_than=0).spans(11.0) == [(0, 1), (5, 6), (10, 11)]
+    assert Windows(1.0, hop=5.0, longer_than=0).spans(9.5) == [(0, 1), (5, 6)]
+    assert len(Windows(0.3, hop=0.1, longer_than=0).spans(0.9)) == 7
+    assert Windows().spans(31.0)[-1] == (28.0, 31.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seconds": -1}, "window must be a number of seconds, .* found -1"),
+        ({"seconds": float("nan")}, "window must be"),
+        ({"seconds": float("inf")}, "window must be"),
+        ({"hop": 0}, "hop must be a positive number of seconds, found 0"),
+        ({"hop": float("inf")}, "hop must be"),
+    ],
+)
+def test_lengths_that_are_none_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Windows(**values)
+
+
+def made_clip(**rows):
+    """Features of which each tells its row, at given times."""
+    generator = np.random.default_rng(0)
+    widths = {"student": 12, "hubert": 16}
+    features = {name: generator.standard_normal((len(times), widths[name])) for name, times in rows.items()}
+    return ClipFeatures(
+        "long", {name: values.astype(np.float32) for name, values in features.items()},
+        {name: np.array(times, np.float64) for name, times in rows.items()}, duration=40.0,
+    )  # fmt: skip
+
+
+def timeline_of(clip, member, encoders, monkeypatch, windows=None):
+    """Timeline of ready-made features, and what each of its windows is of: encoder -> rows."""
+    from hf_blemo.prediction import clips as clip_prediction
+
+    used = []
+    results = clip_prediction._results
+
+    def watched(samples, *arguments):
+        used.extend(samples)
+        return results(samples, *arguments)
+
+    monkeypatch.setattr(clip_prediction, "encode_clips", lambda *_: iter([clip]))
+    monkeypatch.setattr(clip_prediction, "_results", watched)
+    [result] = predict_clips([None], [member], encoders, windows)
+    # The first sample is the whole clip.
+    assert {name: len(values) for name, values in used[0].items()} == {n: len(v) for n, v in clip.features.items()}
+    rows = []
+    for sample in used[1:]:
+        places = {}
+        for name, values in sample.items():
+            places[name] = [int(np.flatnonzero((clip.features[name] == row).all(1))[0]) for row in values]
+        rows.append(places)
+    return result, rows
+
+
+def test_windows_hold_the_rows_that_begin_in_them(member, encoders, monkeypatch, tmp_path):
+    # A row every half second of picture, and one every 5 seconds of sound, which ends after 30.
+    clip = made_clip(student=np.arange(80) / 2, hubert=np.arange(6) * 5.0)
+    result, rows = timeline_of(clip, member, encoders, monkeypatch)
+    spans = [(entry["start"], entry["end"]) for entry in result["timeline"]]
+    assert spans == [(2.0 * number, 2.0 * number + 4) for number in range(19)]
+    assert rows[1]["student"] == list(range(4, 12)) and rows[18]["student"] == list(range(72, 80))
+    # From 6 to 10 no stretch of sound begins, but the second lasts throughout.
+    assert (
+        rows[0]["hubert"] == [0] and rows[2]["hubert"] == [1] and rows[3]["hubert"] == [1] and rows[4]["hubert"] == [2]
+    )
+    assert rows[14]["hubert"] == [5] and "hubert" not in rows[15] and "hubert" not in rows[18]
+    # A window is predicted as a clip of its rows is, without the encoders that it lacks.
+    for number in (1, 18):
+        sample = {name: clip.features[name][places] for name, places in rows[number].items()}
+        expected = predictions_of({"window": sample}, [member], tmp_path / str(number))["window"]
+        assert_same_result(result["timeline"][number], expected)
+    assert result["timeline"][18]["encoder_weights"]["hubert"] == 0
+    assert "clip" not in result["timeline"][0] and result["duration"] == 40.0
+
+
+def test_windows_without_anything_to_look_at_are_left_out(member, encoders, monkeypatch):
+    # Sound begins after 10 seconds; between its rows at 12 and 30 seconds it holds on to the one before.
+    clip = made_clip(hubert=[10.0, 11.0, 12.0, 30.0, 31.0])
+    result, rows = timeline_of(clip, member, encoders, monkeypatch, Windows(2.0, hop=2.0))
+    assert [entry["start"] for entry in result["timeline"]] == [10.0, *np.arange(12.0, 32.0, 2.0)]
+    assert [places["hubert"] for places in rows] == [[0, 1], *[[2]] * 9, [3, 4]]
+
+
+def test_many_windows_are_predicted_in_parts(member, encoders, monkeypatch):
+    clip = made_clip(student=np.arange(400) / 10)
+    result, rows = timeline_of(clip, member, encoders, monkeypatch, Windows(0.2, hop=0.2))
+    assert len(result["timeline"]) == 200 and rows[150]["student"] == [300, 301]
+    _, none = timeline_of(clip, member, encoders, monkeypatch, NO_TIMELINE)
+    assert none == []
+
+
+def test_the_timeline_of_a_real_clip(clips, member, encoders):
+    [result] = predict_clips(clips[3:], [member], encoders, Windows(0.5, longer_than=1.0))
+    starts = [entry["start"] for entry in result["timeline"]]
+    assert starts == pytest.approx([0.25 * number for number in range(len(starts))])
+    assert result["timeline"][-1]["end"] == pytest.approx(result["duration"])
+    assert len({entry["probabilities"]["ang"] for entry in result["timeline"]}) == len(starts)
+
+
+def test_encoders_come_from_the_config(entries, caplog):
+    some = make_fusion({"student": entries["student"], "hubert": {}})
+    with caplog.at_level(logging.WARNING):
+        assert list(fusion_encoders([some])) == ["student"]
+    assert "predicting without encoders whose model the config does not name: hubert" in caplog.text
+    none = make_fusion({"student": {}, "hubert": {}})
+    with pytest.raises(
+        ValueError, match=r"names no model for any of its encoders \(student, hubert\), so clips cannot"
+    ):
+        fusion_encoders([none])
+
+
+def test_clips_are_predicted_as_they_are_asked_for(clips, member, encoders, monkeypatch):
+    monkeypatch.setattr(extraction, "CLIPS_AHEAD", 2)
+    opened = []
+
+    def stream():
+        for number in range(30):
+            opened.append(number)
+            yield clips[number % 2]
+
+    found = predict_clips(stream(), [member], encoders, num_threads=1)
+    assert next(found)["clip"] == CLIPS[0]
+    assert len(opened) < 10
+    found.close()

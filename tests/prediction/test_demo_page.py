@@ -1,0 +1,167 @@
+"""The demo page, served to a real browser: a clip goes in, its result comes out, and nothing else is asked for."""
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import wave
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from browser import MISSING, Browser, interrupted
+from PIL import Image
+
+from hf_blemo.errors import MissingExtraError
+from hf_blemo.prediction.demo_page import launch_demo, make_demo
+
+RESULT = {
+    "clip": "hello.wav",
+    "blend": [{"emotion": "hap", "salience": 70.0}, {"emotion": "sad", "salience": 30.0}],
+    "presence": {"hap": 0.912, "sad": 0.7},
+    "encoder_weights": {"wavlm": 0.75, "hubert": 0.25},
+    "selected_encoders": ["wavlm"],
+    "duration": 0.1,
+    "notes": [],
+}
+
+
+def recognise(path):
+    with open(path, "rb") as file:
+        if file.read(4) != b"RIFF":
+            raise ValueError(f"{path}: expected a clip,\nfound 5 bytes")
+    return RESULT
+
+
+def thumbnails(path):
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "JPEG")
+    return [file.getvalue()] * 2
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "hello.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(1600))
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(sound, tmp_path_factory):
+    """Address of a page, served by another process: Gradio leaves sockets open, which are errors in this one."""
+    pytest.importorskip("gradio")
+    environment = os.environ | {
+        "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads")),
+        "PYTHONPATH": str(Path(__file__).parent / "helpers"),
+    }
+    command = [sys.executable, __file__, str(sound)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        line = server.stdout.readline()
+        assert line.startswith("Serving blended emotion recognition at http://127.0.0.1:"), server.stderr.read()
+        yield line.split()[5]
+        _, errors = interrupted(server)
+    assert server.returncode == 0 and errors == ""
+
+
+@pytest.fixture
+def browser(page):
+    if MISSING:
+        pytest.skip(MISSING)
+    with Browser() as browser:
+        browser.open(page)
+        browser.wait_for("return document.querySelector('#demo-video input[type=file]')")
+        yield browser
+        # The page and all it did asked this server alone.
+        assert [address for address in browser.requests() if not address.startswith(page)] == []
+
+
+def choose(browser, kind, path):
+    browser.upload(f"#demo-{kind} input[type=file]", path)
+    browser.wait_for(f"return !document.querySelector('#demo-{kind} input[type=file]')")
+
+
+def test_sound_is_recognised(browser, sound):
+    assert "you/<model>" in browser.text() and "not what somebody feels" in browser.text()
+    browser.run(
+        "[...document.querySelectorAll('button[role=tab]')].findLast(t => t.innerText == 'Sound only').click()"
+    )
+    browser.wait_for("return document.querySelector('#demo-sound input[type=file]')")
+    choose(browser, "sound", sound)
+    browser.click("#demo-sound-button")
+    browser.wait_for("return document.querySelector('#demo-result h2')")
+    result = browser.run("return document.querySelector('#demo-result').innerText")
+    for words in ("hello.wav", "70 % happiness, 30 % sadness", "91.2 %", "75.0 %"):
+        assert words in result
+    assert browser.run("return document.querySelectorAll('#demo-result img').length") == 2
+    browser.click("#demo-json button")
+    link = browser.wait_for("return document.querySelector('.demo-download')?.href")
+    assert json.loads(base64.b64decode(link.partition(",")[2])) == RESULT
+    assert browser.run("return document.querySelector('.demo-download').download") == "hello.json"
+
+
+def test_bad_clip_is_told_in_one_line(browser, tmp_path):
+    browser.click("#demo-video-button")
+    browser.wait_for_text("There is no clip yet")
+    path = tmp_path / "bad.mp4"
+    path.write_bytes(b"empty")
+    choose(browser, "video", path)
+    browser.click("#demo-video-button")
+    assert "This clip failed. bad.mp4: expected a clip, found 5 bytes\n" in browser.wait_for_text("This clip failed.")
+    assert browser.run("return document.querySelector('#demo-result h2')") is None
+
+
+def test_served_page_names_no_font_or_script_of_others(page):
+    with urlopen(page) as response:
+        html = response.read().decode()
+    theme = f"{page}theme.css"
+    with urlopen(theme) as response:
+        styles = response.read().decode()
+    addresses = set(re.findall(r"https?://[^/'\"]+", styles))
+    assert "system-ui" in styles and "@font-face" not in styles and addresses <= {"http://www.w3.org"}  # names of SVG
+    loaded = [line for line in html.splitlines() if "<script" in line or "<link" in line]
+    assert loaded and not any('src="http' in line or 'href="http' in line for line in loaded)
+    assert '"analytics_enabled":false' in html.replace(" ", "")
+
+
+def test_taken_port_is_an_error_of_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            ValueError, match=rf"^127\.0\.0\.1, port {port}: cannot serve there \(Address already in use"
+        ):
+            launch_demo(None, port=port)
+    with pytest.raises(ValueError, match=r"^192\.0\.2\.1: cannot serve there"):
+        launch_demo(None, host="192.0.2.1")
+
+
+def test_missing_example():
+    with pytest.raises(FileNotFoundError, match="none.wav: no such file, expected an example clip"):
+        make_demo(recognise, "model", ["none.wav"])
+
+
+def test_missing_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(MissingExtraError, match=r"pip install hf_blemo\[demo\]"):
+        make_demo(recognise, "model")
+
+
+def test_import_is_free_of_gradio():
+    code = "import sys, hf_blemo.prediction.demo_page; print('gradio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+if __name__ == "__main__":
+    # Where tests run in the background of a shell, the signal is ignored unless asked for.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    launch_demo(make_demo(recognise, "you/<model>", sys.argv[1:], thumbnails))

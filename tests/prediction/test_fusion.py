@@ -1,0 +1,288 @@
+"""Predictions: equal to calling processor and model by hand, averaged over models, and clear about unusable input."""
+
+import json
+import logging
+import shutil
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
+from hf_blemo.blemore.features import Clip, dataset_features, encode_clips
+from hf_blemo.prediction.fusion import load_fusion, predict_blends
+
+ENCODERS = {
+    "wavlm": {"feature_size": 5, "modality": "audio", "pooling": "attention"},
+    "imagebind": {"feature_size": 4, "pooling": "statistics"},
+    "videomae": {"feature_size": 3},
+}
+NAMES = ["A1_ang_int1_ver1", "test_0001", "my clip.mov", "A1_mix_ang_hap_30_70_ver1", "A2_neu_sit1_ver1"]
+
+
+def make_member(seed=0, encoders=ENCODERS, **settings):
+    torch.manual_seed(seed)
+    config = RankAwareFusionConfig(encoders=encoders, top_n=2, hidden_size=8, dropout=0.5, **settings)
+    model = RankAwareFusionModel(config)
+    with torch.no_grad():
+        # Fresh weights predict nearly the same for every clip, which would hide a mistake in their order.
+        for parameter in model.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return model.eval(), RankAwareFusionProcessor(config.encoders)
+
+
+def make_dataset(names=NAMES, widths=None, missing=((1, "wavlm"), (4, "videomae"))):
+    widths = widths or {name: options["feature_size"] for name, options in ENCODERS.items()}
+    generator = np.random.default_rng(0)
+    features = dataset_features({name: (width, "float32") for name, width in widths.items()})
+    clips = []
+    for row, name in enumerate(names):
+        arrays = {
+            encoder: generator.standard_normal((1 + row, width)).astype(np.float32)
+            for encoder, width in widths.items()
+            if (row, encoder) not in missing
+        }
+        clips.append(Clip(name, arrays, np.full(6, -100.0), -1))
+    return datasets.Dataset(pa.Table.from_batches([encode_clips(clips, features.arrow_schema)]))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "fusion"
+    for part in make_member():
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "fusion")
+
+
+# --- Predicting ---
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_one_model_predicts_as_processor_and_model_do_by_hand(batch_size):
+    model, processor = make_member()
+    dataset = make_dataset()
+    with torch.no_grad():
+        expected = model(**processor(blemore.read_features(dataset)))
+    found = predict_blends([(model, processor)], dataset, batch_size=batch_size, progress=False)
+    assert found.clips == NAMES
+    assert found.encoders == ["wavlm", "imagebind", "videomae"]
+    for name in ("probabilities", "joint_probabilities", "encoder_weights"):
+        np.testing.assert_allclose(getattr(found, name), expected[name].numpy(), atol=1e-6)
+    np.testing.assert_array_equal(found.selected_encoders, expected["selected_encoders"].numpy())
+    assert found.blends == processor.post_process_blends(expected)
+    assert np.ptp(found.probabilities, axis=0).max() > 0.05
+    assert found.encoder_weights[1, 0] == 0 and found.encoder_weights[4, 2] == 0
+    assert 0 not in found.selected_encoders[1] and 2 not in found.selected_encoders[4]
+
+
+def test_several_models_predict_by_their_mean():
+    members = [make_member(seed) for seed in (1, 2, 3)]
+    members[0][1].decoding, members[0][1].alpha, members[0][1].beta = "thresholds", 0.25, 0.05
+    dataset = make_dataset()
+    alone = [predict_blends([member], dataset, progress=False) for member in members]
+    found = predict_blends(members, dataset, batch_size=3, progress=False)
+    for name in ("probabilities", "joint_probabilities", "encoder_weights"):
+        mean = np.mean([getattr(one, name) for one in alone], axis=0)
+        np.testing.assert_allclose(getattr(found, name), mean, atol=1e-6)
+    np.testing.assert_array_equal(found.selected_encoders, alone[0].selected_encoders)
+    assert found.blends == blemore.decode_thresholds(found.probabilities, 0.25, 0.05)
+
+
+def test_decoding_of_the_call_wins_over_the_processors():
+    member, dataset = make_member(), make_dataset()
+    found = predict_blends([member], dataset, decoding="thresholds", alpha=0.3, beta=0.01, progress=False)
+    assert found.blends == blemore.decode_thresholds(found.probabilities, 0.3, 0.01)
+    assert found.blends != predict_blends([member], dataset, progress=False).blends
+    assert member[1].decoding == "expected_score"
+
+
+def test_a_model_in_training_predicts_without_dropout_and_stays_in_training():
+    model, processor = make_member(encoder_dropout=0.5)
+    dataset = make_dataset()
+    expected = predict_blends([(model, processor)], dataset, progress=False)
+    model.train()
+    found = predict_blends([(model, processor)], dataset, progress=False)
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    assert model.training
+    with pytest.raises(ValueError, match="batch_size must be at least 1, found 0"):
+        predict_blends([(model, processor)], dataset, batch_size=0)
+
+
+def test_features_alone_are_enough_and_are_read_batch_by_batch(monkeypatch):
+    read, sizes = blemore.read_features, []
+
+    def recording(dataset, indices):
+        sizes.append(len(indices))
+        return read(dataset, indices)
+
+    monkeypatch.setattr(blemore, "read_features", recording)
+    dataset = make_dataset().select_columns(["clip", "features"])
+    assert len(predict_blends([make_member()], dataset, batch_size=2, progress=False).blends) == len(NAMES)
+    assert sizes == [2, 2, 1]
+
+
+def test_encoders_the_model_does_not_know_are_ignored_with_a_warning(caplog):
+    member = make_member(encoders={name: ENCODERS[name] for name in ("videomae", "wavlm")})
+    with caplog.at_level(logging.WARNING, "hf_blemo"):
+        found = predict_blends([member], make_dataset(), progress=False)
+    assert found.encoder_weights.shape == (5, 2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "ignored, as the model does not know these encoders of the data: imagebind"
+    ]
+
+
+def test_encoders_the_data_lacks_are_named_in_a_warning(caplog):
+    with caplog.at_level(logging.WARNING, "hf_blemo"):
+        found = predict_blends([make_member()], make_dataset(widths={"videomae": 3}, missing=()), progress=False)
+    assert (found.encoder_weights == [0, 0, 1]).all()
+    assert [record.getMessage() for record in caplog.records] == [
+        "predicting without these encoders, which the data lacks: wavlm, imagebind"
+    ]
+
+
+def test_unusable_data_is_refused_by_name():
+    member = make_member()
+    unusable = [
+        (make_dataset(widths={"hubert": 3}), "found the encoders hubert in the data, expected some of wavlm"),
+        (make_dataset(widths={"wavlm": 4, "videomae": 3}), "A1_ang_int1_ver1, encoder 'wavlm': expected shape"),
+        (make_dataset(widths={"wavlm": 5, "hubert": 3}), "test_0001: no encoder is present"),
+        (make_dataset(names=["a", "b", "a"]), "clip 'a' comes more than once"),
+        (make_dataset().select([]), "without clips"),
+        (make_dataset().remove_columns("clip"), "found the columns features, labels, fold, expected 'clip'"),
+    ]
+    for dataset, message in unusable:
+        with pytest.raises(ValueError, match=message):
+            predict_blends([member], dataset, progress=False)
+
+
+def test_models_that_cannot_be_averaged_are_refused():
+    dataset = make_dataset()
+    reversed_order = dict(reversed(ENCODERS.items()))
+    fewer = {"wavlm": ENCODERS["wavlm"]}
+    wider = {**ENCODERS, "videomae": {"feature_size": 6}}
+    for encoders, message in (
+        (reversed_order, "model 2 of 2 has its encoders in the order videomae, imagebind, wavlm"),
+        (fewer, "model 2 of 2 cannot be averaged with the first: found the encoders wavlm, expected imagebind"),
+        (wider, "model 2 of 2 .* encoder 'videomae': found 6, expected 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict_blends([make_member(), make_member(encoders=encoders)], dataset)
+    with pytest.raises(ValueError, match="found no model"):
+        predict_blends([], dataset)
+
+
+# --- Loading ---
+
+
+def test_a_loaded_model_predicts_as_the_saved_one(saved, capsys):
+    model, processor = load_fusion(saved)
+    assert not model.training
+    dataset = make_dataset()
+    expected = predict_blends([make_member()], dataset, progress=False)
+    found = predict_blends([(model, processor)], dataset, progress=False)
+    assert found.encoders == expected.encoders and found.blends == expected.blends
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    assert capsys.readouterr().err == ""
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def drop_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file({key: weights[key] for key in sorted(weights)[1:]}, folder / "model.safetensors", {"format": "pt"})
+
+
+def reshape_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights[sorted(weights)[0]] = torch.zeros(2, 3, 4)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def replace_weights_by_pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def shrink_processor(folder):
+    RankAwareFusionProcessor({"wavlm": ENCODERS["wavlm"]}).save_pretrained(folder)
+
+
+def widen_processor(folder):
+    RankAwareFusionProcessor({**ENCODERS, "wavlm": {"feature_size": 9}}).save_pretrained(folder)
+
+
+DAMAGES = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "found no config.json"),
+    "no processor": (lambda folder: (folder / "processor_config.json").unlink(), "expected processor_config.json"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "expected model.safetensors"),
+    "pickle": (replace_weights_by_pickle, "expected model.safetensors"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: expected JSON, found"),
+    "JSON list": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        "expected a JSON object, found list",
+    ),
+    "other family": (lambda folder: edit(folder / "config.json", model_type="bert"), "found model_type 'bert'"),
+    "bad type": (lambda folder: edit(folder / "config.json", top_n="x"), "config.json .* 'top_n' expected int"),
+    "bad value": (lambda folder: edit(folder / "config.json", top_n=0), "top_n must be at least 1"),
+    "bad encoder": (lambda folder: edit(folder / "config.json", encoders={"wavlm": {}}), "config.json holds an inv"),
+    "bad decoding": (lambda folder: edit(folder / "processor_config.json", decoding="x"), "decoding 'x'"),
+    "other processor": (lambda folder: (folder / "processor_config.json").write_text("{}"), "found no 'encoders'"),
+    "fewer encoders": (shrink_processor, "different models: found the encoders wavlm, expected imagebind"),
+    "other width": (widen_processor, "different models: encoder 'wavlm': found .*9.*expected .*5"),
+    "weight missing": (drop_weight, "do not fit config.json: .* is missing"),
+    "weight's shape": (reshape_weight, "do not fit config.json: .* has another shape"),
+    "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"garbage"), "the weights are damaged"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_unusable_folders_are_refused_by_name(folder, damage, message, capsys):
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}") as error:
+        load_fusion(folder)
+    assert str(error.value).startswith(f"{folder}: ")
+    assert capsys.readouterr().err == ""
+
+
+def test_paths_that_are_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone: no such folder, and no id of a Hub repository"):
+        load_fusion(tmp_path / "gone")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="found a file, expected the folder of a model"):
+        load_fusion(tmp_path / "file")
+    with pytest.raises(ValueError, match="a folder has no revisions, found revision 'main'"):
+        load_fusion(tmp_path, revision="main")
+
+
+def test_a_repository_that_cannot_be_reached_is_one_clear_error():
+    with pytest.raises(FileNotFoundError, match="owner/name, revision v1: .* the Hub cannot be reached"):
+        load_fusion("owner/name", revision="v1")
+
+
+def test_a_repository_is_read_at_one_commit_and_weights_only_of_a_fusion_model(folder, monkeypatch):
+    commit = folder.rename(folder.with_name("0123abc"))
+    calls = []
+
+    def snapshot(repo_id, revision, allow_patterns):
+        calls.append((repo_id, revision, any("safetensors" in pattern for pattern in allow_patterns)))
+        return str(commit)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    model, _ = load_fusion("owner/name", revision="v1")
+    assert list(model.config.encoders) == list(ENCODERS)
+    assert calls == [("owner/name", "v1", False), ("owner/name", "0123abc", True)]
+    edit(commit / "config.json", model_type="bert")
+    with pytest.raises(ValueError, match="owner/name: found model_type 'bert'"):
+        load_fusion("owner/name")
+    assert calls[2:] == [("owner/name", None, False)]

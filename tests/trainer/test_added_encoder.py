@@ -1,0 +1,117 @@
+"""A new encoder joins a trained fusion: nothing changes without it, and its projection alone is trained."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
+from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+from hf_blemo.fusion_training.feature_store import FeatureStore, fit_feature_statistics
+from hf_blemo.trainer.added_encoder import add_encoder
+
+NEW = {"feature_size": 5, "modality": "audio", "pooling": "attention"}
+
+
+def make_model(encoders=None, **settings):
+    torch.manual_seed(0)
+    encoders = encoders or {"face": {"feature_size": 6}, "voice": {"feature_size": 4}}
+    model = RankAwareFusionModel(RankAwareFusionConfig(encoders=encoders, hidden_size=8, **settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    if settings.get("gate") == "static":
+        model.set_static_scores({"face": 0.4, "voice": 0.7})
+    return model, RankAwareFusionProcessor(model.config.encoders, decoding="thresholds", alpha=0.2)
+
+
+@pytest.mark.parametrize("level", ["fused", "encoders"])
+@pytest.mark.parametrize("top_n", [1, 3])
+@pytest.mark.parametrize("fusion", ["rank_aware", "weighted_sum", "concatenation"])
+@pytest.mark.parametrize("gate", ["attention", "static", "uniform"])
+def test_without_the_new_encoder_nothing_changes(gate, fusion, top_n, level):
+    model, processor = make_model(
+        gate=gate, fusion=fusion, top_n=top_n, domain_adaptation="adversarial", domain_adaptation_level=level
+    )
+    grown, more = add_encoder(model, processor, "breath", NEW)
+    assert list(grown.config.encoders) == list(more.encoders) == ["face", "voice", "breath"]
+    samples = [{"face": np.ones((3, 6)), "voice": np.full((2, 4), -1.0)}, {"voice": np.ones((1, 4))}]
+    with torch.no_grad():
+        one, two = model(**processor(samples)), grown(**more(samples))
+        both = grown(**more([{**samples[0], "breath": np.random.default_rng(0).normal(size=(4, 5))}]))
+    for name in ("probabilities", "joint_probabilities", "presence_logits", "fused_features"):
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+    torch.testing.assert_close(two.encoder_weights[:, :2], one.encoder_weights)
+    assert (two.encoder_weights[:, 2] == 0).all() and 0 < both.encoder_weights[0, 2] < 1
+    assert processor.encoder_order == ["face", "voice"] and len(model.projections) == 2
+
+
+def test_only_what_is_its_own_is_trained():
+    grown, _ = add_encoder(*make_model(), "breath", NEW)
+    trained = {name for name, parameter in grown.named_parameters() if parameter.requires_grad}
+    assert trained == {
+        "projections.2.linear.weight", "projections.2.linear.bias", "poolings.2.attention_hidden.weight",
+        "poolings.2.attention_hidden.bias", "poolings.2.attention_score.weight",
+    }  # fmt: skip
+    assert (grown.config.encoder_loss_weight, grown.config.gate_loss_weight) == (0.1, 0.1)
+
+
+def test_an_informative_encoder_pays_and_the_rest_stays_as_it_was(tmp_path):
+    train, test = (
+        make_synthetic_blends(num_clips=size, seed=seed, missing=0.0) for size, seed in ((400, 0), (200, 9))
+    )
+    widths = blemore.encoder_widths(train)
+    encoders = {name: {"feature_size": width} for name, width in widths.items()}
+    first, new = list(widths)[:4], list(widths)[4]
+    torch.manual_seed(0)
+    config = RankAwareFusionConfig(encoders={name: encoders[name] for name in first}, hidden_size=24)
+    model, processor = RankAwareFusionModel(config), RankAwareFusionProcessor(config.encoders)
+    fit_feature_statistics(model, train)
+
+    def fit(model, steps):
+        store = FeatureStore(train, model.config, progress=False)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=3e-3)
+        generator = np.random.default_rng(0)
+        model.train()
+        for _ in range(steps):
+            rows = generator.choice(len(train), 64, replace=False)
+            model(**store.batch(rows, torch.device("cpu"))).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.eval()
+
+    def likelihood(model):
+        store = FeatureStore(test, model.config, progress=False)
+        batch = store.batch(np.arange(len(test)), torch.device("cpu"))
+        labels = torch.from_numpy(blemore.label_indices(batch.pop("labels").numpy()))
+        with torch.no_grad():
+            joint = model(**batch).joint_probabilities
+        return -joint[torch.arange(len(test)), labels].log().mean().item()
+
+    fit(model, 150)
+    grown, more = add_encoder(model, processor, new, encoders[new])
+    fit_feature_statistics(grown, train, encoders=[new])
+    before = copy.deepcopy(grown.state_dict())
+    fit(grown, 120)
+    assert likelihood(grown) < likelihood(model) - 0.15
+    number = len(first)
+    for name, values in grown.state_dict().items():
+        assert name.startswith(f"projections.{number}.") or torch.equal(values, before[name]), name
+    grown.save_pretrained(tmp_path)
+    more.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert likelihood(loaded) == likelihood(grown)
+    assert list(AutoProcessor.from_pretrained(tmp_path).encoders) == [*first, new]
+
+
+def test_what_cannot_be_added_is_said():
+    model, processor = make_model()
+    with pytest.raises(ValueError, match="encoder 'face' exists already among face, voice"):
+        add_encoder(model, processor, "face", NEW)
+    with pytest.raises(ValueError, match="'feature_size' must be a positive integer"):
+        add_encoder(model, processor, "breath", {"modality": "audio"})
+    with pytest.raises(ValueError, match="unknown setting 'encoder_los_weight'"):
+        add_encoder(model, processor, "breath", NEW, encoder_los_weight=1.0)
