@@ -61,7 +61,7 @@ def page(sound, tmp_path_factory):
     pytest.importorskip("gradio")
     environment = os.environ | {
         "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads")),
-        "PYTHONPATH": str(Path(__file__).parent / "helpers"),
+        "PYTHONPATH": str(Path(__file__).parents[1] / "helpers"),
     }
     command = [sys.executable, __file__, str(sound)]
     with subprocess.Popen(
