@@ -4,10 +4,10 @@ Importing the package is light: the names below load on first use, and the model
 transformers' auto classes when those are imported, whether before or after this package.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_blemo._registration import AutoClassRegistrar
+from hf_blemo.loading import lazy_names
 
 if TYPE_CHECKING:
     from hf_blemo import blemore
@@ -34,8 +34,6 @@ __all__ = [
     "__version__",
     "blemore",
 ]
-
-_SUBPACKAGES = ("blemore",)
 
 # Where each public class is defined.
 _CLASSES = {
@@ -68,20 +66,6 @@ _PIPELINES = {"blended-emotion-recognition": "BlendedEmotionRecognitionPipeline"
 # The pipeline of features alone, which travels to the Hub with the models.
 _PIPELINE_BASES = {"BlendedEmotionRecognitionPipeline": "hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion"}
 
-
-def __getattr__(name: str) -> Any:
-    if name in _CLASSES:
-        value = getattr(import_module(_CLASSES[name]), name)
-    elif name in _SUBPACKAGES:
-        value = import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+__getattr__, __dir__ = lazy_names(__name__, {**_CLASSES, "blemore": "hf_blemo.blemore"})
 
 AutoClassRegistrar(_FAMILIES, _CLASSES, pipelines=_PIPELINES, bases=_PIPELINE_BASES).install()
