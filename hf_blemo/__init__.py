@@ -12,7 +12,7 @@ from hf_blemo.loading import lazy_names
 if TYPE_CHECKING:
     from hf_blemo import blemore
     from hf_blemo.clip_rd.configuration_clip_rd import CLIPRDConfig
-    from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
+    from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
     from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
     from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
     from hf_blemo.prediction.clip_pipeline import BlendedEmotionRecognitionPipeline
@@ -33,9 +33,10 @@ __all__ = [
     "RankAwareFusionProcessor",
     "__version__",
     "blemore",
+    "cached_backward",
 ]
 
-# Where each public class is defined.
+# Where each public class or function is defined.
 _CLASSES = {
     "BlendedEmotionRecognitionPipeline": "hf_blemo.prediction.clip_pipeline",
     "CLIPRDConfig": "hf_blemo.clip_rd.configuration_clip_rd",
@@ -45,6 +46,7 @@ _CLASSES = {
     "RankAwareFusionConfig": "hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion",
     "RankAwareFusionModel": "hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion",
     "RankAwareFusionProcessor": "hf_blemo.rank_aware_fusion.processing_rank_aware_fusion",
+    "cached_backward": "hf_blemo.clip_rd.distillation_clip_rd",
 }
 
 # model_type -> auto class -> the family's class registered with it.

@@ -104,10 +104,10 @@ class CLIPRDConfig(PreTrainedConfig):
         text_config: the same for the text tower (default `clip_text_model`); a tower with a pooled output: CLIP,
             BERT, RoBERTa, ...
         projection_dim: width of the embeddings.
-        logit_scale_init_value: what the logarithm of the scale of the logits starts at; 2.6592 = ln(1 / 0.07).
-        initializer_factor: multiplies the standard deviation, tower width ** -0.5, that the projections start with.
-            The towers start as their own configs say.
-        vision_hidden_size: width of the vision tower's pooled output; needed only where its config does not tell it.
+        logit_scale_init_value: initial logarithm of the scale of the logits; 2.6592 = ln(1 / 0.07).
+        initializer_factor: multiplies the projections' initial standard deviation, tower width ** -0.5. The towers
+            start as their own configs say.
+        vision_hidden_size: width of the vision tower's pooled output; needed only if its config does not state it.
         text_hidden_size: the same for the text tower.
 
     Raises:
@@ -122,7 +122,7 @@ class CLIPRDConfig(PreTrainedConfig):
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model"),
     }
-    # B x B, so that of several batches they could not be concatenated.
+    # B x B: those of several batches cannot be concatenated.
     keys_to_ignore_at_inference = ["logits_per_image", "logits_per_text"]
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -134,7 +134,7 @@ class CLIPRDConfig(PreTrainedConfig):
     text_hidden_size: int | None = None
 
     def __post_init__(self, **kwargs):
-        # Transformers keeps keys it does not know, so a misspelt setting would be carried along and do nothing.
+        # Transformers keeps unknown keys, so a misspelt setting would be stored and ignored.
         for key in kwargs:
             nearest = get_close_matches(key, type(self).__annotations__, 1, 0.8)
             if nearest:

@@ -23,11 +23,11 @@ Schedule = Sequence[tuple[int, float]]
 
 
 def features_of(output: Any) -> torch.Tensor:
-    """Embeddings (n, d) of what `get_image_features` or `get_text_features` of a CLIP-like model returned."""
+    """Returns the embeddings (n, d) in the output of a CLIP-like model's feature methods, tensor or model output."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
-def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
     """Half precision as float32; float32 and float64 as they are."""
     return values.to(computing_dtype(values))
 
@@ -35,15 +35,15 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
 class CLIPRDDistiller(nn.Module):
     """Trains a student CLIP to relate images and texts as a teacher does.
 
-    The teacher is no registered submodule: it moves between devices with the rest, but is in no `state_dict`, no
-    `parameters()` and no checkpoint; it stays in evaluation mode and without gradients. Everything that is trained or
-    has to be resumed (student, scales, projections, step) is inside.
+    The teacher is not a registered submodule: it moves between devices with the rest, but appears in no `state_dict`,
+    `parameters()` or checkpoint, and stays in evaluation mode without gradients. Everything that training changes or
+    a resumed run needs (student, scales, projections, step) is inside.
 
     Args:
         student: a [`CLIPRDModel`] or another model with `get_image_features`, `get_text_features` and `logit_scale`.
-        teacher: any CLIP-like model with the same three; None where batches bring stored teacher embeddings, or where
-            the loss is `task` alone (no distillation).
-        loss: the loss; its widths must be those of the two models' embeddings.
+        teacher: any CLIP-like model with the same three; None if batches bring stored teacher embeddings, or if the
+            loss is `task` alone (no distillation).
+        loss: its widths must be those of the two models' embeddings.
         teacher_logit_scale: the teacher's CLIP scale, exponentiated; that of `teacher` by default, needed without it.
         weight_schedule: term -> [(step, weight), ...] by rising step, linear in between and constant outside; terms
             that are left out keep the loss's weight. The step is set by [`set_step`].
@@ -51,7 +51,7 @@ class CLIPRDDistiller(nn.Module):
     Raises:
         ValueError: neither a teacher nor its scale, or a schedule that does not rise or names an unknown term.
 
-    Source: arXiv 2603.25383; keeping scales and projections inside is this project's choice.
+    Source: arXiv 2603.25383.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class CLIPRDDistiller(nn.Module):
             raise ValueError("expected a teacher or, with stored teacher embeddings, its teacher_logit_scale")
         self.student = student
         self.loss = loss
-        # In a tuple, so that it is no submodule.
+        # A tuple hides it from the registration of submodules.
         self._teacher: tuple[Any] = (teacher,)
         if teacher is not None:
             if {id(value) for value in teacher.parameters()} & {id(value) for value in student.parameters()}:
@@ -111,7 +111,7 @@ class CLIPRDDistiller(nn.Module):
         self.activation_checkpointing_enable(activation_checkpointing_kwargs=gradient_checkpointing_kwargs)
 
     def set_step(self, step: int) -> None:
-        """Sets the number of steps taken, which the weight schedule goes by; it is part of the `state_dict`."""
+        """Sets the number of steps taken, which the weight schedule follows; part of the `state_dict`."""
         with torch.no_grad():
             self.step.fill_(step)
         scheduled = {name: _interpolated(points, step) for name, points in self.weight_schedule.items()}
@@ -119,8 +119,10 @@ class CLIPRDDistiller(nn.Module):
 
     @torch.no_grad()
     def clamp_scales(self) -> None:
-        """Keeps the student's logit scale, and the loss's exponentiated ones, between 0 and ln 100; done before every
-        training step, and to be done after the last."""
+        """Keeps the student's logit scale, and the loss's exponentiated ones, between 0 and ln 100.
+
+        `forward` does this before every training step; call it once more after the last.
+        """
         self.student.logit_scale.clamp_(0, MAXIMAL_LOG_SCALE)
         self.loss.clamp_scales()
 
@@ -135,7 +137,7 @@ class CLIPRDDistiller(nn.Module):
         teacher_attention_mask: torch.Tensor | None = None,
         teacher_image_embeds: torch.Tensor | None = None,
         teacher_text_embeds: torch.Tensor | None = None,
-        cached_gradients: "CachedGradients | None" = None,
+        cached_gradients: "_CachedGradients | None" = None,
         return_loss: bool = True,
     ) -> Any:
         """Computes the loss of this process's pairs among those of all processes.
@@ -156,8 +158,8 @@ class CLIPRDDistiller(nn.Module):
             `cached_gradients` a scalar whose gradient is the loss's.
 
         Raises:
-            ValueError: inputs are missing, or what [`CLIPRDLoss`] refuses. Where a process fails before the loss, the
-                others raise as well, instead of waiting for it.
+            ValueError: inputs are missing, or [`CLIPRDLoss`] refuses them. If a process fails before the loss, the
+                others raise as well instead of waiting for it.
         """
         given = (
             pixel_values,
@@ -182,7 +184,7 @@ class CLIPRDDistiller(nn.Module):
         self,
         batch: Mapping[str, Any] | None,
         given: Sequence[torch.Tensor | None],
-        cached_gradients: "CachedGradients | None" = None,
+        cached_gradients: "_CachedGradients | None" = None,
     ) -> Any:
         """The four embeddings, or the surrogate of cached gradients."""
         inputs = dict(zip(INPUTS, given, strict=True))
@@ -203,8 +205,8 @@ class CLIPRDDistiller(nn.Module):
     def _terms(self, *embeddings: torch.Tensor | None) -> CLIPRDLossOutput:
         scale: Any = self.teacher_logit_scale
         if scale is None and self.teacher is not None:
-            scale = at_least_float32(self.teacher.logit_scale.detach()).exp()
-        return self.loss(*embeddings, at_least_float32(self.student.logit_scale).exp(), scale)
+            scale = _at_least_float32(self.teacher.logit_scale.detach()).exp()
+        return self.loss(*embeddings, _at_least_float32(self.student.logit_scale).exp(), scale)
 
     def _loss_parameters(self) -> list[nn.Parameter]:
         """What the loss trains beside the towers."""
@@ -266,24 +268,19 @@ def _interpolated(points: Schedule, step: int) -> float:
     return points[-1][1]
 
 
-class CachedGradients:
-    """The loss's gradients with respect to some embeddings and, for the last chunk, its own parameters.
-
-    Args:
-        image, text: (n, d_s), of the embeddings.
-        parameters: of the loss's own parameters; None for all chunks but the last.
-    """
+class _CachedGradients:
+    """The loss's gradients for the embeddings (n, d_s) of a chunk and, with the last chunk, for its own parameters."""
 
     def __init__(self, image: torch.Tensor, text: torch.Tensor, parameters: Sequence[torch.Tensor] | None):
         self.image, self.text, self.parameters = image, text, parameters
 
     def surrogate(self, image: torch.Tensor, text: torch.Tensor, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
         """A scalar whose gradient is that of the loss."""
-        total = (at_least_float32(image) * self.image).sum() + (at_least_float32(text) * self.text).sum()
+        total = (_at_least_float32(image) * self.image).sum() + (_at_least_float32(text) * self.text).sum()
         # Every parameter takes part in every chunk: gradient synchronisation waits for all of them.
         gradients = self.parameters or [torch.zeros_like(parameter) for parameter in parameters]
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            total = total + (at_least_float32(parameter) * at_least_float32(gradient)).sum()
+            total = total + (_at_least_float32(parameter) * _at_least_float32(gradient)).sum()
         return total
 
 
@@ -293,11 +290,11 @@ def cached_backward(
     chunk_size: int,
     backward: Callable[[torch.Tensor], None] | None = None,
 ) -> CLIPRDLossOutput:
-    """Accumulates the gradients of a batch that does not fit, with the negatives of the whole batch of all processes.
+    """Accumulates the gradients of a batch too large for memory, with the negatives of all processes' whole batches.
 
-    The towers run twice: first without gradients, chunk by chunk, for the embeddings, of which the loss and its
-    gradients follow; then with gradients, chunk by chunk, fed with those. The gradients are those of one large batch
-    where the student has no batch statistics (batch normalisation sees chunks, and counts each of them twice).
+    The towers run twice over the chunks: first without gradients, to collect the embeddings that the loss and its
+    gradients are computed from; then with gradients, fed with those. The result equals that of one large batch unless
+    the student has batch statistics (batch normalisation sees chunks, and counts each of them twice).
 
     Args:
         model: a [`CLIPRDDistiller`], wrapped for distributed training or not.
@@ -309,7 +306,7 @@ def cached_backward(
         The terms of the whole batch, detached.
 
     Raises:
-        ValueError: a chunk size below 1, inputs of different lengths, or what [`CLIPRDLoss`] refuses.
+        ValueError: a chunk size below 1, inputs of different lengths, or [`CLIPRDLoss`] refuses them.
 
     Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021
     (GradCache).
@@ -325,9 +322,9 @@ def cached_backward(
     except Exception:
         distiller.loss.report_failure(distiller.step.device)
         raise
-    # Of the teacher's two there are none where no term reads them.
+    # The teacher's two are None if no term reads them.
     embeddings: list[Any] = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
-    student = [at_least_float32(values).requires_grad_() for values in embeddings[:2]]
+    student = [_at_least_float32(values).requires_grad_() for values in embeddings[:2]]
     parameters = distiller._loss_parameters()
     with torch.enable_grad():
         terms = distiller._terms(*student, *embeddings[2:])
@@ -337,7 +334,7 @@ def cached_backward(
     for number, (start, chunk, state) in enumerate(zip(starts, chunks, states, strict=True)):
         last = number == len(chunks) - 1
         rows = slice(start, start + chunk_size)
-        gradients = CachedGradients(found[0][rows], found[1][rows], found[2:] if last else None)
+        gradients = _CachedGradients(found[0][rows], found[1][rows], found[2:] if last else None)
         quiet = getattr(model, "no_sync", None)
         with nullcontext() if last or quiet is None else quiet():
             # The same dropout as in the first pass.
@@ -349,7 +346,7 @@ def cached_backward(
 
 
 def _chunks(batch: Mapping[str, Any], chunk_size: int) -> tuple[list[dict[str, torch.Tensor]], list[int]]:
-    """A batch in parts, at least one though it be empty, and where each begins."""
+    """Splits a batch into chunks, at least one even if it is empty; returns them and their first rows."""
     given = {name: value for name, value in batch.items() if value is not None}
     lengths = {name: len(value) for name, value in given.items()}
     if chunk_size < 1 or len(set(lengths.values())) != 1:

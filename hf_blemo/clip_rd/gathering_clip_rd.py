@@ -1,4 +1,4 @@
-"""What the processes of a training exchange, so that the pairs of all of them are each other's negatives."""
+"""Exchange between the processes of a training: the pairs of all of them are each other's negatives."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch.nn import functional
 
 
-def collective(name: str, earlier_name: str) -> Any:
-    """A function of torch.distributed that torch 2.13 renamed; it is looked up when processes need it."""
+def _collective(name: str, earlier_name: str) -> Any:
+    """Returns a function of torch.distributed that torch 2.13 renamed."""
     return getattr(dist, name, None) or getattr(dist, earlier_name)
 
 
@@ -32,7 +32,7 @@ class Processes:
             return [list(numbers)]
         mine = torch.tensor(numbers, device=device)
         everyone = torch.empty(self.size * len(numbers), dtype=mine.dtype, device=device)
-        collective("all_gather_single", "all_gather_into_tensor")(everyone, mine, group=self.group)
+        _collective("all_gather_single", "all_gather_into_tensor")(everyone, mine, group=self.group)
         return everyone.view(self.size, -1).tolist()
 
     def gather(self, values: torch.Tensor, rows: list[int]) -> torch.Tensor:
@@ -42,7 +42,7 @@ class Processes:
         longest = max(rows)
         padded = functional.pad(values, (0, 0, 0, longest - len(values))).contiguous()
         everyone = padded.new_empty(self.size * longest, values.shape[1])
-        collective("all_gather_single", "all_gather_into_tensor")(everyone, padded, group=self.group)
+        _collective("all_gather_single", "all_gather_into_tensor")(everyone, padded, group=self.group)
         if min(rows) == longest:
             return everyone
         return torch.cat([part[:count] for part, count in zip(everyone.split(longest), rows, strict=True)])
@@ -51,7 +51,7 @@ class Processes:
         """(N, k) of every process -> the sum's rows (n, k) that belong to this one."""
         if min(rows) == max(rows):
             mine = values.new_empty(rows[self.rank], values.shape[1])
-            collective("reduce_scatter_single", "reduce_scatter_tensor")(mine, values, group=self.group)
+            _collective("reduce_scatter_single", "reduce_scatter_tensor")(mine, values, group=self.group)
             return mine
         dist.all_reduce(values, group=self.group)
         return values.split(rows)[self.rank]
@@ -67,7 +67,7 @@ class Processes:
         if self.size == 1:
             return values
         everyone = values.new_empty(self.size * values.shape[0], values.shape[1])
-        collective("all_gather_single", "all_gather_into_tensor")(everyone, values.contiguous(), group=self.group)
+        _collective("all_gather_single", "all_gather_into_tensor")(everyone, values.contiguous(), group=self.group)
         return everyone.view(self.size, *values.shape).logsumexp(0)
 
 
@@ -87,16 +87,14 @@ class _GatherPairs(torch.autograd.Function):
 def gather_pairs(*embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Embeddings of the pairs of all processes, with gradients.
 
-    Where every process computes the same loss of what it gets, `DistributedDataParallel`, which averages gradients,
-    gives those of one process with all pairs. A collective: every process has to call it.
+    If every process computes the same loss on the result, `DistributedDataParallel`, which averages gradients, gives
+    those of one process with all pairs. A collective: every process has to call it.
 
     Args:
         embeddings: each (n, d), alike in n, dtype and device; n may differ between the processes.
 
     Returns:
-        Each (N, d), in the order of the processes; with one process what was given.
-
-    Source: this project's choice.
+        Each (N, d), in the order of the processes; with one process the arguments themselves.
     """
     processes = Processes()
     if processes.size == 1:

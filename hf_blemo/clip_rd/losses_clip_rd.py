@@ -25,7 +25,7 @@ MAXIMAL_LOG_SCALE = math.log(100)
 CPU_TILE_SIZE = 512
 ACCELERATOR_TILE_SIZE = 2048
 
-# What a process can find wrong with its part of the batch; exchanged as a number, so that all processes stop together.
+# Problems a process can find in its part of the batch; exchanged by number, so that all processes stop together.
 _PROBLEMS = (
     "",
     "the embeddings have different numbers of rows, or are not matrices",
@@ -44,7 +44,7 @@ _ROWS, _STUDENT, _TEACHER, _TYPE, _FINITE, _ZERO, _SCALE, _NO_TEACHER, _GRADIENT
 
 @dataclass
 class CLIPRDLossOutput(ModelOutput):
-    """What [`CLIPRDLoss`] returns; every value is that of the global batch, the same on all processes.
+    """Output of [`CLIPRDLoss`]; every value is that of the global batch, the same on all processes.
 
     Args:
         loss: scalar, the weighted sum; the only one with a gradient.
@@ -86,7 +86,7 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 class CLIPRDLoss(nn.Module):
-    """Distils a CLIP into another by the relations between pairs, modalities and models.
+    """Distils a CLIP into another by matching relations across pairs, modalities and models.
 
     Args:
         student_dim: d_s, width of the student's embeddings.
@@ -100,7 +100,7 @@ class CLIPRDLoss(nn.Module):
             [`clamp_scales`], as CLIP keeps its own (ours).
         tile_size: rows and columns of a tile; 512 on a CPU, 2,048 elsewhere by default. It changes speed and memory,
             not the result.
-        dense: computes the same by plain N x N matrices and autograd, on one process; for checking.
+        dense: whether to compute the same by plain N x N matrices and autograd, on one process; for checking.
         process_group: the processes that share a batch; all of them by default.
 
     Attributes:
@@ -242,7 +242,7 @@ class CLIPRDLoss(nn.Module):
             if self.dense:
                 if group.size > 1:
                     raise ValueError("dense computes on one process; leave it out for several")
-                terms = dense_terms(
+                terms = _dense_terms(
                     own_image, own_text, image, text, targets[0], targets[1], multipliers, self.weights
                 )
                 loss = sum((self.weights[name] * value for name, value in terms.items()), multipliers.sum() * 0)
@@ -263,7 +263,7 @@ class CLIPRDLoss(nn.Module):
         return [value for layer in layers if layer is not None for value in layer.parameters()]
 
     def report_failure(self, device: torch.device) -> None:
-        """Tells the other processes that this one has no embeddings, so that they raise instead of waiting for it."""
+        """Tells the other processes that this one failed, so that they raise instead of waiting for it."""
         Processes(self.process_group).exchange([_ELSEWHERE, 0, _digest(self.weights)], device)
 
     @torch.no_grad()
@@ -349,7 +349,7 @@ def _digest(weights: Mapping[str, float]) -> int:
     return zlib.crc32(repr(weights).encode())
 
 
-def dense_terms(
+def _dense_terms(
     own_image: torch.Tensor,
     own_text: torch.Tensor,
     image: torch.Tensor,
@@ -359,18 +359,7 @@ def dense_terms(
     multipliers: torch.Tensor,
     weights: Mapping[str, float],
 ) -> dict[str, torch.Tensor]:
-    """The terms as their formulas read, by N x N matrices and autograd.
-
-    Args:
-        own_image, own_text: (N, d_s), normalised.
-        image, text: (N, d), normalised.
-        teacher_image, teacher_text: (N, d), normalised, without gradient.
-        multipliers: (5,), scales of the student, the teacher, cross, image, text.
-        weights: of all terms.
-
-    Returns:
-        Unweighted scalars of the terms whose weight is not 0.
-    """
+    """Computes the unweighted terms as their formulas read, by N x N matrices and autograd; for checking the tiles."""
     student, teacher, cross, vision, language = multipliers
 
     def contrastive(*products: torch.Tensor) -> torch.Tensor:

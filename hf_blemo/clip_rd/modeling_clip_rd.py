@@ -18,14 +18,14 @@ from .gathering_clip_rd import gather_pairs
 if TYPE_CHECKING:
     from transformers import CLIPModel
 
-# Transformers starts these with batch-norm scales or convolutions of a standard deviation of 0.02, which does no harm
-# where weights are loaded; untrained, EfficientNet-B0 then gives features of 1e-31, of which nothing can be learnt.
+# Transformers starts batch-norm scales or convolutions of these with a standard deviation of 0.02. That is harmless
+# before weights are loaded; untrained, EfficientNet-B0 then gives features of 1e-31, too small to learn from.
 RESCALED_TOWERS = ("efficientnet", "mobilevit", "timm_wrapper")
 
 
 @dataclass
 class CLIPRDOutput(ModelOutput):
-    """What [`CLIPRDModel`] returns, of I images and T texts; the names and their order are those of CLIPOutput.
+    """Output of [`CLIPRDModel`] for I images and T texts, with the names and order of CLIPOutput.
 
     Args:
         loss: scalar float32, when asked for and I = T.
@@ -42,31 +42,22 @@ class CLIPRDOutput(ModelOutput):
     image_embeds: torch.Tensor | None = None
 
 
-def contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
-    """Symmetric contrastive loss of B pairs: cross-entropy of rows and columns against the diagonal, mean of both.
-
-    Args:
-        logits_per_image: (B, B), scaled cosines.
-
-    Returns:
-        Scalar, in float32 at least.
-
-    Source: CLIP, arXiv 2103.00020, figure 3.
-    """
+def _contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of rows and columns of (B, B) logits against the diagonal (arXiv 2103.00020, figure 3)."""
     logits = logits_per_image.to(torch.promote_types(logits_per_image.dtype, torch.float32))
     pairs = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.t(), pairs)) / 2
 
 
 class CLIPRDPreTrainedModel(PreTrainedModel):
-    """What the models of this family share."""
+    """Flags and initial weights of this family's models."""
 
     config: CLIPRDConfig
     config_class = CLIPRDConfig
     base_model_prefix = "clip_rd"
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]
-    # Each tower checks what it is asked for itself.
+    # Each tower checks the attention it is asked for itself.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -83,7 +74,7 @@ class CLIPRDPreTrainedModel(PreTrainedModel):
             init.normal_(module.visual_projection.weight, std=module.vision_embed_dim**-0.5 * factor)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.vision_model.config.model_type in RESCALED_TOWERS:
-                rescale_convolutions(module.vision_model)
+                _rescale_convolutions(module.vision_model)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves weights, config and the code that loads them without this package.
@@ -100,13 +91,10 @@ class CLIPRDPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def rescale_convolutions(tower: nn.Module) -> None:
-    """Starts a tower's convolutions so that they keep the scale of their input: He's initialisation, batch norm of 1.
+def _rescale_convolutions(tower: nn.Module) -> None:
+    """Starts convolutions by He's initialisation (arXiv 1502.01852, fan-out, as in timm) and batch norms at 1.
 
-    Args:
-        tower: module whose convolutions and batch norms are set in place, but those that hold loaded weights.
-
-    Source: arXiv 1502.01852 by fan-out, as timm starts its convolutional networks.
+    Parameters that hold loaded weights stay as they are.
     """
     for module in tower.modules():
         if isinstance(module, nn.Conv2d):
@@ -116,18 +104,8 @@ def rescale_convolutions(tower: nn.Module) -> None:
             init.ones_(module.weight)
 
 
-def build_tower(config: Any) -> PreTrainedModel:
-    """Makes a tower with weights to be trained.
-
-    Args:
-        config: config of any model of transformers.
-
-    Returns:
-        transformers' own module.
-
-    Raises:
-        ImportError: the tower is timm's, and timm or the torchvision that timm needs is missing.
-    """
+def _build_tower(config: Any) -> PreTrainedModel:
+    """Makes a tower with random weights from the config of any model of transformers."""
     if config.model_type == "timm_wrapper" and not is_timm_available():
         raise ImportError(f"the tower {config.architecture!r} needs timm and torchvision: pip install hf_blemo[timm]")
     return AutoModel.from_config(config)
@@ -151,8 +129,8 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         super().__init__(config)
         self.text_embed_dim = config.text_pooled_size
         self.vision_embed_dim = config.vision_pooled_size
-        self.text_model = build_tower(config.text_config)
-        self.vision_model = build_tower(config.vision_config)
+        self.text_model = _build_tower(config.text_config)
+        self.vision_model = _build_tower(config.vision_config)
         self.visual_projection = nn.Linear(self.vision_embed_dim, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(self.text_embed_dim, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
@@ -190,7 +168,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
     def enable_input_require_grads(self) -> None:
         """Makes the towers' embeddings of their inputs require gradients, for adapters on frozen towers.
 
-        As upstream, but for embeddings that return more than one tensor, too, as Swin's do.
+        As upstream, but also for embeddings that return more than one tensor, such as Swin's.
         """
         self._require_grads_hooks = []
         for tower in self._towers():
@@ -207,8 +185,8 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W), as the image processor gives them.
-            interpolate_pos_encoding: whether images of another size than the tower's are taken, by interpolating its
-                position embeddings; for towers that know this.
+            interpolate_pos_encoding: whether to accept images of another size than the tower's by interpolating its
+                position embeddings; only for towers that support this.
 
         Returns:
             (B, projection_dim).
@@ -239,7 +217,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
             input_ids: (B, L) int64.
             attention_mask: (B, L), 1 at tokens and 0 at padding.
             position_ids: (1 or B, L) int64; 0 to L - 1 without them.
-            token_type_ids: (B, L) int64, for towers that know them, as BERT.
+            token_type_ids: (B, L) int64, for towers that take them, such as BERT.
 
         Returns:
             (B, projection_dim).
@@ -258,7 +236,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         return self.text_projection(pooled)
 
     def _pooled(self, name: str, inputs: dict[str, Any]) -> torch.Tensor:
-        """Pooled output of the tower `name`, (B, D) flat."""
+        """Returns the pooled output of the tower `name`, (B, D)."""
         if name == "vision":
             tower, known, size = self.vision_model, self._vision_inputs, self.vision_embed_dim
         else:
@@ -293,10 +271,10 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         Args:
             input_ids, attention_mask, position_ids, token_type_ids: texts, as in `get_text_features`.
             pixel_values, interpolate_pos_encoding: images, as in `get_image_features`.
-            return_loss: whether the contrastive loss of image i and text i is wanted; in training among the pairs of
-                all processes, so that all of them have to take part, in evaluation among those of this one. True,
-                unlike upstream, because Trainer asks for this. Where there are not as many images as texts, as in
-                classification, there are no pairs and the loss is None.
+            return_loss: whether to compute the contrastive loss of image i and text i: in training among the pairs of
+                all processes, so all of them have to take part; in evaluation among those of this one. True, unlike
+                upstream, because Trainer requires it. With unequal numbers of images and texts, as in classification,
+                there are no pairs and the loss is None.
 
         Returns:
             [`CLIPRDOutput`]; of one side alone its embeddings and nothing else.
@@ -335,7 +313,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
             # Where gradients are wanted: one process alone may evaluate.
             if self.training and torch.is_grad_enabled():
                 pairs = gather_pairs(*pairs)
-            return contrastive_loss(pairs[0] @ pairs[1].t() * self.logit_scale.to(dtype).exp())
+            return _contrastive_loss(pairs[0] @ pairs[1].t() * self.logit_scale.to(dtype).exp())
 
     def to_clip(self) -> "CLIPModel":
         """The same model as transformers' CLIPModel, with weights of its own.

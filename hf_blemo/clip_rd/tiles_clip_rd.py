@@ -24,7 +24,7 @@ LARGEST_RATIO = 40.0
 
 @dataclass
 class TilesCall:
-    """What one computation needs beside its tensors.
+    """Arguments of one computation beside its tensors.
 
     Args:
         weights: of all terms.
