@@ -13,7 +13,7 @@ from hf_blemo.commands.parsing import Parser
 from hf_blemo.commands.predict import add_predict
 from hf_blemo.commands.publish import add_publish
 from hf_blemo.commands.submit import add_submit
-from hf_blemo.programs.settings import run_command
+from hf_blemo.errors import one_line_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = make_parser().parse_args(argv)
-        run_command(lambda: arguments.handler(arguments), arguments.program)
+        with one_line_errors(arguments.program):
+            arguments.handler(arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return 0

@@ -4,8 +4,9 @@ Example:
     python training/ablate_fusion.py --config training/configs/fusion_table.yaml --data out/hicmae
 """
 
+from hf_blemo.errors import one_line_errors
 from hf_blemo.fusion_training.settings import AblationSettings
-from hf_blemo.programs.settings import parse_settings, run_command
+from hf_blemo.programs.settings import parse_settings
 
 
 def main() -> None:
@@ -16,4 +17,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with one_line_errors():
+        main()

@@ -5,7 +5,8 @@ Example:
 """
 
 from hf_blemo.clip_rd_training.comparison_settings import ComparisonSettings
-from hf_blemo.programs.settings import parse_settings, run_command
+from hf_blemo.errors import one_line_errors
+from hf_blemo.programs.settings import parse_settings
 
 
 def main() -> None:
@@ -16,4 +17,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with one_line_errors():
+        main()

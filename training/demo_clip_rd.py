@@ -12,7 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_blemo.programs.settings import parse_settings, run_command
+from hf_blemo.errors import one_line_errors
+from hf_blemo.programs.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent
 CONFIG = str(ROOT / "configs" / "clip_rd_synthetic.yaml")
@@ -144,4 +145,5 @@ def _show_published(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with one_line_errors():
+        main()

@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_blemo.programs.settings import parse_settings, read_settings, run_command
+from hf_blemo.errors import one_line_errors
+from hf_blemo.programs.settings import parse_settings, read_settings
 
 CONFIG = Path(__file__).parent / "configs" / "fusion_clips.yaml"
 
@@ -100,4 +101,5 @@ def _show(path: Path, result: dict, blend_words) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with one_line_errors():
+        main()

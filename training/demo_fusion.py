@@ -8,7 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_blemo.programs.settings import parse_settings, read_settings, run_command
+from hf_blemo.errors import one_line_errors
+from hf_blemo.programs.settings import parse_settings, read_settings
 
 CONFIG = Path(__file__).parent / "configs" / "fusion_synthetic.yaml"
 
@@ -84,4 +85,5 @@ def _readable(parts) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with one_line_errors():
+        main()

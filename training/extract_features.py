@@ -6,8 +6,9 @@ Example:
 
 import sys
 
+from hf_blemo.errors import one_line_errors
 from hf_blemo.extraction.settings import ExtractionSettings
-from hf_blemo.programs.settings import parse_settings, run_command
+from hf_blemo.programs.settings import parse_settings
 
 
 def main() -> None:
@@ -21,4 +22,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with one_line_errors():
+        main()

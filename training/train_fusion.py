@@ -4,8 +4,9 @@ Example:
     accelerate launch training/train_fusion.py --config training/configs/fusion_blemore.yaml --data out/blemore
 """
 
+from hf_blemo.errors import one_line_errors
 from hf_blemo.fusion_training.settings import FusionSettings
-from hf_blemo.programs.settings import command_line, parse_settings, run_command
+from hf_blemo.programs.settings import command_line, parse_settings
 
 
 def main() -> None:
@@ -20,4 +21,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with one_line_errors():
+        main()

@@ -9,10 +9,9 @@ import datasets
 
 from hf_blemo.clip_evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
 from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
-from hf_blemo.errors import MissingExtraError
+from hf_blemo.errors import MissingExtraError, check_known
 from hf_blemo.files import read_json
 from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings, PairStream, PairTable, open_source
-from hf_blemo.programs.setting_checks import check_known
 
 KINDS = ("zero_shot", "retrieval", SYNTHETIC, EMOJI)
 IMAGENET = "imagenet"

@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from hf_blemo.errors import check_known
 from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings
-from hf_blemo.programs.setting_checks import check_at_least_one, check_known, check_not_negative
+from hf_blemo.programs.setting_checks import check_at_least_one, check_not_negative
 
 AUGMENTATION = ("scale", "ratio", "flip", "variants", "seed")
 BUILT_IN_OPTIONS = {

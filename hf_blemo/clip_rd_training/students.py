@@ -9,6 +9,7 @@ from hf_blemo.built_in.synthetic_pairs import synthetic_tokenizer
 from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.errors import check_known
 from hf_blemo.pairs.clip_models import check_source, load_part, load_processor
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC
@@ -80,12 +81,7 @@ def _tokenizer(settings: DistillationSettings, teacher_processor: PairProcessor 
 def _new_student(settings: DistillationSettings, tokenizer: Any) -> tuple[CLIPRDModel, PairProcessor]:
     """A student with random weights, made for a tokenizer and a size of images."""
     given = dict(settings.student_config)
-    known = set(CLIPRDConfig.__annotations__)
-    for key in given:
-        if key not in known:
-            raise ValueError(
-                f"student_config.{key} is no setting of CLIPRDConfig; expected {', '.join(sorted(known))}"
-            )
+    check_known("student_config", given, CLIPRDConfig.__annotations__)
     text, vision = dict(given.get("text_config") or {}), dict(given.get("vision_config") or {})
     text.setdefault("vocab_size", len(tokenizer))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -99,9 +95,8 @@ def _new_student(settings: DistillationSettings, tokenizer: Any) -> tuple[CLIPRD
     towers: Any = (("text", text, config.text_config), ("vision", vision, config.vision_config))
     for name, asked, made in towers:
         fresh = type(made)()
-        for key in asked:
-            if not hasattr(fresh, key):
-                raise ValueError(f"student_config.{name}_config.{key} is no setting of {type(made).__name__}")
+        unknown = [key for key in asked if not hasattr(fresh, key)]
+        check_known(f"student_config.{name}_config", unknown, fresh.to_dict())
     size = getattr(config.vision_config, "image_size", None) or settings.image_size or 224
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     return CLIPRDModel(config), PairProcessor(tokenizer, image_processor, config.text_config)

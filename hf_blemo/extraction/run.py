@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from hf_blemo.blemore.dataset_writing import is_dataset_folder, refuse_existing,
 from hf_blemo.blemore.feature_folders import ClipSource, FeatureFileReader, feature_files
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
+from hf_blemo.errors import check_known
 from hf_blemo.extraction.clip_problems import problem_of
 from hf_blemo.extraction.clip_sources import ClipEntry, find_clips
 from hf_blemo.extraction.extraction import ClipFeatures, encode_clips
@@ -148,11 +148,7 @@ def _draw_clips(folder: Path, options: Mapping[str, Any]) -> None:
     from hf_blemo.built_in.synthetic_clips import make_synthetic_clips
 
     known = set(inspect.signature(make_synthetic_clips).parameters) - {"folder", "overwrite"}
-    for key in options:
-        if key not in known:
-            nearest = get_close_matches(key, known, 1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {', '.join(sorted(known))}"
-            raise ValueError(f"synthetic.{key} is no setting of the built-in clips{hint}")
+    check_known("synthetic", options, sorted(known))
     # The same settings give the same clips; what an earlier run of others drew is replaced.
     make_synthetic_clips(folder, **options, overwrite=True)
 

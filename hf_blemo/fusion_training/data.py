@@ -2,8 +2,6 @@
 
 import inspect
 import logging
-from collections.abc import Collection
-from difflib import get_close_matches
 from pathlib import Path
 
 import datasets
@@ -11,6 +9,7 @@ import numpy as np
 
 from hf_blemo import blemore
 from hf_blemo.built_in.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
+from hf_blemo.errors import check_known
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.hub.provenance import PROVENANCE_FILE, read_provenance
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
@@ -37,9 +36,7 @@ def load_data(source: str, settings: ExperimentSettings, **synthetic) -> dataset
     """
     if source == "synthetic":
         known = inspect.signature(make_synthetic_blends).parameters
-        for key in settings.synthetic:
-            if key not in known:
-                raise ValueError(f"synthetic.{key} is no setting of the built-in data{_did_you_mean(key, known)}")
+        check_known("synthetic", settings.synthetic, known)
         return make_synthetic_blends(**{**settings.synthetic, **synthetic})
     if Path(source).exists():
         return blemore.load_features(source)
@@ -105,15 +102,8 @@ def model_config(data: datasets.Dataset, settings: ExperimentSettings) -> RankAw
         ValueError: an unknown or invalid setting of the model.
     """
     known = set(RankAwareFusionConfig.__annotations__) - {"encoders", "encoder_order"}
-    for key in settings.model:
-        if key not in known:
-            raise ValueError(f"model.{key} is no setting of RankAwareFusionConfig{_did_you_mean(key, known)}")
+    check_known("model", settings.model, sorted(known))
     return RankAwareFusionConfig(encoders=encoder_options(data, settings), **settings.model)
-
-
-def _did_you_mean(key: str, known: Collection[str]) -> str:
-    nearest = get_close_matches(key, known, 1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {', '.join(sorted(known))}"
 
 
 def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) -> datasets.Dataset:

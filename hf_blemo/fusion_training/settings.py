@@ -4,15 +4,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_blemo.encoders.encoder_options import DTYPES
+from hf_blemo.errors import check_known
 from hf_blemo.fusion_training.protocol import PROTOCOLS
 from hf_blemo.programs.push_settings import PUSH_SETTINGS, PushSettings
-from hf_blemo.programs.setting_checks import (
-    check_at_least_one,
-    check_choices,
-    check_known,
-    check_not_negative,
-    check_seeds,
-)
+from hf_blemo.programs.setting_checks import check_at_least_one, check_choices, check_not_negative, check_seeds
 
 
 @dataclass

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 
 from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs
-from hf_blemo.programs.setting_checks import check_known
+from hf_blemo.errors import check_known
 
 SYNTHETIC = "synthetic"
 EMOJI = "emoji"

@@ -11,9 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hf_blemo.errors import MissingExtraError
+from hf_blemo.errors import USER_ERRORS, MissingExtraError
 from hf_blemo.prediction.clip_report import LIMITS, result_html
-from hf_blemo.programs.settings import USER_ERRORS
 
 if TYPE_CHECKING:
     import gradio
@@ -61,7 +60,7 @@ def make_demo(
 
     Args:
         recognise: path of a video or sound file -> its result, as `clip_report.result_html` takes it. An error of
-            `settings.USER_ERRORS` that it raises is shown as the clip's, in one line.
+            `errors.USER_ERRORS` that it raises is shown as the clip's, in one line.
         model: name of the model.
         examples: paths of clips that the page offers.
         thumbnails: path of a clip -> JPEG files of it, in the order of time; called where recognition succeeded.

@@ -1,7 +1,6 @@
 """Checks that settings of several programs share, each with the one message for its kind of mistake."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +35,6 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """Refuses an empty list, a repeated seed and a negative one."""
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ValueError(f"seeds must be different non-negative integers, at least one, found {seeds}")
-
-
-def check_known(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:
-    """Refuses a key that is no setting, and names the nearest that is.
-
-    Args:
-        where: the keys are.
-        keys: found.
-        known: settings.
-    """
-    known = list(known)
-    for key in keys:
-        if key not in known:
-            nearest = get_close_matches(str(key), known, 1, 0.0)[0]
-            raise ValueError(f"{where}: unknown setting {key!r}; the nearest known one is {nearest!r}")
 
 
 def check_repository(name: str, value: str | None) -> None:

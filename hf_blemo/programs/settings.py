@@ -1,7 +1,6 @@
 """Settings of a program: any dataclass, filled from a YAML file whose values the command line overrides."""
 
 import copy
-import difflib
 import inspect
 import json
 import math
@@ -10,7 +9,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -18,22 +17,11 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from hf_blemo.errors import MissingExtraError
+from hf_blemo.errors import check_known, one_line, one_line_errors
 
 Settings = TypeVar("Settings")
-Result = TypeVar("Result")
 
 CONFIG_OPTION = "--config"
-USER_ERRORS = (
-    MissingExtraError,
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
-    MemoryError,
-)
 
 _SCALARS = {int: "int", float: "float", str: "str", bool: "bool"}
 _NULLS = ("null", "~")
@@ -68,33 +56,9 @@ def parse_settings(
     if "--help" in arguments or "-h" in arguments:
         print(settings_help(settings_class, description))
         raise SystemExit(0)
-    return run_command(lambda: read_settings(settings_class, arguments))
-
-
-def run_command(command: Callable[[], Result], name: str | None = None) -> Result:
-    """Runs a program so that bad input ends it with one line on stderr, and anything else with its traceback.
-
-    Args:
-        command: the program.
-        name: its name, at the start of the line; that of the running script by default.
-
-    Returns:
-        What `command` returned.
-
-    Raises:
-        SystemExit: code 2, where `command` raised one of `USER_ERRORS` or a config refused a value.
-
-    Source: this project's choice.
-    """
-    try:
-        return command()
-    except Exception as error:
-        # Only a process that has imported the library can have met its error, and importing it here takes long.
-        library = sys.modules.get("huggingface_hub.errors")
-        if not isinstance(error, USER_ERRORS) and not (library and isinstance(error, library.StrictDataclassError)):
-            raise
-        print(f"{name or Path(sys.argv[0]).name}: error: {_one_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with one_line_errors():
+        settings = read_settings(settings_class, arguments)
+    return settings
 
 
 def command_line() -> str:
@@ -192,7 +156,7 @@ def _load_yaml(text: str, where: str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark and "\n" in text else ""
         raise ValueError(f"{where}{line}: expected YAML, found: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: expected YAML, found: {_one_line(error)}") from None
+        raise ValueError(f"{where}: expected YAML, found: {one_line(error)}") from None
 
 
 def _read_config(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,11 +171,7 @@ def _read_config(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected settings as 'key: value' lines, found {type(content).__name__}")
-    for key in content:
-        if key not in types:
-            raise ValueError(
-                f"{path}: unknown setting {str(key)!r}; the nearest known one is {_nearest(key, types)!r}"
-            )
+    check_known(str(path), content, types)
     return {key: _checked(value, types[key], f"{path}: {key}") for key, value in content.items()}
 
 
@@ -239,9 +199,7 @@ def _override(
     """Sets one field, or one entry of a dict, from the command line."""
     first, *path = key.removeprefix("--").split(".")
     name, where = first.replace("-", "_"), f"command line: {key}"
-    if name not in types:
-        nearest = _nearest(name, [*types, CONFIG_OPTION.removeprefix("--")])
-        raise ValueError(f"command line: unknown setting {key!r}; the nearest known one is '--{nearest}'")
+    check_known("command line", [f"--{name}"], [*(f"--{known}" for known in types), CONFIG_OPTION])
     if not path:
         values[name] = _checked(_parsed(texts, types[name], where), types[name], where)
         return
@@ -401,16 +359,5 @@ def _documented_arguments(lines: Iterable[str]) -> dict[str, str]:
     return texts
 
 
-def _nearest(key: Any, known: Collection[str]) -> str:
-    begun = [name for name in known if key and name.startswith(str(key))]
-    return difflib.get_close_matches(str(key), begun or list(known), n=1, cutoff=0.0)[0]
-
-
 def _listed(texts: Sequence[str]) -> str:
     return " ".join(texts) or "none"
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__

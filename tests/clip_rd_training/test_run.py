@@ -396,9 +396,12 @@ def test_a_new_student_is_made_for_the_size_of_images(size, tmp_path, settings_f
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("width", "student_config.width is no setting of CLIPRDConfig"),
-        ("vision_config.hiden_size", "student_config.vision_config.hiden_size is no setting of CLIPVisionConfig"),
-        ("text_config.layers", "student_config.text_config.layers is no setting of CLIPTextConfig"),
+        ("width", "student_config: unknown setting 'width'"),
+        (
+            "vision_config.hiden_size",
+            "student_config.vision_config: unknown setting 'hiden_size'",
+        ),
+        ("text_config.layers", "student_config.text_config: unknown setting 'layers'"),
     ],
 )
 def test_unknown_settings_of_the_student_are_named(key, message, tmp_path, settings_for):

@@ -211,9 +211,7 @@ def test_folds_and_labels_come_from_the_metadata(entries, clips, tmp_path):
     again = datasets.Dataset.load_from_disk(str(tmp_path / "again"))
     assert_same_features(features_by_clip(again), features_by_clip(data), 0)
     built_in.overwrite, built_in.synthetic = True, {"num_clip": 6}
-    with pytest.raises(
-        ValueError, match="synthetic.num_clip is no setting of the built-in clips; did you mean 'num_c"
-    ):
+    with pytest.raises(ValueError, match="synthetic: unknown setting 'num_clip'; the nearest known one is 'num_c"):
         extract(built_in)
 
 

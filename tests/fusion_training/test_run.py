@@ -284,7 +284,10 @@ BAD_SETTINGS = {
     "adaptation to nothing": ({"model": {"domain_adaptation": "mmd"}}, "needs unlabelled rows, found none"),
     "other settings than before": ({"resume": True, "checkpoint_every": 2}, "resume: test_data|resume: seeds is"),
     "nothing to resume": ({"resume": True}, "resume needs checkpoint_every"),
-    "unknown model setting": ({"model": {"hidden": 3}}, "model.hidden is no setting"),
+    "unknown model setting": (
+        {"model": {"hidden": 3}},
+        "model: unknown setting 'hidden'",
+    ),
     "bad model setting": ({"model": {"top_n": 0}}, "top_n must be at least 1"),
     "alignment of steps": ({"align_folds": True, "pooling": "attention"}, "align_folds aligns pooled vectors"),
     "wrong width": ({"encoder_options": {"voice": {"feature_size": 9}}}, "clip_000, encoder 'voice': expected shape"),

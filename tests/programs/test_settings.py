@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hf_blemo.fusion_training.settings import FusionSettings
-from hf_blemo.programs.settings import parse_settings, read_settings, run_command, settings_help
+from hf_blemo.programs.settings import parse_settings, read_settings, settings_help
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -143,7 +143,7 @@ def test_a_whole_dict_replaces_the_default():
 
 
 ERRORS = {
-    "unknown key": (["--lerning-rate", "1"], "command line: unknown setting '--lerning-rate'.*'--learning_rate'"),
+    "unknown key": (["--lerning-rate", "1"], "command line: unknown setting '--lerning_rate'.*'--learning_rate'"),
     "abbreviation": (["--num", "1"], "unknown setting '--num'; the nearest known one is '--num_epochs'"),
     "no key": (["out"], "found 'out', expected --key value"),
     "no value": (["--num_epochs"], "--num_epochs: found no value, expected int"),
@@ -256,45 +256,6 @@ def test_bad_settings_end_the_program_with_one_line(capsys):
     captured = capsys.readouterr()
     assert captured.err.endswith(": error: num_epochs must be at least 1, found 0\n")
     assert captured.err.count("\n") == 1 and captured.out == ""
-
-
-@pytest.mark.parametrize("error", [ValueError("a\n  b"), FileNotFoundError("a b"), FileExistsError("a b")])
-def test_input_errors_become_one_line(capsys, error):
-    def fail():
-        raise error
-
-    with pytest.raises(SystemExit) as stop:
-        run_command(fail, "program")
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "program: error: a b\n"
-
-
-def test_errors_of_the_system_name_the_file_and_not_the_number(capsys, tmp_path):
-    with pytest.raises(SystemExit):
-        run_command((tmp_path / "gone").read_text, "program")
-    assert capsys.readouterr().err == f"program: error: {tmp_path / 'gone'}: No such file or directory\n"
-
-
-def test_refusals_of_a_model_config_become_one_line(capsys):
-    from hf_blemo import RankAwareFusionConfig
-
-    with pytest.raises(SystemExit):
-        run_command(lambda: RankAwareFusionConfig(encoders={"voice": {"feature_size": 4}}, top_n=0), "program")
-    error = capsys.readouterr().err
-    assert "top_n must be at least 1, found 0" in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("error", [TypeError("bug"), KeyError("bug"), RuntimeError("bug")])
-def test_bugs_keep_their_traceback(error):
-    def fail():
-        raise error
-
-    with pytest.raises(type(error), match="bug"):
-        run_command(fail)
-
-
-def test_result_of_the_program_is_returned():
-    assert run_command(lambda: 3) == 3
 
 
 def test_importing_the_settings_loads_no_torch():

@@ -36,7 +36,7 @@ BAD = {
     "unknown config": (["--config", "gone.yaml"], "gone.yaml: no such file"),
     "unknown encoder": (["--encoders", "voice", "clip"], "unknown encoder 'clip': the data has voice, face"),
     "unknown data": (["--data", "gone"], "'gone': no such file or folder"),
-    "unknown model setting": (["--model.top", "1"], "model.top is no setting"),
+    "unknown model setting": (["--model.top", "1"], "model: unknown setting 'top'; the nearest known one is 'top_n'"),
     "bad model value": (["--model.top_n", "0"], "top_n must be at least 1"),
     "bad model type": (["--model.gate", "hard"], "gate"),
     "too few folds": (["--data", "{table}"], "needs a fold for every labelled clip"),
