@@ -1,4 +1,4 @@
-"""Fine-tuning of a part of a model: LoRA with this package's lists of target modules, and linear probing."""
+"""Fine-tune a part of a model: LoRA with this package's lists of target modules, and linear probes."""
 
 import re
 from typing import Any
@@ -7,8 +7,8 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 # Full names of modules as regular expressions. The fusion's projections, gate, fusion layer and heads are small and
-# linear; its bare parameters (query, embeddings, rank scales) are vectors, for which a low rank means nothing.
-FUSION_TARGETS = (
+# linear; its bare parameters (query, embeddings, rank scales) are vectors, which have no rank to lower.
+_FUSION_TARGETS = (
     r"projections\.\d+\.linear",
     r"poolings\.\d+\.attention_hidden",
     r"gate\.(key|context)",
@@ -18,8 +18,8 @@ FUSION_TARGETS = (
 _SELF_ATTENTION = r"encoder\.layers\.\d+\.self_attn\.([qkv]_proj|out_proj)"
 _ATTENTION = r"(.+\.)?layers\.\d+\.(.+\.)?attention\.[qkvo]_proj"
 _BERT = r"encoder\.layer\.\d+\.attention\.self\.(query|key|value)"
-# The attention of transformers; of convolutional towers the full convolutions, depthwise ones having no rank to lower.
-VISION_TARGETS = {
+# Attention layers of transformers, full convolutions of convolutional towers; depthwise ones have no rank to lower.
+_VISION_TARGETS = {
     "clip_vision_model": _SELF_ATTENTION,
     "siglip_vision_model": _SELF_ATTENTION,
     "vit": _ATTENTION,
@@ -32,7 +32,7 @@ VISION_TARGETS = {
     "efficientnet": r"encoder\.blocks\..+\.(expand_conv|project_conv)",
     "mobilevit": r".+\.attention\.attention\.(query|key|value)|.+\.(expand_1x1|reduce_1x1|conv_1x1)\.convolution",
 }
-TEXT_TARGETS = {
+_TEXT_TARGETS = {
     "clip_text_model": _SELF_ATTENTION,
     "bert": _BERT,
     "roberta": _BERT,
@@ -40,14 +40,14 @@ TEXT_TARGETS = {
 
 
 def lora_config(model: PreTrainedModel, r: int = 8, **overrides: Any) -> LoraConfig:
-    """Make the LoRA of a model of this package, to be passed to `peft.get_peft_model`.
+    """Make the LoRA config of a model of this package for `peft.get_peft_model`.
 
     No `task_type` is set: PEFT's task classes expect the inputs of language models.
 
     Args:
         model: a [`RankAwareFusionModel`] or a [`CLIPRDModel`].
         r: rank.
-        overrides: of LoraConfig; `target_modules` replaces this package's. `lora_alpha` is 2 r by default.
+        overrides: more of LoraConfig; `target_modules` replaces this package's list. `lora_alpha` is 2 r by default.
 
     Returns:
         The config.
@@ -55,39 +55,27 @@ def lora_config(model: PreTrainedModel, r: int = 8, **overrides: Any) -> LoraCon
     Raises:
         ValueError: a model of another family, or a tower that this package has no list for.
 
-    Source: this project's choice; LoRA is arXiv 2106.09685.
+    Source: LoRA, arXiv 2106.09685; the lists of modules are this project's choice.
     """
     targets = overrides.pop("target_modules", None)
     return LoraConfig(
         r=r,
-        target_modules=lora_targets(model) if targets is None else targets,
+        target_modules=_targets(model) if targets is None else targets,
         **{"lora_alpha": 2 * r, **overrides},
     )
 
 
-def lora_targets(model: PreTrainedModel) -> str:
-    """The modules that LoRA changes, as one regular expression of their full names.
-
-    Args:
-        model: as in [`lora_config`].
-
-    Returns:
-        The expression; at least one module of every part it speaks of matches.
-
-    Raises:
-        ValueError: as in [`lora_config`].
-
-    Source: this project's choice.
-    """
+def _targets(model: PreTrainedModel) -> str:
+    """The modules that LoRA changes, as one regular expression over their full names."""
     model_type = model.config.model_type
     if model_type == "rank_aware_fusion":
-        parts = [*FUSION_TARGETS]
+        parts = [*_FUSION_TARGETS]
     elif model_type == "clip_rd":
         config: Any = model.config
         parts = ["visual_projection", "text_projection"]
         for name, tower, known in (
-            ("vision", config.vision_config.model_type, VISION_TARGETS),
-            ("text", config.text_config.model_type, TEXT_TARGETS),
+            ("vision", config.vision_config.model_type, _VISION_TARGETS),
+            ("text", config.text_config.model_type, _TEXT_TARGETS),
         ):
             if tower not in known:
                 raise ValueError(
@@ -100,9 +88,9 @@ def lora_targets(model: PreTrainedModel) -> str:
             f"expected a model of type rank_aware_fusion or clip_rd, found {model_type!r}; pass target_modules"
         )
     targets = "|".join(f"({part})" for part in parts)
-    names = [name for name, _ in model.named_modules()]
     if model_type == "clip_rd":
-        # A release of transformers that renames layers must not pass for a list that fits.
+        # Where a release of transformers renames layers, say so instead of leaving a tower without an adapter.
+        names = [name for name, _ in model.named_modules()]
         for part in parts:
             if not any(re.fullmatch(part, name) for name in names):
                 raise ValueError(f"no module of this model is called {part!r}; pass target_modules")
@@ -112,9 +100,8 @@ def lora_targets(model: PreTrainedModel) -> str:
 def linear_probe(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze all of a model but its last linear layers.
 
-    Of a student both projections and the scale of the logits are trained, of a fusion the heads. Frozen parts stay in
-    evaluation mode when the model is set to train, as Trainer does: neither dropout nor batch statistics of a frozen
-    tower move.
+    What trains is a student's two projections and logit scale, or a fusion's heads. Frozen parts stay in evaluation
+    mode when Trainer sets the model to train: dropout stays off, and batch statistics of a frozen tower do not move.
 
     Args:
         model: a [`RankAwareFusionModel`] or a [`CLIPRDModel`], changed in place.
@@ -124,8 +111,6 @@ def linear_probe(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         ValueError: a model of another family.
-
-    Source: this project's choice.
     """
     probed = {"rank_aware_fusion": ("heads.",), "clip_rd": ("visual_projection.", "text_projection.", "logit_scale")}
     if model.config.model_type not in probed:

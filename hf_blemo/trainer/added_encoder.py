@@ -1,4 +1,4 @@
-"""A new encoder for a trained fusion: its projection is trained, everything else stays."""
+"""Add an encoder to a trained fusion: its projection is trained, everything else stays."""
 
 import copy
 from typing import Any
@@ -9,9 +9,9 @@ from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAware
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
-# The new projection learns by the loss of its encoder alone, as the fusion gives no gradient to one that is not
-# selected yet; the gate's loss then raises it where it is good.
-TRAINING_SETTINGS = {"encoder_loss_weight": 0.1, "gate_loss_weight": 0.1}
+# An encoder that is not selected yet gets no gradient from the fusion: its projection learns from the encoder's own
+# loss, and the gate's loss then raises the encoder's weight where it is good.
+_LOSS_WEIGHTS = {"encoder_loss_weight": 0.1, "gate_loss_weight": 0.1}
 
 
 def add_encoder(
@@ -21,29 +21,27 @@ def add_encoder(
     options: dict[str, Any],
     **settings: Any,
 ) -> tuple[RankAwareFusionModel, RankAwareFusionProcessor]:
-    """Add an encoder to a trained fusion; only what belongs to it alone is left to train.
+    """Add an encoder to a trained fusion and leave only the new encoder's own parts to train.
 
-    On clips that lack the new encoder the result predicts what the model predicted. Its start: a projection drawn
-    anew, in the gate the mean of the other encoders' embeddings, in a concatenation the mean of their columns, in a
-    static ranking the last place. A fusion of all encoders stays one of all. The result is an ordinary model: save,
-    load and publish it like any other.
+    On clips that lack the new encoder the result predicts the same as the model. The new encoder starts with a random
+    projection, the mean of the other encoders' embeddings in the gate, the mean of their columns in a concatenation,
+    and the last place in a static ranking. A fusion that uses all its encoders goes on using all. Save, load and
+    publish the result like any other model.
 
     Args:
-        model: of any gate and fusion; left as it is.
-        processor: of the model; left as it is.
+        model: of any gate and fusion; not changed.
+        processor: of the model; not changed.
         name: of the new encoder.
-        options: as an entry of `config.encoders`: `feature_size`, `modality`, `pooling`, ...
-        settings: of the config that change; `encoder_loss_weight` and `gate_loss_weight` become 0.1 where they
-            are 0, as without them an encoder that is not selected learns nothing.
+        options: an entry of `config.encoders`: `feature_size`, `modality`, `pooling`, ...
+        settings: of the config to change; `encoder_loss_weight` and `gate_loss_weight` become 0.1 where they are 0,
+            because an encoder that is not selected learns from nothing else.
 
     Returns:
-        Model and processor, the new encoder last. The new projection, and pooling where that has weights, require
-        gradients, nothing else does. Fit its standardisation by `fit_feature_statistics(..., encoders=[name])`.
+        Model and processor, the new encoder last. Only the new projection and the weights of its pooling require
+        gradients. Fit its standardisation by `fit_feature_statistics(..., encoders=[name])`.
 
     Raises:
         ValueError: the name exists, or the options or settings are not valid.
-
-    Source: this project's choice.
     """
     if name in model.config.encoders:
         raise ValueError(f"encoder {name!r} exists already among {', '.join(model.config.encoders)}")
@@ -71,7 +69,7 @@ def _grown_config(
 ) -> RankAwareFusionConfig:
     known = {key: value for key, value in config.to_dict().items() if key in type(config).__annotations__}
     number = len(config.encoders)
-    raised = {key: value for key, value in TRAINING_SETTINGS.items() if not known[key]}
+    raised = {key: value for key, value in _LOSS_WEIGHTS.items() if not known[key]}
     return RankAwareFusionConfig(
         **{
             **known,
@@ -85,7 +83,7 @@ def _grown_config(
 
 
 def _grown(key: str, old: torch.Tensor, new: torch.Tensor, number: int) -> torch.Tensor:
-    """A tensor of the old model in the shape of the new one's."""
+    """Gives a tensor of the old model the shape it has in the new one."""
     if old.shape == new.shape:
         return old
     if key == "gate.static_scores":
@@ -95,5 +93,5 @@ def _grown(key: str, old: torch.Tensor, new: torch.Tensor, number: int) -> torch
     if key == "fusion.linear.weight":
         # (H, E * H): the encoders side by side.
         return torch.cat([old, old.unflatten(1, (number, -1)).mean(1)], 1)
-    # A rank more, where there were fewer encoders than ranks.
+    # One more rank, where there were fewer encoders than ranks.
     return torch.cat([old, old[-1:].expand(len(new) - len(old), -1)])

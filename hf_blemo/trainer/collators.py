@@ -12,17 +12,15 @@ from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFus
 
 
 class BlendCollator:
-    """Batches of features for [`RankAwareFusionModel`].
+    """Makes batches of features for [`RankAwareFusionModel`].
 
     The columns of the data set have the names of the model's arguments, so that Trainer keeps them: one nested column
-    `features` (encoder -> (T, D), or None where absent) and, to train or evaluate, `labels` (six saliences). `clip`
-    names a row in messages where it is there; Trainer's default `remove_unused_columns` drops it. Rows of `datasets`
-    come as nested lists by default; `dataset.with_format("numpy")` gives the same batches in less time.
+    `features` (encoder -> (T, D), or None where absent) and, to train or evaluate, `labels` (six saliences). Errors
+    name a row by its column `clip`, which Trainer's default `remove_unused_columns` drops. Rows of `datasets` are
+    nested lists by default; `dataset.with_format("numpy")` gives the same batches in less time.
 
     Args:
-        processor: of the model; encoders that it does not know are left out.
-
-    Source: this project's choice.
+        processor: of the model; skips encoders that it does not know.
     """
 
     def __init__(self, processor: RankAwareFusionProcessor):
@@ -38,8 +36,8 @@ class BlendCollator:
             What the processor returns; a row without labels beside labelled ones is unlabelled (-100).
 
         Raises:
-            ValueError: a row has no features, or as the processor does; the message names the clip, or the row of the
-                batch.
+            ValueError: a row has no features, or the processor refuses it; the message names the clip, or the row of
+                the batch.
         """
         clips = [
             str(row["clip"]) if row.get("clip") else f"row {number} of the batch" for number, row in enumerate(rows)
@@ -55,9 +53,9 @@ class BlendCollator:
 
 
 def pair_columns(dataset: Any, image: str = "image", caption: str = "caption") -> Any:
-    """Name the columns of image-caption pairs as CLIP-RD's arguments are named, so that Trainer keeps them.
+    """Give the columns of image-caption pairs the names of CLIP-RD's arguments, so that Trainer keeps them.
 
-    Images stay undecoded until a collator reads them, which then decodes JPEGs no larger than needed.
+    Images stay undecoded until a collator reads them, which decodes JPEGs no larger than needed.
 
     Args:
         dataset: a `Dataset` or `IterableDataset`.
@@ -65,12 +63,10 @@ def pair_columns(dataset: Any, image: str = "image", caption: str = "caption") -
         caption: the column of captions, or of lists of them.
 
     Returns:
-        The data set with the columns `pixel_values` (images) and `input_ids` (captions) alone.
+        The data set with only the columns `pixel_values` (images) and `input_ids` (captions).
 
     Raises:
         ValueError: a column is missing.
-
-    Source: this project's choice.
     """
     found = list(dataset.column_names or [])
     for name in (image, caption):
@@ -83,32 +79,30 @@ def pair_columns(dataset: Any, image: str = "image", caption: str = "caption") -
 
 
 class PairCollator:
-    """Batches of image-caption pairs for a student, and for its teacher where that takes other pixels or tokens.
+    """Makes batches of image-caption pairs for a student, and for a teacher that takes other pixels or tokens.
 
     Args:
         processor: of the student: a [`PairProcessor`], or a `CLIPProcessor` or the like of transformers.
-        teacher_processor: of a teacher that is run while training; none for a student alone.
-
-    Source: this project's choice.
+        teacher_processor: of a teacher that runs during training; None for a student alone.
     """
 
     def __init__(self, processor: Any, teacher_processor: Any = None):
-        self.processor = as_pair_processor(processor)
-        self.teacher_processor = None if teacher_processor is None else as_pair_processor(teacher_processor)
+        self.processor = _pair_processor(processor)
+        self.teacher_processor = None if teacher_processor is None else _pair_processor(teacher_processor)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
 
         Args:
-            rows: with `pixel_values`, an image as `open_image` opens it (bytes, path, Pillow's, or as `datasets` has
-                it), and `input_ids`, a caption or a list of captions, of which one is drawn by torch's generator.
+            rows: with `pixel_values`, an image (bytes, path, Pillow's, or a row's image of `datasets`), and
+                `input_ids`, a caption or a list of captions; torch's generator draws one of a list.
 
         Returns:
-            `pixel_values` (n, 3, H, W), `input_ids` and `attention_mask` (n, L), and where the teacher's differ
+            `pixel_values` (n, 3, H, W), `input_ids` and `attention_mask` (n, L); where the teacher's differ, also
             `teacher_pixel_values`, `teacher_input_ids`, `teacher_attention_mask`.
 
         Raises:
-            ValueError: a column is missing, a caption is no text, or an image cannot be read.
+            ValueError: a column is missing, a caption is not text, or an image cannot be read.
         """
         for name in ("pixel_values", "input_ids"):
             if any(name not in row for row in rows):
@@ -127,17 +121,7 @@ class PairCollator:
         return batch
 
 
-def as_pair_processor(processor: Any) -> PairProcessor:
-    """A [`PairProcessor`] of whatever holds a tokenizer and an image processor.
-
-    Args:
-        processor: one already, or of transformers.
-
-    Raises:
-        ValueError: it holds no image processor or no tokenizer.
-
-    Source: this project's choice.
-    """
+def _pair_processor(processor: Any) -> PairProcessor:
     if isinstance(processor, PairProcessor):
         return processor
     tokenizer, image_processor = (getattr(processor, name, None) for name in ("tokenizer", "image_processor"))

@@ -14,9 +14,7 @@ from hf_blemo import CLIPRDDistiller, CLIPRDLoss, CLIPRDModel, RankAwareFusionCo
 from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
 from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
-from hf_blemo.trainer.callbacks import DistillationCallback
-from hf_blemo.trainer.collators import BlendCollator, PairCollator, pair_columns
-from hf_blemo.trainer.metrics import blemore_metrics
+from hf_blemo.trainer import BlendCollator, DistillationCallback, PairCollator, blemore_metrics, pair_columns
 
 NUM_ROWS = 48
 

@@ -12,7 +12,7 @@ import json, sys
 import torch
 from peft import get_peft_model
 from tiny_models import MAKERS
-from hf_blemo.trainer.adapters import lora_config
+from hf_blemo.trainer import lora_config
 from hf_blemo.hub import push_model
 from transformers import AutoModel
 

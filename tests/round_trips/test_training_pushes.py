@@ -146,7 +146,7 @@ import json, os, sys
 from transformers import TrainerCallback
 from trainer_cases import CASES
 from tiny_models import MAKERS
-from hf_blemo.trainer.publishing_trainer import ModelCodeCallback, PublishingTrainer
+from hf_blemo.trainer import ModelCodeCallback, PublishingTrainer
 import trainer_cases
 
 kind = sys.argv[1]

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoProcessor
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
 from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
 from hf_blemo.fusion_training.feature_store import FeatureStore, fit_feature_statistics
-from hf_blemo.trainer.added_encoder import add_encoder
+from hf_blemo.trainer import add_encoder
 
 NEW = {"feature_size": 5, "modality": "audio", "pooling": "attention"}
 

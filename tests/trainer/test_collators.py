@@ -9,7 +9,7 @@ from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
 from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs, synthetic_tokenizer
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
-from hf_blemo.trainer.collators import BlendCollator, PairCollator, pair_columns
+from hf_blemo.trainer import BlendCollator, PairCollator, pair_columns
 
 
 @pytest.fixture(scope="module")

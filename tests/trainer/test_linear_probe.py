@@ -7,7 +7,7 @@ import torch
 from trainer_cases import CASES, fusion_case
 
 from hf_blemo import CLIPRDConfig, CLIPRDModel
-from hf_blemo.trainer.adapters import linear_probe
+from hf_blemo.trainer import linear_probe
 
 PROBED = {"fusion": ("heads.",), "clip_rd": ("visual_projection.", "text_projection.", "logit_scale")}
 

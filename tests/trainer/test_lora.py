@@ -9,7 +9,8 @@ from trainer_cases import CASES
 from transformers import AutoModel, Trainer
 
 from hf_blemo import CLIPRDConfig, CLIPRDModel
-from hf_blemo.trainer.adapters import TEXT_TARGETS, VISION_TARGETS, lora_config, lora_targets
+from hf_blemo.trainer import lora_config
+from hf_blemo.trainer.adapters import _TEXT_TARGETS, _VISION_TARGETS
 
 # PEFT 0.21 asks transformers by the name from before 5.22.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -131,7 +132,7 @@ def check_towers(vision, text):
 
 
 def test_the_lists_and_the_tests_speak_of_the_same_towers():
-    assert set(TOWERS) == set(VISION_TARGETS) and set(TEXTS) == set(TEXT_TARGETS)
+    assert set(TOWERS) == set(_VISION_TARGETS) and set(TEXTS) == set(_TEXT_TARGETS)
 
 
 def test_what_has_no_list_is_said():
@@ -144,7 +145,7 @@ def test_what_has_no_list_is_said():
     assert lora_config(model, target_modules=["visual_projection"]).target_modules == {"visual_projection"}
     model.config.vision_config.model_type = "resnet"
     with pytest.raises(ValueError, match="no module of this model is called"):
-        lora_targets(model)
+        lora_config(model)
     with pytest.raises(ValueError, match="expected a model of type rank_aware_fusion or clip_rd, found 'bert'"):
         lora_config(
             AutoModel.from_config(CLIPRDConfig(text_config={"model_type": "bert", **TEXTS["bert"]}).text_config)
