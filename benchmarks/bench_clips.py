@@ -108,7 +108,7 @@ def encode_officially(path: Path, student: Path, dtype: str, batch_size: int) ->
 
 def encode_here(path: Path, student: Path, dtype: str, batch_size: int, image_backend: str) -> np.ndarray:
     """This package: (T, D)."""
-    from hf_blemo.encoders.loading import load_encoder
+    from hf_blemo.encoders import load_encoder
 
     extraction = {"image_backend": image_backend}
     encoder = load_encoder(str(student), dtype=dtype, batch_size=batch_size, extraction=extraction)
@@ -123,7 +123,7 @@ def hd_clip(folder: Path, seconds: float) -> Path:
 
 def bench_swap(folder: Path, seconds: float, rounds: int) -> None:
     """The student in the place of its teacher, both of the published shapes."""
-    from hf_blemo.encoders.loading import load_encoder
+    from hf_blemo.encoders import load_encoder
 
     clip = hd_clip(folder, seconds)
     presets = {"ViT-T/16": "vit-t-16", "ViT-B/16": "vit-b-16"}
@@ -201,7 +201,7 @@ class PeakMemory:
 def measure_memory(side: str, clip: str, student: str) -> None:
     """Run in a process of its own: prints the peak above what was held before the clip, in bytes."""
     if side == "hf_blemo":
-        from hf_blemo.encoders.loading import load_encoder
+        from hf_blemo.encoders import load_encoder
 
         encoder = load_encoder(student)
         with PeakMemory() as memory:

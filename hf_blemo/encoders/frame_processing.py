@@ -1,48 +1,46 @@
-"""Frames as a vision model's image processor makes them: resized while decoding goes on, normalised in batches."""
+"""Frames as a vision model's image processor makes them: resized during decoding, normalised in batches."""
 
-import math
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Resampling
 
-from hf_blemo.encoders.torch_resizing import with_backend
-
-# Options of `extraction` of encoders that look at frames.
-VISUAL_DEFAULTS = {"frames_per_second": None, "image_backend": "pil"}
+from hf_blemo.encoders.encoder_options import IMAGE_BACKENDS
 
 _TRIAL_SIZES = ((30, 41), (53, 36))
 _TOLERANCE = 1e-5
-# Containers round times to their tick, often a millisecond: a frame may lie a hair before the moment it stands for.
-_TICK = 0.0005 + 1e-9
+_TORCH_MODES = {Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
+# Levels of 255 by which torch and Pillow may differ: each rounds to whole levels after each of its two directions.
+_TORCH_TOLERANCE = 2
 
 
 class FrameProcessor:
-    """Splits an image processor's work in two: pixels of the model's size in uint8, and their scale.
+    """Splits the work of an image processor in two: uint8 pixels of the model's size, and their scale.
 
-    The first half is the slow one and runs where clips are decoded; the second is done for a batch at once, on the
-    device. Where a processor cannot be split so, or the halves do not add up to it, it is used as a whole.
+    The first half is the slow one and runs while clips are decoded; the second runs once per batch, on the device. A
+    processor that cannot be split, or whose halves do not add up to it, is used as a whole.
 
     Args:
-        image_processor: of transformers' PIL backend.
-        where: what to name in an error.
-        backend: what resizes, `pil` or `torchvision`; see [`with_backend`].
+        image_processor: of transformers' PIL backend; it is not changed.
+        where: the model, for errors.
+        backend: which backend of transformers to resize like, `pil` or `torchvision`. torchvision itself is not
+            needed: torch gives its numbers, several times as fast as Pillow.
 
     Raises:
-        ValueError: the processor makes something else of a frame than a picture of one size, or the backend is unknown
-            or resizes otherwise.
-
-    Source: this project's choice.
+        ValueError: the processor does not make pictures of one size; the backend is unknown; or torch lacks the
+            processor's filter or cannot resize as it does.
     """
 
     def __init__(self, image_processor: Any, where: str, backend: str = "pil"):
-        self.image_processor = with_backend(image_processor, backend, where)
+        self.image_processor = _with_backend(image_processor, backend, where)
         self.where = where
         self.scale: tuple[torch.Tensor, torch.Tensor] | None = self._split_scale()
 
     def pixels(self, frame: np.ndarray) -> np.ndarray:
-        """The first half, or all of it.
+        """Runs the first half, or all of a processor that is not split.
 
         Args:
             frame: (H, W, 3) uint8.
@@ -55,12 +53,11 @@ class FrameProcessor:
         return self._processed(frame, do_rescale=False, do_normalize=False).astype(np.uint8)
 
     def normalized(self, pixels: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """The second half.
+        """Runs the second half.
 
         Args:
-            pixels: (..., 3, h, w) of any number of frames or stacks of frames, as `pixels` gave them.
-            device: of the model.
-            dtype: of the model.
+            pixels: (..., 3, h, w) of any number of frames or stacks of frames, from `pixels`.
+            device, dtype: of the model.
 
         Returns:
             (B, ..., 3, h, w).
@@ -82,7 +79,7 @@ class FrameProcessor:
         return values.reshape(values.shape[-3:])
 
     def _split_scale(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Factor and offset (3, 1, 1) that turn the first half into the whole, where there are such."""
+        """Factor and offset (3, 1, 1) that complete the first half; None if the processor cannot be split."""
         processor = self.image_processor
         factor = getattr(processor, "rescale_factor", 1.0) if getattr(processor, "do_rescale", False) else 1.0
         mean, std = np.zeros(3), np.ones(3)
@@ -106,7 +103,7 @@ class FrameProcessor:
             try:
                 raw = self._processed(frame, do_rescale=False, do_normalize=False)
             except (TypeError, ValueError):
-                # ViViT's will not leave out one without the other.
+                # ViViT's processor refuses to skip only one of the two.
                 return None
             if raw.shape != whole.shape or (raw != raw.astype(np.uint8)).any():
                 return None
@@ -116,40 +113,57 @@ class FrameProcessor:
         return self.scale
 
 
-class FrameSampler:
-    """Which frames of a clip are looked at.
+def _with_backend(image_processor: Any, backend: Any, where: str) -> Any:
+    """The image processor, or a copy that resizes with torch."""
+    if backend not in IMAGE_BACKENDS:
+        raise ValueError(f"{where}: image_backend must be one of {', '.join(IMAGE_BACKENDS)}, found {backend!r}")
+    if backend == "pil" or not getattr(image_processor, "do_resize", False):
+        return image_processor
+    resample = getattr(image_processor, "resample", None)
+    if resample is not None and resample not in _TORCH_MODES:
+        known = ", ".join(f"{filter.value} ({filter.name.lower()})" for filter in _TORCH_MODES)
+        raise ValueError(f"{where}: image_backend torchvision resizes by resample {known}, found {int(resample)}")
+    changed = copy.copy(image_processor)
+    changed.resize = resize = _TorchResize(image_processor)
+    trial = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    changed(images=[trial], input_data_format="channels_last")
+    if None in resize.sizes.values():
+        name = type(image_processor).__name__
+        raise ValueError(f"{where}: image_backend torchvision cannot resize as {name} does")
+    return changed
 
-    Args:
-        frames_per_second: for each k the first frame at or after k / `frames_per_second` seconds; None for all.
+
+class _TorchResize:
+    """Replaces the method `resize` of an image processor.
+
+    The first frame of each size is tried on noise: the processor's own method gives the size to resize to, and where
+    torch gives other pixels, as for some very narrow frames, all frames of that size are left to that method.
     """
 
-    def __init__(self, frames_per_second: float | None):
-        self.frames_per_second = frames_per_second
-        self._next = 0
+    def __init__(self, image_processor: Any):
+        self._image_processor = image_processor
+        # Shape of frames -> height and width to resize to, None where they are left to the processor.
+        self.sizes: dict[tuple[int, ...], tuple[int, ...] | None] = {}
 
-    def takes(self, time: float) -> bool:
-        """Whether the frame at a time is one of them; times ascend."""
-        if self.frames_per_second is None:
-            return True
-        position = (time + _TICK) * self.frames_per_second
-        if position < self._next:
-            return False
-        self._next = int(position) + 1
-        return True
+    def __call__(self, image: np.ndarray, size: Any, resample: Any = None, **options: Any) -> np.ndarray:
+        """Resizes a frame (3, H, W) uint8 to (3, h, w)."""
+        options |= {"size": size, "resample": resample}
+        if image.shape not in self.sizes:
+            self.sizes[image.shape] = self._tried(image.shape, options)
+        found = self.sizes[image.shape]
+        return self._image_processor.resize(image, **options) if found is None else _resized(image, found, resample)
+
+    def _tried(self, shape: tuple[int, ...], options: Mapping[str, Any]) -> tuple[int, ...] | None:
+        noise = 255 * np.random.default_rng(0).integers(0, 2, shape, dtype=np.uint8)
+        exact = self._image_processor.resize(noise, **options)
+        # Some processors, such as ViViT's, turn the axes.
+        if exact.shape[0] != shape[0]:
+            return None
+        found = _resized(noise, exact.shape[1:], options["resample"])
+        return exact.shape[1:] if np.abs(found.astype(np.int16) - exact).max() <= _TORCH_TOLERANCE else None
 
 
-def check_frames_per_second(value: Any, where: str) -> float | None:
-    """A sampling rate as a number.
-
-    Args:
-        value: found in settings.
-        where: what to name in an error.
-
-    Raises:
-        ValueError: it is neither None nor a positive number.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{where}: frames_per_second must be a positive number or null, found {value!r}")
-    return float(value)
+def _resized(image: np.ndarray, size: tuple[int, ...], resample: Any) -> np.ndarray:
+    mode = _TORCH_MODES[Resampling.BILINEAR if resample is None else resample]
+    frame = torch.from_numpy(image)[None]
+    return torch.nn.functional.interpolate(frame, size=size, mode=mode, antialias=True)[0].numpy()

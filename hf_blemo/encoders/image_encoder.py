@@ -1,4 +1,4 @@
-"""Encoders that look at single frames: any image model of transformers."""
+"""Encoders that look at single frames: CLIP, its relatives and students, and any other image model of transformers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,44 +7,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece, Session
-from hf_blemo.encoders.frame_processing import VISUAL_DEFAULTS, FrameProcessor, FrameSampler, check_frames_per_second
+from hf_blemo.encoders.encoder import EncoderSource, Piece, drop_text_side
+from hf_blemo.encoders.frame_encoder import FrameEncoder, FrameSession
 
 
-class FrameSession(Session):
-    """One piece per frame.
+class _ImageSession(FrameSession):
+    """One piece per frame."""
 
-    Args:
-        frames: the encoder's processor.
-        sampler: of this clip.
-    """
-
-    def __init__(self, frames: FrameProcessor, sampler: FrameSampler):
-        self.frames, self.sampler = frames, sampler
-
-    def push(self, item: Any) -> Iterator[Piece]:
-        """A frame."""
-        if self.sampler.takes(item.time):
-            yield Piece(self.frames.pixels(item.image), np.array([item.time]))
+    def add(self, time: float, pixels: np.ndarray) -> Iterator[Piece]:
+        yield Piece(pixels, np.array([time]))
 
 
-class ImageEncoder(Encoder):
-    """One row per frame, as an image model sees it: its pooled output, else the mean of its last hidden states.
+class ImageEncoder(FrameEncoder):
+    """One row per frame: the pooled output of an image model, else the mean of its last hidden states.
 
     Args:
-        model, processor, source, batch_size: as of [`Encoder`]; the processor is one of images.
-        has_pooler: whether the pooled output comes from weights of the checkpoint.
+        model, processor, source, batch_size: see [`FrameEncoder`].
+        has_pooler: whether the checkpoint has weights for the pooled output.
 
     Raises:
-        ValueError: the processor makes something else than pictures of one size, the model something else than a row
-            of each, or an option has another value.
-
-    Source: this project's choice.
+        ValueError: see [`FrameEncoder`]; or the model does not give one row per frame.
     """
 
-    modality = "video"
     part_size = 8
-    extraction_defaults = VISUAL_DEFAULTS
 
     def __init__(
         self,
@@ -55,11 +40,7 @@ class ImageEncoder(Encoder):
         has_pooler: bool = True,
     ):
         super().__init__(model, processor, source, batch_size)
-        backend = source.extraction.get("image_backend", "pil")
-        self.frames = FrameProcessor(processor, source.model_id, backend)
         self.has_pooler = has_pooler
-        rate = source.extraction.get("frames_per_second")
-        self.frames_per_second = check_frames_per_second(rate, source.model_id)
         if getattr(self.model.config, "mask_ratio", None):
             # Masked autoencoders hide a random part of a picture from themselves; for features they see all of it.
             self.model.config.mask_ratio = 0.0
@@ -72,13 +53,12 @@ class ImageEncoder(Encoder):
 
     def session(self) -> FrameSession:
         """Begins a clip."""
-        return FrameSession(self.frames, FrameSampler(self.frames_per_second))
+        return _ImageSession(self.frames, self.frames_per_second)
 
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """(1, D) of each frame."""
-        pixels = self.frames.normalized([piece.values for piece in pieces], self.device, self.model.dtype)
-        return list(self.embed(pixels).float().cpu().numpy()[:, None])
+        return list(self.embed(self.pixels_of(pieces)).float().cpu().numpy()[:, None])
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, D) of frames (B, 3, H, W)."""
@@ -89,3 +69,25 @@ class ImageEncoder(Encoder):
         hidden = output.last_hidden_state
         # (B, tokens, D) of transformers, (B, D, h, w) of convolutional networks.
         return hidden.mean(1) if hidden.dim() == 3 else hidden.flatten(2).mean(-1)
+
+
+class ClipEncoder(ImageEncoder):
+    """One row per frame: its embedding in the space that images and texts share, not normalised.
+
+    Only the image side is kept in memory.
+
+    Args:
+        model, processor, source, batch_size: see [`ImageEncoder`].
+
+    Source: the CLIP features of the BlEmoRE baselines, one embedding per frame.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
+        drop_text_side(model)
+        super().__init__(model, processor, source, batch_size)
+
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, projection_dim) of frames (B, 3, H, W)."""
+        output = self.model.get_image_features(pixel_values=pixel_values)
+        # transformers' own models return the tower's whole output, with the embeddings as the pooled one.
+        return output if isinstance(output, torch.Tensor) else output.pooler_output

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from hf_blemo.encoders.clip_encoder import ClipEncoder
 from hf_blemo.encoders.encoder import Encoder, EncoderMemoryError, EncoderSource
 from hf_blemo.encoders.encoder_options import DTYPES, ENCODER_KEYS
-from hf_blemo.encoders.image_encoder import ImageEncoder
+from hf_blemo.encoders.image_encoder import ClipEncoder, ImageEncoder
 from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
 from hf_blemo.encoders.video_encoder import VideoEncoder, segment_length

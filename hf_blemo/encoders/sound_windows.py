@@ -1,18 +1,21 @@
-"""Sound as encoders take it: cut into windows as it is decoded, so that its length does not matter."""
+"""Sound as encoders take it: cut into windows while it is decoded, so that memory does not grow with its length."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-# Stretches without sound in the middle of a track are filled with silence, so that times stay true. After longer ones
-# the sound begins anew: an error of the time stamps can make hours of nothing.
+from hf_blemo.encoders.encoder import Piece, Session
+
+# Short gaps in a track are filled with silence, so that times stay true. After longer ones the sound begins anew: an
+# error of the time stamps can make hours of nothing.
 _SHORTEST_GAP = 0.05
 _LONGEST_GAP = 60.0
 
 
 class SoundBuffer:
-    """The sound of a clip that has been decoded and not been used up yet.
+    """The decoded sound of a clip that is still needed.
 
     Args:
         rate: samples per second.
@@ -28,7 +31,7 @@ class SoundBuffer:
 
     @property
     def end(self) -> int:
-        """Number of samples so far, used up or not."""
+        """Number of samples so far, kept or dropped."""
         return self.first + self._length
 
     def is_far(self, time: float) -> bool:
@@ -36,12 +39,7 @@ class SoundBuffer:
         return self.start_time is not None and time - self.seconds(self.end) >= _LONGEST_GAP
 
     def append(self, time: float, samples: np.ndarray) -> None:
-        """Adds a stretch of sound.
-
-        Args:
-            time: of its first sample, in seconds from the start of the clip.
-            samples: (n,) float32.
-        """
+        """Adds samples (n,) float32 whose first is at a time, in seconds from the start of the clip."""
         if self.start_time is None:
             self.start_time = time
         gap = time - self.seconds(self.end)
@@ -50,20 +48,42 @@ class SoundBuffer:
         self._add(samples)
 
     def read(self, first: int, end: int) -> np.ndarray:
-        """Samples by their numbers, which must not be dropped yet."""
+        """Samples by their numbers; none of them may be dropped yet."""
         if len(self._parts) > 1:
             self._parts = [np.concatenate(self._parts)]
         kept = self._parts[0] if self._parts else np.zeros(0, np.float32)
         return kept[first - self.first : end - self.first]
 
-    def drop(self, first: int) -> None:
-        """Forgets samples before a number."""
+    def seconds(self, sample: Any) -> Any:
+        """Time of a sample, or of each of an array of samples, in seconds from the start of the clip."""
+        return (self.start_time or 0.0) + sample / self.rate
+
+    def windows(self, window: int, context: int, ended: bool) -> Iterator[tuple[int, int, int, int]]:
+        """Cuts the windows that can be cut now, and drops the sound that no later window needs.
+
+        A track no longer than one window is one; of a longer one, each window has context on both sides, which belongs
+        to its neighbours.
+
+        Args:
+            window: samples of a window.
+            context: samples of overlap on each side, less than half a window.
+            ended: whether the track is over.
+
+        Yields:
+            Numbers of samples: start and end of the sound that the encoder hears, and of the part that is its own.
+        """
+        while self.end - self.first > window:
+            own = self.first + (context if self.first else 0)
+            end = self.first + window
+            yield self.first, end, own, end - context
+            self._drop(end - 2 * context)
+        if ended and self.end > self.first:
+            own = self.first + (context if self.first else 0)
+            yield self.first, self.end, own, self.end
+
+    def _drop(self, first: int) -> None:
         kept = self.read(first, self.end).copy()
         self.first, self._parts, self._length = first, [kept], len(kept)
-
-    def seconds(self, sample: Any) -> Any:
-        """When a sample, or each of an array of samples, sounds, in seconds from the start of the clip."""
-        return (self.start_time or 0.0) + sample / self.rate
 
     def _add(self, samples: np.ndarray) -> None:
         if len(samples):
@@ -71,26 +91,42 @@ class SoundBuffer:
             self._length += len(samples)
 
 
-def windows(buffer: SoundBuffer, window: int, context: int, ended: bool) -> Iterator[tuple[int, int, int, int]]:
-    """Windows of a track that can be cut now; sound no window needs any more is dropped.
-
-    A track no longer than one window is one; of a longer one, each window has context on both sides, which belongs to
-    its neighbours.
+class SoundSession(Session):
+    """Cuts the sound of one clip into windows.
 
     Args:
-        buffer: of the track.
-        window: samples at once.
-        context: samples of overlap on each side, less than half a window.
-        ended: whether the track is over.
-
-    Yields:
-        Numbers of samples: start and end of what the encoder hears, and of what is its own.
+        rate: samples per second.
+        window: samples of a window.
+        context: samples of overlap on each side, see [`SoundBuffer.windows`].
     """
-    while buffer.end - buffer.first > window:
-        own = buffer.first + (context if buffer.first else 0)
-        end = buffer.first + window
-        yield buffer.first, end, own, end - context
-        buffer.drop(end - 2 * context)
-    if ended and buffer.end > buffer.first:
-        own = buffer.first + (context if buffer.first else 0)
-        yield buffer.first, buffer.end, own, buffer.end
+
+    def __init__(self, rate: int, window: int, context: int = 0):
+        self.buffer = SoundBuffer(rate)
+        self.window, self.context = window, context
+
+    def push(self, item: Any) -> Iterator[Piece]:
+        """Takes a stretch of sound."""
+        if self.buffer.is_far(item.time):
+            yield from self.finish()
+            self.buffer = SoundBuffer(self.buffer.rate)
+        self.buffer.append(item.time, item.samples)
+        yield from self._pieces(ended=False)
+
+    def finish(self) -> Iterator[Piece]:
+        """Cuts the last window."""
+        yield from self._pieces(ended=True)
+
+    def _pieces(self, ended: bool) -> Iterator[Piece]:
+        for start, end, own_start, own_end in self.buffer.windows(self.window, self.context, ended):
+            is_last = ended and own_end == end
+            yield from self.piece(start, self.buffer.read(start, end), own_start, own_end, is_last)
+
+    @abstractmethod
+    def piece(self, start: int, samples: np.ndarray, own_start: int, own_end: int, is_last: bool) -> Iterator[Piece]:
+        """Makes the piece of a window, where it has rows of its own.
+
+        Args:
+            start, own_start, own_end: numbers of samples, see [`SoundBuffer.windows`].
+            samples: (n,) from `start` on; the buffer's own.
+            is_last: whether the track ends with this window.
+        """

@@ -9,73 +9,45 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece, Session
-from hf_blemo.encoders.sound_windows import SoundBuffer, windows
+from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece
+from hf_blemo.encoders.sound_windows import SoundSession
 
-WINDOW_SECONDS = 30.0
-CONTEXT_SECONDS = 2.0
-# Sound that the first layers of a model hear at once, where that is the same: of a whole window they hold 800 MB.
-CHUNK_SECONDS = 4.0
-# How much longer than the shortest the longest of windows that are padded to one length may be.
+_WINDOW_SECONDS = 30.0
+_CONTEXT_SECONDS = 2.0
+# Sound that the first layers run on at once, where that gives the same: they would hold 800 MB of a whole window.
+_CHUNK_SECONDS = 4.0
+# Windows are padded to one length if the longest is at most this many times as long as the shortest.
 _PADDING = 1.5
-# Models that hear the same in a window that is padded and masked; convolutions between the layers of others do not.
+# Models that give the same for a window that is padded and masked; others have convolutions between their layers.
 _MASKED_MODELS = ("hubert", "wav2vec2", "wavlm")
 
 
-class StepSession(Session):
-    """Windows of a waveform, and the steps in which the network answers.
-
-    Args:
-        rate: samples per second.
-        stride: samples between two steps.
-        reach: samples that one step hears of the network's first layers.
-    """
+class _StepSession(SoundSession):
+    """Windows of a waveform, and the steps of the network in them; a step hears `reach` samples."""
 
     def __init__(self, rate: int, stride: int, reach: int):
-        self.stride, self.reach = stride, reach
-        self.buffer = SoundBuffer(rate)
-        # Windows begin at steps, so that the steps of neighbours fall together.
-        self.window = int(WINDOW_SECONDS * rate) // stride * stride
-        self.context = int(CONTEXT_SECONDS * rate) // stride * stride
+        # Windows begin at steps, so that the steps of neighbours coincide.
+        window, context = (int(seconds * rate) // stride * stride for seconds in (_WINDOW_SECONDS, _CONTEXT_SECONDS))
+        super().__init__(rate, window, context)
+        self._stride, self._reach = stride, reach
 
-    def push(self, item: Any) -> Iterator[Piece]:
-        """A stretch of sound."""
-        if self.buffer.is_far(item.time):
-            yield from self.finish()
-            self.buffer = SoundBuffer(self.buffer.rate)
-        self.buffer.append(item.time, item.samples)
-        yield from self._pieces(ended=False)
-
-    def finish(self) -> Iterator[Piece]:
-        """The last window."""
-        yield from self._pieces(ended=True)
-
-    def _pieces(self, ended: bool) -> Iterator[Piece]:
-        for start, end, own_start, own_end in windows(self.buffer, self.window, self.context, ended):
-            samples = self.buffer.read(start, end).copy()
-            if len(samples) < self.reach:
-                samples = np.pad(samples, (0, self.reach - len(samples)))
-            last = start // self.stride + (len(samples) - self.reach) // self.stride
-            first = own_start // self.stride
-            # A window that others follow has all the steps that begin in it; the last one those that fit.
-            end_step = last + 1 if ended and own_end == end else min(own_end // self.stride, last + 1)
-            if end_step > first:
-                times = self.buffer.seconds(np.arange(first, end_step) * self.stride)
-                yield Piece(samples, times, skip=first - start // self.stride)
+    def piece(self, start: int, samples: np.ndarray, own_start: int, own_end: int, is_last: bool) -> Iterator[Piece]:
+        # A copy, or the piece would keep the whole buffer in memory.
+        samples = np.pad(samples, (0, max(0, self._reach - len(samples))))
+        last = start // self._stride + (len(samples) - self._reach) // self._stride
+        first = own_start // self._stride
+        # The last window has all steps that fit; each other one those that begin in its own part.
+        end_step = last + 1 if is_last else min(own_end // self._stride, last + 1)
+        if end_step > first:
+            times = self.buffer.seconds(np.arange(first, end_step) * self._stride)
+            yield Piece(samples, times, skip=first - start // self._stride)
 
 
-class ChunkedConvolutions:
-    """The first layers of a speech model over one stretch of sound after the other, in a fraction of the memory.
+class _ChunkedConvolutions:
+    """Runs the first layers of a speech model on one stretch of sound after another, in a fraction of the memory.
 
-    Each of their steps hears a little of the sound alone, so that the steps are those of the whole, to rounding.
-
-    Args:
-        convolutions: `forward` of the layers: (B, samples) -> (B, C, steps).
-        stride: samples between two steps.
-        reach: samples that one step hears.
-        num_steps: of a stretch, of all sounds of a batch together.
-
-    Source: this project's choice.
+    Each step hears little of the sound, so the steps are the same as those of the whole sound, up to rounding.
+    `num_steps` is the length of a stretch, counted over all sounds of a batch.
     """
 
     def __init__(self, convolutions: Callable[[torch.Tensor], torch.Tensor], stride: int, reach: int, num_steps: int):
@@ -94,15 +66,15 @@ class ChunkedConvolutions:
 
 
 class SpeechEncoder(Encoder):
-    """One row per step of the network (20 ms), of the last layer or of another.
+    """One row per step of the network (20 ms), from the last layer or another.
 
     Clips of up to 30 seconds are heard whole, longer ones in windows of 30 seconds that overlap by 4.
 
     Args:
-        model, processor, source, batch_size: as of [`Encoder`]; the processor is a feature extractor.
+        model, processor, source, batch_size: see [`Encoder`]; the processor is a feature extractor.
 
     Raises:
-        ValueError: the model gives something else than a row per step, or there is no such layer.
+        ValueError: the model does not give one row per step, or there is no such layer.
 
     Source: the HuBERT and WavLM features of the BlEmoRE baselines: last layer, 20 ms steps.
     """
@@ -116,8 +88,8 @@ class SpeechEncoder(Encoder):
         config = self.model.config
         self.audio_rate = int(processor.sampling_rate)
         if batch_size is None:
-            # The first layers of a large model hold some 600 MB of a window.
-            self.largest_batch = round(WINDOW_SECONDS * self.audio_rate)
+            # The first layers of a large model hold some 600 MB per window.
+            self.largest_batch = round(_WINDOW_SECONDS * self.audio_rate)
         self.stride = math.prod(config.conv_stride)
         self.reach = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
@@ -132,23 +104,23 @@ class SpeechEncoder(Encoder):
         self.pads = bool(getattr(processor, "return_attention_mask", False)) and is_local
         if is_local:
             first = self.model.feature_extractor
-            num_steps = round(CHUNK_SECONDS * self.audio_rate / self.stride)
-            first.forward = ChunkedConvolutions(first.forward, self.stride, self.reach, num_steps)
+            num_steps = round(_CHUNK_SECONDS * self.audio_rate / self.stride)
+            first.forward = _ChunkedConvolutions(first.forward, self.stride, self.reach, num_steps)
         silence = np.zeros(self.reach + 2 * self.stride, np.float32)
         found = self.forward([Piece(silence, np.zeros(3))])[0]
         if len(found) != 3:
             raise ValueError(f"{source.model_id}: gives {len(found)} rows for 3 steps of sound, expected one each")
         self.feature_size = found.shape[-1]
 
-    def session(self) -> StepSession:
+    def session(self) -> SoundSession:
         """Begins a clip."""
         assert self.audio_rate is not None
-        return StepSession(self.audio_rate, self.stride, self.reach)
+        return _StepSession(self.audio_rate, self.stride, self.reach)
 
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """(steps, D) of each window."""
-        # By length, those of about one length at once.
+        # In groups of similar length.
         order = sorted(range(len(pieces)), key=lambda number: len(pieces[number].values))
         rows: dict[int, np.ndarray] = {}
         while order:
@@ -160,7 +132,7 @@ class SpeechEncoder(Encoder):
         return [rows[number] for number in range(len(pieces))]
 
     def _steps(self, windows: list[np.ndarray]) -> list[np.ndarray]:
-        # Without padding, a mask would say nothing.
+        # Without padding, no mask is needed.
         masks = len({len(window) for window in windows}) > 1
         inputs = self.processor(
             windows, sampling_rate=self.audio_rate, padding=masks, return_attention_mask=masks, return_tensors="pt"
@@ -169,7 +141,7 @@ class SpeechEncoder(Encoder):
         if masks:
             given["attention_mask"] = inputs["attention_mask"].to(self.device)
         with warnings.catch_warnings():
-            # WavLM hands torch its mask and its bias in two types.
+            # WavLM gives torch its mask and its bias in two types.
             warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
             output = self.model(**given, output_hidden_states=self.layer is not None)
         hidden = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]

@@ -7,41 +7,30 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece, Session
-from hf_blemo.encoders.frame_processing import VISUAL_DEFAULTS, FrameProcessor, FrameSampler, check_frames_per_second
-
-# What configs call the length of a segment.
-LENGTHS = ("num_frames", "frames_per_clip")
+from hf_blemo.encoders.encoder import EncoderSource, Piece
+from hf_blemo.encoders.frame_encoder import FrameEncoder, FrameSession
+from hf_blemo.encoders.frame_processing import FrameProcessor
 
 
-class SegmentSession(Session):
-    """Segments that follow each other without overlap; the last one is filled up with its last frame.
+class _SegmentSession(FrameSession):
+    """Segments that follow each other without overlap; copies of the last frame fill up the last one."""
 
-    Args:
-        frames: the encoder's processor.
-        sampler: of this clip.
-        length: frames of a segment.
-    """
-
-    def __init__(self, frames: FrameProcessor, sampler: FrameSampler, length: int):
-        self.frames, self.sampler, self.length = frames, sampler, length
+    def __init__(self, frames: FrameProcessor, frames_per_second: float | None, length: int):
+        super().__init__(frames, frames_per_second)
+        self._length = length
         self._pixels: list[np.ndarray] = []
         self._start = 0.0
 
-    def push(self, item: Any) -> Iterator[Piece]:
-        """A frame."""
-        if not self.sampler.takes(item.time):
-            return
+    def add(self, time: float, pixels: np.ndarray) -> Iterator[Piece]:
         if not self._pixels:
-            self._start = item.time
-        self._pixels.append(self.frames.pixels(item.image))
-        if len(self._pixels) == self.length:
+            self._start = time
+        self._pixels.append(pixels)
+        if len(self._pixels) == self._length:
             yield self._segment()
 
     def finish(self) -> Iterator[Piece]:
-        """The last segment."""
         if self._pixels:
-            self._pixels += [self._pixels[-1]] * (self.length - len(self._pixels))
+            self._pixels += [self._pixels[-1]] * (self._length - len(self._pixels))
             yield self._segment()
 
     def _segment(self) -> Piece:
@@ -49,48 +38,34 @@ class SegmentSession(Session):
         return Piece(values, np.array([self._start]))
 
 
-class VideoEncoder(Encoder):
-    """One row per segment of as many frames as the model takes (16 of VideoMAE): the mean of its last hidden states.
+class VideoEncoder(FrameEncoder):
+    """One row per segment of as many frames as the model takes (VideoMAE: 16): the mean of its last hidden states.
 
     Args:
-        model, processor, source, batch_size: as of [`Encoder`]; the processor is one of images.
-
-    Raises:
-        ValueError: the processor makes something else than pictures of one size, or an option has another value.
+        model, processor, source, batch_size: see [`FrameEncoder`].
 
     Source: the VideoMAE features of the BlEmoRE baselines, one vector per 16 frames.
     """
 
-    modality = "video"
     default_batch_size = 4
     part_size = 1
-    extraction_defaults = VISUAL_DEFAULTS
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         super().__init__(model, processor, source, batch_size)
-        backend = source.extraction.get("image_backend", "pil")
-        self.frames = FrameProcessor(processor, source.model_id, backend)
-        rate = source.extraction.get("frames_per_second")
-        self.frames_per_second = check_frames_per_second(rate, source.model_id)
         self.length = segment_length(self.model.config)
         self.feature_size = int(self.model.config.hidden_size)
 
-    def session(self) -> SegmentSession:
+    def session(self) -> FrameSession:
         """Begins a clip."""
-        return SegmentSession(self.frames, FrameSampler(self.frames_per_second), self.length)
+        return _SegmentSession(self.frames, self.frames_per_second, self.length)
 
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """(1, D) of each segment."""
-        pixels = self.frames.normalized([piece.values for piece in pieces], self.device, self.model.dtype)
-        output = self.model(**{self.model.main_input_name: pixels})
+        output = self.model(**{self.model.main_input_name: self.pixels_of(pieces)})
         return list(output.last_hidden_state.mean(1, keepdim=True).float().cpu().numpy())
 
 
 def segment_length(config: Any) -> int:
-    """Frames of a segment that a video model takes; 0 for a model that takes none.
-
-    Args:
-        config: of the model.
-    """
-    return next((int(getattr(config, name)) for name in LENGTHS if getattr(config, name, None)), 0)
+    """Frames per segment that the model of a config takes; 0 for one that takes single images."""
+    return next((int(found) for name in ("num_frames", "frames_per_clip") if (found := getattr(config, name, 0))), 0)

@@ -7,8 +7,8 @@ import torch
 from encoder_checks import encoded
 from exact_clips import exact_sound, write_exact
 
+from hf_blemo.encoders import load_encoder
 from hf_blemo.encoders.encoder import EncodedClip, EncoderMemoryError, EncoderSource, Piece
-from hf_blemo.encoders.loading import load_encoder
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.media.media import MediaError
 

@@ -7,10 +7,9 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from tiny_encoders import HIDDEN, MODELS, speech_extractor
 
-from hf_blemo.encoders.clip_encoder import ClipEncoder
+from hf_blemo.encoders import load_encoder, load_encoders
 from hf_blemo.encoders.encoder import EncoderMemoryError
-from hf_blemo.encoders.image_encoder import ImageEncoder
-from hf_blemo.encoders.loading import load_encoder, load_encoders
+from hf_blemo.encoders.image_encoder import ClipEncoder, ImageEncoder
 from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
 from hf_blemo.encoders.video_encoder import VideoEncoder

@@ -6,7 +6,7 @@ from direct_features import spectrogram_features
 from encoder_checks import WAYS, assert_same, encoded
 from exact_clips import exact_sound, write_exact
 
-from hf_blemo.encoders.loading import load_encoder
+from hf_blemo.encoders import load_encoder
 
 # Seconds of a window, and of a row where it is shorter.
 WINDOWS = {"whisper": (2.0, 0.02), "ast": (1.28, None), "wav2vec2_bert": (10.0, None)}

@@ -12,9 +12,8 @@ from encoder_checks import WAYS, assert_same, encoded
 from exact_clips import exact_sound, write_exact
 from tiny_encoders import CONVOLUTIONS, HIDDEN, speech_extractor
 
-from hf_blemo.encoders import speech_encoder
+from hf_blemo.encoders import load_encoder, speech_encoder
 from hf_blemo.encoders.encoder import Piece
-from hf_blemo.encoders.loading import load_encoder
 
 SPEECH_MODELS = ("hubert", "hubert_base", "wavlm", "wav2vec2", "data2vec_audio", "wav2vec2_conformer")
 
@@ -46,7 +45,7 @@ def test_windows_of_about_one_length_are_run_at_once_without_hearing_the_padding
 @pytest.mark.parametrize("seconds", [0.001, 0.09, 0.5])
 @pytest.mark.parametrize("name", ["hubert", "wavlm", "wav2vec2"])
 def test_first_layers_hear_one_stretch_after_the_other(name, seconds, checkpoint, clips, monkeypatch):
-    monkeypatch.setattr(speech_encoder, "CHUNK_SECONDS", seconds)
+    monkeypatch.setattr(speech_encoder, "_CHUNK_SECONDS", seconds)
     encoder = load_encoder(checkpoint(name), device="cpu")
     chunked = encoder.model.feature_extractor.forward
     lengths, convolutions = [], chunked.convolutions
@@ -129,8 +128,8 @@ def local_hubert(tmp_path_factory):
 @pytest.fixture
 def short_windows(monkeypatch):
     """Windows of 3 seconds with half a second of context, so that tests need not hear for minutes."""
-    monkeypatch.setattr(speech_encoder, "WINDOW_SECONDS", 3.0)
-    monkeypatch.setattr(speech_encoder, "CONTEXT_SECONDS", 0.5)
+    monkeypatch.setattr(speech_encoder, "_WINDOW_SECONDS", 3.0)
+    monkeypatch.setattr(speech_encoder, "_CONTEXT_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize("seconds", [2.9, 3.0, 3.0001, 3.01, 3.5, 4.99, 5.0, 5.001, 7.0, 11.111])

@@ -7,7 +7,7 @@ from encoder_checks import WAYS, assert_same, encoded
 from exact_clips import write_exact
 from tiny_encoders import frames
 
-from hf_blemo.encoders.loading import load_encoder
+from hf_blemo.encoders import load_encoder
 
 LENGTHS = {"videomae": 16, "timesformer": 4, "vivit": 8}
 

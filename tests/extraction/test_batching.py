@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_blemo.encoders import load_encoder
 from hf_blemo.encoders.encoder import Piece
-from hf_blemo.encoders.loading import load_encoder
 from hf_blemo.extraction.batching import THREAD_NAME, Batches
 
 

@@ -11,7 +11,7 @@ from clip_files import gray_pictures, write_clip
 from exact_clips import exact_sound, write_exact
 from tiny_encoders import frames
 
-from hf_blemo.encoders.loading import load_encoder
+from hf_blemo.encoders import load_encoder
 from hf_blemo.extraction import extraction
 from hf_blemo.extraction.clip_sources import NamedClip, SplitClip
 from hf_blemo.extraction.extraction import CLIPS_AHEAD, THREAD_NAME, clip_name, encode_clips
@@ -251,7 +251,7 @@ def test_a_slow_encoder_holds_up_the_decoder(frames_of_memory, waiting, checkpoi
 MEMORY = """
 import resource, sys
 from hf_blemo.extraction.extraction import encode_clips
-from hf_blemo.encoders.loading import load_encoder
+from hf_blemo.encoders import load_encoder
 
 vit, hubert, short, long = sys.argv[1:]
 encoders = {"vit": load_encoder(vit, device="cpu"), "hubert": load_encoder(hubert, device="cpu")}

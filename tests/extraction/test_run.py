@@ -21,7 +21,7 @@ from tiny_extraction import (
 )
 
 from hf_blemo import blemore
-from hf_blemo.encoders.loading import load_encoders
+from hf_blemo.encoders import load_encoders
 from hf_blemo.extraction import run as extraction_run
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.run import extract_features

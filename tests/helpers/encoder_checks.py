@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hf_blemo.encoders.loading import load_encoder
+from hf_blemo.encoders import load_encoder
 from hf_blemo.extraction.extraction import encode_clips
 
 # Pieces at once, and clips decoded at once.
