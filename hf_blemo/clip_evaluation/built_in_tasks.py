@@ -1,4 +1,4 @@
-"""The tasks that the built-in data brings: drawn scenes and emoji that training has not seen."""
+"""The tasks of the built-in data: drawn scenes and emoji that training has not seen."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,29 +24,29 @@ from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
 from hf_blemo.pairs.images import Augmentation, read_crop
 from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC
 
-# Of a seed that training never draws.
+# Training never draws with this seed.
 EVALUATION_SEED = 10_000
-# Smaller than the crops of training are by default, so that no picture is one that training has seen.
+# Smaller than training's default crops, so that training has seen none of these pictures.
 EMOJI_CROPS = Augmentation(scale=(0.7, 0.9), ratio=(0.9, 1.1))
 
 
 def synthetic_tasks(
     images: int = 500, seed: int = EVALUATION_SEED, image_size: int = 32, combinations: int = 0
 ) -> dict[str, Task]:
-    """Tasks on drawn scenes that no training has seen.
+    """Makes tasks on drawn scenes that no training has seen.
 
-    `zero_shot` names shape and colour among all 36 combinations, with captions of every count, size, texture, position
-    and background around them, on combinations that training draws; `held_out_zero_shot` does so on those it never
-    draws. `retrieval` finds scenes of drawn combinations by caption, each caption once.
+    `zero_shot` names shape and colour among all 36 combinations, by captions of every count, size, texture, position
+    and background, for combinations that training draws; `held_out_zero_shot` for those that it never draws.
+    `retrieval` finds scenes of drawn combinations by caption, each caption once.
 
     Args:
         images: of each task.
-        seed: of the scenes; training draws with others.
+        seed: of the scenes; not one that training uses.
         image_size, combinations: as of the training data.
     """
     scenes: dict[str, Any] = {"seed": seed, "image_size": image_size, "combinations": combinations}
     drawn = make_synthetic_pairs(2 * images, **scenes)
-    # Each caption once: of two equal ones neither would be wrong.
+    # Each caption once: with two equal ones, both images would be right.
     first = {caption: row for row, caption in reversed(list(enumerate(drawn["caption"])))}
     drawn = drawn.select(sorted(first.values())[:images])
     held_out = make_synthetic_pairs(images, held_out=True, **scenes)
@@ -63,8 +63,7 @@ def synthetic_tasks(
     tasks: dict[str, Task] = {}
     for name, pairs in (("zero_shot", drawn), ("held_out_zero_shot", held_out)):
         labels = [classes.index(shape_and_colour(caption)) for caption in pairs["caption"]]
-        names = [f"{colour} {shape}" for shape, colour in classes]
-        tasks[name] = ZeroShotTask(list(pairs["image"]), labels, names, data=SYNTHETIC, prompts=prompts)
+        tasks[name] = ZeroShotTask(list(pairs["image"]), labels, prompts, SYNTHETIC)
     tasks["retrieval"] = RetrievalTask(
         tasks["zero_shot"].images, [[caption] for caption in drawn["caption"]], SYNTHETIC
     )
@@ -74,19 +73,16 @@ def synthetic_tasks(
 def emoji_tasks(
     image_size: int = 64, combinations: int = 0, seed: int = EVALUATION_SEED, font: str | None = None
 ) -> dict[str, Task]:
-    """Tasks on emoji that training does not show, or not so.
+    """Makes tasks on emoji that training does not show, or shows in other crops.
 
     `held_out_zero_shot` names held-out combinations of person, skin tone and role among the captions of all of them,
-    and `held_out_faces` held-out faces among the names of all faces; every word of both is in captions of training.
-    `zero_shot` names crops of flags and faces that training shows, among all flags and faces. `retrieval` finds all
-    that is held out, flags too, by caption.
+    and `held_out_faces` held-out faces among the names of all faces; training's captions contain every word of both.
+    `zero_shot` names crops of flags and faces that training shows, among all flags and faces. `retrieval` finds every
+    held-out emoji, flags included, by caption.
 
     Args:
         image_size, combinations, font: as of the training data, see [`make_emoji_pairs`].
         seed: of the crops.
-
-    Raises:
-        What [`make_emoji_pairs`] raises.
     """
     everything = make_emoji_pairs(image_size, "all", combinations, font)["caption"]
     train, held_out = (make_emoji_pairs(image_size, part, combinations, font) for part in ("train", "held_out"))
@@ -96,7 +92,7 @@ def emoji_tasks(
         pairs = pairs.select(rows_of_kind(pairs["caption"], kinds))
         images = [_cropped(image, [seed, row]) if crops else image for row, image in enumerate(pairs["image"])]
         labels = [names.index(caption) for caption in pairs["caption"]]
-        return ZeroShotTask(images, labels, names, data=EMOJI, prompts=[[name] for name in names])
+        return ZeroShotTask(images, labels, [[name] for name in names], EMOJI)
 
     return {
         "zero_shot": task(train, ("flag", "face"), crops=True),

@@ -9,7 +9,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from hf_blemo.clip_evaluation.retrieval import one_caption_recall, retrieval_recall
-from hf_blemo.clip_evaluation.zero_shot import class_embeddings, prompt_embeddings, zero_shot_accuracy
+from hf_blemo.clip_evaluation.zero_shot import class_embeddings, zero_shot_accuracy
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.pairs.images import BrokenImageError
 from hf_blemo.pairs.pair_processor import PairProcessor
@@ -20,23 +20,19 @@ SHOWN = 3
 
 @dataclass
 class ZeroShotTask:
-    """Images to be told apart by the names of their classes.
+    """Images to be classified by text.
 
     Args:
-        images: each whatever [`open_image`] opens.
+        images: each anything that [`open_image`] opens.
         labels: class number of each.
-        class_names: of the classes.
-        templates: prompts with `{}` where the name goes.
-        data: where the images come from.
-        prompts: of every class, instead of templates.
+        prompts: of every class.
+        data: name of the data set.
     """
 
     images: Sequence[Any]
     labels: Sequence[int]
-    class_names: Sequence[str]
-    templates: Sequence[str] = ()
+    prompts: Sequence[Sequence[str]]
     data: str = ""
-    prompts: Sequence[Sequence[str]] | None = None
 
 
 @dataclass
@@ -44,9 +40,9 @@ class RetrievalTask:
     """Images and captions to be found by each other.
 
     Args:
-        images: each whatever [`open_image`] opens.
+        images: each anything that [`open_image`] opens.
         captions: of each image, one or several.
-        data: where the pairs come from.
+        data: name of the data set.
     """
 
     images: Sequence[Any]
@@ -58,7 +54,7 @@ Task = ZeroShotTask | RetrievalTask
 
 
 class ClipEvaluator:
-    """Evaluates models on tasks; the same images, and the same prompts, of several tasks are embedded once.
+    """Evaluates models on tasks; images and prompts that several tasks share are embedded once.
 
     Args:
         tasks: name -> task.
@@ -72,7 +68,7 @@ class ClipEvaluator:
     def evaluate(
         self, model: Any, processor: PairProcessor, device: Any = None, progress: bool = False
     ) -> dict[str, dict[str, Any]]:
-        """Evaluates a model, in evaluation mode and left in the mode it came in.
+        """Evaluates a model in evaluation mode, then restores its mode.
 
         Args:
             model: has `get_image_features` and `get_text_features`.
@@ -81,8 +77,8 @@ class ClipEvaluator:
             progress: whether to show a bar.
 
         Returns:
-            Task -> `kind`, `data`, `images` (how many were read), `broken` (how many could not be, where any),
-            `classes` or `captions`, and the metrics of [`zero_shot_accuracy`], or of [`retrieval_recall`] and
+            Task -> `kind`, `data`, `images` (how many were read), `broken` (how many could not be, if any), `classes`
+            or `captions`, and the metrics of [`zero_shot_accuracy`], or of [`retrieval_recall`] and
             [`one_caption_recall`].
 
         Raises:
@@ -91,22 +87,23 @@ class ClipEvaluator:
         device = device or next(model.parameters()).device
         training = model.training
         model.eval()
-        embedded: dict[int, tuple[torch.Tensor, list[int], list[str]]] = {}
-        classes: dict[int, torch.Tensor] = {}
+        bar = tqdm(disable=not progress, unit="input")
 
         def embed_texts(texts: Sequence[str]) -> torch.Tensor:
             parts = []
+            bar.set_description("texts")
             for start in range(0, len(texts), self.batch_size):
-                bar.set_description("texts")
-                bar.update(len(texts[start : start + self.batch_size]))
-                tokens = processor.captions(list(texts[start : start + self.batch_size]))
+                batch = list(texts[start : start + self.batch_size])
+                bar.update(len(batch))
+                tokens = processor.captions(batch)
                 features = model.get_text_features(**{name: values.to(device) for name, values in tokens.items()})
                 parts.append(features_of(features).float().cpu())
             return torch.cat(parts)
 
-        bar = tqdm(disable=not progress, unit="input")
+        embedded: dict[int, tuple[torch.Tensor, list[int], list[str]]] = {}
+        classes: dict[int, torch.Tensor] = {}
+        results: dict[str, dict[str, Any]] = {}
         try:
-            results = {}
             for name, task in self.tasks.items():
                 if id(task.images) not in embedded:
                     embedded[id(task.images)] = self._embed_images(model, processor, task.images, device, bar)
@@ -114,13 +111,9 @@ class ClipEvaluator:
                 if not rows:
                     raise ValueError(f"task {name!r}: none of {len(task.images)} images can be read: {problems[:1]}")
                 if isinstance(task, ZeroShotTask):
-                    if task.prompts is None:
-                        found = class_embeddings(embed_texts, task.class_names, task.templates)
-                    else:
-                        if id(task.prompts) not in classes:
-                            classes[id(task.prompts)] = prompt_embeddings(embed_texts, task.prompts)
-                        found = classes[id(task.prompts)]
-                    results[name] = _zero_shot(task, images, rows, found)
+                    if id(task.prompts) not in classes:
+                        classes[id(task.prompts)] = class_embeddings(embed_texts, task.prompts)
+                    results[name] = _zero_shot(task, images, rows, classes[id(task.prompts)])
                 else:
                     results[name] = _retrieval(task, images, rows, embed_texts)
                 if problems:
@@ -133,15 +126,16 @@ class ClipEvaluator:
     def _embed_images(
         self, model: Any, processor: PairProcessor, images: Sequence[Any], device: Any, bar: Any
     ) -> tuple[torch.Tensor, list[int], list[str]]:
-        """Embeddings of the images that can be read, their numbers, and what is wrong with the others."""
+        """Embeds the images that can be read; returns their numbers, too, and the problems of the others."""
         rows: list[int] = []
         problems: list[str] = []
         parts: list[torch.Tensor] = []
+        bar.set_description("images")
         for start in range(0, len(images), self.batch_size):
+            numbers = range(start, min(start + self.batch_size, len(images)))
+            bar.update(len(numbers))
             batch = []
-            bar.set_description("images")
-            bar.update(len(range(start, min(start + self.batch_size, len(images)))))
-            for row in range(start, min(start + self.batch_size, len(images))):
+            for row in numbers:
                 try:
                     batch.append(processor.images([images[row]])[0])
                     rows.append(row)
@@ -154,9 +148,8 @@ class ClipEvaluator:
 
 
 def _zero_shot(task: ZeroShotTask, images: torch.Tensor, rows: Sequence[int], classes: torch.Tensor) -> dict[str, Any]:
-    labels = [task.labels[row] for row in rows]
-    described = {"kind": "zero_shot", "data": task.data, "images": len(rows), "classes": len(task.class_names)}
-    return {**described, **zero_shot_accuracy(images, classes, labels)}
+    described = {"kind": "zero_shot", "data": task.data, "images": len(rows), "classes": len(classes)}
+    return {**described, **zero_shot_accuracy(images, classes, [task.labels[row] for row in rows])}
 
 
 def _retrieval(
@@ -174,7 +167,7 @@ def _retrieval(
 
 
 def flat_metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Metrics alone, as `task/metric`, for trackers and tables."""
+    """Returns the metrics alone, as `task/metric`, for trackers and tables."""
     return {
         f"{name}/{metric}": value
         for name, found in results.items()

@@ -18,20 +18,20 @@ def retrieval_recall(
 ) -> dict[str, float]:
     """Recall of both directions by the standard protocol.
 
-    Image to text: share of images of which any own caption is among the first k of all captions. Text to image: share
-    of captions whose image is among the first k of all images. Equal scores stand in the order of their numbers.
+    Image to text: share of images with any own caption among the first k of all captions. Text to image: share of
+    captions with their image among the first k of all images. Equal scores are ranked in the order of their numbers.
 
     Args:
         image_embeds: (I, d); normalised here.
         text_embeds: (T, d).
         image_of_text: (T,) number of the image that each caption describes; every image has at least one.
-        cutoffs: the values of k.
+        cutoffs: values of k.
 
     Returns:
         `image_to_text_r@k` and `text_to_image_r@k` for every k, between 0 and 1.
 
     Raises:
-        ValueError: sizes that do not fit, an image without a caption, or embeddings that are not finite.
+        ValueError: sizes that do not match, an image without a caption, or embeddings that are not finite.
 
     Source: the protocol of Karpathy and Fei-Fei, CVPR 2015, as used since.
     """
@@ -56,7 +56,7 @@ def one_caption_recall(
 ) -> dict[str, float]:
     """Recall with only the first caption of every image, as CLIP-KD and CLIP-RD report it.
 
-    Not comparable with [`retrieval_recall`]: fewer captions to confuse an image's own with, and fewer to hit.
+    Not comparable with [`retrieval_recall`]: there are fewer captions to hit and fewer to confuse them with.
 
     Args:
         image_embeds, text_embeds, image_of_text, cutoffs: as in [`retrieval_recall`].
@@ -95,7 +95,7 @@ def _check(image_embeds: torch.Tensor, text_embeds: torch.Tensor, owners: torch.
 
 
 def _blocks(queries: torch.Tensor, candidates: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Blocks of rows with their scores against all candidates."""
+    """Yields blocks of queries with their scores against all candidates."""
     size = max(1, SCORES_AT_ONCE // max(len(candidates), 1))
     for start in range(0, len(queries), size):
         rows = slice(start, min(start + size, len(queries)))
@@ -103,7 +103,7 @@ def _blocks(queries: torch.Tensor, candidates: torch.Tensor) -> Iterator[tuple[s
 
 
 def _ranks_of(scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Rank, from 0, of one candidate per row."""
+    """Returns the rank, from 0, of one chosen candidate per row."""
     own = scores.gather(1, chosen.unsqueeze(1))
     ahead = (scores > own).sum(1)
     places = torch.arange(scores.shape[1], device=scores.device)
@@ -115,7 +115,7 @@ def _text_ranks(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor)
 
 
 def _image_ranks(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
-    """Rank of the best of each image's own captions."""
+    """Returns the rank of the best of each image's own captions."""
     order = owners.argsort(stable=True)
     counts = torch.bincount(owners, minlength=len(images))
     starts = counts.cumsum(0) - counts

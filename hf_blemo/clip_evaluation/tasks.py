@@ -15,7 +15,7 @@ from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings, Pa
 
 KINDS = ("zero_shot", "retrieval", SYNTHETIC, EMOJI)
 IMAGENET = "imagenet"
-# This project's own, for class names that say what can be seen.
+# Fit any class names that name something visible.
 TEMPLATES = (
     "a photo of a {}.",
     "a picture of a {}.",
@@ -28,19 +28,19 @@ TEMPLATES = (
 
 
 @dataclass
-class TaskSettings:
-    """What one task is evaluated on.
+class _TaskSettings:
+    """Data and prompts of one task.
 
     Args:
-        kind: `zero_shot` (images with labels), `retrieval` (images with captions), or the built-in tasks `synthetic`
-            or `emoji`, several each.
-        data, split, name, revision: as of a source of pairs.
+        kind: `zero_shot` (images with labels), `retrieval` (images with captions), or `synthetic` or `emoji`, each
+            several built-in tasks.
+        data, split, name, revision: as for a source of pairs.
         image_column, caption_column, label_column: of the data; labels are class numbers or class names.
-        classes: of zero-shot classification: a JSON file with `classes` and, as wanted, `templates`; or `imagenet`,
-            the 1,000 names and 80 templates that open_clip ships; by default the names of the data's own labels.
-        templates: prompts with `{}` where the name goes; those of `classes` or a few plain ones by default.
-        limit: images at most; 0 takes all.
-        streaming: whether to read the first `limit` images from the shards, instead of fetching the whole data set.
+        classes: for `zero_shot`: a JSON file with `classes` and optionally `templates`; or `imagenet`, the 1,000
+            names and 80 templates that open_clip ships; by default the names of the data's own labels.
+        templates: prompts with `{}` for the class name; by default those of `classes`, or a few plain ones.
+        limit: most images; 0 takes all.
+        streaming: whether to read the first `limit` images from the shards instead of fetching the whole data set.
         options: of the built-in tasks: `seed`, `image_size`, `combinations`, and `images` of `synthetic` or `font` of
             `emoji`.
     """
@@ -74,19 +74,19 @@ def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     """Makes tasks from settings.
 
     Args:
-        settings: task -> entries of [`TaskSettings`]; the built-in ones make several tasks, named by themselves.
+        settings: task -> entries of `_TaskSettings`; a built-in kind makes several tasks with names of their own.
 
     Returns:
         Name -> task.
 
     Raises:
         FileNotFoundError: data or class table cannot be found.
-        ValueError: an unknown setting, a missing column, labels that are no classes, or two tasks of one name.
+        ValueError: an unknown setting, a missing column, a label that is not a class, or two tasks of one name.
         MissingExtraError: `classes: imagenet` without open_clip.
     """
     tasks: dict[str, Task] = {}
     for name, entries in settings.items():
-        made = _make(name, parse_task(name, entries))
+        made = _make(name, _parsed(name, entries))
         for task in made:
             if task in tasks:
                 raise ValueError(f"evaluation.{name}: there is a task {task!r} already")
@@ -94,16 +94,15 @@ def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     return tasks
 
 
-def parse_task(name: str, entries: Mapping[str, Any]) -> TaskSettings:
-    """Settings of one task; an unknown key is an error that names the nearest one."""
-    check_known(f"evaluation.{name}", entries, (entry.name for entry in fields(TaskSettings)))
+def _parsed(name: str, entries: Mapping[str, Any]) -> _TaskSettings:
+    check_known(f"evaluation.{name}", entries, (entry.name for entry in fields(_TaskSettings)))
     try:
-        return TaskSettings(**entries)
+        return _TaskSettings(**entries)
     except ValueError as error:
         raise ValueError(f"evaluation.{name}: {error}") from None
 
 
-def _make(name: str, settings: TaskSettings) -> dict[str, Task]:
+def _make(name: str, settings: _TaskSettings) -> dict[str, Task]:
     if settings.kind == SYNTHETIC:
         return synthetic_tasks(**settings.options)
     if settings.kind == EMOJI:
@@ -118,7 +117,7 @@ def _make(name: str, settings: TaskSettings) -> dict[str, Task]:
 
 
 class _Column(Sequence):
-    """Images of a table, read when they are asked for."""
+    """Images of a table, read on access."""
 
     def __init__(self, table: PairTable, rows: Sequence[int]):
         self.table, self.rows = table, rows
@@ -130,8 +129,8 @@ class _Column(Sequence):
         return self.table.pairs([self.rows[index]])[0]["image"]
 
 
-def _opened(settings: TaskSettings, source: PairSourceSettings) -> tuple[Sequence[Any], list[Any], Any]:
-    """Images, what belongs to each, and the feature of the latter."""
+def _opened(settings: _TaskSettings, source: PairSourceSettings) -> tuple[Sequence[Any], list[Any], Any]:
+    """Opens the images, the caption or label of each, and the feature of that column."""
     data = open_source(source)
     feature = (data.data.features or {}).get("caption")
     if isinstance(data, PairStream):
@@ -141,7 +140,7 @@ def _opened(settings: TaskSettings, source: PairSourceSettings) -> tuple[Sequenc
     return _Column(data, rows), data.data["caption"][: len(rows)], feature
 
 
-def _retrieval_task(name: str, settings: TaskSettings, source: PairSourceSettings) -> RetrievalTask:
+def _retrieval_task(name: str, settings: _TaskSettings, source: PairSourceSettings) -> RetrievalTask:
     images, column, _ = _opened(settings, source)
     captions = [found if isinstance(found, list) else [found] for found in column]
     for row, found in enumerate(captions):
@@ -152,9 +151,9 @@ def _retrieval_task(name: str, settings: TaskSettings, source: PairSourceSetting
     return RetrievalTask(images, captions, settings.data)
 
 
-def _zero_shot_task(name: str, settings: TaskSettings, source: PairSourceSettings) -> ZeroShotTask:
+def _zero_shot_task(name: str, settings: _TaskSettings, source: PairSourceSettings) -> ZeroShotTask:
     images, found, feature = _opened(settings, source)
-    names, templates = load_class_table(settings.classes) if settings.classes else (None, None)
+    names, templates = _load_class_table(settings.classes) if settings.classes else (None, None)
     if names is None:
         if isinstance(feature, datasets.ClassLabel):
             names = [label.replace("_", " ") for label in feature.names]
@@ -174,24 +173,16 @@ def _zero_shot_task(name: str, settings: TaskSettings, source: PairSourceSetting
                 f"evaluation.{name}: {settings.data} row {row}: label {label!r} is none of {len(names)} classes"
             )
         labels.append(number)
-    prompts = settings.templates or templates or list(TEMPLATES)
-    return ZeroShotTask(images, labels, names, prompts, settings.data)
+    templates = settings.templates or templates or TEMPLATES
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"evaluation.{name}: template {template!r}: expected one {{}} for the class name")
+    prompts = [[template.replace("{}", label) for template in templates] for label in names]
+    return ZeroShotTask(images, labels, prompts, settings.data)
 
 
-def load_class_table(source: str) -> tuple[list[str], list[str] | None]:
-    """Class names and templates of a data set.
-
-    Args:
-        source: a JSON file with `classes` and, as wanted, `templates`; or `imagenet`.
-
-    Returns:
-        Names by class number, and templates; None where the file has none.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        MissingExtraError: `imagenet` without open_clip, whose names and templates these are.
-        ValueError: the file holds something else.
-    """
+def _load_class_table(source: str) -> tuple[list[str], list[str] | None]:
+    """Reads class names, and templates where there are any, from a JSON file or from open_clip."""
     if source == IMAGENET:
         try:
             from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES

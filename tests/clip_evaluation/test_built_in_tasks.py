@@ -1,44 +1,48 @@
-"""The tasks of the built-in data: what is asked, of which pictures, among which classes."""
+"""The tasks of the built-in data: questions, pictures and classes."""
 
 import numpy as np
 from emoji_font import FOUND, needs_font
 
 from hf_blemo.built_in.emoji_pairs import make_emoji_pairs, rows_of_kind
-from hf_blemo.built_in.synthetic_pairs import held_out_pairs
+from hf_blemo.built_in.synthetic_pairs import held_out_pairs, shape_and_colour
 from hf_blemo.clip_evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
 from hf_blemo.clip_evaluation.tasks import make_tasks
 
-
-def named(task):
-    return [task.class_names[label] for label in task.labels]
+# The default, which other tests draw, too: drawing every emoji takes seconds.
+SIZE = 64
 
 
 def test_synthetic_tasks_ask_for_shape_and_colour():
     tasks = synthetic_tasks(images=20, combinations=2)
     assert set(tasks) == {"zero_shot", "held_out_zero_shot", "retrieval"}
-    held_out = {f"{colour} {shape}" for shape, colour in held_out_pairs(2)}
-    assert set(named(tasks["held_out_zero_shot"])) <= held_out
-    assert not set(named(tasks["zero_shot"])) & held_out
-    for label, (caption,) in zip(named(tasks["zero_shot"]), tasks["retrieval"].captions, strict=True):
-        assert caption in tasks["zero_shot"].prompts[tasks["zero_shot"].class_names.index(label)]
+    classes = [{shape_and_colour(prompt) for prompt in prompts} for prompts in tasks["zero_shot"].prompts]
+    assert len(classes) == 36 and {len(named) for named in classes} == {1}
+    assert {classes[label].copy().pop() for label in tasks["held_out_zero_shot"].labels} <= set(held_out_pairs(2))
+    assert not {classes[label].copy().pop() for label in tasks["zero_shot"].labels} & set(held_out_pairs(2))
+    for label, (caption,) in zip(tasks["zero_shot"].labels, tasks["retrieval"].captions, strict=True):
+        assert caption in tasks["zero_shot"].prompts[label]
 
 
 @needs_font
 def test_emoji_tasks_ask_for_what_training_has_not_shown():
-    tasks = emoji_tasks(combinations=1)
+    options = {"image_size": SIZE, "combinations": 1, "font": str(FOUND)}
+    tasks = make_tasks({"emoji": {"kind": "emoji", "options": options}})
     assert set(tasks) == {"zero_shot", "held_out_zero_shot", "held_out_faces", "retrieval"}
     train, held_out, everything = (
-        make_emoji_pairs(part=part, combinations=1)["caption"] for part in ("train", "held_out", "all")
+        make_emoji_pairs(SIZE, part, 1, str(FOUND))["caption"] for part in ("train", "held_out", "all")
     )
+
+    def named(task):
+        return [task.prompts[label] for label in task.labels]
+
     for name, kinds in (("held_out_zero_shot", ("role",)), ("held_out_faces", ("face",))):
         task = tasks[name]
-        assert named(task) == [held_out[row] for row in rows_of_kind(held_out, kinds)]
-        assert list(task.class_names) == [everything[row] for row in rows_of_kind(everything, kinds)]
-        assert task.prompts == [[caption] for caption in task.class_names]
-        assert len(task.images) == len(task.labels) > 5
+        assert named(task) == [[held_out[row]] for row in rows_of_kind(held_out, kinds)]
+        assert task.prompts == [[everything[row]] for row in rows_of_kind(everything, kinds)]
+        assert len(task.images) == len(task.labels) > 5 and task.images[0].size == (SIZE, SIZE)
     seen = tasks["zero_shot"]
-    assert named(seen) == [train[row] for row in rows_of_kind(train, ("flag", "face"))]
-    assert set(held_out) & set(seen.class_names)
+    assert named(seen) == [[train[row]] for row in rows_of_kind(train, ("flag", "face"))]
+    assert set(held_out) & {caption for (caption,) in seen.prompts}
     retrieval = tasks["retrieval"]
     assert [caption for (caption,) in retrieval.captions] == held_out and len(set(held_out)) == len(held_out)
     assert len(retrieval.images) == len(held_out)
@@ -46,13 +50,12 @@ def test_emoji_tasks_ask_for_what_training_has_not_shown():
 
 @needs_font
 def test_emoji_that_training_shows_are_asked_for_in_other_crops():
-    crops, again, others = (emoji_tasks(seed=seed)["zero_shot"] for seed in (7, 7, 8))
-    train = make_emoji_pairs()
+    crops, again, others = (emoji_tasks(SIZE, seed=seed)["zero_shot"].images for seed in (7, 7, 8))
+    train = make_emoji_pairs(SIZE)
     pictures = [np.asarray(train[row]["image"], float) for row in rows_of_kind(train["caption"], ("flag", "face"))]
     changed = compared = 0
-    rows = zip(pictures, crops.images, again.images, others.images, strict=True)
-    for number, (picture, crop, same, other) in enumerate(rows):
-        assert crop.size == (64, 64) and np.array_equal(np.asarray(crop), np.asarray(same))
+    for number, (picture, crop, same, other) in enumerate(zip(pictures, crops, again, others, strict=True)):
+        assert crop.size == (SIZE, SIZE) and np.array_equal(np.asarray(crop), np.asarray(same))
         assert not np.array_equal(np.asarray(crop), np.asarray(other))
         own = np.asarray(crop, float)
         # Larger than it was, and yet nearer to its own picture than to most others.
@@ -62,12 +65,3 @@ def test_emoji_that_training_shows_are_asked_for_in_other_crops():
             changed += nearer > len(pictures) / 2
             compared += 1
     assert compared > 40 and changed < compared / 20
-
-
-@needs_font
-def test_emoji_tasks_are_made_from_settings():
-    options = {"image_size": 32, "combinations": 2, "font": str(FOUND)}
-    made = make_tasks({"emoji": {"kind": "emoji", "options": options}})
-    expected = make_emoji_pairs(32, "held_out", 2, str(FOUND))["caption"]
-    assert [caption for (caption,) in made["retrieval"].captions] == expected
-    assert made["held_out_faces"].images[0].size == (32, 32)

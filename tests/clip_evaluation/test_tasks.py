@@ -1,12 +1,13 @@
 """Tasks from any data: labels by number or name, captions one or many, whole or the first of a stream."""
 
 import json
+import sys
 
 import datasets
 import pytest
 from pair_files import encoded, picture, write_shards
 
-from hf_blemo.clip_evaluation.tasks import TEMPLATES, TaskSettings, load_class_table, make_tasks
+from hf_blemo.clip_evaluation.tasks import TEMPLATES, make_tasks
 from hf_blemo.errors import MissingExtraError
 
 COUNT = 6
@@ -35,21 +36,26 @@ def opened(image):
 def test_labels_have_the_names_of_the_data(tmp_path):
     data = saved(tmp_path / "birds", label=(datasets.ClassLabel(names=NAMES), [0, 1, 2, 2, 1, 0]))
     task = one(kind="zero_shot", data=data)
-    assert list(task.class_names) == ["great tit", "robin", "wren"] and task.labels == [0, 1, 2, 2, 1, 0]
-    assert tuple(task.templates) == TEMPLATES and task.data == data
+    names = ["great tit", "robin", "wren"]
+    assert task.prompts == [[template.format(name) for template in TEMPLATES] for name in names]
+    assert task.labels == [0, 1, 2, 2, 1, 0] and task.data == data
     assert [opened(image) for image in task.images] == [encoded(picture(number)) for number in range(COUNT)]
     short = one(kind="zero_shot", data=data, limit=4, templates=["the bird {}"])
-    assert short.labels == [0, 1, 2, 2] and len(short.images) == 4 and short.templates == ["the bird {}"]
+    assert short.labels == [0, 1, 2, 2] and len(short.images) == 4
+    assert short.prompts == [[f"the bird {name}"] for name in names]
+    for templates in (["a photo"], ["{} and {}"]):
+        with pytest.raises(ValueError, match="evaluation.a: template '.*': expected one {} for the class name"):
+            one(kind="zero_shot", data=data, templates=templates)
 
 
 def test_labels_may_be_texts_or_numbers_of_a_table(tmp_path):
     texts = saved(tmp_path / "texts", bird=(datasets.Value("string"), ["wren", "robin"] * 3))
-    task = one(kind="zero_shot", data=texts, label_column="bird")
-    assert list(task.class_names) == ["robin", "wren"] and task.labels == [1, 0] * 3
+    task = one(kind="zero_shot", data=texts, label_column="bird", templates=["{}"])
+    assert task.prompts == [["robin"], ["wren"]] and task.labels == [1, 0] * 3
     table = tmp_path / "birds.json"
     table.write_text(json.dumps({"classes": ["wren", "robin", "tit"], "templates": ["a {}"]}))
     task = one(kind="zero_shot", data=texts, label_column="bird", classes=str(table))
-    assert task.labels == [0, 1] * 3 and task.templates == ["a {}"] and len(task.class_names) == 3
+    assert task.labels == [0, 1] * 3 and task.prompts == [["a wren"], ["a robin"], ["a tit"]]
     numbers = saved(tmp_path / "numbers", label=(datasets.Value("int64"), [0, 2, 1, 0, 2, 1]))
     assert one(kind="zero_shot", data=numbers, classes=str(table)).labels == [0, 2, 1, 0, 2, 1]
     with pytest.raises(ValueError, match="column 'label' holds no class names; expected classes"):
@@ -77,8 +83,9 @@ def test_the_first_of_a_stream_are_taken(tmp_path):
     whole = one(kind="retrieval", data=str(shards))
     assert len(task.images) == 5 and task.captions == whole.captions[:5] and len(whole.captions) == 9
     assert [opened(image) for image in task.images] == [opened(whole.images[number]) for number in range(5)]
-    named = one(kind="zero_shot", data=str(shards), streaming=True, limit=2, label_column="txt", image_column="jpg")
-    assert named.labels == [0, 1] and list(named.class_names) == ["caption 0", "caption 3"]
+    columns = {"label_column": "txt", "image_column": "jpg", "templates": ["{}"]}
+    named = one(kind="zero_shot", data=str(shards), streaming=True, limit=2, **columns)
+    assert named.labels == [0, 1] and named.prompts == [["caption 0"], ["caption 3"]]
     with pytest.raises(ValueError, match="evaluation.a: streaming needs limit"):
         one(kind="retrieval", data=str(shards), streaming=True)
 
@@ -104,23 +111,17 @@ def test_two_tasks_of_one_name_are_refused():
 
 
 def test_class_tables_are_checked(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="classes '.*gone.json': no such file, expected JSON with 'classes'"):
-        load_class_table(str(tmp_path / "gone.json"))
+    data, table = saved(tmp_path / "numbers", label=(datasets.Value("int64"), [0] * COUNT)), tmp_path / "table.json"
     for content, message in (
+        (None, "classes '.*table.json': no such file, expected JSON with 'classes'"),
         ({}, "expected 'classes', a list of texts, found None"),
         ({"classes": ["a", 3]}, "expected 'classes', a list of texts"),
         ({"classes": ["a"], "templates": "a {}"}, "expected 'templates', a list of texts, found 'a {}'"),
     ):
-        (tmp_path / "table.json").write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=message):
-            load_class_table(str(tmp_path / "table.json"))
-    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
-    with pytest.raises(
-        MissingExtraError, match=r"classes 'imagenet': needs open_clip: pip install hf_blemo\[openclip\]"
-    ):
-        load_class_table("imagenet")
-
-
-def test_defaults_are_those_of_the_documentation():
-    settings = TaskSettings(kind="synthetic")
-    assert (settings.split, settings.limit, settings.streaming) == ("test", 0, False)
+        if content is not None:
+            table.write_text(json.dumps(content))
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            one(kind="zero_shot", data=data, classes=str(table))
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(MissingExtraError, match=r"'imagenet': needs open_clip: pip install hf_blemo\[openclip\]"):
+        one(kind="zero_shot", data=data, classes="imagenet")

@@ -14,7 +14,7 @@ from PIL import Image
 
 open_clip = pytest.importorskip("open_clip", reason="needs the extra openclip, and the torchvision that fits torch")
 
-from hf_blemo.clip_evaluation.tasks import load_class_table  # noqa: E402
+from hf_blemo.clip_evaluation.tasks import _load_class_table  # noqa: E402
 from hf_blemo.clip_rd_training.embedding import embed  # noqa: E402
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings  # noqa: E402
 from hf_blemo.clip_rd_training.run import distill  # noqa: E402
@@ -78,7 +78,7 @@ def test_what_open_clip_does_not_have_is_one_error(weights, name):
 
 
 def test_imagenet_has_its_names_and_templates():
-    names, templates = load_class_table("imagenet")
+    names, templates = _load_class_table("imagenet")
     assert len(names) == 1000 and len(templates) == 80
     assert all(template.count("{}") == 1 for template in templates) and "tench" in names[0]
 
