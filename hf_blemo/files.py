@@ -1,8 +1,11 @@
-"""JSON files that are read with a clear error and written whole or not at all."""
+"""JSON files that are read with a clear error, and files and folders that appear whole or not at all."""
 
 import json
+import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +30,52 @@ def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
 
 
 def write_json(contents: Mapping[Path, Any]) -> None:
-    """Writes files so that each appears whole, and none before all of them could be written."""
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
-    try:
+    """Writes files so that each appears whole, and none before all of them could be written; NaN becomes null."""
+    with ExitStack() as stack:
         for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporaries[path].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
+            text = json.dumps(_without_nan(content), indent=2)
+            stack.enter_context(whole_file(path)).write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to, and moves the file to its place unless an error was raised.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def replace_folder(made: Path, output: Path) -> None:
+    """Moves a finished folder to its place; the folder that was there is deleted only after that.
+
+    Args:
+        made: the finished folder, beside `output` or on the same file system.
+        output: its place.
+    """
+    replaced = output.with_name(f".{output.name}.replaced")
+    if output.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(output, replaced)
+    try:
+        os.rename(made, output)
+    except OSError:
+        if not output.exists() and replaced.exists():
+            os.rename(replaced, output)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,7 +1,6 @@
 """`hf-blemo dataset`: building data sets of features, and describing them."""
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_blemo.commands.parsing import add_command, positive
+from hf_blemo.files import replace_folder
 
 if TYPE_CHECKING:
     import datasets
@@ -153,16 +153,9 @@ def _build_synthetic(output: Path, overwrite: bool, options: Mapping[str, Any]) 
     dataset = make_synthetic_blends(**options)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        new, old = Path(folder) / "new", Path(folder) / "old"
-        dataset.save_to_disk(str(new))
-        if output.exists():
-            os.rename(output, old)
-        try:
-            os.rename(new, output)
-        except OSError:
-            if old.exists():
-                os.rename(old, output)
-            raise
+        made = Path(folder) / "made"
+        dataset.save_to_disk(str(made))
+        replace_folder(made, output)
     return datasets.Dataset.load_from_disk(str(output))
 
 

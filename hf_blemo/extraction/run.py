@@ -1,7 +1,6 @@
 """A whole extraction: clips in, a data set of features out, clip by clip, resumable, on any number of processes."""
 
 import inspect
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from hf_blemo.blemore.dataset_writing import is_dataset_folder, refuse_existing, write_dataset
+from hf_blemo.blemore.dataset_writing import refuse_existing, write_dataset
 from hf_blemo.blemore.feature_folders import ClipSource, FeatureFileReader, feature_files
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
@@ -24,7 +23,7 @@ from hf_blemo.extraction.clip_problems import problem_of
 from hf_blemo.extraction.clip_sources import ClipEntry, find_clips
 from hf_blemo.extraction.extraction import ClipFeatures, encode_clips
 from hf_blemo.extraction.settings import SYNTHETIC, ExtractionSettings
-from hf_blemo.files import read_json, write_json
+from hf_blemo.files import read_json, replace_folder, write_json
 from hf_blemo.hub.provenance import PROVENANCE_FILE, write_provenance
 
 Result = TypeVar("Result")
@@ -297,23 +296,11 @@ def _assemble(
     write_provenance(made, provenance)
     notes = {name: record["notes"] for name, record in records.items() if record["notes"]}
     write_json({made / REPORT_FILE: {"clips": len(sources), "failed": failed, "notes": notes}})
-    _put_in_place(made, output, settings.overwrite)
+    # Another may have taken the name during the run.
+    refuse_existing(output, settings.overwrite)
+    replace_folder(made, output)
     shutil.rmtree(work)
     return {"clips": len(sources), "failed": failed, "encoders": {name: reader.types[name][0] for name in names}}
-
-
-def _put_in_place(made: Path, output: Path, overwrite: bool) -> None:
-    """Gives a data set its name, which another may have taken during the run."""
-    refuse_existing(output, overwrite)
-    if not output.exists():
-        os.rename(made, output)
-        return
-    replaced = output.with_name(f"{output.name}.replaced")
-    if is_dataset_folder(replaced):
-        shutil.rmtree(replaced)
-    os.rename(output, replaced)
-    os.rename(made, output)
-    shutil.rmtree(replaced)
 
 
 def _push(settings: ExtractionSettings, output: Path) -> None:

@@ -1,6 +1,5 @@
 """Teacher embeddings on disk: Parquet shards beside one JSON file that says what they were made of."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from hf_blemo.files import read_json, write_json
+from hf_blemo.files import read_json, whole_file, write_json
 from hf_blemo.pairs.images import Crop
 
 SCHEMA_VERSION = 1
@@ -124,13 +123,8 @@ def write_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> No
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
         else:
             arrays.append(pa.array(values, type=entry.type))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), partial, compression="zstd")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), temporary, compression="zstd")
 
 
 def _damaged(paths: Sequence[Path]) -> str:

@@ -2,14 +2,14 @@
 
 import base64
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..blemore import EMOTIONS
+from hf_blemo.blemore import EMOTIONS
+from hf_blemo.files import whole_file
 
 EMOTION_NAMES = {
     "ang": "anger",
@@ -156,13 +156,8 @@ def write_report(
     """
     page = report_html(results, model, thumbnails, date, title)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

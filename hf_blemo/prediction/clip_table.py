@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo.blemore import EMOTIONS
+from hf_blemo.files import whole_file
 
 _NUMBERS = ("probabilities", "presence", "salience")
 
@@ -33,20 +34,14 @@ def write_clip_table(results: Sequence[Mapping[str, Any]], path: str | os.PathLi
     columns += [f"{name}_{emotion}" for name in _NUMBERS for emotion in EMOTIONS]
     columns += [*(f"weight_{name}" for name in encoders), "selected", "error"]
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            for result in results:
-                writer.writerow({"clip": result["clip"], "error": result.get("error", ""), **_cells(result)})
-                for window in result.get("timeline", ()):
-                    span = {"start": f"{window['start']:.3f}", "end": f"{window['end']:.3f}"}
-                    writer.writerow({"clip": result["clip"], **span, **_cells(window)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for result in results:
+            writer.writerow({"clip": result["clip"], "error": result.get("error", ""), **_cells(result)})
+            for window in result.get("timeline", ()):
+                span = {"start": f"{window['start']:.3f}", "end": f"{window['end']:.3f}"}
+                writer.writerow({"clip": result["clip"], **span, **_cells(window)})
     return path
 
 

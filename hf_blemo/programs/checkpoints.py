@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hf_blemo.files import read_json, write_json
+from hf_blemo.files import read_json, replace_folder, write_json
 
 KEPT_CHECKPOINTS = 2
 
@@ -50,9 +50,7 @@ class Checkpoints:
         self.accelerator.save_state(str(partial), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            final = self.folder / f"{self.prefix}{number:05d}"
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
+            replace_folder(partial, self.folder / f"{self.prefix}{number:05d}")
             for old in self.found()[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
