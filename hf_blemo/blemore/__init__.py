@@ -4,15 +4,12 @@ from .dataset_writing import is_dataset_folder
 from .decoding import (
     BLEND_SHARE,
     THRESHOLD_GRID,
-    Thresholds,
     decode_expected_score,
     decode_thresholds,
-    expected_scores,
     fit_thresholds,
     threshold_grid,
 )
 from .distribution import build_distribution_dataset
-from .feature_files import aggregate_statistics, load_feature_file
 from .features import encoder_widths, read_features
 from .labels import (
     EMOTION_SETS,
@@ -22,10 +19,8 @@ from .labels import (
     LABELS,
     NEUTRAL_INDEX,
     UNLABELLED,
-    ClipLabel,
     clip_name,
     decode_label_indices,
-    is_test_clip,
     label_indices,
     parse_clip_name,
     prediction_label_indices,
@@ -46,11 +41,8 @@ __all__ = [
     "NEUTRAL_INDEX",
     "THRESHOLD_GRID",
     "UNLABELLED",
-    "ClipLabel",
-    "Thresholds",
     "acc_presence",
     "acc_salience",
-    "aggregate_statistics",
     "build_distribution_dataset",
     "build_table_dataset",
     "check_submission",
@@ -60,12 +52,9 @@ __all__ = [
     "decode_label_indices",
     "decode_thresholds",
     "encoder_widths",
-    "expected_scores",
     "fit_thresholds",
     "is_dataset_folder",
-    "is_test_clip",
     "label_indices",
-    "load_feature_file",
     "load_features",
     "parse_clip_name",
     "prediction_label_indices",

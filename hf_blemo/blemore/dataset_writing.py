@@ -1,6 +1,5 @@
-"""Writing a feature data set to disk: shard by shard, resumable, and visible only when it is whole."""
+"""Writing a feature data set to disk: a few clips at a time, resumable, and visible only when it is whole."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,26 +12,22 @@ from .features import Clip, encode_clips
 if TYPE_CHECKING:
     import datasets
 
-CLIPS_PER_SHARD = 128
+CLIPS_PER_PART = 128
 
 _BATCH_BYTES = 32 * 2**20
 _PLAN_FILE = "build.json"
-_STATE_FILE = "state.json"
-_INFO_FILE = "dataset_info.json"
 
 
 def is_dataset_folder(path: Path) -> bool:
-    """Whether a folder holds one data set as `save_to_disk` writes it.
+    """Whether a folder holds one data set as `datasets.Dataset.save_to_disk` writes it.
 
     Args:
         path: a folder, which need not exist.
 
     Returns:
         True where its state and its info are there.
-
-    Source: the layout of datasets.Dataset.save_to_disk.
     """
-    return (path / _STATE_FILE).is_file() and (path / _INFO_FILE).is_file()
+    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
@@ -44,8 +39,6 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: something is there, and it may not be replaced or is no data set.
-
-    Source: this project's choice.
     """
     if not output.exists():
         return
@@ -66,13 +59,13 @@ def write_dataset(
 ) -> "datasets.Dataset":
     """Writes clips to a folder that `datasets.load_from_disk` reads, holding no more than a few in memory.
 
-    Shards gather in `<output>.partial`, which is renamed at the end. A build that was interrupted goes on with the
-    first missing shard and ends in the same bytes.
+    The clips gather in `<output>.partial`, so an interrupted build resumes; the finished data set is then saved from
+    there and takes its name. On the way the disk holds the features twice.
 
     Args:
         output: folder to make.
         features: column types, from `dataset_features`.
-        num_clips: number of rows.
+        num_clips: number of rows, at least one.
         read_clip: row number -> clip.
         plan: what makes two builds the same, JSON values only; kept in the folder as `build.json`.
         overwrite: replace a data set that is at `output`, and discard an unfinished build with another plan.
@@ -84,36 +77,43 @@ def write_dataset(
     Raises:
         FileExistsError: see `refuse_existing`.
         ValueError: an unfinished build at `<output>.partial` has another plan.
-
-    Source: this project's choice; the layout of datasets.Dataset.save_to_disk.
     """
     import datasets
     from tqdm.auto import tqdm
 
     refuse_existing(output, overwrite)
     partial = output.with_name(f"{output.name}.partial")
-    _start(partial, {**plan, "clips_per_shard": CLIPS_PER_SHARD, "num_clips": num_clips}, overwrite)
-    num_shards = -(-num_clips // CLIPS_PER_SHARD)
-    shards = [f"data-{shard:05d}-of-{num_shards:05d}.arrow" for shard in range(num_shards)]
+    _start(partial, {**plan, "clips_per_part": CLIPS_PER_PART, "num_clips": num_clips}, overwrite)
+    parts = []
     with tqdm(total=num_clips, desc=output.name, unit="clip", disable=not progress) as bar:
-        for number, shard in enumerate(shards):
-            rows = range(number * CLIPS_PER_SHARD, min((number + 1) * CLIPS_PER_SHARD, num_clips))
-            if (partial / shard).is_file():
+        for first in range(0, num_clips, CLIPS_PER_PART):
+            rows = range(first, min(first + CLIPS_PER_PART, num_clips))
+            parts.append(partial / f"clips-{first:08d}.arrow")
+            if parts[-1].is_file():
                 bar.update(len(rows))
             else:
-                _write_shard(partial / shard, features, rows, read_clip, bar.update)
-    datasets.DatasetInfo(features=features).write_to_directory(str(partial))
-    _write_text(partial / _STATE_FILE, json.dumps(_state(partial, shards), indent=2))
+                _write_part(parts[-1], features, rows, read_clip, bar.update)
+    whole = partial / "dataset"
+    shutil.rmtree(whole, ignore_errors=True)
+    shows_bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        datasets.concatenate_datasets([datasets.Dataset.from_file(str(part)) for part in parts]).save_to_disk(whole)
+    finally:
+        if shows_bars:
+            datasets.enable_progress_bars()
+    shutil.copy(partial / _PLAN_FILE, whole)
 
     if output.exists():
         replaced = output.with_name(f"{output.name}.replaced")
         if is_dataset_folder(replaced):
             shutil.rmtree(replaced)
         os.rename(output, replaced)
-        os.rename(partial, output)
+        os.rename(whole, output)
         shutil.rmtree(replaced)
     else:
-        os.rename(partial, output)
+        os.rename(whole, output)
+    shutil.rmtree(partial)
     return datasets.Dataset.load_from_disk(str(output))
 
 
@@ -130,10 +130,12 @@ def _start(partial: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
             )
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    _write_text(plan_file, text)
+    temporary = plan_file.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, plan_file)
 
 
-def _write_shard(
+def _write_part(
     path: Path,
     features: "datasets.Features",
     rows: range,
@@ -157,28 +159,4 @@ def _write_shard(
             advance(1)
         if batch:
             writer.write_batch(encode_clips(batch, schema))
-    os.replace(temporary, path)
-
-
-def _state(folder: Path, shards: list[str]) -> dict[str, Any]:
-    # The library names its cache files after the fingerprint, so it has to follow the content.
-    fingerprint = hashlib.blake2b(digest_size=8)
-    for shard in shards:
-        with (folder / shard).open("rb") as file:
-            while block := file.read(2**20):
-                fingerprint.update(block)
-    return {
-        "_data_files": [{"filename": shard} for shard in shards],
-        "_fingerprint": fingerprint.hexdigest(),
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

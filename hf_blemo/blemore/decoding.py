@@ -10,8 +10,8 @@ from .labels import (
     LABELS,
     NEUTRAL_INDEX,
     decode_label_indices,
+    label_indices,
 )
-from .metrics import true_label_indices
 
 THRESHOLD_GRID = np.linspace(0.05, 0.95, 20)
 THRESHOLD_GRID.flags.writeable = False
@@ -98,10 +98,10 @@ def threshold_grid(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndar
     Raises:
         ValueError: see `decode_thresholds` and `acc_presence`.
 
-    Source: spec blemore_protocol, From probabilities to a prediction; the counting: this project's choice.
+    Source: spec blemore_protocol, From probabilities to a prediction.
     """
     values = _checked(probabilities, len(EMOTIONS), "probabilities")
-    truth = true_label_indices(labels)
+    truth = label_indices(labels, required=True)
     if len(values) != len(truth) or not len(truth):
         raise ValueError(f"found {len(values)} probabilities and {len(truth)} labels, expected as many of each, not 0")
     top = _top_two(values)
@@ -159,8 +159,8 @@ def fit_thresholds(probabilities: Any, labels: Any) -> Thresholds:
     )
 
 
-def expected_scores(joint_probabilities: Any, blend_share: float = BLEND_SHARE) -> np.ndarray:
-    """The expected Score, times the number of clips, of predicting each of the 36 labels.
+def decode_expected_score(joint_probabilities: Any, blend_share: float = BLEND_SHARE) -> list[list[dict[str, Any]]]:
+    """Predicts the label with the best expected Score, the first of them on a tie.
 
     A hit on the set is worth 0.5 / N and an exact blend another 0.5 / N_blends, that is 0.5 / (N * blend_share).
 
@@ -170,7 +170,7 @@ def expected_scores(joint_probabilities: Any, blend_share: float = BLEND_SHARE) 
             default.
 
     Returns:
-        (N, 36) float64.
+        N predictions, each one of the 36 labels.
 
     Raises:
         ValueError: the shape is not (N, 36), a row holds NaN, infinity or a negative number, or the share is outside
@@ -185,28 +185,9 @@ def expected_scores(joint_probabilities: Any, blend_share: float = BLEND_SHARE) 
     if negative.size:
         raise ValueError(f"joint_probabilities: row {negative[0]} holds a negative number, expected probabilities")
     singles, blends = joint[:, : len(EMOTIONS)], joint[:, len(EMOTIONS) :]
-    pairs = blends.reshape(len(joint), -1, _NUM_SALIENCES).sum(axis=2)
-    return np.concatenate(
-        [0.5 * singles, 0.5 * np.repeat(pairs, _NUM_SALIENCES, axis=1) + 0.5 * blends / blend_share], axis=1
-    )
-
-
-def decode_expected_score(joint_probabilities: Any, blend_share: float = BLEND_SHARE) -> list[list[dict[str, Any]]]:
-    """Predicts the label with the best expected Score, the first of them on a tie.
-
-    Args:
-        joint_probabilities: (N, 36) over `LABELS`.
-        blend_share: expected share of blends among the clips.
-
-    Returns:
-        N predictions, each one of the 36 labels.
-
-    Raises:
-        ValueError: see `expected_scores`.
-
-    Source: spec blemore_protocol, Decision-theoretic decoding.
-    """
-    return decode_label_indices(expected_scores(joint_probabilities, blend_share).argmax(axis=1))
+    pairs = np.repeat(blends.reshape(len(joint), -1, _NUM_SALIENCES).sum(axis=2), _NUM_SALIENCES, axis=1)
+    expected = np.concatenate([0.5 * singles, 0.5 * pairs + 0.5 * blends / blend_share], axis=1)
+    return decode_label_indices(expected.argmax(axis=1))
 
 
 def _at_least(counts: np.ndarray) -> np.ndarray:

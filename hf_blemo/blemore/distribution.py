@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .dataset_writing import refuse_existing, write_dataset
-from .feature_files import read_csv
-from .feature_folders import SPLITS, ClipSource, FeatureFileReader, encoder_folders, feature_files
+from .feature_files import SPLITS, ClipSource, FeatureFileReader, encoder_folders, feature_files, read_csv
 from .labels import (
     EMOTIONS,
     UNLABELLED,

@@ -1,41 +1,160 @@
-"""One clip's features of one encoder, read from the file the distribution holds them in."""
+"""Feature files as the distribution holds them: one per clip and encoder, read as rows of a data set."""
 
 import csv
-import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-FEATURE_SUFFIXES = (".npy", ".csv")
-PERCENTILES = (10, 25, 50, 75, 90)
+from .features import Clip, FeatureType, dataset_features
 
+SPLITS = ("train", "test")
+
+_SUFFIXES = (".npy", ".csv")
+_PERCENTILES = (10, 25, 50, 75, 90)
 _OPENFACE_COLUMNS = ("emotion_index", "gaze_yaw", "gaze_pitch")
 _ACTION_UNITS = "action_units"
 _NUM_ACTION_UNITS = 8
 
 
-def load_feature_file(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads one clip's features.
+class ClipSource(NamedTuple):
+    """Where the parts of one clip are.
 
     Args:
-        path: a `.npy` with (T, D), (T, 1, D), whose middle axis is dropped, or (D,), which counts as one time step; or
-            the `.csv` of OpenFace 3.
+        name: clip name.
+        labels: (6,) soft label, all -100 where unlabelled.
+        fold: fold from 0, -1 where there is none.
+        files: encoder -> file, without the encoders the clip lacks.
+    """
 
-    Returns:
-        (T, D) in the file's floating dtype, float32 for whole numbers and for OpenFace.
+    name: str
+    labels: np.ndarray
+    fold: int
+    files: Mapping[str, Path]
+
+
+class FeatureFileReader:
+    """Reads clips from one file per clip and encoder, and knows the types of the data set they make.
+
+    The first clip that has an encoder fixes its width and, with "auto", its dtype.
+
+    Args:
+        sources: the clips, at least one.
+        encoders: names of the encoders, each in at least one clip.
+        feature_dtype: "auto", "float16" or "float32", see `FeatureType.of`.
+        aggregate: None for the sequences as they are; "statistics" for mean, standard deviation and percentiles 10,
+            25, 50, 75 and 90 over time, as in the official baselines: (1, 7 * D).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or holds something else.
+        ValueError: an option is unknown, or the first file of an encoder is damaged.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ClipSource],
+        encoders: Sequence[str],
+        feature_dtype: str,
+        aggregate: str | None,
+    ):
+        if aggregate not in (None, "statistics"):
+            raise ValueError(f"aggregate: found {aggregate!r}, expected None or 'statistics'")
+        self.sources = sources
+        self.feature_dtype = feature_dtype
+        self.aggregate = aggregate
+        first_files = {
+            encoder: next(source.files[encoder] for source in sources if encoder in source.files)
+            for encoder in encoders
+        }
+        self.types = {
+            encoder: FeatureType.of(self._load(path), feature_dtype) for encoder, path in first_files.items()
+        }
+        self.features = dataset_features(self.types)
+
+    def __call__(self, row: int) -> Clip:
+        source = self.sources[row]
+        features: dict[str, np.ndarray | None] = dict.fromkeys(self.types)
+        for encoder, path in source.files.items():
+            if encoder not in self.types:
+                continue
+            array, kind = self._load(path), self.types[encoder]
+            if self.feature_dtype == "float32" and kind.dtype == "float16" != array.dtype:
+                raise ValueError(f"{path}: found {array.dtype}, expected float16 as in the first clip")
+            features[encoder] = kind.stored(array, path)
+        return Clip(source.name, features, source.labels, source.fold)
+
+    def _load(self, path: Path) -> np.ndarray:
+        array = _load_npy(path) if path.suffix == ".npy" else _load_openface(path)
+        if self.aggregate is None or not len(array):
+            return array
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: found NaN or infinity, expected finite features")
+        return _statistics(array)
+
+
+def encoder_folders(folder: Path, split: str | None = None) -> dict[str, Path]:
+    """Finds the encoders of a folder.
+
+    Args:
+        folder: a folder with one sub-folder of feature files per encoder; or the folder of one encoder.
+        split: "train" or "test" to take only sub-folders with that suffix; any sub-folder of feature files by default.
+
+    Returns:
+        Encoder (the folder's name without `_train` or `_test`) -> folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no encoder, or one twice.
 
     Source: spec blemore_protocol, Features as distributed.
     """
-    file = Path(path)
-    if file.suffix == ".npy":
-        return _load_npy(file)
-    if file.suffix == ".csv":
-        return _load_openface(file)
-    raise ValueError(f"{file}: found the suffix {file.suffix!r}, expected {' or '.join(FEATURE_SUFFIXES)}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder, expected the pre-extracted features")
+    if split is None and feature_files(folder):
+        return {_encoder_name(folder): folder}
+    folders: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if not (path.name.endswith(f"_{split}") if split else feature_files(path)):
+            continue
+        encoder = _encoder_name(path)
+        if encoder in folders:
+            raise ValueError(
+                f"{folder}: found {folders[encoder].name} and {path.name}, expected encoder {encoder!r} once"
+            )
+        folders[encoder] = path
+    if not folders:
+        expected = f"<encoder>_{split}" if split else "<encoder>"
+        raise ValueError(f"{folder}: found no encoder, expected sub-folders {expected} with one file per clip")
+    return folders
+
+
+def _encoder_name(folder: Path) -> str:
+    name, _, suffix = folder.name.rpartition("_")
+    return name if suffix in SPLITS and name else folder.name
+
+
+def feature_files(folder: Path) -> dict[str, Path]:
+    """Finds the feature files of a folder.
+
+    Args:
+        folder: a folder with one `.npy` or `.csv` per clip.
+
+    Returns:
+        Clip name -> file.
+
+    Raises:
+        ValueError: a clip has two files.
+
+    Source: spec blemore_protocol, Features as distributed.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in files:
+            raise ValueError(f"{folder}: found {files[path.stem].name} and {path.name}, expected one file per clip")
+        files[path.stem] = path
+    return files
 
 
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
@@ -49,8 +168,6 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
 
     Raises:
         ValueError: the file is not text.
-
-    Source: this project's choice.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -62,20 +179,10 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
         raise ValueError(f"{path}: found a damaged file ({error}), expected CSV") from None
 
 
-def aggregate_statistics(features: np.ndarray) -> np.ndarray:
-    """The seven statistics over time of the official baselines.
-
-    Args:
-        features: (T, D).
-
-    Returns:
-        (1, 7 * D) float32: mean, standard deviation, 10th, 25th, 50th, 75th and 90th percentile, in this order.
-
-    Source: spec blemore_protocol, Features as distributed.
-    """
+def _statistics(features: np.ndarray) -> np.ndarray:
     # float16 sums overflow, so statistics are taken in float32 at least.
     values = features.astype(np.promote_types(features.dtype, np.float32))
-    statistics = [values.mean(axis=0), values.std(axis=0), *np.percentile(values, PERCENTILES, axis=0)]
+    statistics = [values.mean(axis=0), values.std(axis=0), *np.percentile(values, _PERCENTILES, axis=0)]
     return np.concatenate(statistics)[None, :].astype(np.float32)
 
 

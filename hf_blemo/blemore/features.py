@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-FEATURE_DTYPES = ("auto", "float16", "float32")
+_FEATURE_DTYPES = ("auto", "float16", "float32")
 
 _SMALL_BYTES = 2**20
 
@@ -33,6 +33,68 @@ class Clip(NamedTuple):
     fold: int
 
 
+class FeatureType(NamedTuple):
+    """How a data set stores the features of one encoder.
+
+    Args:
+        width: D.
+        dtype: "float16" or "float32".
+    """
+
+    width: int
+    dtype: str
+
+    @classmethod
+    def of(cls, first: np.ndarray, feature_dtype: str) -> "FeatureType":
+        """Chooses the type by an encoder's first array.
+
+        Args:
+            first: (T, D).
+            feature_dtype: "float16"; "float32"; or "auto", which is float16 where the array fits its range. float16
+                sources stay float16 in any case, since widening them adds nothing.
+
+        Raises:
+            ValueError: `feature_dtype` is none of the three.
+        """
+        if feature_dtype not in _FEATURE_DTYPES:
+            raise ValueError(f"feature_dtype: found {feature_dtype!r}, expected one of {', '.join(_FEATURE_DTYPES)}")
+        narrow = first.dtype == np.float16 or feature_dtype == "float16"
+        if feature_dtype == "auto":
+            narrow = narrow or bool((np.abs(first) <= np.finfo(np.float16).max).all())
+        return cls(first.shape[1], "float16" if narrow else "float32")
+
+    def stored(self, array: np.ndarray, where: str | os.PathLike[str]) -> np.ndarray:
+        """Converts one clip's features.
+
+        Args:
+            array: (T, D).
+            where: file, or column and clip, to name in an error.
+
+        Returns:
+            (T, D) of this dtype.
+
+        Raises:
+            ValueError: the width differs, there is no time step, a value is NaN or infinite, or does not fit the
+                dtype.
+        """
+        if array.shape[1] != self.width:
+            raise ValueError(
+                f"{where}: found features of width {array.shape[1]}, expected {self.width} as in the first clip"
+            )
+        if not len(array):
+            raise ValueError(f"{where}: found no time step, expected at least one")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{where}: found NaN or infinity, expected finite features")
+        with np.errstate(over="ignore"):
+            stored = array.astype(self.dtype)
+        if stored.dtype.itemsize < array.dtype.itemsize and not np.isfinite(stored).all():
+            raise ValueError(
+                f"{where}: found {np.abs(array).max():g}, expected at most {np.finfo(self.dtype).max:g} as the data "
+                f"set stores {self.dtype}; pass a wider feature_dtype"
+            )
+        return stored
+
+
 def read_features(dataset: "datasets.Dataset", indices: Iterable[int] | None = None) -> list[dict[str, np.ndarray]]:
     """Reads the features of some clips straight from the Arrow buffers.
 
@@ -45,8 +107,6 @@ def read_features(dataset: "datasets.Dataset", indices: Iterable[int] | None = N
 
     Raises:
         ValueError: there is no nested column `features`, or an encoder's rows differ in width within a clip.
-
-    Source: this project's choice.
     """
     import pyarrow as pa
 
@@ -80,9 +140,7 @@ def encoder_widths(dataset: "datasets.Dataset") -> dict[str, int]:
         Encoder -> D, in the order of the data set.
 
     Raises:
-        ValueError: there is no nested column `features`, or no clip has an encoder whose type does not tell its width.
-
-    Source: this project's choice.
+        ValueError: there is no nested column `features`, or no clip has features of an encoder whose type states no width.
     """
     widths = {name: _declared_width(feature) for name, feature in _feature_types(dataset).items()}
     unknown = {name for name, width in widths.items() if width is None}
@@ -110,8 +168,6 @@ def arrow_to_arrays(column: "pa.Array", where: str) -> list[np.ndarray | None]:
 
     Raises:
         ValueError: the column is not of such a type, a row holds a null, or its vectors differ in width.
-
-    Source: this project's choice.
     """
     import pyarrow as pa
 
@@ -154,12 +210,10 @@ def dataset_features(encoders: Mapping[str, tuple[int, str]]) -> "datasets.Featu
     as a whole, survives Parquet, and reads as fast as `datasets.Array2D`.
 
     Args:
-        encoders: encoder -> (D, "float16" or "float32").
+        encoders: encoder -> (D, "float16" or "float32"), such as a `FeatureType`.
 
     Returns:
         `clip` string, `features` encoder -> (T, D), `labels` 6 float32, `fold` int8.
-
-    Source: this project's choice.
     """
     import datasets
 
@@ -185,8 +239,6 @@ def encode_clips(clips: Sequence[Clip], schema: "pa.Schema") -> "pa.RecordBatch"
 
     Returns:
         A record batch of `len(clips)` rows.
-
-    Source: this project's choice.
     """
     import pyarrow as pa
 
@@ -204,77 +256,6 @@ def encode_clips(clips: Sequence[Clip], schema: "pa.Schema") -> "pa.RecordBatch"
         ],
         schema=schema,
     )
-
-
-def stored_dtype(source: np.dtype, fits_float16: bool, feature_dtype: str) -> str:
-    """Chooses the dtype an encoder's features are stored in.
-
-    Args:
-        source: dtype of the encoder's first array.
-        fits_float16: whether every value of that array is within the range of float16.
-        feature_dtype: "float16"; "float32"; or "auto", which is float16 where the first array fits. Whichever is asked
-            for, float16 sources stay float16, since widening them adds nothing.
-
-    Returns:
-        "float16" or "float32".
-
-    Raises:
-        ValueError: `feature_dtype` is none of the three.
-
-    Source: this project's choice.
-    """
-    if feature_dtype not in FEATURE_DTYPES:
-        raise ValueError(f"feature_dtype: found {feature_dtype!r}, expected one of {', '.join(FEATURE_DTYPES)}")
-    if source == np.float16 or feature_dtype == "float16" or (feature_dtype == "auto" and fits_float16):
-        return "float16"
-    return "float32"
-
-
-def to_stored(array: np.ndarray, width: int, dtype: str, where: str | os.PathLike[str]) -> np.ndarray:
-    """Converts one clip's features of one encoder to the width and dtype of the data set.
-
-    Args:
-        array: (T, D).
-        width: D of the data set.
-        dtype: "float16" or "float32".
-        where: file, or column and clip, to name in an error.
-
-    Returns:
-        (T, D) of that dtype.
-
-    Raises:
-        ValueError: the width differs, there is no time step, a value is NaN or infinite, or does not fit the dtype.
-
-    Source: this project's choice.
-    """
-    if array.shape[1] != width:
-        raise ValueError(f"{where}: found features of width {array.shape[1]}, expected {width} as in the first clip")
-    if not len(array):
-        raise ValueError(f"{where}: found no time step, expected at least one")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{where}: found NaN or infinity, expected finite features")
-    with np.errstate(over="ignore"):
-        stored = array.astype(dtype)
-    if stored.dtype.itemsize < array.dtype.itemsize and not np.isfinite(stored).all():
-        raise ValueError(
-            f"{where}: found {np.abs(array).max():g}, expected at most {np.finfo(dtype).max:g} as the data set "
-            f"stores {dtype}; pass a wider feature_dtype"
-        )
-    return stored
-
-
-def fits_float16(array: np.ndarray) -> bool:
-    """Whether every value is within the range of float16.
-
-    Args:
-        array: numbers of any shape.
-
-    Returns:
-        True where all absolute values are at most 65504.
-
-    Source: this project's choice.
-    """
-    return bool((np.abs(array) <= np.finfo(np.float16).max).all())
 
 
 def _encode_column(arrays: Sequence[np.ndarray | None], arrow_type: "pa.DataType") -> "pa.Array":

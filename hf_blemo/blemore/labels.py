@@ -126,8 +126,6 @@ def clip_name(name: str | os.PathLike[str]) -> str:
 
     Returns:
         The bare name, e.g. "A102_ang_int1_ver1".
-
-    Source: this project's choice.
     """
     return _FILE_SUFFIX.sub("", re.split(r"[\\/]", os.fspath(name))[-1])
 
@@ -191,55 +189,65 @@ def parse_clip_name(name: str | os.PathLike[str]) -> ClipLabel:
     )
 
 
-def soft_label(name: str | os.PathLike[str]) -> np.ndarray:
+def soft_label(name: str | os.PathLike[str], required: bool = True) -> np.ndarray:
     """The soft label a training clip's name stands for.
 
     Args:
         name: clip name or path.
+        required: whether the name must carry a label; a name without one is unlabelled otherwise.
 
     Returns:
-        (6,) float64 in the order of `EMOTIONS`: one-hot, or salience / 100 on the two emotions of a blend.
+        (6,) float64 in the order of `EMOTIONS`: one-hot, or salience / 100 on the two emotions of a blend; all -100
+        for an unlabelled clip.
 
     Raises:
         ValueError: see `parse_clip_name`.
 
     Source: spec blemore_protocol, Clips.
     """
-    return parse_clip_name(name).soft_label
-
-
-def label_or_unlabelled(name: str | os.PathLike[str]) -> np.ndarray:
-    """The soft label a name carries, or that of an unlabelled clip.
-
-    Args:
-        name: clip name or path.
-
-    Returns:
-        (6,) float64, all -100 where the name is a test clip's or outside the grammar.
-
-    Source: this project's choice.
-    """
     try:
-        return soft_label(name)
+        return parse_clip_name(name).soft_label
     except ValueError:
+        if required:
+            raise
         return np.full(len(EMOTIONS), UNLABELLED)
 
 
-def label_indices(labels: Any) -> np.ndarray:
-    """The index into `LABELS` of every soft label.
+def label_indices(labels: Any, required: bool = False) -> np.ndarray:
+    """The index into `LABELS` of every label, whatever its form.
 
     Args:
-        labels: (N, 6) soft labels, all -100 in unlabelled rows; an entry may be off by 0.001, which float16 needs.
+        labels: (N, 6) soft labels, all -100 in unlabelled rows; an entry may be off by 0.001, which float16 needs. Or
+            N clip names, or N labels in the form of predictions.
+        required: whether every row must be labelled.
 
     Returns:
         (N,) int64, -1 for unlabelled rows.
 
     Raises:
-        ValueError: the shape is not (N, 6), or a row is neither one of the 36 labels nor all -100.
-
-    Source: this project's choice.
+        ValueError: the shape is not (N, 6), a row is neither one of the 36 labels nor all -100, a name carries no
+            label, or a row is unlabelled and that is not allowed.
     """
-    matrix = np.asarray(labels, dtype=np.float64)
+    rows: Any = np.asarray(labels) if hasattr(labels, "__array__") else list(labels)
+    if isinstance(rows, np.ndarray) and rows.dtype.kind not in "fiub":
+        rows = list(rows)
+    if not len(rows):
+        return np.zeros(0, dtype=np.int64)
+    if isinstance(rows[0], str):
+        return np.array([parse_clip_name(row).label_index for row in rows], dtype=np.int64)
+    if isinstance(rows, list) and isinstance(rows[0], Sequence) and any(isinstance(part, Mapping) for part in rows[0]):
+        indices = prediction_label_indices(rows)
+        if (indices < 0).any():
+            row = int(np.argmin(indices))
+            raise ValueError(f"labels: row {row} is {rows[row]}, expected one of the {len(LABELS)} labels")
+        return indices
+    indices = _soft_label_indices(np.asarray(rows, dtype=np.float64))
+    if required and (indices < 0).any():
+        raise ValueError(f"labels: row {int(np.argmin(indices))} is unlabelled, expected only labelled clips to score")
+    return indices
+
+
+def _soft_label_indices(matrix: np.ndarray) -> np.ndarray:
     if matrix.ndim != 2 or matrix.shape[1] != len(EMOTIONS):
         raise ValueError(f"labels: found shape {matrix.shape}, expected (N, {len(EMOTIONS)})")
     rows = np.arange(len(matrix))
@@ -273,8 +281,6 @@ def decode_label_indices(indices: Any) -> list[list[dict[str, Any]]]:
 
     Raises:
         ValueError: an index is outside 0 to 35.
-
-    Source: this project's choice.
     """
     array = np.asarray(indices)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -298,8 +304,6 @@ def prediction_label_indices(predictions: Sequence[Sequence[Mapping[str, Any]]])
 
     Returns:
         (N,) int64, -1 where a prediction is none of the 36 labels.
-
-    Source: this project's choice.
     """
     return np.fromiter((_prediction_label_index(prediction) for prediction in predictions), dtype=np.int64)
 

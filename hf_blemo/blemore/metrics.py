@@ -9,9 +9,7 @@ from .labels import (
     EMOTION_SETS,
     EMOTIONS,
     LABEL_SETS,
-    LABELS,
     label_indices,
-    parse_clip_name,
     prediction_label_indices,
 )
 
@@ -97,8 +95,6 @@ def confusion(predictions: Sequence[Prediction], labels: Any) -> np.ndarray:
 
     Raises:
         ValueError: see `acc_presence`; or a predicted set is none of the 16.
-
-    Source: this project's choice.
     """
     predicted, truth = _paired(predictions, labels)
     counts = np.zeros((len(EMOTION_SETS), len(EMOTION_SETS)), dtype=np.int64)
@@ -112,42 +108,11 @@ def confusion(predictions: Sequence[Prediction], labels: Any) -> np.ndarray:
     return counts
 
 
-def true_label_indices(labels: Any) -> np.ndarray:
-    """The index into `LABELS` of every clip that is to be scored, whatever form its label has.
-
-    Args:
-        labels: (N, 6) soft labels, or N clip names, or N labels in the form of predictions.
-
-    Returns:
-        (N,) int64 from 0 to 35.
-
-    Raises:
-        ValueError: a row is unlabelled or not one of the 36 labels.
-
-    Source: this project's choice.
-    """
-    rows: Any = list(labels)
-    if hasattr(labels, "__array__") and np.asarray(labels).dtype.kind in "fiub":
-        rows = np.asarray(labels)
-    if len(rows) and isinstance(rows[0], str):
-        return np.array([parse_clip_name(row).label_index for row in rows], dtype=np.int64)
-    if len(rows) and not isinstance(rows, np.ndarray) and any(isinstance(part, Mapping) for part in rows[0]):
-        indices = prediction_label_indices(rows)
-        if (indices < 0).any():
-            row = int(np.argmin(indices))
-            raise ValueError(f"labels: row {row} is {rows[row]}, expected one of the {len(LABELS)} labels")
-        return indices
-    indices = label_indices(rows) if len(rows) else np.zeros(0, dtype=np.int64)
-    if (indices < 0).any():
-        raise ValueError(f"labels: row {int(np.argmin(indices))} is unlabelled, expected only labelled clips to score")
-    return indices
-
-
 def _paired(predictions: Sequence[Prediction], labels: Any) -> tuple[list[Prediction], np.ndarray]:
     predicted = list(predictions)
     if not predicted:
         raise ValueError("found no predictions, expected at least one clip to score")
-    truth = true_label_indices(labels)
+    truth = label_indices(labels, required=True)
     if len(predicted) != len(truth):
         raise ValueError(f"found {len(predicted)} predictions and {len(truth)} labels, expected as many of each")
     return predicted, truth

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .dataset_writing import is_dataset_folder
-from .feature_folders import ClipSource, FeatureFileReader, encoder_folders, encoder_name, feature_files
+from .feature_files import ClipSource, FeatureFileReader, encoder_folders, feature_files
 from .features import encode_clips, encoder_widths
-from .labels import label_or_unlabelled
+from .labels import soft_label
 from .tables import TABLE_SUFFIXES, build_table_dataset
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto") -> 
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ValueError: it holds none of these forms, or a file is damaged.
-
-    Source: this project's choice.
     """
     import datasets
     import pyarrow as pa
@@ -53,13 +51,14 @@ def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto") -> 
     inner = sorted(folder.name for folder in path.glob("pre_extracted_*_data"))
     if inner:
         raise ValueError(f"{path}: found the whole distribution, expected one folder of it: {' or '.join(inner)}")
-    path = path.resolve()
-    folders = {encoder_name(path): path} if feature_files(path) else encoder_folders(path)
-    files = {name: feature_files(folder) for name, folder in folders.items()}
+    files = {name: feature_files(folder) for name, folder in encoder_folders(path.resolve()).items()}
     clips = sorted({clip for paths in files.values() for clip in paths})
     sources = [
         ClipSource(
-            clip, label_or_unlabelled(clip), -1, {name: files[name][clip] for name in files if clip in files[name]}
+            clip,
+            soft_label(clip, required=False),
+            -1,
+            {name: files[name][clip] for name in files if clip in files[name]},
         )
         for clip in clips
     ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from .dataset_writing import refuse_existing, write_dataset
 from .distribution import METADATA_COLUMNS
-from .features import Clip, arrow_to_arrays, dataset_features, encode_clips, fits_float16, stored_dtype, to_stored
+from .features import Clip, FeatureType, arrow_to_arrays, dataset_features, encode_clips
 from .labels import (
     EMOTIONS,
     LABEL_MATRIX,
@@ -20,8 +20,8 @@ from .labels import (
     clip_name,
     is_test_clip,
     label_indices,
-    label_or_unlabelled,
     parse_clip_name,
+    soft_label,
 )
 
 if TYPE_CHECKING:
@@ -79,8 +79,6 @@ def build_table_dataset(
         FileExistsError: `output` is there and `overwrite` is not given.
         ValueError: the table is damaged, lacks a column, names a clip twice, or holds a label or a feature that is not
             one; the message names the column and the clip.
-
-    Source: this project's choice.
     """
     import datasets
     import pyarrow as pa
@@ -187,7 +185,7 @@ def _read_csv(path: Path) -> _Table:
 
 def _clips(
     table: _Table, path: Path, encoders: Sequence[str] | None, feature_dtype: str, require_labels: bool
-) -> tuple[list[Clip], dict[str, tuple[int, str]]]:
+) -> tuple[list[Clip], dict[str, FeatureType]]:
     names = _names(table, path)
     lengths = {name: len(column) for name, column in (*table.scalars.items(), *table.vectors.items())}
     for name, length in lengths.items():
@@ -215,7 +213,7 @@ def _clips(
     if not chosen:
         raise ValueError(f"{path}: found no encoder, expected at least one column of vectors")
     columns: dict[str, Vectors] = {}
-    types: dict[str, tuple[int, str]] = {}
+    types: dict[str, FeatureType] = {}
     for encoder in chosen:
         columns[encoder], types[encoder] = _encoder(vectors[encoder], names, f"{path}, {encoder!r}", feature_dtype)
     for row, name in enumerate(names):
@@ -254,7 +252,7 @@ def _labels(table: _Table, names: Sequence[str], path: Path, require_labels: boo
     column = table.vectors.get("labels", [None] * len(names))
     labels = []
     for name, given in zip(names, column, strict=True):
-        named = label_or_unlabelled(name)
+        named = soft_label(name, required=False)
         if given is not None:
             labels.append(_given_label(given, named, f"{path}, clip {name!r}"))
             continue
@@ -292,18 +290,17 @@ def _folds(table: _Table, names: Sequence[str], path: Path) -> list[int]:
     return folds
 
 
-def _encoder(column: Vectors, names: Sequence[str], where: str, feature_dtype: str) -> tuple[Vectors, tuple[int, str]]:
+def _encoder(column: Vectors, names: Sequence[str], where: str, feature_dtype: str) -> tuple[Vectors, FeatureType]:
     first = next((array for array in column if array is not None), None)
     if first is None or not first.shape[1]:
         raise ValueError(f"{where}: found no features of any clip, expected at least one")
     if first.dtype.kind != "f":
         column = [None if array is None else array.astype(np.float32) for array in column]
-    width = first.shape[1]
-    dtype = stored_dtype(first.dtype, fits_float16(first), feature_dtype)
+    kind = FeatureType.of(first, feature_dtype)
     return [
-        None if array is None else to_stored(array, width, dtype, f"{where}, clip {name!r}")
+        None if array is None else kind.stored(array, f"{where}, clip {name!r}")
         for name, array in zip(names, column, strict=True)
-    ], (width, dtype)
+    ], kind
 
 
 def _first_line(error: Exception) -> str:

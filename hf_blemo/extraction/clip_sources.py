@@ -12,7 +12,6 @@ from hf_blemo import blemore
 from hf_blemo.blemore.dataset_writing import is_dataset_folder
 from hf_blemo.blemore.distribution import read_metadata
 from hf_blemo.blemore.feature_files import read_csv
-from hf_blemo.blemore.labels import label_or_unlabelled
 from hf_blemo.media.media import is_media
 from hf_blemo.media.sources import is_address
 
@@ -115,7 +114,7 @@ def find_clips(
 
 
 def _file_entry(path: Path) -> ClipEntry:
-    return ClipEntry(path.stem, label_or_unlabelled(path.stem), -1, partial(Path, path))
+    return ClipEntry(path.stem, blemore.soft_label(path.stem, required=False), -1, partial(Path, path))
 
 
 def _folder_entries(folder: Path) -> list[ClipEntry]:
@@ -147,7 +146,7 @@ def _list_entries(path: Path, video_column: str | None, audio_column: str | None
             raise ValueError(f"{path}, line {number}: found no path in {' or '.join(chosen.values())}")
         files = {kind: text if is_address(text) else path.parent / text for kind, text in texts.items()}
         name = blemore.clip_name((row.get("clip") or "").strip()) or _stem(next(iter(texts.values())))
-        entries.append(ClipEntry(name, label_or_unlabelled(name), -1, partial(_joined, files)))
+        entries.append(ClipEntry(name, blemore.soft_label(name, required=False), -1, partial(_joined, files)))
     return entries
 
 
@@ -196,7 +195,7 @@ def _dataset_entries(
 
 def _label(labels: Any, name: str, where: str) -> np.ndarray:
     if labels is None:
-        return label_or_unlabelled(name)
+        return blemore.soft_label(name, required=False)
     expected = f"expected the saliences of {len(blemore.EMOTIONS)} emotions"
     try:
         label = np.asarray(labels, np.float64)

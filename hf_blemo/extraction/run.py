@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from hf_blemo.blemore.dataset_writing import refuse_existing, write_dataset
-from hf_blemo.blemore.feature_folders import ClipSource, FeatureFileReader, feature_files
+from hf_blemo.blemore.feature_files import ClipSource, FeatureFileReader, feature_files
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
 from hf_blemo.errors import check_known

@@ -210,8 +210,6 @@ def fit_feature_statistics(
 
     Raises:
         ValueError: a row the processor refuses; the message names the clip.
-
-    Source: this project's choice.
     """
     store = FeatureStore(dataset, model.config, progress=progress)
     labelled = ~(store.labels == -100).all(1)

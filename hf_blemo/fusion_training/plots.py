@@ -180,9 +180,6 @@ def plot_gate_weights(
 
     Raises:
         ValueError: if the shapes do not fit the names, or a number is negative or infinite.
-
-    Source:
-        This project's choice.
     """
     shape = (len(row_names), len(encoder_names))
     panels = [("mean gate weight", matrix_of(weights, "weights", shape), "Purples")]
@@ -233,9 +230,6 @@ def plot_learning_curves(
 
     Raises:
         ValueError: if there is no row, or a row lacks one of the four keys it must have.
-
-    Source:
-        This project's choice.
     """
     runs: dict[tuple[Any, Any], list[Mapping[str, Any]]] = defaultdict(list)
     for index, row in enumerate(history):

@@ -23,8 +23,6 @@ def metric_path(name: str) -> str:
 
     Raises:
         ValueError: an unknown name.
-
-    Source: this project's choice.
     """
     if name not in NAMES:
         raise ValueError(f"unknown metric {name!r}, expected one of {', '.join(NAMES)}")

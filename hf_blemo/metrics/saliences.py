@@ -23,8 +23,6 @@ def metric_info(description: str) -> evaluate.MetricInfo:
 
     Args:
         description: what it measures.
-
-    Source: this project's choice.
     """
     saliences = datasets.Sequence(datasets.Value("float64"), length=len(blemore.EMOTIONS))
     return evaluate.MetricInfo(
@@ -46,8 +44,6 @@ def saliences_to_blends(predictions: Any) -> list[list[dict[str, Any]]]:
 
     Raises:
         ValueError: another shape, or a salience that is not from 0 to 1; the message names the row.
-
-    Source: this project's choice.
     """
     rows = np.asarray(predictions, dtype=np.float64)
     if rows.ndim != 2 or rows.shape[1] != len(blemore.EMOTIONS):
@@ -73,8 +69,6 @@ def blends_to_saliences(blends: Sequence[Sequence[Mapping[str, Any]]]) -> np.nda
 
     Raises:
         ValueError: an unknown emotion; the message names the row.
-
-    Source: this project's choice.
     """
     saliences = np.zeros((len(blends), len(blemore.EMOTIONS)))
     for row, blend in enumerate(blends):

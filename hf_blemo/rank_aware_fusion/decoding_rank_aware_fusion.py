@@ -96,8 +96,6 @@ def output_probabilities(output: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         float32: `probabilities`, and `presence` and `salience` of each head alone, (B, 6); `joint_probabilities`
         (B, 36); `encoder_weights` (B, E).
-
-    Source: this project's choice.
     """
     return {
         "probabilities": output["probabilities"].float(),

@@ -43,8 +43,6 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
 
     Raises of a call:
         ValueError: features the processor refuses, naming the clip or its number; a folder without features; no clip.
-
-    Source: this project's choice.
     """
 
     model: Any

@@ -1,13 +1,17 @@
 import csv
+import json
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from hf_blemo import blemore
 from hf_blemo.blemore import dataset_writing
 from hf_blemo.blemore.distribution import METADATA_COLUMNS
+from hf_blemo.blemore.feature_files import FeatureFileReader
 
 CLIPS = ["A102_ang_int1_ver1", "A102_neu_sit2_ver1", "A303_mix_ang_hap_30_70_ver1", "A303_mix_fea_sad_50_50_ver1"]
 CLIPS += [f"A1_sad_int{intensity}_ver1" for intensity in (1, 2, 3, 4)]
@@ -210,35 +214,38 @@ def files_of(folder):
 
 def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(distribution, monkeypatch):
     root, _ = distribution
-    monkeypatch.setattr(dataset_writing, "CLIPS_PER_SHARD", 3)
+    monkeypatch.setattr(dataset_writing, "CLIPS_PER_PART", 3)
     reference = blemore.build_distribution_dataset(root, root.parent / "reference", progress=False)
     read = []
-    from hf_blemo.blemore import feature_folders
+    load = FeatureFileReader._load
 
-    load = feature_folders.load_feature_file
-
-    def interrupted(path):
+    def interrupted(reader, path):
         if path.stem == CLIPS[4] and path.parent.name == "HiCMAE_train":
             raise KeyboardInterrupt
-        return load(path)
+        return load(reader, path)
 
-    monkeypatch.setattr(feature_folders, "load_feature_file", interrupted)
+    monkeypatch.setattr(FeatureFileReader, "_load", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(root)
     partial = root.parent / "built.partial"
-    assert (partial / "data-00000-of-00003.arrow").is_file()
-    assert not (partial / "data-00001-of-00003.arrow").exists()
+    assert [path.name for path in sorted(partial.glob("*.arrow"))] == ["clips-00000000.arrow"]
     assert not (root.parent / "built").exists()
 
-    monkeypatch.setattr(feature_folders, "load_feature_file", lambda path: read.append(path.stem) or load(path))
+    monkeypatch.setattr(FeatureFileReader, "_load", lambda reader, path: read.append(path.stem) or load(reader, path))
     with pytest.raises(ValueError, match="built.partial: found an unfinished build with other settings"):
         build(root, feature_dtype="float32")
     read.clear()
     dataset = build(root)
-    # One look at the first clip fixes the types; the clips of the first shard are not read again.
+    # One look at the first clip fixes the types; the clips of the first part are not read again.
     assert [clip for clip in read if clip in CLIPS[:3]] == [CLIPS[0]] * 4
-    assert files_of(root.parent / "built") == files_of(root.parent / "reference")
-    assert dataset._fingerprint == reference._fingerprint
+    assert [path.name for path in sorted((root.parent / "built").iterdir())] == [
+        "build.json",
+        "data-00000-of-00001.arrow",
+        "dataset_info.json",
+        "state.json",
+    ]
+    for name in ("build.json", "data-00000-of-00001.arrow", "dataset_info.json"):
+        assert (root.parent / "built" / name).read_bytes() == (root.parent / "reference" / name).read_bytes()
     assert not partial.exists()
     assert dataset[:] == reference[:]
 
@@ -269,10 +276,48 @@ def test_existing_outputs_are_left_alone(distribution):
     assert sorted(path.name for path in root.parent.iterdir()) == ["blemore", "built"]
 
 
-def test_large_clips_are_split_over_record_batches(distribution, monkeypatch):
+def test_large_clips_leave_the_memory_batch_by_batch(distribution, monkeypatch):
     root, written = distribution
     monkeypatch.setattr(dataset_writing, "_BATCH_BYTES", 100)
+    batches = []
+    encode = dataset_writing.encode_clips
+    monkeypatch.setattr(
+        dataset_writing, "encode_clips", lambda clips, schema: batches.append(len(clips)) or encode(clips, schema)
+    )
     dataset = build(root)
-    assert dataset.data.column("clip").num_chunks > 3
+    assert sum(batches) == len(CLIPS) and len(batches) > 3
     for clip, features in zip(CLIPS, blemore.read_features(dataset), strict=True):
         np.testing.assert_array_equal(features["HiCMAE"], written[clip, "HiCMAE"].astype(np.float16))
+
+
+def test_a_build_that_is_interrupted_while_it_is_saved_leaves_no_half_data_set(distribution, monkeypatch):
+    root, _ = distribution
+
+    def interrupted(dataset, folder):
+        Path(folder).mkdir()
+        (Path(folder) / "data-00000-of-00001.arrow").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(datasets.Dataset, "save_to_disk", interrupted)
+        build(root)
+    assert not (root.parent / "built").exists()
+    assert build(root)["clip"][:] == CLIPS
+    assert sorted(path.name for path in root.parent.iterdir()) == ["blemore", "built"]
+
+
+def test_folders_of_the_first_version_still_load(distribution):
+    """Written by hand then: shards of Arrow streams and the two files beside them."""
+    root, _ = distribution
+    dataset = build(root)
+    folder = root.parent / "earlier"
+    folder.mkdir()
+    schema = dataset.features.arrow_schema
+    with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(dataset.data.table)
+    datasets.DatasetInfo(features=dataset.features).write_to_directory(str(folder))
+    state = dict.fromkeys(("_format_columns", "_format_type", "_split"))
+    state |= {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "0123456789abcdef"}
+    state |= {"_format_kwargs": {}, "_output_all_columns": False}
+    (folder / "state.json").write_text(json.dumps(state))
+    assert blemore.load_features(folder)[:] == dataset[:]

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from hf_blemo import blemore
-from hf_blemo.blemore.features import Clip, dataset_features, encode_clips, stored_dtype, to_stored
+from hf_blemo.blemore.features import Clip, FeatureType, dataset_features, encode_clips
 
-TYPES = {"wavlm": (8, "float16"), "face": (3, "float32")}
+TYPES = {"wavlm": FeatureType(8, "float16"), "face": FeatureType(3, "float32")}
 
 
 def make_clips(num_clips=7):
@@ -140,18 +140,22 @@ def test_features_of_another_shape_are_refused():
 
 
 def test_stored_dtypes():
-    assert stored_dtype(np.dtype("float16"), True, "float32") == "float16"
-    assert stored_dtype(np.dtype("float32"), True, "float32") == "float32"
-    assert stored_dtype(np.dtype("float64"), True, "auto") == "float16"
-    assert stored_dtype(np.dtype("float64"), False, "auto") == "float32"
-    assert stored_dtype(np.dtype("float64"), False, "float16") == "float16"
+    small, large = np.full((1, 3), 65504.0), np.full((1, 3), -65536.0)
+    for first, asked, expected in (
+        (small.astype(np.float16), "float32", "float16"),
+        (small.astype(np.float32), "float32", "float32"),
+        (small, "auto", "float16"),
+        (large, "auto", "float32"),
+        (large, "float16", "float16"),
+    ):
+        assert FeatureType.of(first, asked) == (3, expected)
     with pytest.raises(ValueError, match="'half', expected one of auto, float16, float32"):
-        stored_dtype(np.dtype("float32"), True, "half")
+        FeatureType.of(small, "half")
 
 
-def test_to_stored_names_what_does_not_fit():
-    array = np.full((2, 3), 65504.0, dtype=np.float32)
-    assert to_stored(array, 3, "float16", "file").dtype == np.float16
+def test_what_does_not_fit_is_named():
+    array, kind = np.full((2, 3), 65504.0, dtype=np.float32), FeatureType(3, "float16")
+    assert kind.stored(array, "file").dtype == np.float16
     for change, message in [
         (array * 2, "file: found 131008, expected at most 65504 as the data set stores float16"),
         (array * np.nan, "file: found NaN or infinity"),
@@ -159,4 +163,4 @@ def test_to_stored_names_what_does_not_fit():
         (array[:, :2], "file: found features of width 2, expected 3"),
     ]:
         with pytest.raises(ValueError, match=message):
-            to_stored(change, 3, "float16", "file")
+            kind.stored(change, "file")
