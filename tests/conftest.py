@@ -3,10 +3,14 @@
 import gc
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import shared_models
 
 # Workers share the machine's cores, so torch may not start a thread per core in each.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -74,31 +78,88 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def hub():
-    """A Hub on the loopback interface, shared by the tests of a worker: each takes repositories of its own names."""
-    from hub_server import HubServer
+    """A Hub on the loopback interface, shared by the tests of a worker: each uses repository names of its own."""
+    from hub_server import local_hub
 
-    with HubServer() as server:
-        yield server
+    return local_hub()
 
 
 @pytest.fixture
-def on_hub(hub, tmp_path):
-    """Runs programs in fresh processes that know this Hub alone; see `hub_programs.run_on_hub`."""
-    from functools import partial
-
+def on_hub(hub, tmp_path) -> Callable[..., Any]:
+    """Runs code in fresh processes that know this Hub alone; see `hub_programs.run_on_hub`."""
     from hub_programs import run_on_hub
 
-    return partial(run_on_hub, hub, tmp_path)
+    return partial(run_on_hub, tmp_path)
+
+
+@contextmanager
+def _without_accelerate_state(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    from accelerate.state import AcceleratorState, GradientState
+
+    def reset() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    patch.setenv("ACCELERATE_USE_CPU", "true")
+    reset()
+    yield
+    reset()
 
 
 @pytest.fixture
 def fresh_accelerate_state(monkeypatch) -> Iterator[None]:
     """Accelerate keeps one state per process: a test starts and ends without one, on the CPU wherever it runs."""
-    from accelerate.state import AcceleratorState, GradientState
+    with _without_accelerate_state(monkeypatch):
+        yield
 
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+
+# --- Trained once per run of the suite, whichever worker needs it first ---
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder once per run of the suite: `once(name, make)` calls `make(folder)` in the first worker that asks.
+
+    All workers read the folder, so no test may write into it: `shutil.copytree` it first.
+    """
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if IS_XDIST_WORKER else base) / "made_once"
+    root.mkdir(exist_ok=True)
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        made, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                made.mkdir()
+                with pytest.MonkeyPatch.context() as patch, _without_accelerate_state(patch):
+                    make(made)
+                done.touch()
+        return made
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_fusion(once) -> Path:
+    """The folder that `train_fusion.py` leaves for built-in clips: two seeds, five folds, plots and a test set.
+
+    Read it for cards, publishing, export, prediction and loading; copy it (`shutil.copytree`) to change it.
+    """
+    return once("fusion", shared_models.train_fusion)
+
+
+@pytest.fixture(scope="session")
+def trained_teacher(once) -> Path:
+    """The folder that `distill_clip_rd.py` leaves without a teacher: a CLIP of built-in pairs, wider than students."""
+    return once("teacher", shared_models.train_teacher)
+
+
+@pytest.fixture(scope="session")
+def trained_student(once, trained_teacher) -> Path:
+    """The folder that `distill_clip_rd.py` leaves: a student of `trained_teacher` by every term, with plots.
+
+    Read it for cards, publishing, export, evaluation and loading; copy it (`shutil.copytree`) to change it.
+    """
+    return once("student", partial(shared_models.distill_student, teacher=trained_teacher))

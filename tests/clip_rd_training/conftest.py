@@ -4,10 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from hf_blemo.clip_rd_training import report
-from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.programs.settings import read_settings
 
@@ -64,12 +62,6 @@ def settings_for() -> Callable[..., DistillationSettings]:
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory, settings_for, leave_plots_out) -> Path:
+def teacher(trained_teacher) -> Path:
     """The folder of a teacher that has learned a little, wider than its students."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        leave_plots_out(patch)
-        output = tmp_path_factory.mktemp("teacher")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        distill(settings_for(output, "--num_steps", 20, "--student_config.projection_dim", 48))
-    return output
+    return trained_teacher

@@ -11,7 +11,7 @@ import doc_preparations as prepare
 import pytest
 from doc_pages import ROOT, missing_line, read_page, read_pages
 from fresh_processes import run_python
-from hub_programs import hub_environment
+from hub_programs import environment
 from hub_server import HubServer
 
 from hf_blemo.cli import make_parser
@@ -131,7 +131,7 @@ def test_every_program_is_run():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_program_of_a_page_does_what_the_page_says(name, tmp_path):
+def test_the_program_of_a_page_does_what_the_page_says(name, hub, tmp_path):
     example, page = EXAMPLES[name], PAGES[name]
     for module in example.needs:
         if find_spec(module) is None:
@@ -140,10 +140,10 @@ def test_the_program_of_a_page_does_what_the_page_says(name, tmp_path):
     work.mkdir()
     scratch.mkdir()
     (tmp_path / "program.py").write_text("\n".join([example.before, page.program, example.after]), encoding="utf-8")
-    with HubServer() as hub:
+    with hub.emptied():
         if example.prepare is not None:
             example.prepare(hub, work, scratch)
-        process = run_python([tmp_path / "program.py"], cwd=work, env=hub_environment(hub, tmp_path))
+        process = run_python([tmp_path / "program.py"], cwd=work, env=environment())
         assert process.returncode == 0, process.stderr
         missing = missing_line(page.printed, process.stdout)
         assert missing is None, f"{name} says that this is printed: {missing}\nfound:\n{process.stdout}"

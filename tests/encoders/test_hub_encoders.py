@@ -129,7 +129,7 @@ def found(hub, checkpoint, tmp_path_factory):
         "you/no-weights": str(no_weights),
         "you/pickled": str(pickled),
     }
-    return run_on_hub(hub, work, PROGRAM, json.dumps({"folders": folders, "code": CODE}))
+    return run_on_hub(work, PROGRAM, json.dumps({"folders": folders, "code": CODE}))
 
 
 def total_of(folder):

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from clip_files import write_clip
-from hub_repositories import LARGE_SUFFIXES, Blob, make_commit
 from pair_files import picture
 from tiny_extraction import save_encoders
 from tiny_extraction import save_fusion as save_clip_fusion
@@ -19,19 +18,6 @@ from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusio
 from hf_blemo.built_in.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
 
 CLIP_VOCABULARY = 49408
-
-
-def put_on_hub(hub: Any, name: str, folder: Path) -> None:
-    """Publishes a folder as a public model, whoever owns the name."""
-    owner = name.split("/")[0]
-    repository = hub.repositories.create("model", name, False, owner)
-    files = {
-        path.relative_to(folder).as_posix(): Blob(path.read_bytes(), path.suffix in LARGE_SUFFIXES)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    hub.repositories.objects |= {blob.sha256: blob.content for blob in files.values() if blob.large}
-    repository.branches["main"] = make_commit(files, "publish", owner, repository.branches["main"])
 
 
 def save_fusion(folder: Path, top_n: int = 2) -> None:
@@ -85,14 +71,14 @@ def save_teacher(folder: Path) -> None:
 def fusion_and_features(hub: Any, work: Path, scratch: Path) -> None:
     """A fusion on the Hub, and labelled features of its encoders and of one more."""
     save_fusion(scratch / "fusion")
-    put_on_hub(hub, "you/fusion", scratch / "fusion")
+    hub.put("you/fusion", scratch / "fusion")
     write_features(work / "features", 60, ("face", "voice", "breath"))
 
 
 def student_and_pictures(hub: Any, work: Path, scratch: Path) -> None:
     """A student on the Hub, a folder of captioned pictures, and one more picture."""
     save_tiny_model("clip_rd", scratch / "student")
-    put_on_hub(hub, "you/student", scratch / "student")
+    hub.put("you/student", scratch / "student")
     write_pictures(work / "pictures")
     picture(99).save(work / "picture.png")
 
@@ -112,7 +98,7 @@ def two_domains(hub: Any, work: Path, scratch: Path) -> None:
 def teacher_and_pictures(hub: Any, work: Path, scratch: Path) -> None:
     """A teacher on the Hub, and captioned pictures."""
     save_teacher(scratch / "teacher")
-    put_on_hub(hub, "openai/clip-vit-base-patch16", scratch / "teacher")
+    hub.put("openai/clip-vit-base-patch16", scratch / "teacher")
     write_pictures(work / "pictures")
 
 

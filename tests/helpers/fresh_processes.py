@@ -1,8 +1,8 @@
-"""Programs in fresh processes that begin with torch imported, which is most of what a short program's start takes.
+"""Programs in fresh processes that start with the large libraries imported, which is most of a short program's time.
 
-A server, one per worker of the tests, has imported torch and other large packages, and nothing of Hugging Face or of
-this package; it forks for every program, which then reads its own environment, paths and arguments as if it had been
-started from nothing.
+A server, one per worker of the tests, has imported torch, transformers and their kin, and nothing of this package; it
+forks for every program, which then reads its own environment, paths and arguments as if it had been started from
+nothing. Every program talks to the Hub on the loopback interface, with an empty cache.
 """
 
 import atexit
@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,25 +27,35 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-# Whatever reads no variable and no file that a program could want otherwise.
-IMPORTED = (
+BARE = (
     *("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.tensor"),
     *("matplotlib.figure", "pandas", "PIL.Image", "jinja2", "yaml"),
 )
+# What reads the variables of the Hub, which are those of the server.
+WITH_HUB = (
+    *("transformers.modeling_utils", "transformers.pipelines", "transformers.trainer", "datasets", "accelerate"),
+    *("peft", "evaluate", "transformers.models.clip.modeling_clip", "transformers.models.clip.processing_clip"),
+)
+HUB_VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 
 def run_python(
-    arguments: Sequence[Any], cwd: Path | str, env: Mapping[str, str], timeout: float = 240, processes: int = 1
+    arguments: Sequence[Any],
+    cwd: Path | str,
+    env: Mapping[str, str],
+    timeout: float = 240,
+    processes: int = 1,
+    bare: bool = False,
 ) -> subprocess.CompletedProcess:
     """Runs `python ARGUMENTS`, as `subprocess.run` with `capture_output` and `text` does.
 
     Args:
         arguments: `-c CODE ...`, `-m MODULE ...` or `FILE ...`.
         cwd: folder it runs in.
-        env: its whole environment.
+        env: its environment, but for the address and the cache of the Hub.
         timeout: in seconds.
-        processes: how many run it together, told of each other as torchrun tells them; where one fails, the others
-            are killed.
+        processes: how many run it together, set up as torchrun does; where one fails, the others are killed.
+        bare: whether it starts without transformers imported, for tests of the order of imports.
 
     Returns:
         With the output of all processes in their order, and the exit code of the first that failed.
@@ -52,7 +63,7 @@ def run_python(
     Raises:
         subprocess.TimeoutExpired: it did not end; it is killed then.
     """
-    server = _server()
+    server = _server(bare)
     given = [str(argument) for argument in arguments]
     environments = [dict(env)]
     if processes > 1:
@@ -81,26 +92,40 @@ def _free_port() -> int:
         return found.getsockname()[1]
 
 
-@lru_cache(maxsize=1)
-def _server() -> subprocess.Popen:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, __file__]
+@lru_cache
+def _server(bare: bool) -> subprocess.Popen:
+    from hub_server import local_hub
+
+    folder = tempfile.mkdtemp(prefix="fresh_processes_")
+    dropped = ("PYTHONPATH", "HF_HUB_OFFLINE", "HF_TOKEN")
+    env = {name: value for name, value in os.environ.items() if name not in dropped}
+    env |= {"HF_ENDPOINT": local_hub().endpoint, "HF_HOME": f"{folder}/home"}
+    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, __file__, *(BARE if bare else BARE + WITH_HUB)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    # It ends where nobody can ask any more.
-    atexit.register(server.communicate)
+
+    def end() -> None:
+        # It ends when nobody can ask any more.
+        server.communicate()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
     return server
 
 
 def serve() -> None:
     """Forks for every request; returns in the fork, where the program is run."""
-    for name in IMPORTED:
+    for name in sys.argv[1:]:
         importlib.import_module(name)
 
     # No collection of a program goes through what it was forked with.
     gc.collect()
     gc.freeze()
+    home = Path(os.environ["HF_HOME"])
     for line in sys.stdin:
         request = json.loads(line)
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
         children = []
         for rank in range(len(request["envs"])):
             children.append(os.fork())
@@ -138,8 +163,10 @@ def _become(request: Mapping[str, Any], rank: int) -> None:
     """Gives this process the folder, environment, files and arguments of a program."""
     os.setsid()
     os.chdir(request["cwd"])
+    hub = {name: os.environ[name] for name in HUB_VARIABLES}
     os.environ.clear()
-    os.environ.update(request["envs"][rank])
+    os.environ.update({**request["envs"][rank], **hub})
+    os.environ.pop("HF_HUB_OFFLINE", None)
     nothing = os.open(os.devnull, os.O_RDONLY)
     paths = [Path(request["folder"], f"{name}_{rank}") for name in ("stdout", "stderr")]
     files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in paths]

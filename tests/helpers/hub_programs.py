@@ -31,60 +31,44 @@ else:
 """
 
 
-def hub_environment(hub: Any, work: Path, token: str | None = "hf_of_you", **more: str) -> dict[str, str]:
-    """The environment of a process that knows nothing but the Hub given, with empty caches.
+def environment(token: str | None = "hf_of_you", **more: str) -> dict[str, str]:
+    """The environment of a process on one thread of the CPU that can import this package and the tests' helpers.
 
     Args:
-        hub: the server.
-        work: a folder for the caches.
         token: the Hub's; None for nobody.
         more: variables.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
-    environment = {
-        **kept,
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": tempfile.mkdtemp(prefix="hf_home_", dir=work),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": str(PACKAGE_FOLDER),
-        **more,
-    }
-    return environment if token is None else {**environment, "HF_TOKEN": token}
+    known = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    given = {} if token is None else {"HF_TOKEN": token}
+    path = f"{PACKAGE_FOLDER}:{Path(__file__).parent}"
+    return {**known, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path, **given, **more}
 
 
 def run_on_hub(
-    hub: Any,
     work: Path,
     program: str,
     *arguments: Any,
     installed: bool = True,
     fails: bool = False,
     token: str | None = "hf_of_you",
-    **more: str,
 ) -> Any:
-    """Runs Python code in a fresh process and an empty folder.
+    """Runs Python code in a fresh process and an empty folder, with the Hub of the tests.
 
     Args:
-        hub: the server.
-        work: a folder for caches.
+        work: where the empty folder is made.
         program: its code; its last line of output is JSON.
         arguments: of the command line; `sys.argv[1:]`.
         installed: whether the package may be imported.
         fails: whether an exit code other than 0 is expected.
-        token, more: as in [`hub_environment`].
+        token: the Hub's; None for nobody.
 
     Returns:
         What the last line of its output says; where it fails, the exit code and stderr.
     """
-    environment = hub_environment(hub, work, token, **more)
-    if not installed:
-        environment["PYTHONPATH"] = ""
-        program = WITHOUT_PACKAGE + program
+    path = {} if installed else {"PYTHONPATH": ""}
+    code = program if installed else WITHOUT_PACKAGE + program
     folder = tempfile.mkdtemp(prefix="empty_", dir=work)
-    process = run_python(["-c", program, *arguments], cwd=folder, env=environment)
+    process = run_python(["-c", code, *arguments], cwd=folder, env=environment(token, **path))
     if fails:
         assert process.returncode != 0, process.stdout
         return process.returncode, process.stderr

@@ -8,13 +8,26 @@ entity tags and ranges. Faults can be asked for: see [`Faults`].
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_repositories import LARGE_SIZE, LARGE_SUFFIXES, Blob, Commit, HubError, Repositories, Repository, metadata_of
+from hub_repositories import (
+    LARGE_SIZE,
+    LARGE_SUFFIXES,
+    Blob,
+    Commit,
+    HubError,
+    Repositories,
+    Repository,
+    make_commit,
+    metadata_of,
+)
 
 TOKENS = {"hf_of_you": "you", "hf_of_others": "others"}
 REPOSITORY = r"(?:(?P<kind>models|datasets|spaces)/)(?P<name>[^/]+/[^/]+)"
@@ -64,10 +77,37 @@ class HubServer:
         """A repository, whoever owns it."""
         return self.repositories.all[kind, name]
 
+    @contextmanager
+    def emptied(self) -> Iterator["HubServer"]:
+        """Holds nothing for a while, so that names which others use are free."""
+        kept, self.repositories = self.repositories, Repositories(TOKENS)
+        try:
+            yield self
+        finally:
+            self.repositories = kept
+
+    def put(self, name: str, folder: Path, private: bool = False) -> None:
+        """Publishes a folder as a model, whoever owns the name."""
+        owner = name.split("/")[0]
+        repository = self.repositories.create("model", name, private, owner)
+        files = {
+            path.relative_to(folder).as_posix(): Blob(path.read_bytes(), path.suffix in LARGE_SUFFIXES)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        self.repositories.objects |= {blob.sha256: blob.content for blob in files.values() if blob.large}
+        repository.branches["main"] = make_commit(files, "publish", owner, repository.branches["main"])
+
     def files(self, name: str, revision: str = "main", kind: str = "model") -> dict[str, bytes]:
         """Path -> content of a revision."""
         files = self.repository(name, kind).commit_of(revision).files
         return {path: blob.content for path, blob in files.items() if path != ".gitattributes"}
+
+
+@lru_cache
+def local_hub() -> HubServer:
+    """The Hub of this process and of all that it starts, up from the first call on."""
+    return HubServer().__enter__()
 
 
 class _Server(ThreadingHTTPServer):

@@ -4,9 +4,8 @@ import json
 from functools import partial
 
 import pytest
-from hub_programs import PACKAGE_FOLDER, run_on_hub
+from hub_programs import run_on_hub
 
-HELPERS = f"{PACKAGE_FOLDER}:{PACKAGE_FOLDER / 'tests' / 'helpers'}"
 PUSH = """
 import json, sys
 import torch
@@ -70,8 +69,8 @@ FAMILIES = ("rank-aware-fusion", "clip-rd")
 @pytest.fixture(scope="module")
 def found(hub, tmp_path_factory):
     """What every kind of model says, loaded with the package and without."""
-    run = partial(run_on_hub, hub, tmp_path_factory.mktemp("adapters"))
-    run(PUSH, PYTHONPATH=HELPERS)
+    run = partial(run_on_hub, tmp_path_factory.mktemp("adapters"))
+    run(PUSH)
     trusting = json.dumps({"trust_remote_code": True})
     return run("import hf_blemo\n" + LOAD, "{}"), run(LOAD, trusting, installed=False)
 

@@ -3,12 +3,10 @@
 import json
 
 import pytest
-from hub_programs import PACKAGE_FOLDER
 from tiny_extraction import CLIPS, make_clips, make_fusion, save_encoders
 
 from hf_blemo.prediction.clips import fusion_encoders, predict_clips
 
-HELPERS = f"{PACKAGE_FOLDER}:{PACKAGE_FOLDER / 'tests' / 'helpers'}"
 # Encoders first; their later versions are others, so that only a commit finds those that the fusion was made with.
 PUBLISH = """
 import json, logging, sys
@@ -75,7 +73,7 @@ def published(hub, entries, tmp_path_factory):
     """Entries of the encoders on the Hub."""
     from hub_programs import run_on_hub
 
-    return run_on_hub(hub, tmp_path_factory.mktemp("work"), PUBLISH, json.dumps(entries), PYTHONPATH=HELPERS)
+    return run_on_hub(tmp_path_factory.mktemp("work"), PUBLISH, json.dumps(entries))
 
 
 def test_a_clip_goes_in_and_a_blend_comes_out(hub, on_hub, published, entries, clips, tmp_path):

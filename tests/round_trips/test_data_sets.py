@@ -3,7 +3,6 @@
 import json
 
 import yaml
-from hub_programs import PACKAGE_FOLDER
 
 FEATURES = """
 import json, sys
@@ -89,7 +88,7 @@ print(json.dumps([metrics["teacher"]["stored"], len(rows), rows.column_names]))
 
 
 def test_a_teacher_store_goes_and_trains_students_elsewhere(hub, on_hub):
-    on_hub(STORE, PYTHONPATH=f"{PACKAGE_FOLDER}:{PACKAGE_FOLDER / 'tests' / 'helpers'}")
+    on_hub(STORE)
     repository = hub.repository("you/store", "dataset")
     assert repository.private
     files = hub.files("you/store", kind="dataset")

@@ -1,5 +1,7 @@
 """The Hub that the other tests talk to behaves as the clients expect of a Hub."""
 
+import os
+
 PROGRAM = """
 import json, os
 from pathlib import Path
@@ -92,3 +94,19 @@ for name in ("large.bin", "small.txt"):
 print(json.dumps(found))
 """
     assert on_hub(code) == dict.fromkeys(("large.bin", "small.txt"), [206, "345", "bytes 3-5/10"])
+
+
+def test_a_program_knows_this_hub_alone_and_starts_with_an_empty_cache(hub, on_hub, tmp_path):
+    code = """
+import json, os
+from huggingface_hub import HfApi, constants, get_token
+home = os.listdir(constants.HF_HOME)
+HfApi().hf_hub_download("you/one-file", "config.json")
+print(json.dumps([constants.ENDPOINT, home, get_token(), constants.HF_HUB_OFFLINE, constants.HF_HOME]))
+"""
+    (folder := tmp_path / "folder").mkdir()
+    (folder / "config.json").write_text("{}")
+    hub.put("you/one-file", folder)
+    for token in (None, "hf_of_you"):
+        *found, home = on_hub(code, token=token)
+        assert found == [hub.endpoint, [], token, False] and home != os.environ["HF_HOME"]

@@ -68,7 +68,7 @@ def repositories(hub, tmp_path_factory):
         assert len(list((work / f"{family}-sharded").glob("model-*.safetensors"))) > 2
         folders |= {name: str(work / family), f"{name}-sharded": str(work / f"{family}-sharded")}
         expected[family] = fingerprints(model)
-    run_on_hub(hub, work, UPLOAD, json.dumps(folders))
+    run_on_hub(work, UPLOAD, json.dumps(folders))
     return expected
 
 

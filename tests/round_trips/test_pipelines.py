@@ -44,7 +44,7 @@ def uploaded(hub, tmp_path_factory):
     save_tiny_model("rank_aware_fusion", work / "fusion")
     save_tiny_model("clip_rd", work / "student")
     folders = {"you/pipe-fusion": str(work / "fusion"), "you/pipe-student": str(work / "student")}
-    run_on_hub(hub, work, UPLOAD, json.dumps(folders))
+    run_on_hub(work, UPLOAD, json.dumps(folders))
 
 
 def test_with_and_without_the_package_they_say_the_same(uploaded, on_hub):

@@ -2,11 +2,9 @@
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import yaml
-from hub_programs import PACKAGE_FOLDER
 from hub_repositories import Blob, make_commit
 from sample_metrics import FUSION
 from tiny_models import save_tiny_model
@@ -20,8 +18,6 @@ tags: [mine]
 ---
 Written by hand.
 """
-# Programs that make the tiny models themselves.
-WITH_HELPERS = f"{PACKAGE_FOLDER}:{Path(__file__).parents[1] / 'helpers'}"
 PUBLISH = """
 import json, sys
 from huggingface_hub.utils import _http
@@ -75,7 +71,7 @@ push_model(other, processor, name, license="apache-2.0")
 print(json.dumps([fingerprints(model), fingerprints(other), text]))
 """
     name = f"you/push-{family.replace('_', '-')}"
-    first, second, text = on_hub(code, family, name, PYTHONPATH=WITH_HELPERS)
+    first, second, text = on_hub(code, family, name)
     assert len(commits(hub, name)) == 4 and hub.repository(name).private
     assert hub.files(name)["README.md"].decode() == text and "license: mit" in text and "base_model: you/base" in text
     load = """
@@ -85,7 +81,7 @@ from transformers import AutoModel
 from tiny_models import fingerprints
 print(json.dumps([fingerprints(AutoModel.from_pretrained(sys.argv[1], revision=r)) for r in ("v1", "main")]))
 """
-    assert on_hub(load, name, PYTHONPATH=WITH_HELPERS) == [first, second] and first != second
+    assert on_hub(load, name) == [first, second] and first != second
 
 
 def test_upstreams_push_to_hub_keeps_the_card_and_carries_the_code(hub, on_hub):
@@ -103,7 +99,7 @@ for family in ("rank_aware_fusion", "clip_rd"):
     processor.push_to_hub(name)
 print(json.dumps(True))
 """
-    on_hub(code, PYTHONPATH=WITH_HELPERS)
+    on_hub(code)
     for family in FAMILIES:
         files = hub.files(f"you/upstream-{family}")
         assert "By hand." in files["README.md"].decode() and "license: mit" in files["README.md"].decode()

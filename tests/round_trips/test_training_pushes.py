@@ -1,13 +1,12 @@
 """Trainings push to the Hub: this package's programs and plain Trainer, in the middle and at the end."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import yaml
 from fresh_processes import run_python
-from hub_programs import PACKAGE_FOLDER, hub_environment
+from hub_programs import PACKAGE_FOLDER, environment
 from hub_repositories import Blob, make_commit
 from tiny_models import fingerprints
 from transformers import AutoModel
@@ -18,7 +17,6 @@ from hf_blemo.fusion_training.run import train_fusion
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.programs.settings import read_settings
 
-WITH_HELPERS = f"{PACKAGE_FOLDER}:{PACKAGE_FOLDER / 'tests' / 'helpers'}"
 FUSION = (
     "train_fusion.py --synthetic.num_clips 60 --seeds 0 --num_epochs 4 --patience 0 --checkpoint_every 2 "
     "--protocol none"
@@ -55,7 +53,7 @@ def program_arguments(command):
 
 
 def run_program(hub, work, command, *options, code=0):
-    process = run_python([*program_arguments(command), *options], cwd=work, env=hub_environment(hub, work))
+    process = run_python([*program_arguments(command), *options], cwd=work, env=environment())
     assert process.returncode == code, process.stderr
     return process.stderr
 
@@ -136,7 +134,7 @@ def test_a_run_is_complete_where_its_publication_fails(hub, tmp_path):
     assert f"hf-blemo publish {output} --repo you/late" in errors
     assert len(hub.repository("you/late").branches["main"].history()) == 1
     command = ["-m", "hf_blemo.cli", "publish", output, "--repo", "you/late"]
-    process = run_python(command, cwd=tmp_path, env=hub_environment(hub, tmp_path))
+    process = run_python(command, cwd=tmp_path, env=environment())
     assert process.returncode == 0, process.stderr
     assert "model.safetensors" in hub.files("you/late")
 
@@ -209,7 +207,7 @@ def test_every_push_of_trainer_loads_without_the_package(kind, hub, on_hub):
         if kind == "publishing":
             main = hub.repository(name).branches
             main["main"] = make_commit({"README.md": Blob(BY_HAND, False)}, "edit", "you", main["main"])
-    folders = on_hub(TRAINER, kind, PYTHONPATH=WITH_HELPERS)
+    folders = on_hub(TRAINER, kind)
     found = on_hub(LOAD_PUSHES, *names.values(), installed=False)
     for case, name in names.items():
         titles = [commit.title for commit in hub.repository(name).branches["main"].history()]
@@ -227,9 +225,3 @@ def test_every_push_of_trainer_loads_without_the_package(kind, hub, on_hub):
             measured = {metric["type"] for result in results for metric in result["metrics"]}
             assert measured >= ({"loss", "score"} if case == "fusion" else {"loss"})
             assert "| last evaluation | value |" in card and metadata["pipeline_tag"]
-
-
-def test_the_environment_of_a_program_holds_no_other_hub(hub, tmp_path):
-    environment = hub_environment(hub, tmp_path, token=None)
-    assert "HF_TOKEN" not in environment and environment["HF_ENDPOINT"] == hub.endpoint
-    assert environment["HF_HOME"] != os.environ["HF_HOME"]
