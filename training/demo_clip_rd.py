@@ -51,17 +51,16 @@ def main() -> None:
     distil = (*steps, "--teacher_store", str(store), "--dtype", "float64")
     evaluated = ("--evaluation", json.dumps(TASKS), "--evaluate_every", "50")
 
-    _say(1, "Train a tiny teacher on drawn images")
+    _say(1, "Train a tiny teacher on drawn images, on two processes")
     wider = [argument for name in TEACHER for argument in (f"--{name}", "64")]
-    _distil(teacher, 1, *wider, *data, "--num_steps", str(settings.teacher_steps))
+    _wait(_distil(teacher, 2, *wider, *data, "--num_steps", str(settings.teacher_steps)))
     _say(2, "Store its embeddings of all pairs, once for all students")
     shutil.rmtree(store, ignore_errors=True)
-    _run("embed_teacher.py", 1, "--output_dir", str(store), "--teachers.tiny", str(teacher), *data)
-    _say(3, "Train a student of a quarter of its size without it, and distil one from the store")
-    _distil(alone, 1, *steps)
-    _distil(student, 1, *distil, *evaluated)
+    _wait(_start("embed_teacher.py", 1, "--output_dir", str(store), "--teachers.tiny", str(teacher), *data))
+    _say(3, "Side by side: train a student of a quarter of its size without it, and distil one from the store")
+    _wait(_distil(alone, 1, *steps), _distil(student, 1, *distil, *evaluated))
     _say(4, "Distil it once more, on two processes")
-    _distil(of_two, 2, *distil)
+    _wait(_distil(of_two, 2, *distil))
     _compare_weights(student, of_two)
     _say(5, f"Load them with AutoModel and evaluate them on {SCENES} scenes that no training has seen")
     _evaluate([teacher, alone, student])
@@ -75,18 +74,25 @@ def _say(number: int, what: str) -> None:
     print(f"\n{number}. {what}" if number > 1 else f"{number}. {what}", flush=True)
 
 
-def _distil(folder: Path, num_processes: int, *arguments: str) -> None:
-    _run("distill_clip_rd.py", num_processes, "--config", CONFIG, "--output_dir", str(folder), *arguments)
+def _distil(folder: Path, num_processes: int, *arguments: str) -> subprocess.Popen:
+    return _start("distill_clip_rd.py", num_processes, "--config", CONFIG, "--output_dir", str(folder), *arguments)
 
 
-def _run(program: str, num_processes: int, *arguments: str) -> None:
+def _start(program: str, num_processes: int, *arguments: str) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     command = [sys.executable, *(launcher if num_processes > 1 else []), str(ROOT / program), *arguments]
     # On the CPU wherever it runs: two processes need two devices otherwise.
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def _wait(*programs: subprocess.Popen) -> None:
+    for program in programs:
+        said, _ = program.communicate()
+        print(said, end="", flush=True)
+    for program in programs:
+        if program.returncode:
+            raise SystemExit(program.returncode)
 
 
 def _compare_weights(one: Path, two: Path) -> None:
