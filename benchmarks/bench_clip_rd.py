@@ -1,10 +1,10 @@
 """Speed and memory of CLIP-RD's loss and student as ratios against a fair baseline of the same run.
 
-The baseline of the loss computes the same formulas as the released code goes about it: each direction of each product
-by itself (twelve products), plain N x N matrices, autograd. Both sides are interleaved; medians.
+The baseline computes the loss as the released code does: twelve products, one per direction, with N x N matrices and
+autograd. Repetitions of both sides are interleaved, and medians reported.
 
-Rows: the loss, forward and backward, time and peak memory above its inputs; a batch the baseline has no memory for;
-two processes against one on the same global batch; the student's vision tower against its teacher's; the memory of
+Rows: time and peak memory of the loss, forward and backward; a batch too large for the baseline's memory; two
+processes against one on the same global batch; the student's vision tower against its teacher's; the memory of
 retrieval.
 """
 
@@ -39,7 +39,7 @@ def make_embeddings(num_pairs: int, width: int = WIDTH) -> list[torch.Tensor]:
 
 
 class TwelveProducts(torch.nn.Module):
-    """The baseline: the formulas one after the other, as the released code does, on one process."""
+    """The baseline on one process: one formula after the other, as in the released code."""
 
     def __init__(self):
         super().__init__()
@@ -91,7 +91,7 @@ class TwelveProducts(torch.nn.Module):
 
 
 def step(loss: torch.nn.Module, embeddings: list[torch.Tensor]) -> float:
-    """One forward and backward; the loss's value."""
+    """Run forward and backward once and return the loss."""
     value = loss(*embeddings, 14.0, 20.0)
     value = value if isinstance(value, torch.Tensor) else value.loss
     value.backward()
@@ -125,12 +125,12 @@ def bench_loss_time(num_pairs: int, rounds: int) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now."""
+    """Resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def peak_above_inputs(side: str, num_pairs: int) -> int:
-    """Bytes by which the resident memory of this fresh process grew over its inputs at the most."""
+    """Peak growth of this fresh process's resident memory above its inputs, in bytes."""
     embeddings = make_embeddings(num_pairs)
     if side == "retrieval":
         images, texts = embeddings[2:]
@@ -143,7 +143,7 @@ def peak_above_inputs(side: str, num_pairs: int) -> int:
         def run(count: int) -> None:
             step(loss, embeddings if count == num_pairs else make_embeddings(count))
 
-    # Libraries load their code and threads on first use; that is not the memory asked about.
+    # Libraries load code and start threads on first use; exclude that memory.
     run(16)
     before, highest, done = resident(), 0, threading.Event()
 
@@ -162,8 +162,8 @@ def peak_above_inputs(side: str, num_pairs: int) -> int:
 
 
 def measured_apart(*arguments: str) -> dict:
-    """Runs a part of this file in a process of its own."""
-    # Freed memory goes back at once, so that the peak is that of the arrays, not of what the allocator kept.
+    """Run a part of this file in its own process."""
+    # Return freed memory at once, so that the peak measures the arrays and not the allocator's cache.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     found = subprocess.run(
         [sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True, check=True
@@ -200,7 +200,7 @@ def bench_retrieval(num_pairs: int) -> None:
 
 
 def run_process(rank: int, world: int, num_pairs: int, rounds: int, folder: str) -> None:
-    """One of the processes that share a batch; the first writes the median time of a step."""
+    """Run one of the processes that share a batch; the first one writes the median time of a step."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
     share = slice(rank * num_pairs // world, (rank + 1) * num_pairs // world)
@@ -254,8 +254,8 @@ def bench_towers(batch_size: int, rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peak", choices=("ours", "dense", "retrieval"), help=argparse.SUPPRESS)
-    parser.add_argument("--pairs", type=int, default=4096, help="N; 4,096 by default")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each side; 3 by default")
+    parser.add_argument("--pairs", type=int, default=4096, help="pairs per batch (default: 4096)")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each side (default: 3)")
     options = parser.parse_args()
     if options.peak:
         started = time.perf_counter()

@@ -1,14 +1,14 @@
 """Clips to features: speed, memory and processes, as ratios against a fair baseline of the same run.
 
-The baseline of the first row goes about it as the official feature scripts do: the whole clip is decoded first, every
-frame goes through the processor by itself, and the model is loaded anew for every batch of frames. It decodes by the
-same library, with as many threads, and runs the same student; its features are the same (checked). It is measured in
-float32, as those scripts are, and in bfloat16; this package in both, each with frames resized by Pillow, as in the
-baseline, and by torch. Both sides load their model inside the measured time, and are interleaved; medians.
+The baseline of the first row works like the official feature scripts: it decodes the whole clip first, processes every
+frame separately, and loads the model anew for every batch of frames. Library, decoding threads and student are the
+same, and so are the features (checked). It runs in float32, like those scripts, and in bfloat16. This package runs in
+both, with frames resized by Pillow, like the baseline, and by torch. Both sides load their model inside the measured
+time. Repetitions are interleaved, and medians reported.
 
-The second row compares the memory of one clip with decoding the whole clip first; each side is a process of its own,
-and what it held before the clip is subtracted. The third compares one process with two on the same clips, each with
-one thread of torch's, without their start.
+The second row compares peak memory with that of decoding the whole clip first. Each side has its own process, and its
+memory before the clip is subtracted. The third row compares two processes with one on the same clips, with one torch
+thread each and without their start.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ROWS = ("speed", "swap", "memory", "processes")
 
 
 def write_clip(path: Path, seconds: float, width: int, height: int, rate: int, sound: bool = False) -> Path:
-    """An H.264 clip whose picture moves, so that the decoder has work; with a tone if asked for."""
+    """An H.264 clip with a moving picture, so that the decoder has work, and optionally a tone."""
     import av
 
     rows, columns = np.mgrid[:height, :width]
@@ -116,13 +116,13 @@ def encode_here(path: Path, student: Path, dtype: str, batch_size: int, image_ba
 
 
 def hd_clip(folder: Path, seconds: float) -> Path:
-    """The 720p clip, made once for all rows that need it."""
+    """The 720p clip, written once for all rows."""
     path = folder / "hd.mp4"
     return path if path.is_file() else write_clip(path, seconds, 1280, 720, 30)
 
 
 def bench_swap(folder: Path, seconds: float, rounds: int) -> None:
-    """The student in the place of its teacher, both of the published shapes."""
+    """Replace the teacher with its student, both in the published shapes."""
     from hf_blemo.encoders import load_encoder
 
     clip = hd_clip(folder, seconds)
@@ -136,7 +136,7 @@ def bench_swap(folder: Path, seconds: float, rounds: int) -> None:
             times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(
-        f"the student in the place of its teacher, decoding included: {medians['ViT-T/16']:.1f} s against "
+        f"student instead of teacher, decoding included: {medians['ViT-T/16']:.1f} s against "
         f"{medians['ViT-B/16']:.1f} s, ratio {medians['ViT-B/16'] / medians['ViT-T/16']:.2f}",
         flush=True,
     )
@@ -175,7 +175,7 @@ def bench_speed(folder: Path, seconds: float, batch_size: int, rounds: int) -> N
 
 
 class PeakMemory:
-    """Peak resident memory of this process above what it held when it entered, in bytes."""
+    """Peak growth of this process's resident memory since entering, in bytes."""
 
     def __enter__(self) -> "PeakMemory":
         self._pages = os.sysconf("SC_PAGE_SIZE")
@@ -199,7 +199,7 @@ class PeakMemory:
 
 
 def measure_memory(side: str, clip: str, student: str) -> None:
-    """Run in a process of its own: prints the peak above what was held before the clip, in bytes."""
+    """Print the peak memory above that before the clip, in bytes; runs in its own process."""
     if side == "hf_blemo":
         from hf_blemo.encoders import load_encoder
 
@@ -233,11 +233,11 @@ def bench_memory(folder: Path, minutes: float) -> None:
 
 
 def measure_processes(clips: str, output: str, student: str) -> None:
-    """Run by every process of an extraction: the first prints how long it took, without start and loading."""
+    """Extract in every process; the first one prints the seconds without start and loading."""
     from hf_blemo.extraction.run import extract_features
     from hf_blemo.extraction.settings import ExtractionSettings
 
-    # As training/configs/extract_blemore.yaml has its student.
+    # The backend of the student in training/configs/extract_blemore.yaml.
     encoder = {"model_id": student, "extraction": {"image_backend": "torchvision"}}
     settings = ExtractionSettings(data=clips, output_dir=output, encoders={"student": encoder})
     result = extract_features(settings, progress=False)
@@ -274,11 +274,11 @@ def bench_processes(folder: Path, num_clips: int, seconds: float, rounds: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of the 720p clip")
-    parser.add_argument("--batch_size", type=int, default=32, help="frames of a batch")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of the long clip")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the 720p clip")
+    parser.add_argument("--batch_size", type=int, default=32, help="frames per batch")
+    parser.add_argument("--minutes", type=float, default=10.0, help="length of the long clip")
     parser.add_argument("--num_clips", type=int, default=32)
-    parser.add_argument("--clip_seconds", type=float, default=2.0, help="of each short clip")
+    parser.add_argument("--clip_seconds", type=float, default=2.0, help="length of each short clip")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=ROWS, nargs="+", default=ROWS, help="rows to measure")
     parser.add_argument("--measure_memory", nargs=3, help=argparse.SUPPRESS)

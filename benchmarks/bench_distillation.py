@@ -1,9 +1,9 @@
 """Steps of a distillation of ViT-T/16 from ViT-B/16 as ratios against a fair baseline of the same run.
 
 Rows: a training step from stored teacher embeddings against one with the live teacher, both from stored images to
-updated weights through the pieces that `training/distill_clip_rd.py` is made of; a training step of the student with
-captions of 12 tokens, trimmed to the longest of the batch against padded to the full 77. Random weights; both sides
-are interleaved; medians.
+updated weights with the parts of `training/distill_clip_rd.py`; a training step of the student with captions of 12
+tokens, trimmed to the longest of the batch against padded to 77. Weights are random. Repetitions of both sides are
+interleaved, and medians reported.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from hf_blemo.clip_rd_training.teachers import open_store
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.pairs.pair_sources import open_source
 
-# The vocabulary of CLIP, whatever the tokenizer of the drawn captions has.
+# CLIP's vocabulary size, independent of the tokenizer of the drawn captions.
 FULL_VOCABULARY = {"text_config": {"vocab_size": 49408}}
 AUGMENTATION = {"scale": [0.9, 1.0], "variants": 1}
 
@@ -42,7 +42,7 @@ def training_step(distiller: CLIPRDDistiller, optimizer: torch.optim.Optimizer, 
 
 
 def interleaved(sides: list[Callable[[int], float]], rounds: int) -> tuple[list[float], list[list[float]]]:
-    """Median seconds of each side, and what each returned, round by round; the first round is not timed."""
+    """Median seconds of each side, and its results by round; the first round is not timed."""
     times: list[list[float]] = [[] for _ in sides]
     found: list[list[float]] = [[] for _ in sides]
     for repetition in range(rounds + 1):
@@ -101,7 +101,7 @@ def bench_stored_teacher(batch_size: int, rounds: int, folder: Path) -> None:
     (ours, baseline), losses = interleaved(
         [step_of(teacher_store=store_folder), step_of(teacher=teacher_folder)], rounds
     )
-    # The weights stay as they are, so that both sides see the same student at every step.
+    # The weights are frozen, so that both sides see the same student at every step.
     for mine, theirs in zip(*losses, strict=True):
         assert abs(mine - theirs) < 2e-3 * abs(theirs), f"stored and live teacher disagree: {mine} and {theirs}"
     print(
@@ -142,8 +142,8 @@ def bench_trimmed_captions(batch_size: int, num_tokens: int, rounds: int) -> Non
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, default=32, help="pairs of a step; 32 by default")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each side; 5 by default")
+    parser.add_argument("--batch_size", type=int, default=32, help="pairs per step (default: 32)")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each side (default: 5)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         bench_stored_teacher(options.batch_size, options.rounds, Path(temporary))

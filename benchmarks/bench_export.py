@@ -1,8 +1,8 @@
 """What ONNX and int8 cost in accuracy and save in time and size, on the built-in benchmarks.
 
-A fusion and a small student are trained briefly on built-in data and evaluated on clips and pictures that training has
-not seen, three times: by PyTorch, by onnxruntime in float32 and by onnxruntime in int8. One thread each; the sides of
-a timing are interleaved, medians.
+A fusion and a small student are trained briefly on built-in data, and evaluated on unseen clips and pictures with
+PyTorch, with onnxruntime in float32 and with onnxruntime in int8. Each uses one thread. Timings are interleaved, and
+medians reported.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def make_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 class OnnxStudent(nn.Module):
-    """A student's two ONNX files under the names of a CLIP."""
+    """The two ONNX files of a student behind the methods of a CLIP."""
 
     def __init__(self, image: Path, text: Path):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Speed of the fusion half as ratios against a fair baseline of the same run: medians of interleaved repetitions.
+"""Speed of the fusion as ratios against a fair baseline of the same run: medians of interleaved repetitions.
 
 Rows: threshold search against the loop of the official code; fifteen models trained in lockstep against one after the
 other through the same class; building batches from the memory-mapped data set against the `datasets` numpy format.
@@ -26,7 +26,7 @@ NUM_CLIPS = 2456
 
 
 def interleaved(ours: Callable[[], object], baseline: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median seconds of both, taken in turn after one uncounted round."""
+    """Median seconds of both sides, measured in turn after a warm-up round."""
     times: tuple[list[float], list[float]] = ([], [])
     for repetition in range(rounds + 1):
         for position, run in enumerate((ours, baseline)):
@@ -42,7 +42,7 @@ def report(name: str, ours: float, baseline: float) -> None:
 
 
 def loop_search(clips: list[str], probabilities: np.ndarray, labels: dict[str, dict[str, float]]) -> tuple:
-    """The search as the official code goes about it: all clips decoded and scored by Python, cell after cell."""
+    """The search of the official code: Python decodes and scores all clips, one grid cell after another."""
     top = np.zeros_like(probabilities)
     order = np.argsort(-probabilities, axis=1)[:, :2]
     np.put_along_axis(top, order, np.take_along_axis(probabilities, order, 1), 1)

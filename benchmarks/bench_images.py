@@ -1,7 +1,7 @@
-"""Reading random crops of JPEGs, from their bytes to normalised pixels, on one thread.
+"""Speed of reading random crops of JPEGs, from bytes to normalised pixels, on one thread.
 
-The baseline decodes the whole picture with Pillow, crops it, resizes it with the bicubic filter and normalises it the
-same way. Both sides get the same crops and are interleaved; medians.
+The baseline decodes the whole picture with Pillow, crops it, resizes it with the bicubic filter and normalises it in
+the same way. Both sides get the same crops. Repetitions are interleaved, and medians reported.
 """
 
 import argparse
@@ -19,7 +19,7 @@ MEAN, STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 
 
 def make_photograph(generator: np.random.Generator, size: tuple[int, int]) -> bytes:
-    """A JPEG of quality 90: smooth noise of nine scales, the finer the weaker, mostly shared by the channels."""
+    """A JPEG of quality 90 with smooth noise of nine scales; finer scales are weaker, and channels mostly agree."""
     pixels = np.full((size[1], size[0], 3), 127.0)
     for octave in range(1, 10):
         wide = 2**octave + 1
@@ -70,11 +70,11 @@ def bench_images(num_images: int, size: tuple[int, int], crop_size: int, rounds:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32, help="pictures of each round; 32 by default")
-    parser.add_argument("--width", type=int, default=1024, help="of the pictures in pixels; 1,024 by default")
-    parser.add_argument("--height", type=int, default=768, help="of the pictures in pixels; 768 by default")
-    parser.add_argument("--size", type=int, default=224, help="of the crops read in pixels; 224 by default")
-    parser.add_argument("--rounds", type=int, default=9, help="repetitions of each side; 9 by default")
+    parser.add_argument("--images", type=int, default=32, help="pictures per round (default: 32)")
+    parser.add_argument("--width", type=int, default=1024, help="picture width in pixels (default: 1024)")
+    parser.add_argument("--height", type=int, default=768, help="picture height in pixels (default: 768)")
+    parser.add_argument("--size", type=int, default=224, help="crop size in pixels (default: 224)")
+    parser.add_argument("--rounds", type=int, default=9, help="repetitions of each side (default: 9)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench_images(options.images, (options.width, options.height), options.size, options.rounds)

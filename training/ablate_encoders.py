@@ -1,4 +1,4 @@
-"""Measures what swapping one encoder for another costs in Score and saves in time, from raw clips on.
+"""Measures what replacing one encoder with another costs in Score and saves in time, starting from raw clips.
 
 Example:
     python training/ablate_encoders.py --config training/configs/encoders_synthetic.yaml

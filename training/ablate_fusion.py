@@ -1,4 +1,4 @@
-"""Measures what every part of rank-aware selective fusion is worth: one table, equal folds, seeds and budget.
+"""Measures the effect of every part of rank-aware selective fusion, with equal folds, seeds and budget.
 
 Example:
     python training/ablate_fusion.py --config training/configs/fusion_table.yaml --data out/hicmae

@@ -1,4 +1,4 @@
-"""Distillation on drawn images, in minutes: train a teacher, store what it sees, distil from that, evaluate, reload.
+"""Distils a CLIP on drawn images in minutes: trains a teacher, stores its embeddings, distils, evaluates, reloads.
 
 Example:
     python training/demo_clip_rd.py --output_dir out/demo
@@ -24,13 +24,13 @@ TASKS = {"drawn": {"kind": "synthetic", "options": {"images": SCENES}}}
 
 @dataclass
 class DemoSettings:
-    """What `training/demo_clip_rd.py` reads.
+    """The settings of `training/demo_clip_rd.py`.
 
     Args:
-        output_dir: where everything goes; what an earlier demo left there is replaced.
-        num_pairs: drawn for training.
-        teacher_steps: how long the teacher is trained.
-        student_steps: how long each student is.
+        output_dir: output folder; the files of an earlier demo are replaced.
+        num_pairs: number of training pairs.
+        teacher_steps: training steps of the teacher.
+        student_steps: training steps of each student.
     """
 
     output_dir: str = "out/demo"
@@ -47,26 +47,26 @@ def main() -> None:
     store = output / "clip_teacher_store"
     data = ("--synthetic.num_pairs", str(settings.num_pairs))
     steps = (*data, "--num_steps", str(settings.student_steps))
-    # In float64: rounding in float32, which differs between one and two processes, grows with every step of Adam.
+    # float64, because float32 rounding differs between one and two processes and grows with every step of Adam.
     distil = (*steps, "--teacher_store", str(store), "--dtype", "float64")
     evaluated = ("--evaluation", json.dumps(TASKS), "--evaluate_every", "50")
 
     _say(1, "Train a tiny teacher on drawn images, on two processes")
     wider = [argument for name in TEACHER for argument in (f"--{name}", "64")]
     _wait(_distil(teacher, 2, *wider, *data, "--num_steps", str(settings.teacher_steps)))
-    _say(2, "Store its embeddings of all pairs, once for all students")
+    _say(2, "Store its embeddings of all pairs once for all students")
     shutil.rmtree(store, ignore_errors=True)
     _wait(_start("embed_teacher.py", 1, "--output_dir", str(store), "--teachers.tiny", str(teacher), *data))
-    _say(3, "Side by side: train a student of a quarter of its size without it, and distil one from the store")
+    _say(3, "Side by side: train a student a quarter of its size without the teacher, and distil one from the store")
     _wait(_distil(alone, 1, *steps), _distil(student, 1, *distil, *evaluated))
-    _say(4, "Distil it once more, on two processes")
+    _say(4, "Distil it again, on two processes")
     _wait(_distil(of_two, 2, *distil))
     _compare_weights(student, of_two)
-    _say(5, f"Load them with AutoModel and evaluate them on {SCENES} scenes that no training has seen")
+    _say(5, f"Load them with AutoModel and evaluate them on {SCENES} unseen scenes")
     _evaluate([teacher, alone, student])
-    _say(6, "Classify a new picture by words alone, as anyone would who loads the student")
+    _say(6, "Load the student and classify a new picture zero-shot")
     _classify(student, output / "clip_scene.png")
-    _say(7, "What `hf-blemo publish` would upload")
+    _say(7, "List the files that `hf-blemo publish` would upload")
     _show_published(student)
 
 
@@ -81,7 +81,7 @@ def _distil(folder: Path, num_processes: int, *arguments: str) -> subprocess.Pop
 def _start(program: str, num_processes: int, *arguments: str) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     command = [sys.executable, *(launcher if num_processes > 1 else []), str(ROOT / program), *arguments]
-    # On the CPU wherever it runs: two processes need two devices otherwise.
+    # Always on the CPU: on GPUs, two processes need two of them.
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -102,7 +102,7 @@ def _compare_weights(one: Path, two: Path) -> None:
     difference = max((first[name] - second[name]).abs().max().item() for name in first)
     print(f"Largest difference between the {len(first)} weight tensors of both students: {difference:.1e}")
     if difference > 1e-6:
-        raise SystemExit("the students of one and of two processes differ by more than rounding")
+        raise SystemExit("the students trained on one and on two processes differ by more than rounding")
 
 
 def _evaluate(folders: list[Path]) -> None:
@@ -123,9 +123,9 @@ def _evaluate(folders: list[Path]) -> None:
             found["retrieval"]["text_to_image_r@1"],
         )
         rows.append([folder.name, f"{clip.model.num_parameters():,}", *(f"{value:.3f}" for value in values)])
-    header = ["model", "parameters", "zero-shot", "never drawn", "image to text R@1", "back R@1"]
+    header = ["model", "parameters", "zero-shot", "never drawn", "image to text R@1", "text to image R@1"]
     print(table(header, rows))
-    print("zero-shot: shape and colour among all 36; never drawn: combinations of the two that no training has shown")
+    print("zero-shot: shape and colour among all 36; never drawn: combinations of the two absent from training")
 
 
 def _classify(folder: Path, picture: Path) -> None:

@@ -1,4 +1,4 @@
-"""From raw clips to a blend, in a minute: draw clips, make their features, train the fusion, predict a new clip.
+"""Goes from raw clips to a blend in a minute: draws clips, extracts features, trains a fusion, predicts a new clip.
 
 Example:
     python training/demo_clips.py --student out/demo/clip_student --output_dir out/demo
@@ -17,12 +17,12 @@ CONFIG = Path(__file__).parent / "configs" / "fusion_clips.yaml"
 
 @dataclass
 class DemoSettings:
-    """What `training/demo_clips.py` reads.
+    """The settings of `training/demo_clips.py`.
 
     Args:
-        student: a CLIP trained on drawn scenes, which sees the frames; `training/demo_clip_rd.py` makes one.
-        output_dir: where everything goes; what an earlier demo left there is replaced.
-        num_clips: to train on.
+        student: a CLIP trained on drawn scenes that encodes the frames; `training/demo_clip_rd.py` makes one.
+        output_dir: output folder; the files of an earlier demo are replaced.
+        num_clips: number of training clips.
     """
 
     student: str = "out/demo/clip_student"
@@ -50,11 +50,11 @@ def main() -> None:
     for folder in (clips, new, features, fusion):
         shutil.rmtree(folder, ignore_errors=True)
 
-    print("1. Draw short clips with picture and sound: films of BlEmoRE's kind, with its names, actors and folds")
+    print("1. Draw short clips with picture and sound, with BlEmoRE's names, actors and folds")
     make_synthetic_clips(clips, num_clips=settings.num_clips, seed=0)
     print(f"{settings.num_clips} clips in {clips}", flush=True)
 
-    print("\n2. Make their features: the student sees each frame, a small HuBERT hears each 20 ms", flush=True)
+    print("\n2. Extract features: the student encodes every frame, a small HuBERT every 20 ms of sound", flush=True)
     save_random_speech_encoder(voice)
     encoders = {"picture": {"model_id": settings.student}, "voice": {"model_id": str(voice)}}
     made = extract_features(
@@ -64,12 +64,12 @@ def main() -> None:
     speed = made["media_seconds"] / made["seconds"]
     print(f"{made['clips']} clips with {made['encoders']} numbers a row, {speed:.1f} times real time")
 
-    print("\n3. Train the fusion on them; its config remembers where the features come from", flush=True)
+    print("\n3. Train the fusion on them; its config names their encoders", flush=True)
     arguments = ["--config", str(CONFIG), "--data", str(features), "--output_dir", str(fusion), "--seeds", "0"]
     arguments += ["--protocol", "none", "--num_epochs", "40", "--learning_rate", "1e-3", "--weight_decay", "0.5"]
     train_fusion(read_settings(FusionSettings, [*arguments, "--model.hidden_size", "64"]), command="make demo")
 
-    print("\n4. Hand clips of other actors, as files, to the pipeline", flush=True)
+    print("\n4. Predict clips of other actors with the pipeline", flush=True)
     paths = make_synthetic_clips(new, num_clips=36, seed=1)
     recognise = pipeline("blended-emotion-recognition", model=str(fusion), device="cpu")
     results = recognise([str(path) for path in paths])
@@ -80,9 +80,9 @@ def main() -> None:
     report = write_report(
         results, output / "clips.html", str(fusion), {path.stem: media_thumbnails(path) for path in paths}
     )
-    print(f"What the model makes of each, to look at: {report}")
+    print(f"Report with every clip: {report}")
 
-    print("\n5. One of them, as `hf-blemo predict CLIP --model MODEL` would say it", flush=True)
+    print("\n5. One of them in detail", flush=True)
     _show(paths[0], recognise(str(paths[0])), blend_words)
 
 

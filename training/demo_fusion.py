@@ -1,4 +1,4 @@
-"""The main job on the built-in data, in minutes: train and cross-validate, publish to a folder, load back, predict.
+"""Runs the main job on built-in data in minutes: cross-validates a fusion, publishes it, loads it back, predicts.
 
 Example:
     python training/demo_fusion.py --output_dir out/demo
@@ -16,10 +16,10 @@ CONFIG = Path(__file__).parent / "configs" / "fusion_synthetic.yaml"
 
 @dataclass
 class DemoSettings:
-    """What `training/demo_fusion.py` reads.
+    """The settings of `training/demo_fusion.py`.
 
     Args:
-        output_dir: where everything goes; what an earlier demo left there is replaced.
+        output_dir: output folder; the files of an earlier demo are replaced.
     """
 
     output_dir: str = "out/demo"
@@ -46,7 +46,7 @@ def main() -> None:
     metrics = train_fusion(read_settings(FusionSettings, arguments), command="make demo")
     print(results_table(metrics))
 
-    print("\n2. Publish to a folder, as hf-blemo publish --repo would to the Hub", flush=True)
+    print("\n2. Publish to a folder the files that `hf-blemo publish --repo` would upload", flush=True)
     publish(run)
     shutil.rmtree(published, ignore_errors=True)
     for name in files_to_publish(run):
@@ -54,7 +54,7 @@ def main() -> None:
         shutil.copyfile(run / name, published / name)
     print(f"{len(files_to_publish(run))} files in {published}")
 
-    print("\n3. Load it back with AutoModel and predict clips it has never seen", flush=True)
+    print("\n3. Load it back with AutoModel and predict unseen clips", flush=True)
     model = AutoModel.from_pretrained(published).eval()
     processor = AutoProcessor.from_pretrained(published)
     clips = make_synthetic_blends(num_clips=200, seed=12345)

@@ -1,4 +1,4 @@
-"""Embeds image-caption pairs by one or several teachers, once, for all students to come.
+"""Embeds image-caption pairs with one or several teachers, once for all students.
 
 Example:
     accelerate launch training/embed_teacher.py --config training/configs/embed_vit_b_16.yaml --output_dir out/store

@@ -1,4 +1,4 @@
-"""Extracts features of clips by pre-trained encoders, the data set that the fusion is trained on.
+"""Extracts features of clips with pre-trained encoders, as a data set for training the fusion.
 
 Example:
     accelerate launch training/extract_features.py --config training/configs/extract_blemore.yaml --data clips/
