@@ -140,7 +140,7 @@ def encoder_widths(dataset: "datasets.Dataset") -> dict[str, int]:
         Encoder -> D, in the order of the data set.
 
     Raises:
-        ValueError: there is no nested column `features`, or no clip has features of an encoder whose type states no width.
+        ValueError: there is no nested column `features`, or an encoder has neither features nor a declared width.
     """
     widths = {name: _declared_width(feature) for name, feature in _feature_types(dataset).items()}
     unknown = {name for name, width in widths.items() if width is None}
