@@ -4,19 +4,25 @@ import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import shared_models
+from accelerate_state import fresh_accelerate
+from hub_server import local_hub
 
 # Workers share the machine's cores, so torch may not start a thread per core in each.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# A test that reaches for the network fails at once instead of depending on it.
-os.environ["HF_HUB_OFFLINE"] = "1"
+# The only Hub that a test can reach is the one of its own process, where its token belongs to "you".
+os.environ["HF_ENDPOINT"] = local_hub().endpoint
+os.environ["HF_TOKEN"] = "hf_of_you"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
 IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
@@ -79,8 +85,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def hub():
     """A Hub on the loopback interface, shared by the tests of a worker: each uses repository names of its own."""
-    from hub_server import local_hub
-
     return local_hub()
 
 
@@ -92,24 +96,10 @@ def on_hub(hub, tmp_path) -> Callable[..., Any]:
     return partial(run_on_hub, tmp_path)
 
 
-@contextmanager
-def _without_accelerate_state(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    from accelerate.state import AcceleratorState, GradientState
-
-    def reset() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    patch.setenv("ACCELERATE_USE_CPU", "true")
-    reset()
-    yield
-    reset()
-
-
 @pytest.fixture
-def fresh_accelerate_state(monkeypatch) -> Iterator[None]:
+def fresh_accelerate_state() -> Iterator[None]:
     """Accelerate keeps one state per process: a test starts and ends without one, on the CPU wherever it runs."""
-    with _without_accelerate_state(monkeypatch):
+    with fresh_accelerate():
         yield
 
 
@@ -133,7 +123,7 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
         with FileLock(root / f"{name}.lock"):
             if not done.exists():
                 made.mkdir()
-                with pytest.MonkeyPatch.context() as patch, _without_accelerate_state(patch):
+                with fresh_accelerate():
                     make(made)
                 done.touch()
         return made

@@ -265,7 +265,8 @@ def test_paths_that_are_no_folder(tmp_path):
         load_fusion(tmp_path, revision="main")
 
 
-def test_a_repository_that_cannot_be_reached_is_one_clear_error():
+def test_a_repository_that_cannot_be_reached_is_one_clear_error(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="owner/name, revision v1: .* the Hub cannot be reached"):
         load_fusion("owner/name", revision="v1")
 
