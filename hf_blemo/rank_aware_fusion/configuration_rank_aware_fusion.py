@@ -17,20 +17,28 @@ ENCODER_DEFAULTS = {"modality": "video", "pooling": "mean", "transform": "none"}
 ENCODER_PROVENANCE = ("model_id", "revision", "extraction")
 
 
-def check_encoder(name: str, options: Any) -> dict[str, Any]:
-    """Completes one entry of `encoders` with its defaults.
+def complete_encoders(encoders: dict[str, Any], order: list[str] | None) -> dict[str, dict[str, Any]]:
+    """Checks the entries of `encoders` and fills in their defaults.
 
     Args:
-        name: name of the encoder.
-        options: `feature_size` (int, required), `modality`, `pooling`, `transform`, `model_id`, `revision`,
-            `extraction`.
+        encoders: as of [`RankAwareFusionConfig`].
+        order: their names in order; as they stand by default. Files are saved with sorted keys: without such a list
+            the encoders would change places on reload.
 
     Returns:
-        The options with every default filled in.
+        The complete entries in that order.
 
     Raises:
-        ValueError: the entry has no positive `feature_size`, an unknown key or a value outside its choices.
+        ValueError: `order` names other encoders, or an entry has no positive `feature_size`, an unknown key or a value
+            outside its choices.
     """
+    order = list(encoders) if order is None else list(order)
+    if sorted(order) != sorted(encoders):
+        raise ValueError(f"encoder_order {order} must name each of encoders {sorted(encoders)} once")
+    return {name: _complete(name, encoders[name]) for name in order}
+
+
+def _complete(name: str, options: Any) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f"encoders[{name!r}]: expected a dict with 'feature_size', found {type(options).__name__}")
     known = ("feature_size", *ENCODER_DEFAULTS, *ENCODER_PROVENANCE)
@@ -141,21 +149,17 @@ class RankAwareFusionConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
-        # Transformers keeps keys it does not know, so a misspelt setting would be carried along and do nothing.
+        # Transformers keeps unknown keys, so a misspelt setting would be stored and do nothing.
         for key in kwargs:
             nearest = get_close_matches(key, type(self).__annotations__, 1, 0.8)
             if nearest:
                 raise ValueError(f"unknown setting {key!r}; did you mean {nearest[0]!r}?")
-        # Where this package is installed the pipeline is registered: asked for the same code as a file of the Hub's,
-        # transformers would demand trust in it. Loaded as such a file, it is the only one there is.
+        # Where this package is installed its own pipeline is registered, and transformers must not ask for trust in
+        # the copy on the Hub. Loaded from the Hub, that copy is the only one.
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("custom_pipelines", None)
-        # A config file is saved with sorted keys: without this list the encoders would change places on reload.
-        order = list(self.encoders) if self.encoder_order is None else list(self.encoder_order)
-        if sorted(order) != sorted(self.encoders):
-            raise ValueError(f"encoder_order {order} must name each of encoders {sorted(self.encoders)} once")
-        self.encoders = {name: check_encoder(name, self.encoders[name]) for name in order}
-        self.encoder_order = order
+        self.encoders = complete_encoders(self.encoders, self.encoder_order)
+        self.encoder_order = list(self.encoders)
         kwargs.setdefault("id2label", dict(enumerate(EMOTIONS)))
         kwargs.setdefault("label2id", {name: index for index, name in enumerate(EMOTIONS)})
         super().__post_init__(**kwargs)

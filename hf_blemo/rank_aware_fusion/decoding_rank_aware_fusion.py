@@ -14,21 +14,34 @@ from .configuration_rank_aware_fusion import EMOTIONS
 NEUTRAL = EMOTIONS.index("neu")
 # Share of blends among the 3,050 clips of BlEmoRE.
 BLEND_SHARE = 1660 / 3050
-SALIENCES = (70.0, 50.0, 30.0)
-BLENDS = [
-    (first, second, salience)
-    for first in range(NEUTRAL)
-    for second in range(first + 1, NEUTRAL)
-    for salience in SALIENCES
-]
+
+_SALIENCES = (70.0, 50.0, 30.0)
 
 
-def blend(first: int, second: int, salience: float) -> list[dict[str, str | float]]:
-    """Two emotions, `salience` per cent of the first."""
+def _single(emotion: int) -> list[dict[str, str | float]]:
+    return [{"emotion": EMOTIONS[emotion], "salience": 100.0}]
+
+
+def _blend(first: int, second: int, salience: float) -> list[dict[str, str | float]]:
     return [
         {"emotion": EMOTIONS[first], "salience": salience},
         {"emotion": EMOTIONS[second], "salience": 100.0 - salience},
     ]
+
+
+# The 36 valid labels in the order of `joint_probabilities`; to be copied before they are handed out.
+LABELS = [
+    *(_single(emotion) for emotion in range(len(EMOTIONS))),
+    *(
+        _blend(first, second, salience)
+        for first in range(NEUTRAL)
+        for second in range(first + 1, NEUTRAL)
+        for salience in _SALIENCES
+    ),
+]
+LABEL_PERCENT = np.array(
+    [[{part["emotion"]: part["salience"] for part in label}.get(name, 0) for name in EMOTIONS] for label in LABELS]
+).astype(np.int64)
 
 
 def decode_thresholds(probabilities: np.ndarray, alpha: float, beta: float) -> list[list[dict[str, str | float]]]:
@@ -36,8 +49,8 @@ def decode_thresholds(probabilities: np.ndarray, alpha: float, beta: float) -> l
 
     Args:
         probabilities: (B, 6).
-        alpha: presence threshold: what is below it is not predicted.
-        beta: salience threshold: a difference of at most this much is a 50/50 blend.
+        alpha: presence threshold; an emotion below it is not predicted.
+        beta: salience threshold; a difference of at most this much is a 50/50 blend.
 
     Returns:
         One or two emotions with their salience in per cent for each sample.
@@ -58,9 +71,9 @@ def decode_thresholds(probabilities: np.ndarray, alpha: float, beta: float) -> l
             first, second = sorted((best, second))
             difference = row[first] - row[second]
             salience = 50.0 if abs(difference) <= beta else (70.0 if difference > 0 else 30.0)
-            predictions.append(blend(first, second, salience))
+            predictions.append(_blend(first, second, salience))
             continue
-        predictions.append([{"emotion": EMOTIONS[chosen], "salience": 100.0}])
+        predictions.append(_single(chosen))
     return predictions
 
 
@@ -76,19 +89,16 @@ def decode_expected_score(joint: np.ndarray, blend_share: float = BLEND_SHARE) -
 
     Source: the Score of BlEmoRE (a right set is worth 0.5 / N, a right blend label another 0.5 / N_blends).
     """
-    # In float64, as the benchmark's room does: in float32 near ties fall otherwise.
+    # In float64, as the benchmark's room does: float32 can break near ties the other way.
     joint = joint.astype(np.float64)
-    blends = joint[:, 6:].reshape(len(joint), -1, len(SALIENCES))
+    blends = joint[:, 6:].reshape(len(joint), -1, len(_SALIENCES))
     blend_score = 0.5 * blends.sum(-1, keepdims=True) + 0.5 * blends / blend_share
     best = np.concatenate([0.5 * joint[:, :6], blend_score.reshape(len(joint), -1)], 1).argmax(1)
-    return [
-        blend(*BLENDS[index - 6]) if index >= 6 else [{"emotion": EMOTIONS[index], "salience": 100.0}]
-        for index in best
-    ]
+    return [[dict(part) for part in LABELS[index]] for index in best]
 
 
 def output_probabilities(output: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model says of a batch, as numbers from 0 to 1.
+    """Turns a model's outputs into probabilities.
 
     Args:
         output: of a [`RankAwareFusionModel`].

@@ -8,62 +8,84 @@ to a domain where its weight is not zero. The same code then serves any mixture 
 import torch
 from torch import nn
 
-BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+from .configuration_rank_aware_fusion import RankAwareFusionConfig
+
+_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-def domain_weights(is_source: torch.Tensor, present: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Uniform weights over the rows of each domain.
+class RankAwareFusionDomainAdaptation(nn.ModuleList):
+    """Distance between the labelled rows of a batch, the source, and the unlabelled ones, the target.
+
+    Holds the discriminators of `domain_adaptation="adversarial"`, one per place: the fused features or, at the level
+    `encoders`, the latents of every encoder. The other kinds have no weights.
 
     Args:
-        is_source: (B,) bool, true for source rows; the other rows are the target.
-        present: (B,) bool, false for rows that have no features here and belong to neither domain; all by default.
+        config: of the model.
 
-    Returns:
-        Source and target weights, (B,) each, summing to 1 over their own rows (to 0 where a domain has none).
+    Source: `mmd`: Long et al., "Learning Transferable Features with Deep Adaptation Networks", ICML 2015 (multi-kernel
+    MMD, the biased estimate; the bandwidths are ours). `coral`: Sun and Saenko, "Deep CORAL", ECCV 2016 (the mean term
+    is ours, as CORAL assumes centred features). `adversarial`: Ganin et al., "Domain-Adversarial Training", JMLR 2016.
     """
-    used = torch.ones_like(is_source) if present is None else present
-    source, target = (is_source & used).float(), (~is_source & used).float()
+
+    def __init__(self, config: RankAwareFusionConfig):
+        super().__init__()
+        self.kind = config.domain_adaptation
+        self.level = config.domain_adaptation_level
+        if self.kind == "adversarial":
+            places = len(config.encoders) if self.level == "encoders" else 1
+            self.extend(_Discriminator(config.hidden_size) for _ in range(places))
+
+    def forward(
+        self, fused: torch.Tensor, latents: torch.Tensor, present: torch.Tensor, labelled: torch.Tensor
+    ) -> torch.Tensor:
+        """Measures the distance.
+
+        Args:
+            fused: (B, H).
+            latents: (B, E, H).
+            present: (B, E) bool.
+            labelled: (B,) bool, true for source rows.
+
+        Returns:
+            Scalar, the mean over the places; zero where one domain has no row.
+        """
+        if self.kind == "none":
+            return fused.new_zeros((), dtype=torch.float32)
+        places = [(fused, present.any(-1))]
+        if self.level == "encoders":
+            places = list(zip(latents.unbind(1), present.unbind(1), strict=True))
+        terms = []
+        for place, (features, used) in enumerate(places):
+            weights = _domain_weights(labelled, used)
+            if self.kind == "mmd":
+                terms.append(_maximum_mean_discrepancy(features.float(), *weights))
+            elif self.kind == "coral":
+                terms.append(_correlation_alignment(features.float(), *weights))
+            else:
+                terms.append(self[place](features, *weights))
+        return torch.stack(terms).mean()
+
+
+def _domain_weights(is_source: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (B,) of source and target, summing to 1 over the rows of each domain that are present, or to 0."""
+    source, target = (is_source & present).float(), (~is_source & present).float()
     return source / source.sum().clamp_min(1), target / target.sum().clamp_min(1)
 
 
-def maximum_mean_discrepancy(features: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Squared maximum mean discrepancy under a mean of Gaussian kernels.
-
-    The bandwidths are multiples of the mean squared distance between the rows in use, taken without gradient.
-
-    Args:
-        features: (B, H).
-        source, target: (B,) weights of [`domain_weights`].
-
-    Returns:
-        Scalar, not negative.
-
-    Source: Long et al., "Learning Transferable Features with Deep Adaptation Networks", ICML 2015 (multi-kernel MMD);
-    the biased estimate, bandwidths as this project's choice.
-    """
+def _maximum_mean_discrepancy(features: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Squared, under a mean of Gaussian kernels as wide as multiples of the rows' mean squared distance."""
     squared = (features.unsqueeze(0) - features.unsqueeze(1)).square().sum(-1)
     used = ((source > 0) | (target > 0)).to(squared.dtype)
     num_rows = used.sum()
     scale = (used @ squared.detach() @ used / (num_rows * (num_rows - 1)).clamp_min(1)).clamp_min(1e-12)
-    kernel = torch.stack([torch.exp(-squared / (2 * factor * scale)) for factor in BANDWIDTHS]).mean(0)
+    kernel = torch.stack([torch.exp(-squared / (2 * factor * scale)) for factor in _BANDWIDTHS]).mean(0)
     difference = source - target
     both = (source.sum() > 0) & (target.sum() > 0)
     return torch.where(both, (difference @ kernel @ difference).clamp_min(0), kernel.new_zeros(()))
 
 
-def correlation_alignment(features: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """CORAL: squared distance between the feature covariances of the two domains, and between their means.
-
-    Args:
-        features: (B, H); the covariances are (H, H), whatever the number of rows in each domain.
-        source, target: (B,) weights of [`domain_weights`].
-
-    Returns:
-        Scalar, not negative: ||C_s - C_t||^2 / (4 H^2) + ||m_s - m_t||^2 / H.
-
-    Source: Sun and Saenko, "Deep CORAL", ECCV 2016; the mean term is this project's choice (CORAL assumes centred
-    features).
-    """
+def _correlation_alignment(features: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """||C_s - C_t||^2 / (4 H^2) + ||m_s - m_t||^2 / H of covariances and means; (H, H) for any number of rows."""
 
     def moments(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean = weights @ features
@@ -81,8 +103,8 @@ def correlation_alignment(features: torch.Tensor, source: torch.Tensor, target: 
     return torch.where(both, distance, distance.new_zeros(()))
 
 
-class GradientReversal(torch.autograd.Function):
-    """Identity whose gradient has the other sign (Ganin et al., "Domain-Adversarial Training", JMLR 2016)."""
+class _GradientReversal(torch.autograd.Function):
+    """Identity whose gradient has the other sign."""
 
     generate_vmap_rule = True
 
@@ -99,12 +121,8 @@ class GradientReversal(torch.autograd.Function):
         return -gradient
 
 
-class RankAwareFusionDomainDiscriminator(nn.Module):
-    """Tells source from target rows, behind a gradient reversal.
-
-    Args:
-        hidden_size: H, width of the features.
-    """
+class _Discriminator(nn.Module):
+    """Binary cross-entropy of the domain behind a gradient reversal, both domains weighing the same."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -112,16 +130,7 @@ class RankAwareFusionDomainDiscriminator(nn.Module):
         self.output = nn.Linear(hidden_size, 1)
 
     def forward(self, features: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Binary cross-entropy of the domain, both domains weighing the same.
-
-        Args:
-            features: (B, H).
-            source, target: (B,) weights of [`domain_weights`].
-
-        Returns:
-            Scalar; zero where one domain has no row.
-        """
-        logits = self.output(nn.functional.gelu(self.hidden(GradientReversal.apply(features)))).squeeze(-1)
+        logits = self.output(nn.functional.gelu(self.hidden(_GradientReversal.apply(features)))).squeeze(-1)
         loss = -(source * nn.functional.logsigmoid(logits) + target * nn.functional.logsigmoid(-logits)).sum() / 2
         both = (source.sum() > 0) & (target.sum() > 0)
         return torch.where(both, loss, loss.new_zeros(()))

@@ -10,33 +10,16 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_rank_aware_fusion import MODALITIES, RankAwareFusionConfig
-from .domain_adaptation_rank_aware_fusion import (
-    RankAwareFusionDomainDiscriminator,
-    correlation_alignment,
-    domain_weights,
-    maximum_mean_discrepancy,
-)
+from .decoding_rank_aware_fusion import LABEL_PERCENT
+from .domain_adaptation_rank_aware_fusion import RankAwareFusionDomainAdaptation
 from .pooling_rank_aware_fusion import RankAwareFusionPooling
 
 IGNORED_LABEL = -100
 
 
-def valid_labels() -> torch.Tensor:
-    """The 36 valid labels as soft labels, (36, 6): six singles, then the pairs of the first five in lexicographic
-    order, each as 70/30, 50/50, 30/70."""
-    rows = [[float(row == column) for column in range(6)] for row in range(6)]
-    for first in range(5):
-        for second in range(first + 1, 5):
-            for share in (0.7, 0.5, 0.3):
-                row = [0.0] * 6
-                row[first], row[second] = share, round(1 - share, 1)
-                rows.append(row)
-    return torch.tensor(rows)
-
-
-def valid_percent() -> torch.Tensor:
-    """The 36 valid labels in whole per cent, (36, 6) int64."""
-    return (100 * valid_labels()).round().long()
+def _label_percent() -> torch.Tensor:
+    """The 36 valid labels, (36, 6): integers stay exact where the model is cast to a lower precision."""
+    return torch.tensor(LABEL_PERCENT)
 
 
 @dataclass
@@ -48,7 +31,7 @@ class RankAwareFusionOutput(ModelOutput):
         probabilities: (B, 6), the fused probabilities of the emotions, summing to 1.
         presence_logits: (B, 6).
         salience_logits: (B, 6).
-        joint_probabilities: (B, 36), over the valid labels in the order of `valid_labels`.
+        joint_probabilities: (B, 36), over the valid labels in the order of `blemore.LABELS`.
         encoder_weights: (B, E), the gate's softmax over the encoders that are present.
         selected_encoders: (B, top_n) int64, the fused encoders in rank order; -1 where fewer are present.
         fused_features: (B, H), what the heads and the domain adaptation see.
@@ -66,11 +49,11 @@ class RankAwareFusionOutput(ModelOutput):
     domain_adaptation_loss: torch.Tensor | None = None
 
 
-class RankAwareFusionProjection(nn.Module):
+class _Projection(nn.Module):
     """Projects one pooled encoder into the shared latent space.
 
-    Without a norm, here and in the fusion: the length of a latent tells how sure its encoder is, and a norm would hide
-    it (measured on the real out-of-fold logits).
+    Without a norm, here and in the fusion: the length of a latent shows how sure its encoder is, and a norm would hide
+    that (measured on the real out-of-fold logits).
     """
 
     def __init__(self, input_size: int, config: RankAwareFusionConfig):
@@ -83,11 +66,11 @@ class RankAwareFusionProjection(nn.Module):
         return self.dropout(nn.functional.gelu(self.linear(pooled)))
 
 
-class RankAwareFusionGate(nn.Module):
+class _Gate(nn.Module):
     """Scores the encoders of each sample; the scores order the encoders and their softmax weighs them.
 
     `attention` is a scaled dot product of one query per sample (a learned vector plus, with `gate_context`, a map of
-    the sample's mean latent) with the encoders' keys and embeddings: this project's choice.
+    the sample's mean latent) with the encoders' keys and embeddings.
     """
 
     static_scores: torch.Tensor
@@ -139,12 +122,12 @@ class RankAwareFusionGate(nn.Module):
         return scores.softmax(-1) * present, order
 
 
-class RankAwareFusionFusion(nn.Module):
+class _Fusion(nn.Module):
     """Joins the latents of the selected encoders into one vector.
 
     `rank_aware`: each rank scales the latent that stands there by a vector of its own and adds its embedding, then the
     weighted sum over the ranks is mapped on. Untrained ranks are alike, so the method starts as the weighted sum and
-    the order comes to matter as far as the data ask for it (this project's choice).
+    training decides how far the order matters.
     """
 
     def __init__(self, config: RankAwareFusionConfig):
@@ -185,7 +168,7 @@ class RankAwareFusionFusion(nn.Module):
         return self.dropout(nn.functional.gelu(self.linear(joined.to(self.linear.weight.dtype))))
 
 
-class RankAwareFusionHeads(nn.Module):
+class _Heads(nn.Module):
     """Presence and salience heads, their fusion as probabilities and the joint distribution over valid labels."""
 
     exponent_logit: torch.Tensor
@@ -205,8 +188,7 @@ class RankAwareFusionHeads(nn.Module):
         self.joint_scale = nn.Parameter(torch.zeros(2))
         self.joint_bias = nn.Parameter(torch.zeros(36))
         self.interaction = nn.Linear(config.hidden_size, 36, bias=False) if config.joint_interaction else None
-        # In whole per cent: integers stay exact where the model is cast to a lower precision.
-        self.register_buffer("label_percent", valid_percent())
+        self.register_buffer("label_percent", _label_percent())
 
     def forward(self, fused: torch.Tensor) -> dict[str, torch.Tensor]:
         """Predicts from fused features.
@@ -279,8 +261,8 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
     config: RankAwareFusionConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = False
-    _no_split_modules = ["RankAwareFusionProjection", "RankAwareFusionFusion", "RankAwareFusionHeads"]
-    # forward takes no **kwargs; said aloud because a loss normalised by the number of label elements would be wrong.
+    _no_split_modules = ["_Projection", "_Fusion", "_Heads"]
+    # forward takes no **kwargs; explicit because a loss normalised by the number of label elements would be wrong.
     accepts_loss_kwargs = False
 
     @torch.no_grad()
@@ -292,7 +274,7 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RankAwareFusionPooling):
             init.zeros_(module.feature_mean)
             init.ones_(module.feature_std)
-        elif isinstance(module, RankAwareFusionGate):
+        elif isinstance(module, _Gate):
             if module.kind == "static":
                 init.zeros_(module.static_scores)
             if module.kind == "attention":
@@ -302,15 +284,15 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
                 for linear in (module.key, module.context):
                     if linear is not None:
                         init.normal_(linear.weight, std=self.config.initializer_range)
-        elif isinstance(module, RankAwareFusionFusion):
+        elif isinstance(module, _Fusion):
             if module.kind == "rank_aware":
                 init.ones_(module.rank_scale)
                 init.normal_(module.rank_embedding, std=self.config.initializer_range)
-        elif isinstance(module, RankAwareFusionHeads):
+        elif isinstance(module, _Heads):
             init.constant_(module.exponent_logit, torch.tensor(module.initial_exponent).logit().item())
             init.zeros_(module.joint_scale)
             init.zeros_(module.joint_bias)
-            init.copy_(module.label_percent, valid_percent())
+            init.copy_(module.label_percent, _label_percent())
             if module.interaction is not None:
                 init.zeros_(module.interaction.weight)
 
@@ -350,26 +332,19 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
 
     def __init__(self, config: RankAwareFusionConfig):
         super().__init__(config)
-        # Settings that from_pretrained was given are set after the config was checked.
+        # from_pretrained applies its keyword settings after the config was checked.
         config.validate()
         if not config.encoders:
             raise ValueError("config.encoders is empty: name at least one encoder with its feature_size")
         self.encoder_names = list(config.encoders)
         # By position, not by name: an encoder's name may hold characters that a module's name may not.
         self.poolings = nn.ModuleList(RankAwareFusionPooling(config.encoders[name]) for name in self.encoder_names)
-        self.projections = nn.ModuleList(
-            RankAwareFusionProjection(config.pooled_size(name), config) for name in self.encoder_names
-        )
-        self.gate = RankAwareFusionGate(config)
-        self.fusion = RankAwareFusionFusion(config)
-        self.heads = RankAwareFusionHeads(config)
-        if config.domain_adaptation == "adversarial":
-            places = len(self.encoder_names) if config.domain_adaptation_level == "encoders" else 1
-            self.discriminators = nn.ModuleList(
-                RankAwareFusionDomainDiscriminator(config.hidden_size) for _ in range(places)
-            )
-        modality = [MODALITIES.index(config.encoders[name]["modality"]) for name in self.encoder_names]
-        self.modality_indices = modality
+        self.projections = nn.ModuleList(_Projection(config.pooled_size(name), config) for name in self.encoder_names)
+        self.gate = _Gate(config)
+        self.fusion = _Fusion(config)
+        self.heads = _Heads(config)
+        self.discriminators = RankAwareFusionDomainAdaptation(config)
+        self.modality_indices = [MODALITIES.index(options["modality"]) for options in config.encoders.values()]
         self.post_init()
 
     def train(self, mode: bool = True) -> Any:
@@ -431,7 +406,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         for name, pooling, projection in zip(self.encoder_names, self.poolings, self.projections, strict=True):
             values = features.get(name)
             if values is None:
-                # Projected like any other, so that every parameter takes part in every step (DDP asks for that).
+                # Projected like any other, since DDP needs every parameter in every step.
                 values = torch.zeros(batch_size, self.config.pooled_size(name), device=self.device)
                 mask = torch.zeros(batch_size, 1, dtype=torch.bool, device=self.device)
             else:
@@ -509,30 +484,8 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                 target = (-alone.detach()).masked_fill(~present, lowest).softmax(-1) * present
                 divergence = torch.special.xlogy(target, target) - target * weights.clamp_min(1e-12).log()
                 loss = loss + config.gate_loss_weight * (rows * divergence.sum(-1)).sum()
-        adaptation = self._domain_adaptation_loss(fused, latents, present, labelled)
+        adaptation = self.discriminators(fused, latents, present, labelled)
         return loss + config.domain_adaptation_weight * adaptation, adaptation
-
-    def _domain_adaptation_loss(
-        self, fused: torch.Tensor, latents: torch.Tensor, present: torch.Tensor, labelled: torch.Tensor
-    ) -> torch.Tensor:
-        """Distance between labelled and unlabelled rows: of the fused features, or of each encoder's latents, mean."""
-        kind = self.config.domain_adaptation
-        if kind == "none":
-            return fused.new_zeros((), dtype=torch.float32)
-        if self.config.domain_adaptation_level == "encoders":
-            places = [(latents[:, place], present[:, place]) for place in range(len(self.encoder_names))]
-        else:
-            places = [(fused, present.any(-1))]
-        terms = []
-        for place, (values, used) in enumerate(places):
-            source, target = domain_weights(labelled, used)
-            if kind == "mmd":
-                terms.append(maximum_mean_discrepancy(values.float(), source, target))
-            elif kind == "coral":
-                terms.append(correlation_alignment(values.float(), source, target))
-            else:
-                terms.append(self.discriminators[place](values, source, target))
-        return torch.stack(terms).mean()
 
     @can_return_tuple
     def forward(

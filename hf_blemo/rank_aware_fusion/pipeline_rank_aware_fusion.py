@@ -10,7 +10,7 @@ import torch
 from transformers import Pipeline
 
 from .configuration_rank_aware_fusion import EMOTIONS
-from .decoding_rank_aware_fusion import BLENDS, blend, output_probabilities
+from .decoding_rank_aware_fusion import LABELS, output_probabilities
 
 TASK = "blended-emotion-recognition"
 FEATURE_SUFFIX = ".npy"
@@ -18,7 +18,7 @@ DECODING_PARAMETERS = ("decoding", "alpha", "beta", "blend_share")
 
 
 class BlendedEmotionRecognitionPipeline(Pipeline):
-    """Says which one or two emotions a clip shows, how much of each, and which encoders told so.
+    """Recognises which one or two emotions a clip shows, how much of each, and which encoders it relied on.
 
     ```text
     recognise = pipeline("blended-emotion-recognition", model="owner/fusion")
@@ -68,15 +68,15 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
             known = ", ".join((*DECODING_PARAMETERS, "top_labels"))
             raise ValueError(f"{TASK}: unknown parameter {sorted(unknown)[0]!r}, expected some of {known}")
         if top_labels is not None:
-            if not 0 < top_labels <= len(EMOTIONS) + len(BLENDS):
-                raise ValueError(f"top_labels must be from 1 to {len(EMOTIONS) + len(BLENDS)}, found {top_labels}")
+            if not 0 < top_labels <= len(LABELS):
+                raise ValueError(f"top_labels must be from 1 to {len(LABELS)}, found {top_labels}")
             kwargs["top_labels"] = top_labels
         return {}, {}, {name: value for name, value in kwargs.items() if value is not None}
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Recognises the blends of a clip or of many; see the class."""
         if isinstance(inputs, str | Path):
-            inputs = read_folder(inputs, self.processor.encoders)
+            inputs = _read_folder(inputs, self.processor.encoders)
         elif hasattr(inputs, "column_names"):
             # A data set: rows as arrays are read faster than as lists.
             arrays = inputs.with_format("numpy") if hasattr(inputs, "with_format") else inputs
@@ -100,7 +100,7 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
         forward_params: dict,
         postprocess_params: dict,
     ) -> Any:
-        """Results in the order of the clips; features are arrays already, so that no workers are needed."""
+        """Results in the order of the clips; features are arrays already, so no workers are needed."""
         return self._results(inputs, batch_size, postprocess_params)
 
     def _results(self, inputs: Iterable[Any], batch_size: int, parameters: dict) -> Iterator[dict[str, Any]]:
@@ -124,7 +124,7 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
         """
         name = f"clip {preprocess_parameters.get('number', 0)}"
         if isinstance(input_, str | Path):
-            found = read_folder(input_, self.processor.encoders)
+            found = _read_folder(input_, self.processor.encoders)
             if isinstance(found, list):
                 raise ValueError(f"{input_}: found the folders of {len(found)} clips, expected that of one")
             input_ = found
@@ -167,7 +167,7 @@ def result_of_row(
     encoders: Sequence[str],
     top_labels: int | None = None,
 ) -> dict[str, Any]:
-    """What is said of one clip of a batch.
+    """Makes the result of one clip of a batch.
 
     Args:
         values: `probabilities`, `presence`, `salience` (B, 6), `encoder_weights` (B, E), `selected_encoders` (B, n),
@@ -187,35 +187,16 @@ def result_of_row(
     selected = values["selected_encoders"][row].tolist()
     result["selected_encoders"] = [encoders[place] for place in selected if place >= 0]
     if top_labels is not None:
-        result["labels"] = _most_probable(values["joint_probabilities"][row].float(), top_labels)
+        top, places = values["joint_probabilities"][row].float().topk(top_labels)
+        result["labels"] = [
+            {"blend": [dict(part) for part in LABELS[place]], "probability": value}
+            for place, value in zip(places.tolist(), top.tolist(), strict=True)
+        ]
     return result
 
 
-def _most_probable(joint: torch.Tensor, count: int) -> list[dict[str, Any]]:
-    top, places = joint.topk(count)
-    singles: list[list[dict[str, str | float]]] = [[{"emotion": name, "salience": 100.0}] for name in EMOTIONS]
-    labels = [*singles, *(blend(*label) for label in BLENDS)]
-    return [
-        {"blend": labels[place], "probability": value}
-        for place, value in zip(places.tolist(), top.tolist(), strict=True)
-    ]
-
-
-def read_folder(folder: str | Path, encoders: Iterable[str]) -> Any:
-    """Reads features from `.npy` files.
-
-    Args:
-        folder: of one clip, with a file `ENCODER.npy` per encoder; or with sub-folders, one per clip of that form, or
-            one per encoder with a file `CLIP.npy` per clip.
-        encoders: names that the model knows; files and folders of others are left out.
-
-    Returns:
-        `{"clip": name, "features": encoder -> array}`; a list of these, by name, where there are sub-folders.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is a file, or holds no features of the encoders, or a file is no array of numbers.
-    """
+def _read_folder(folder: str | Path, encoders: Iterable[str]) -> Any:
+    """`{"clip": name, "features": encoder -> array}`, or a list of these for a folder of folders."""
     folder, encoders = Path(folder), list(encoders)
     if folder.is_file():
         raise ValueError(

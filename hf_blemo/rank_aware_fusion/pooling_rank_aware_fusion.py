@@ -7,45 +7,27 @@ from torch import nn
 
 from .configuration_rank_aware_fusion import NUM_STATISTICS
 
-PERCENTILES = (0.10, 0.25, 0.50, 0.75, 0.90)
+_PERCENTILES = (0.10, 0.25, 0.50, 0.75, 0.90)
 
 
-def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the valid steps.
-
-    Args:
-        values: (B, T, D); what stands at masked steps does not matter.
-        mask: (B, T) bool, true at valid steps.
-
-    Returns:
-        (B, D); zeros for a sample without a valid step.
-    """
+def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, T, D) -> (B, D); zeros for a sample without a valid step."""
     values = torch.where(mask.unsqueeze(-1), values, values.new_zeros(()))
     return values.sum(1) / mask.sum(1).clamp_min(1).unsqueeze(-1)
 
 
-def masked_statistics(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean, standard deviation and percentiles 10, 25, 50, 75, 90 over the valid steps, concatenated in that order.
-
-    Args:
-        values: (B, T, D).
-        mask: (B, T) bool.
-
-    Returns:
-        (B, 7 * D); zeros for a sample without a valid step. Equal to numpy's `mean`, `std` and `percentile` (linear).
-
-    Source: aggregation of the BlEmoRE baselines, arXiv 2601.13225.
-    """
+def _masked_statistics(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, T, D) -> (B, 7 * D): numpy's mean, std and (linear) percentiles, as in the BlEmoRE baselines; or zeros."""
     # Masked steps may hold anything, and what they hold must not reach the gradient of the others either.
     values = torch.where(mask.unsqueeze(-1), values, values.new_zeros(()))
-    mean = masked_mean(values, mask)
-    variance = masked_mean((values - mean.unsqueeze(1)).square(), mask)
+    mean = _masked_mean(values, mask)
+    variance = _masked_mean((values - mean.unsqueeze(1)).square(), mask)
     # The root of zero, the variance of a single step, has no finite slope.
     deviation = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
     ordered = torch.where(mask.unsqueeze(-1), values, values.new_full((), torch.inf)).sort(dim=1).values
     last = (mask.sum(1) - 1).clamp_min(0)
     statistics = [mean, deviation]
-    for percentile in PERCENTILES:
+    for percentile in _PERCENTILES:
         position = last * percentile
         lower = position.floor().long()
         upper = position.ceil().long()
@@ -98,9 +80,9 @@ class RankAwareFusionPooling(nn.Module):
         if self.transform == "log_softmax":
             values = values.log_softmax(-1)
         if self.pooling == "mean":
-            return masked_mean(values, mask)
+            return _masked_mean(values, mask)
         if self.pooling == "statistics":
-            return masked_statistics(values, mask)
+            return _masked_statistics(values, mask)
         return values
 
     def forward(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

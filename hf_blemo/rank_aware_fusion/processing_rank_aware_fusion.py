@@ -8,9 +8,9 @@ import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .configuration_rank_aware_fusion import check_encoder
-from .decoding_rank_aware_fusion import BLEND_SHARE, decode_expected_score, decode_thresholds
-from .modeling_rank_aware_fusion import IGNORED_LABEL, valid_labels
+from .configuration_rank_aware_fusion import complete_encoders
+from .decoding_rank_aware_fusion import BLEND_SHARE, LABEL_PERCENT, decode_expected_score, decode_thresholds
+from .modeling_rank_aware_fusion import IGNORED_LABEL
 
 DECODINGS = ("expected_score", "thresholds")
 
@@ -27,8 +27,8 @@ class RankAwareFusionBatch(BatchFeature):
         return self
 
 
-class NoTokens:
-    """Stands where Trainer looks for the special tokens of its `processing_class`: there are none."""
+class _NoTokens:
+    """Trainer looks for special tokens in its `processing_class`; features have none."""
 
     bos_token_id = eos_token_id = pad_token_id = None
 
@@ -46,7 +46,7 @@ class RankAwareFusionProcessor(ProcessorMixin):
         ValueError: an entry of `encoders` is not valid, or `decoding` is neither of the two.
     """
 
-    tokenizer = NoTokens()
+    tokenizer = _NoTokens()
 
     def __init__(
         self,
@@ -59,12 +59,8 @@ class RankAwareFusionProcessor(ProcessorMixin):
     ):
         if decoding not in DECODINGS:
             raise ValueError(f"decoding {decoding!r} is not one of {', '.join(DECODINGS)}")
-        # A processor is saved with sorted keys: without this list the encoders would change places on reload.
-        order = list(encoders) if encoder_order is None else list(encoder_order)
-        if sorted(order) != sorted(encoders):
-            raise ValueError(f"encoder_order {order} must name each of encoders {sorted(encoders)} once")
-        self.encoders = {name: check_encoder(name, encoders[name]) for name in order}
-        self.encoder_order = order
+        self.encoders = complete_encoders(encoders, encoder_order)
+        self.encoder_order = list(self.encoders)
         self.decoding = decoding
         self.alpha = float(alpha)
         self.beta = float(beta)
@@ -107,22 +103,20 @@ class RankAwareFusionProcessor(ProcessorMixin):
         if len(labels) != num_samples:
             raise ValueError(f"expected one row of labels per sample, found {len(labels)} for {num_samples} samples")
         rows = torch.full((num_samples, 6), float(IGNORED_LABEL))
-        valid = valid_labels()
-        for index, row in enumerate(labels):
-            if row is None:
+        valid = LABEL_PERCENT / 100
+        for index, given in enumerate(labels):
+            if given is None:
                 continue
-            given = row
             try:
-                row = torch.as_tensor(np.asarray(row, dtype=np.float32))
+                row = np.asarray(given, dtype=np.float32)
             except (TypeError, ValueError):
-                row = torch.empty(0)
-            is_label = row.shape == (6,) and bool(((valid - row).abs().amax(-1) < 1e-3).any())
-            if not is_label and not (row.shape == (6,) and bool((row == IGNORED_LABEL).all())):
+                row = np.empty(0, dtype=np.float32)
+            if row.shape != (6,) or not ((row == IGNORED_LABEL).all() or (np.abs(valid - row).max(1) < 1e-3).any()):
                 raise ValueError(
                     f"{names[index]}: labels {given!r} are no valid blend; expected one emotion, two of the "
                     f"first five at 70/30, 50/50 or 30/70, or {IGNORED_LABEL} six times for an unlabelled sample"
                 )
-            rows[index] = row
+            rows[index] = torch.from_numpy(row)
         return rows
 
     def __call__(
@@ -139,7 +133,7 @@ class RankAwareFusionProcessor(ProcessorMixin):
                 A single sample may be given without a list.
             labels: (B, 6) soft labels; None or -100 six times for an unlabelled row.
             clips: names of the samples, for error messages.
-            return_tensors: `"pt"`, the only kind there is.
+            return_tensors: must be `"pt"`.
 
         Returns:
             `features` {name: (B, T, D) float32, zero-padded}, `feature_mask` {name: (B, T) bool} and, with `labels`,

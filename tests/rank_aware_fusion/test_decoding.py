@@ -8,8 +8,13 @@ import pytest
 import torch
 
 from hf_blemo import RankAwareFusionProcessor, blemore
-from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import decode_expected_score, decode_thresholds
-from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionOutput, valid_labels
+from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import (
+    LABEL_PERCENT,
+    LABELS,
+    decode_expected_score,
+    decode_thresholds,
+)
+from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionOutput
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "blemore_hicmae_logits.parquet"
 KINDS = ["softmax", "twentieths", "thresholds", "neutral", "sparse", "halves"]
@@ -66,13 +71,13 @@ def test_expected_score_of_the_real_out_of_fold_predictions():
     probabilities = softmax(logits)
     thresholds = {"alpha": 0.1447, "beta": 0.0974}
     assert decode_thresholds(probabilities, **thresholds) == blemore.decode_thresholds(probabilities, **thresholds)
-    joint = softmax(np.log(probabilities) @ valid_labels().numpy().T)
+    joint = softmax(np.log(probabilities) @ blemore.LABEL_MATRIX.astype(np.float32).T)
     assert decode_expected_score(joint) == blemore.decode_expected_score(joint)
 
 
 def test_labels_are_the_benchmarks_in_its_order():
-    np.testing.assert_allclose(valid_labels().numpy(), blemore.LABEL_MATRIX, rtol=0, atol=1e-7)
-    assert valid_labels().dtype == torch.float32
+    assert list(blemore.LABELS) == LABELS
+    assert (np.rint(100 * blemore.LABEL_MATRIX) == LABEL_PERCENT).all()
 
 
 def test_every_label_is_decoded_from_certainty():

@@ -4,100 +4,88 @@ import numpy as np
 import pytest
 import torch
 
-from hf_blemo.rank_aware_fusion.domain_adaptation_rank_aware_fusion import (
-    BANDWIDTHS,
-    GradientReversal,
-    RankAwareFusionDomainDiscriminator,
-    correlation_alignment,
-    domain_weights,
-    maximum_mean_discrepancy,
-)
+from hf_blemo import RankAwareFusionConfig
+from hf_blemo.rank_aware_fusion.domain_adaptation_rank_aware_fusion import RankAwareFusionDomainAdaptation
 
 TERMS = ["mmd", "coral", "adversarial"]
 # Numbers of source and target rows.
 COUNTS = [(4, 4), (5, 2), (2, 7), (1, 3), (3, 1), (1, 1)]
+BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-def make_rows(num_source: int, num_target: int, shift: float = 0.7, size: int = 3, seed: int = 0):
+def make_rows(num_source: int, num_target: int, seed: int = 0):
     """Source and target rows in mixed order, and which are source."""
     generator = torch.Generator().manual_seed(seed)
     is_source = torch.zeros(num_source + num_target, dtype=torch.bool)
     is_source[torch.randperm(len(is_source), generator=generator)[:num_source]] = True
-    features = torch.randn(len(is_source), size, generator=generator)
-    features = torch.where(is_source.unsqueeze(-1), features, 1.5 * features + shift)
+    features = torch.randn(len(is_source), 3, generator=generator)
+    features = torch.where(is_source.unsqueeze(-1), features, 1.5 * features + 0.7)
     return features, is_source
 
 
-def make_term(name: str, size: int = 3):
-    """A function of the features and the two weight vectors, and the parameters it has."""
-    if name == "mmd":
-        return maximum_mean_discrepancy, []
-    if name == "coral":
-        return correlation_alignment, []
+def make_module(name: str, level: str = "fused") -> RankAwareFusionDomainAdaptation:
     torch.manual_seed(1)
-    discriminator = RankAwareFusionDomainDiscriminator(size)
-    return discriminator, list(discriminator.parameters())
+    encoders = {"a": {"feature_size": 1}, "b": {"feature_size": 1}}
+    options = {"hidden_size": 3, "domain_adaptation": name, "domain_adaptation_level": level}
+    return RankAwareFusionDomainAdaptation(RankAwareFusionConfig(encoders=encoders, **options))
 
 
-def brute_force_mmd(features: np.ndarray, is_source: np.ndarray) -> float:
-    """Mean kernel within the source, within the target, minus twice that between, pair by pair."""
-    num_rows = len(features)
-    squared = [[float(((a - b) ** 2).sum()) for b in features] for a in features]
-    scale = sum(squared[i][j] for i in range(num_rows) for j in range(num_rows) if i != j) / (num_rows**2 - num_rows)
-
-    def mean_kernel(rows, columns):
-        kernels = [
-            np.mean([np.exp(-squared[i][j] / (2 * factor * scale)) for factor in BANDWIDTHS])
-            for i in rows
-            for j in columns
-        ]
-        return np.mean(kernels)
-
-    source, target = np.flatnonzero(is_source), np.flatnonzero(~is_source)
-    return mean_kernel(source, source) + mean_kernel(target, target) - 2 * mean_kernel(source, target)
+def term(module, features, is_source):
+    """The term of fused features, where nothing is absent and latents do not matter."""
+    latents = torch.full((len(features), 2, 3), torch.nan)
+    return module(features, latents, torch.ones(len(features), 2, dtype=torch.bool), is_source)
 
 
-def brute_force_coral(features: np.ndarray, is_source: np.ndarray) -> float:
-    """Covariances with n - 1, a single row having none."""
-    size = features.shape[1]
+def brute_force(name: str, features: torch.Tensor, is_source: torch.Tensor, discriminator=None) -> float:
+    source, target = features[is_source].double().numpy(), features[~is_source].double().numpy()
+    if name == "mmd":
+        # Mean kernel within the source, within the target, minus twice that between, pair by pair.
+        rows = features.double().numpy()
+        distances = [((a - b) ** 2).sum() for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j]
 
-    def covariance(rows):
-        return np.cov(rows, rowvar=False) if len(rows) > 1 else np.zeros((size, size))
+        def kernel(one, two):
+            squared = np.array([[((a - b) ** 2).sum() for b in two] for a in one])
+            return np.mean([np.exp(-squared / (2 * factor * np.mean(distances))) for factor in BANDWIDTHS])
 
-    source, target = features[is_source], features[~is_source]
-    distance = ((covariance(source) - covariance(target)) ** 2).sum() / (4 * size**2)
-    return distance + ((source.mean(0) - target.mean(0)) ** 2).sum() / size
-
-
-def brute_force_adversarial(features: torch.Tensor, is_source: torch.Tensor, discriminator) -> float:
-    """Mean cross-entropy of the source rows and of the target rows, averaged."""
+        return kernel(source, source) + kernel(target, target) - 2 * kernel(source, target)
+    if name == "coral":
+        # Covariances with n - 1, a single row having none.
+        one, two = (np.cov(rows, rowvar=False) if len(rows) > 1 else np.zeros((3, 3)) for rows in (source, target))
+        return ((one - two) ** 2).sum() / 36 + ((source.mean(0) - target.mean(0)) ** 2).sum() / 3
     hidden = torch.nn.functional.gelu(features @ discriminator.hidden.weight.T + discriminator.hidden.bias)
     share = (hidden @ discriminator.output.weight[0] + discriminator.output.bias).sigmoid()
-    return (-(share[is_source].log().mean()) - (1 - share[~is_source]).log().mean()).item() / 2
-
-
-def expected_term(name: str, features: torch.Tensor, is_source: torch.Tensor, term) -> float:
-    if name == "adversarial":
-        return brute_force_adversarial(features, is_source, term)
-    brute_force = {"mmd": brute_force_mmd, "coral": brute_force_coral}[name]
-    return brute_force(features.double().numpy(), is_source.numpy())
-
-
-def test_domain_weights_are_uniform_over_the_rows_of_each_domain():
-    source, target = domain_weights(torch.tensor([True, False, False, True, False]))
-    torch.testing.assert_close(source, torch.tensor([0.5, 0, 0, 0.5, 0]))
-    torch.testing.assert_close(target, torch.tensor([0, 1, 1, 0, 1]) / 3)
-    source, target = domain_weights(torch.zeros(3, dtype=torch.bool))
-    assert source.tolist() == [0, 0, 0] and target.sum() == pytest.approx(1)
+    return (-share[is_source].log().mean() - (1 - share[~is_source]).log().mean()).item() / 2
 
 
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
 @pytest.mark.parametrize("name", TERMS)
-def test_term_by_brute_force_with_unequal_counts(name, counts):
+def test_term_and_gradient_with_unequal_counts_in_any_order(name, counts):
     features, is_source = make_rows(*counts)
-    term, _ = make_term(name)
-    expected = expected_term(name, features, is_source, term)
-    assert term(features, *domain_weights(is_source)).item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    features.requires_grad_()
+    module = make_module(name)
+    value = term(module, features, is_source)
+    expected = brute_force(name, features.detach(), is_source, *module)
+    assert value.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    value.backward()
+    assert features.grad.isfinite().all() and features.grad.abs().sum(-1).gt(0).all()
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(term(module, features[order], is_source[order]), value)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_of_the_encoders_are_over_the_rows_that_have_them(name):
+    rows = [make_rows(4, 5, seed=seed)[0] for seed in (1, 2)]
+    is_source = make_rows(4, 5)[1]
+    present = torch.ones(9, 2, dtype=torch.bool)
+    present[[0, 3], 1] = False
+    module = make_module(name, "encoders")
+    found = module(torch.full((9, 3), torch.nan), torch.stack(rows, 1), present, is_source)
+    discriminators = list(module) or [None, None]
+    expected = [
+        brute_force(name, part[used], is_source[used], discriminator)
+        for part, used, discriminator in zip(rows, present.T, discriminators, strict=True)
+    ]
+    assert found.item() == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("counts", [(4, 0), (0, 4), (1, 0), (0, 1)], ids=str)
@@ -105,29 +93,17 @@ def test_term_by_brute_force_with_unequal_counts(name, counts):
 def test_a_batch_of_one_domain_gives_zero_and_no_gradient(name, counts):
     features, is_source = make_rows(*counts)
     features.requires_grad_()
-    term, parameters = make_term(name)
-    value = term(features, *domain_weights(is_source))
+    module = make_module(name)
+    value = term(module, features, is_source)
     assert value.item() == 0
     value.backward()
-    assert all(tensor.grad.eq(0).all() for tensor in [features, *parameters])
-
-
-@pytest.mark.parametrize("counts", COUNTS, ids=str)
-@pytest.mark.parametrize("name", TERMS)
-def test_gradients_are_finite_and_reach_every_row_of_both_domains(name, counts):
-    features, is_source = make_rows(*counts)
-    features.requires_grad_()
-    term, _ = make_term(name)
-    term(features, *domain_weights(is_source)).backward()
-    assert features.grad.isfinite().all()
-    assert features.grad.abs().sum(-1).gt(0).all()
+    assert all(tensor.grad.eq(0).all() for tensor in [features, *module.parameters()])
 
 
 @pytest.mark.parametrize("name", TERMS)
 def test_equal_rows_have_finite_gradients(name):
     features = torch.ones(4, 3, requires_grad=True)
-    term, _ = make_term(name)
-    value = term(features, *domain_weights(torch.tensor([True, True, False, False])))
+    value = term(make_module(name), features, torch.tensor([True, True, False, False]))
     value.backward()
     assert value.isfinite() and features.grad.isfinite().all()
     if name != "adversarial":
@@ -136,71 +112,38 @@ def test_equal_rows_have_finite_gradients(name):
 
 @pytest.mark.parametrize("name", ["mmd", "coral"])
 def test_distance_is_zero_between_copies_and_grows_with_the_shift(name):
-    term, _ = make_term(name)
-    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    is_source = torch.arange(12) < 6
+    rows, is_source = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12) < 6
     distances = [
-        term(torch.cat([rows, rows + shift]), *domain_weights(is_source)).item() for shift in (0.0, 0.3, 0.6, 1.2)
+        term(make_module(name), torch.cat([rows, rows + shift]), is_source).item() for shift in (0.0, 0.3, 0.6, 1.2)
     ]
     assert distances[0] == pytest.approx(0, abs=1e-6)
     assert distances[1] > 1e-3
     assert distances == sorted(distances)
 
 
-def test_coral_sees_a_change_of_covariance_alone():
-    rows = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-    rows = rows - rows.mean(0)
-    weights = domain_weights(torch.arange(100) < 50)
-    assert correlation_alignment(torch.cat([rows, 2 * rows]), *weights).item() > 0.1
-    assert correlation_alignment(torch.cat([rows, rows]), *weights).item() == pytest.approx(0, abs=1e-9)
-
-
-@pytest.mark.parametrize("name", TERMS)
-def test_order_of_the_rows_does_not_matter(name):
-    features, is_source = make_rows(5, 3)
-    term, _ = make_term(name)
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    expected = term(features, *domain_weights(is_source))
-    torch.testing.assert_close(term(features[order], *domain_weights(is_source[order])), expected)
-
-
-def test_gradient_reversal_is_the_identity_with_the_opposite_gradient():
-    values = torch.randn(4, 3, requires_grad=True)
-    output = GradientReversal.apply(values)
-    torch.testing.assert_close(output, values)
-    upstream = torch.randn(4, 3)
-    output.backward(upstream)
-    torch.testing.assert_close(values.grad, -upstream)
-
-
 def test_discriminator_learns_while_the_features_learn_to_confuse_it():
     features, is_source = make_rows(6, 4)
     features.requires_grad_()
-    discriminator, parameters = make_term("adversarial")
-    weights = domain_weights(is_source)
-    before = discriminator(features, *weights)
+    module = make_module("adversarial")
+    before = term(module, features, is_source)
     before.backward()
     step = 1e-2
     with torch.no_grad():
-        confused = discriminator(features - step * features.grad, *weights)
-        for parameter in parameters:
+        confused = term(module, features - step * features.grad, is_source)
+        for parameter in module.parameters():
             parameter -= step * parameter.grad
-        learned = discriminator(features, *weights)
+        learned = term(module, features, is_source)
     assert confused.item() > before.item() > learned.item()
 
 
 @pytest.mark.parametrize("name", TERMS)
 def test_value_and_gradient_are_the_same_under_vmap(name):
     batches = [make_rows(*counts, seed=seed) for seed, counts in enumerate([(4, 2), (1, 5), (6, 0), (3, 3)])]
-    features = torch.stack([rows for rows, _ in batches])
-    is_source = torch.stack([rows for _, rows in batches])
-    term, _ = make_term(name)
-
-    def run(rows, is_source):
-        return term(rows, *domain_weights(is_source))
-
-    gradients, values = torch.vmap(torch.func.grad_and_value(run))(features, is_source)
-    for index, (rows, domains) in enumerate(batches):
-        gradient, value = torch.func.grad_and_value(run)(rows, domains)
+    features, is_source = (torch.stack(parts) for parts in zip(*batches, strict=True))
+    module = make_module(name)
+    run = torch.func.grad_and_value(lambda rows, domains: term(module, rows, domains))
+    gradients, values = torch.vmap(run)(features, is_source)
+    for index, batch in enumerate(batches):
+        gradient, value = run(*batch)
         torch.testing.assert_close(values[index], value)
         torch.testing.assert_close(gradients[index], gradient)

@@ -9,11 +9,6 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
-from hf_blemo.rank_aware_fusion.domain_adaptation_rank_aware_fusion import (
-    correlation_alignment,
-    domain_weights,
-    maximum_mean_discrepancy,
-)
 
 GATES = ["attention", "static", "uniform"]
 FUSIONS = ["rank_aware", "weighted_sum", "concatenation"]
@@ -196,19 +191,27 @@ def test_predictions_do_not_depend_on_the_labels(make_model, make_samples, make_
 # --- Domain adaptation in the model ---
 
 
+@pytest.mark.parametrize("level", ["fused", "encoders"])
 @pytest.mark.parametrize("kind", ["mmd", "coral", "adversarial"])
-@pytest.mark.parametrize("unlabelled", [[1, 4], [0, 1, 2, 3, 4], [6]], ids=str)
-def test_adaptation_term_of_the_fused_features(make_model, make_samples, make_labels, collate, kind, unlabelled):
-    samples, labels = make_samples(7, ABSENT), make_labels(7, unlabelled)
-    model = make_model(domain_adaptation=kind, domain_adaptation_weight=0.4)
-    output = model(**collate(samples), labels=labels)
-    is_source = torch.tensor([row not in unlabelled for row in range(7)])
-    term = {"mmd": maximum_mean_discrepancy, "coral": correlation_alignment}.get(kind)
-    term = model.discriminators[0] if kind == "adversarial" else term
-    expected = term(output.fused_features, *domain_weights(is_source)).item()
+def test_adaptation_term_joins_the_loss_by_its_weight(
+    make_model, make_samples, make_labels, collate, monkeypatch, kind, level
+):
+    unlabelled = [1, 4]
+    batch, labels = collate(make_samples(7, ABSENT)), make_labels(7, unlabelled)
+    options = {"domain_adaptation": kind, "domain_adaptation_level": level}
+    model = make_model(**options, domain_adaptation_weight=0.4)
+    seen = []
+    forward = model.discriminators.forward
+    monkeypatch.setattr(model.discriminators, "forward", lambda *inputs: seen.append(inputs) or forward(*inputs))
+    output = model(**batch, labels=labels)
+    ((fused, latents, present, labelled),) = seen
+    torch.testing.assert_close(fused, output.fused_features, rtol=0, atol=0)
+    assert latents.shape == (7, 4, 8) and present.tolist() == output.encoder_weights.gt(0).tolist()
+    assert labelled.tolist() == [row not in unlabelled for row in range(7)]
+    expected = forward(*seen[0]).item()
     assert output.domain_adaptation_loss.item() == pytest.approx(expected, rel=1e-5)
     assert expected > 1e-3
-    without = make_model(domain_adaptation=kind, domain_adaptation_weight=0.0)(**collate(samples), labels=labels)
+    without = make_model(**options, domain_adaptation_weight=0.0)(**batch, labels=labels)
     assert without.domain_adaptation_loss.item() == pytest.approx(expected, rel=1e-5)
     assert output.loss.item() == pytest.approx(without.loss.item() + 0.4 * expected, rel=1e-4)
 

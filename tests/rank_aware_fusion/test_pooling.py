@@ -5,11 +5,7 @@ import pytest
 import torch
 
 from hf_blemo.blemore.feature_files import _statistics
-from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import (
-    RankAwareFusionPooling,
-    masked_mean,
-    masked_statistics,
-)
+from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusionPooling
 
 LENGTHS = (*range(1, 25), 41, 100)
 
@@ -46,30 +42,24 @@ def ragged_batch(lengths, feature_size: int = 4, fill: float = 0.0, seed: int = 
     return torch.from_numpy(values), torch.from_numpy(mask), clips
 
 
+@pytest.mark.parametrize("pooling", ["mean", "statistics"])
 @pytest.mark.parametrize("fill", [0.0, 1e30, float("nan"), float("inf"), float("-inf")])
-def test_statistics_are_numpys_at_every_length_and_whatever_the_padding(fill):
+def test_pooling_is_numpys_at_every_length_and_whatever_the_padding(fill, pooling):
     values, mask, clips = ragged_batch(LENGTHS, fill=fill)
-    expected = np.stack([numpy_statistics(clip) for clip in clips])
-    np.testing.assert_allclose(masked_statistics(values, mask).numpy(), expected, rtol=1e-5, atol=1e-6)
+    expected = np.stack([numpy_statistics(clip)[: 4 if pooling == "mean" else None] for clip in clips])
+    np.testing.assert_allclose(make_pooling(pooling).pool(values, mask).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_are_those_of_the_benchmarks_room():
     values, mask, clips = ragged_batch((9,))
-    expected = _statistics(clips[0]).reshape(-1)
-    np.testing.assert_allclose(masked_statistics(values, mask)[0].numpy(), expected, rtol=1e-5, atol=1e-6)
+    found = make_pooling("statistics").pool(values, mask)[0].numpy()
+    np.testing.assert_allclose(found, _statistics(clips[0]).reshape(-1), rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_of_equal_steps_are_the_step_without_spread():
-    step = torch.tensor([[3.0, -0.1]])
-    pooled = masked_statistics(step.expand(1, 7, 2), torch.ones(1, 7, dtype=torch.bool)).view(7, 2)
-    torch.testing.assert_close(pooled, torch.cat([step, torch.zeros(1, 2), step.expand(5, 2)]), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("fill", [0.0, 1e30, float("nan"), float("inf")])
-def test_mean_is_over_the_valid_steps(fill):
-    values, mask, clips = ragged_batch(LENGTHS, fill=fill)
-    expected = np.stack([clip.astype(np.float64).mean(0) for clip in clips])
-    np.testing.assert_allclose(masked_mean(values, mask).numpy(), expected, rtol=1e-5, atol=1e-6)
+    step = torch.tensor([[3.0, -0.1, 0.0, 1.0]])
+    pooled = make_pooling("statistics").pool(step.expand(1, 7, 4), torch.ones(1, 7, dtype=torch.bool)).view(7, 4)
+    torch.testing.assert_close(pooled, torch.cat([step, torch.zeros(1, 4), step.expand(5, 4)]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "statistics"])
