@@ -120,7 +120,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     """
     start = time.perf_counter()
     if settings.resume and settings.checkpoint_every == 0:
-        raise ValueError("resume needs checkpoint_every of at least 1: without checkpoints there is nothing left")
+        raise ValueError("resume needs checkpoint_every of at least 1: only checkpoints can be resumed")
     output = check_output_folder(settings.output_dir)
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,

@@ -11,44 +11,45 @@ from hf_blemo.programs.setting_checks import check_at_least_one, check_choices, 
 
 @dataclass
 class DistillationSettings(PushSettings, PairDataSettings):
-    """What `training/distill_clip_rd.py` reads from YAML and command line.
+    """Settings of `training/distill_clip_rd.py`.
 
     Args:
-        output_dir: where the student, its tokenizer and image processor, card, plots and `metrics.json` go.
+        output_dir: folder for the student, its tokenizer and image processor, card, plots and `metrics.json`.
         teacher: a folder or Hub id of any CLIP-like model of transformers, with its tokenizer and image processor, or
             `open_clip:NAME/PRETRAINED`; without one the student learns from the contrastive loss alone.
-        teacher_revision: of a teacher on the Hub: a commit, branch or tag.
-        teacher_store: a folder or Hub id that `training/embed_teacher.py` filled; the teacher is not loaded then, and
-            `teacher` may be left out (given, it must be the one that was embedded).
-        teacher_name: of one of several teachers in the store.
+        teacher_revision: commit, branch or tag of a teacher on the Hub.
+        teacher_store: a folder or Hub id written by `training/embed_teacher.py`. The teacher is then not loaded, and
+            `teacher` may be omitted; if given, it must be the embedded one.
+        teacher_name: name of the teacher, if the store holds several.
         student: a preset of `CLIPRDConfig`, or a folder or Hub id of a CLIP to start from.
         student_config: entries of `CLIPRDConfig` (`vision_config`, `text_config`, `projection_dim`) that differ from
-            the preset, or, with `student: custom`, all of them.
-        tokenizer: a folder or Hub id; by default that of a checkpoint student, else the teacher's, else, for
-            built-in data, one of its words.
+            the preset; with `student: custom`, all entries.
+        tokenizer: a folder or Hub id. By default that of a checkpoint student, or the teacher's. Without both,
+            built-in data gets a tokenizer of its words.
         weights: term -> weight of the loss; those of CLIP-RD by default.
         weight_schedule: term -> [[step, weight], ...], linear in between; its terms need no entry in `weights`.
-        scales: of the loss: `released` or `exponentiated`.
+        scales: scales of the loss, `released` or `exponentiated`.
         num_steps: optimizer steps.
-        batch_size: pairs per step over all processes; all of them are each other's negatives.
-        chunk_size: pairs at once on a process; 0 takes the whole batch. The gradients are the same
-            (`cached_backward`), the towers run twice.
-        learning_rate, weight_decay, warmup_steps, max_grad_norm: of AdamW with betas 0.9 and 0.98, eps 1e-6; matrices
-            alone decay; the rate rises linearly, then falls to 0 along a cosine; a norm of 0 does not clip.
-        ema_decay: of the moving average of the student's weights that is evaluated and saved; 0 saves the last ones.
-        mixed_precision: of the towers: `no`, `bf16` or `fp16`; the loss is float32 always.
-        dtype: of the weights: `float32`, or `float64`, in which runs that ought to be the same stay the same: rounding
-            in float32 grows with every step of Adam.
-        seed: of the student's weights and the order of the pairs.
+        batch_size: pairs per step over all processes; all are negatives of each other.
+        chunk_size: pairs that a process runs at once; 0 runs the whole batch. The gradients are the same
+            (`cached_backward`), but the towers run twice.
+        learning_rate, weight_decay, warmup_steps, max_grad_norm: of AdamW with betas 0.9 and 0.98 and eps 1e-6. Only
+            matrices decay. The rate rises linearly, then falls to 0 along a cosine. A norm of 0 does not clip.
+        ema_decay: decay of the moving average of the student's weights, which is evaluated and saved; 0 saves the last
+            weights.
+        mixed_precision: precision of the towers: `no`, `bf16` or `fp16`; the loss is always float32.
+        dtype: precision of the weights: `float32` or `float64`. float32 rounding grows with every step of Adam;
+            `float64` keeps equal runs equal.
+        seed: seed of the student's weights and the order of the pairs.
         log_every: steps between entries of the history.
         evaluation: task -> `kind` (`zero_shot`, `retrieval`, or the built-in tasks `synthetic` or `emoji`), `data`,
             `split`, `image_column`, `caption_column`, `label_column`, `classes`, `templates`, `limit`, `options`.
-        evaluate_every: steps between evaluations; 0 evaluates at the end alone.
-        evaluate_teacher: whether the teacher is evaluated, too, once; not with a store.
+        evaluate_every: steps between evaluations; 0 evaluates only at the end.
+        evaluate_teacher: also evaluate the teacher once; not with a store.
         checkpoint_every: steps between checkpoints; 0 writes none.
-        resume: whether to go on from the newest checkpoint that an interrupted run of the same settings left in
-            `output_dir`; it ends with the weights of an uninterrupted one.
-        trackers: of Accelerate, for instance `[tensorboard]`.
+        resume: resume an interrupted run of the same settings from its newest checkpoint in `output_dir`; it ends with
+            the weights of an uninterrupted run.
+        trackers: trackers of Accelerate, for instance `[tensorboard]`.
     """
 
     output_dir: str = "out/clip_rd"
@@ -97,13 +98,13 @@ class DistillationSettings(PushSettings, PairDataSettings):
             raise ValueError(f"ema_decay must be at least 0 and below 1, found {self.ema_decay}")
         self.check_push_settings(self.checkpoint_every)
         if self.teacher_store is None and self.teacher_name is not None:
-            raise ValueError("teacher_name is about a teacher_store, which is not given")
+            raise ValueError("teacher_name needs teacher_store")
         if self.evaluate_teacher and (self.teacher is None or self.teacher_store is not None or not self.evaluation):
-            raise ValueError("evaluate_teacher needs a teacher that is loaded and an evaluation")
+            raise ValueError("evaluate_teacher needs an evaluation, and a teacher without teacher_store")
         if self.evaluate_every and not self.evaluation:
             raise ValueError("evaluate_every needs evaluation, the tasks")
         if self.teacher is None and self.teacher_store is None:
             # Without a teacher there is one term to train with.
             self.weights = {"task": weights["task"]}
         if not any(self.weights.values()):
-            raise ValueError(f"weights: no term has a weight: {self.weights}")
+            raise ValueError(f"weights: expected a weight above 0 for some term, found {self.weights}")

@@ -128,7 +128,7 @@ def load_encoder(
         return family(model.eval().to(device), processor, source, **settings)
     except torch.OutOfMemoryError as error:
         raise EncoderMemoryError(f"{where}: {device} is out of memory for the model") from error
-    # Whatever a model of a kind that nobody has tried here does when it is given one piece.
+    # An untested architecture may fail its trial input in any of these ways.
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{where}: {config.model_type} does not work as {family.__name__}: {reason}") from error

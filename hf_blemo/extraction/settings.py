@@ -12,29 +12,29 @@ SYNTHETIC = "synthetic"
 
 @dataclass
 class ExtractionSettings:
-    """What `training/extract_features.py` reads from YAML and command line.
+    """Settings of `training/extract_features.py`.
 
     Args:
         data: clips: a folder, one file, a `.csv` with a column `video` or `audio` of paths, a saved data set, a Hub
-            id, or `synthetic`. A folder with `train_metadata.csv` of BlEmoRE gives labels and folds.
-        output_dir: data set of features to make; an interrupted run of the same settings goes on where it stopped.
-        encoders: name -> `model_id` (Hub id or folder), and where wanted `revision`, `extraction` (`frames_per_second`
+            id, or `synthetic`. A folder with BlEmoRE's `train_metadata.csv` also gives labels and folds.
+        output_dir: data set of features to write; an interrupted run of the same settings resumes.
+        encoders: name -> `model_id` (Hub id or folder), and optionally `revision`, `extraction` (`frames_per_second`
             and `image_backend` of image and video models, `layer` of speech models) and `batch_size`.
-        model: folder or Hub id of a fusion, whose own encoders are taken instead.
-        imported: name -> folder with a `.npy` or `.csv` of features per clip, by programs outside this package.
-        frames_per_second: how often image and video models look whose `extraction` does not say; every frame by
-            default.
-        image_backend: what resizes for image and video models whose `extraction` does not say: `pil` (default) or
+        model: folder or Hub id of a fusion; uses the fusion's encoders instead of `encoders`.
+        imported: name -> folder with features of other programs, one `.npy` or `.csv` per clip.
+        frames_per_second: frames sampled per second by image and video models without their own setting (default:
+            every frame).
+        image_backend: resizing for image and video models without their own setting: `pil` (default) or
             `torchvision`, which is several times as fast and differs by one level of 255 in few pixels.
-        split: of a data set on the Hub.
-        video_column, audio_column: of a list or data set; found by name or type by default.
-        dtype: of the models: `float32`, `bfloat16` or `float16` (on a GPU).
-        feature_dtype: of what is stored: `float16`, `float32`, or `auto` for float16 where it fits.
-        num_threads: clips decoded at once by a process; 0 for half of the cores, at most 8.
-        overwrite: whether a data set that is at `output_dir` may be replaced, and an unfinished run discarded.
-        trust_remote_code: whether code of an encoder's repository may run; its `revision` must be a commit then.
+        split: split of a data set on the Hub.
+        video_column, audio_column: columns of a list or data set (default: found by name or type).
+        dtype: precision of the models: `float32`, `bfloat16` or `float16` (on a GPU).
+        feature_dtype: precision of stored features: `float16`, `float32`, or `auto` for float16 where it fits.
+        num_threads: clips decoded at once per process; 0 for half of the cores, at most 8.
+        overwrite: replace an existing data set at `output_dir`, and discard an unfinished run.
+        trust_remote_code: run code from an encoder's repository; `revision` must then be a commit.
         push_to_hub: data set repository (owner/name) to upload to.
-        hub_private: whether a repository that is new is private.
+        hub_private: make a new repository private.
         synthetic: settings of the built-in clips.
     """
 
@@ -78,7 +78,7 @@ class ExtractionSettings:
         check_repository("push_to_hub", self.push_to_hub)
         for name in ("frames_per_second", "image_backend"):
             if getattr(self, name) is not None and self.model is not None:
-                raise ValueError(f"{name} is for encoders; those of a model know it themselves")
+                raise ValueError(f"{name} cannot be combined with `model`, whose config sets it")
         if self.image_backend is not None:
             check_choices(self, {"image_backend": IMAGE_BACKENDS})
         if self.synthetic and self.data != SYNTHETIC:

@@ -12,32 +12,32 @@ from hf_blemo.programs.setting_checks import check_at_least_one, check_choices, 
 
 @dataclass
 class ExperimentSettings:
-    """What every program that trains the fusion reads from YAML and command line.
+    """Settings shared by all programs that train the fusion.
 
     Args:
         data: a built data set (folder), a table, a Hub id, or `synthetic`.
-        output_dir: where everything that the program makes goes.
-        encoders: which encoders of the data to use; all of them by default.
+        output_dir: folder for all output.
+        encoders: encoders of the data to use (default: all).
         encoder_options: encoder -> entries of `config.encoders` (`pooling`, `modality`, `transform`, ...).
-        pooling, transform: of encoders whose options do not say. Their modality is known for the encoders of the
-            BlEmoRE distribution and `video` for others.
-        align_folds: whether the features of each fold are shifted and scaled to the moments of all, for data sets of
-            out-of-fold predictions, where every fold comes from another network; reads no label.
-        model: further settings of `RankAwareFusionConfig`.
+        pooling, transform: default for encoders without their own setting. The modality of BlEmoRE's encoders is
+            known; for others it is `video`.
+        align_folds: shift and scale the features of each fold to the moments of all folds. Meant for out-of-fold
+            predictions, where every fold comes from another network. Reads no label.
+        model: more settings of `RankAwareFusionConfig`.
         protocol: `honest`, `published_style` or `none`.
-        seeds: one complete run each; the final models are an ensemble of them.
+        seeds: one complete run each; their final models form an ensemble.
         seeds_at_once: seeds trained in lockstep; 0 trains all together. Fewer need less memory.
-        num_epochs: at most; with `protocol: none` exactly.
-        patience: epochs without a better epoch for any scored fold before training ends; 0 never ends early.
-        selection: what chooses the epoch: `loss` (joint negative log-likelihood) or `score`; the published style
-            always chooses by the score, as the published baselines do.
-        decoding: what turns probabilities into the reported and published predictions.
-        batch_size, unlabelled_batch_size: rows per step and member over all processes.
-        evaluation_batch_size: rows at once and process in evaluation.
-        learning_rate, weight_decay, schedule, max_grad_norm: of AdamW; `schedule` is `constant` or `cosine`; a norm of
-            0 does not clip.
+        num_epochs: maximum number of epochs; the exact number with `protocol: none`.
+        patience: stop after this many epochs without improvement in any scored fold; 0 never stops early.
+        selection: choose the epoch by `loss` (joint negative log-likelihood) or `score`. `published_style` always
+            uses the score, as the published baselines do.
+        decoding: `expected_score` or `thresholds`, for the reported and published predictions.
+        batch_size, unlabelled_batch_size: batch size per model, over all processes.
+        evaluation_batch_size: batch size per process in evaluation.
+        learning_rate, weight_decay, schedule, max_grad_norm: of AdamW. `schedule` is `constant` or `cosine`; a
+            `max_grad_norm` of 0 does not clip.
         checkpoint_every: epochs between checkpoints; 0 writes none.
-        resume: whether to go on from what an interrupted run of the same settings left in `output_dir`.
+        resume: resume an interrupted run of the same settings in `output_dir`.
         synthetic: settings of the built-in data.
     """
 
@@ -91,13 +91,13 @@ class ExperimentSettings:
 
 @dataclass
 class FusionSettings(PushSettings, ExperimentSettings):
-    """What `training/train_fusion.py` reads.
+    """Settings of `training/train_fusion.py`.
 
     Args:
-        output_dir: where model, processor, metrics, plots, card and predictions go.
-        test_data: clips to predict with the final models; scored where they have labels.
-        unlabelled_data: target rows of the domain adaptation; their labels, if any, are not read.
-        trackers: of Accelerate, for instance `[tensorboard]`.
+        output_dir: folder for model, processor, metrics, plots, card and predictions.
+        test_data: clips to predict with the final models, and to score if they have labels.
+        unlabelled_data: target rows of the domain adaptation; labels are not read.
+        trackers: trackers of Accelerate, for instance `[tensorboard]`.
     """
 
     test_data: str | None = None
@@ -109,11 +109,11 @@ class FusionSettings(PushSettings, ExperimentSettings):
         self.check_push_settings(self.checkpoint_every)
         if self.unlabelled_data is not None and self.model.get("domain_adaptation", "none") == "none":
             raise ValueError(
-                "unlabelled_data serves the domain adaptation alone, and model.domain_adaptation is none; choose mmd, "
-                "coral or adversarial"
+                "unlabelled_data needs domain adaptation, but model.domain_adaptation is none; choose mmd, coral or "
+                "adversarial"
             )
         if self.resume and self.checkpoint_every == 0:
-            raise ValueError("resume needs checkpoint_every of at least 1: without checkpoints there is nothing left")
+            raise ValueError("resume needs checkpoint_every of at least 1: only checkpoints can be resumed")
 
 
 ADAPTATION_WEIGHTS = {
@@ -124,12 +124,12 @@ ADAPTATION_WEIGHTS = {
 
 @dataclass
 class AblationSettings(ExperimentSettings):
-    """What `training/ablate_fusion.py` reads: the settings of a training run, every row of the table differing in one.
+    """Settings of `training/ablate_fusion.py`: those of a training. Each row changes one.
 
     Args:
-        output_dir: where the table goes, row by row.
-        resume: whether to keep the rows that `output_dir` has from a run of the same settings.
-        only: names of rows (or their beginnings) to compute; all by default.
+        output_dir: folder for the table, which is written row by row.
+        resume: keep the rows of an earlier run of the same settings in `output_dir`.
+        only: names of rows to compute, or how they begin (default: all).
         adaptation_weights: level (`fused`, `encoders`) -> kind (`mmd`, `coral`, `adversarial`) -> weight of the domain
             adaptation; the defaults were chosen on built-in data of `structure_seed` 0.
     """
@@ -156,18 +156,18 @@ class AblationSettings(ExperimentSettings):
 
 @dataclass
 class EncoderAblationSettings:
-    """What `training/ablate_encoders.py` reads: clips, encoders, and which of them are fused for each row.
+    """Settings of `training/ablate_encoders.py`.
 
     Args:
-        data: clips with labels and folds, as of `training/extract_features.py`, or `synthetic`.
-        output_dir: where features and table go; a run of the same settings goes on where it stopped.
-        encoders: name -> `model_id` and what else `training/extract_features.py` knows of an encoder.
-        sets: name of a row -> encoders that are fused in it.
-        fusion: settings of `training/train_fusion.py` that are common to all rows.
-        seeds: complete cross-validations each.
-        timed_clips: clips whose extraction is timed.
-        timing_rounds: how often, sets taking turns; the median counts.
-        dtype: of the encoders: `float32`, `bfloat16` or `float16` (on a GPU).
+        data: clips with labels and folds, as in `training/extract_features.py`, or `synthetic`.
+        output_dir: folder for features and table; an interrupted run of the same settings resumes.
+        encoders: name -> `model_id` and other settings of an encoder, as in `training/extract_features.py`.
+        sets: name of a row -> encoders to fuse.
+        fusion: settings of `training/train_fusion.py` for all rows.
+        seeds: one complete cross-validation each.
+        timed_clips: clips in each timed extraction.
+        timing_rounds: timed extractions per set, interleaved; the median counts.
+        dtype: precision of the encoders: `float32`, `bfloat16` or `float16` (on a GPU).
         synthetic: settings of the built-in clips.
     """
 

@@ -6,11 +6,11 @@ from accelerate import Accelerator
 
 
 def end_training(accelerator: Accelerator) -> None:
-    """Ends trackers and processes; the caller may hold no prepared model any more, since those go first.
+    """End trackers and processes. Drop every reference to a prepared model first, or DDP can deadlock.
 
-    Where one of `DistributedDataParallel` outlives the group of its
-    processes, it is the last to hold the group, and torch (2.13, gloo) can wait for ever when it is freed: the thread
-    that frees it waits for those of the group, with Python's lock, which these need to free their tensors.
+    A `DistributedDataParallel` model that outlives its process group holds the last reference to the group. Freeing
+    it can hang in torch 2.13 with gloo: the freeing thread holds Python's lock while it waits for the group's threads,
+    which need that lock to free their tensors.
 
     Args:
         accelerator: of the run.

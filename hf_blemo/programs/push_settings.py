@@ -13,10 +13,10 @@ class PushSettings:
 
     Args:
         push_to_hub: repository (owner/name) to publish to; the token and its rights are checked before training.
-        hub_strategy: `end` publishes model, card and results when all is done; `every_save` pushes the model at every
-            checkpoint as well.
-        hub_private: whether a repository that is new is private.
-        hub_tag: of the release at the end, for instance `v1.0`; none by default.
+        hub_strategy: `end` publishes model, card and results after training; `every_save` also pushes the model at
+            every checkpoint.
+        hub_private: make a new repository private.
+        hub_tag: tag of the release at the end, for instance `v1.0` (default: none).
     """
 
     push_to_hub: str | None = None
@@ -36,6 +36,6 @@ class PushSettings:
         check_repository("push_to_hub", self.push_to_hub)
         check_choices(self, {"hub_strategy": ("end", "every_save")})
         if self.push_to_hub is None and (self.hub_strategy != "end" or self.hub_tag is not None):
-            raise ValueError("hub_strategy and hub_tag are about push_to_hub, which is not given")
+            raise ValueError("hub_strategy and hub_tag need push_to_hub")
         if self.hub_strategy == "every_save" and checkpoint_every == 0:
             raise ValueError("hub_strategy 'every_save' needs checkpoint_every of at least 1")

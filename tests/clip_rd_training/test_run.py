@@ -504,7 +504,7 @@ def test_matrices_alone_decay(tmp_path, settings_for):
 
 BAD = {
     "unknown term": ({"weights": {"xdr": 1.0}}, "unknown term 'xdr'"),
-    "no weight": ({"weights": {"fd": 1.0}}, "no term has a weight"),
+    "no weight": ({"weights": {"fd": 1.0}}, "expected a weight above 0 for some term"),
     "precision": ({"mixed_precision": "fp8"}, "mixed_precision 'fp8' is not one of no, bf16, fp16"),
     "steps": ({"num_steps": 0}, "num_steps must be at least 1"),
     "chunks": ({"chunk_size": -1}, "chunk_size must not be negative"),
