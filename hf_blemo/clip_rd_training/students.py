@@ -10,7 +10,8 @@ from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.errors import check_known
-from hf_blemo.pairs.clip_models import check_source, load_part, load_processor
+from hf_blemo.loading import load_part, local_path
+from hf_blemo.pairs.clip_models import load_processor
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC
 
@@ -38,10 +39,11 @@ def make_student(
     """
     if settings.student == CUSTOM or settings.student in PRESETS:
         return _new_student(settings, _tokenizer(settings, teacher_processor))
-    check_source(settings.student, "student")
+    where = f"student {settings.student!r}"
+    local_path(settings.student, where)
     if settings.student_config:
         raise ValueError(f"student_config: {settings.student!r} is a checkpoint, whose config is its own")
-    student = load_part(AutoModel, settings.student, "student")
+    student = load_part(AutoModel, settings.student, where)
     if isinstance(student, CLIPModel):
         student = CLIPRDModel.from_clip(student)
     if not isinstance(student, CLIPRDModel):
@@ -51,7 +53,7 @@ def make_student(
         )
     processor = load_processor(settings.student, "student", student.text_model.config)
     if settings.tokenizer is not None:
-        tokenizer = load_part(AutoTokenizer, settings.tokenizer, "tokenizer")
+        tokenizer = load_part(AutoTokenizer, settings.tokenizer, f"tokenizer {settings.tokenizer!r}")
         processor = PairProcessor(tokenizer, processor.image_processor, student.text_model.config)
     size = getattr(student.config.vision_config, "image_size", settings.image_size)
     if settings.image_size not in (None, size):
@@ -64,7 +66,7 @@ def make_student(
 
 def _tokenizer(settings: DistillationSettings, teacher_processor: PairProcessor | None) -> Any:
     if settings.tokenizer is not None:
-        return load_part(AutoTokenizer, settings.tokenizer, "tokenizer")
+        return load_part(AutoTokenizer, settings.tokenizer, f"tokenizer {settings.tokenizer!r}")
     # A tokenizer of open_clip is none of transformers, which the student's folder has to hold.
     if teacher_processor is not None and hasattr(teacher_processor.tokenizer, "save_pretrained"):
         return teacher_processor.tokenizer

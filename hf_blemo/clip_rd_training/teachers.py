@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.pairs.clip_models import load_part
+from hf_blemo.loading import download_errors, load_part, local_path
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable
 from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, TeacherStore
@@ -61,28 +61,20 @@ def open_store(settings: DistillationSettings) -> StoredTeacher | None:
     source = settings.teacher_store
     if source is None:
         return None
-    folder = Path(source)
-    if not folder.exists() and source.count("/") == 1 and not source.startswith((".", "/")):
-        folder = _downloaded(source)
-    elif not (folder / STORE_FILE).is_file():
-        raise FileNotFoundError(f"teacher_store {source!r}: found no {STORE_FILE} there, and it is no Hub id")
+    where = f"teacher_store {source!r}"
+    folder = local_path(source, where)
+    if folder is None:
+        from huggingface_hub import snapshot_download
+
+        with download_errors(where):
+            folder = Path(snapshot_download(source, repo_type="dataset"))
+    if not (folder / STORE_FILE).is_file():
+        raise FileNotFoundError(f"{where}: found no {STORE_FILE} there")
     store = TeacherStore(folder, settings.teacher_name)
     tokenizer = folder / TOKENIZERS / store.name
     processor = None
     if tokenizer.is_dir():
         from transformers import AutoTokenizer
 
-        processor = PairProcessor(load_part(AutoTokenizer, str(tokenizer), "tokenizer of the store"), None)
+        processor = PairProcessor(load_part(AutoTokenizer, str(tokenizer), f"{where}, tokenizer"), None)
     return StoredTeacher(store, processor)
-
-
-def _downloaded(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id, repo_type="dataset"))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"teacher_store {repo_id!r}: no such folder here, and from the Hub: {error}"
-        ) from error

@@ -61,12 +61,11 @@ def _load(model: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
-    from hf_blemo.pairs.clip_models import check_source, load_clip, load_part
+    from hf_blemo.loading import load_part
+    from hf_blemo.pairs.clip_models import load_clip
     from hf_blemo.prediction.fusion import load_fusion
 
-    check_source(model, "model")
-    options = {} if revision is None else {"revision": revision}
-    model_type = load_part(AutoConfig, model, "model", **options).model_type
+    model_type = load_part(AutoConfig, model, f"model {model!r}", revision=revision).model_type
     if model_type == "rank_aware_fusion":
         return load_fusion(model, revision)[0]
     loaded = load_clip(model, "model", revision).model

@@ -15,7 +15,7 @@ from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
 from hf_blemo.encoders.video_encoder import VideoEncoder, segment_length
 from hf_blemo.files import read_json
-from hf_blemo.loading import quiet_loading
+from hf_blemo.loading import download_errors, load_part, local_path, quiet_loading
 
 logger = logging.getLogger(__name__)
 
@@ -74,19 +74,16 @@ def load_encoder(
 
     Source: this project's choice.
     """
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
+
     where = model_id if revision is None else f"{model_id}, revision {revision}"
     if dtype not in DTYPES:
         raise ValueError(f"{where}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if extraction is not None and not isinstance(extraction, Mapping):
         raise ValueError(f"{where}: extraction must be options by name, found {extraction!r}")
     extraction = dict(extraction or {})
-    is_folder = Path(model_id).exists()
-    if is_folder:
-        if revision is not None:
-            raise ValueError(f"{model_id}: a folder has no revisions, found revision {revision!r}")
-    elif model_id.count("/") != 1 or model_id.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{model_id}: no such folder, and no id of a Hub repository (owner/name)")
-    elif trust_remote_code and not _COMMIT.fullmatch(revision or ""):
+    is_folder = local_path(model_id, revision=revision) is not None
+    if not is_folder and trust_remote_code and not _COMMIT.fullmatch(revision or ""):
         raise ValueError(f"{where}: remote code is only run at a commit, expected 40 hexadecimal digits as revision")
     # Where nothing is said, transformers asks on the terminal.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -98,7 +95,7 @@ def load_encoder(
         # The commit, where the model comes from the Hub: a branch may be another one the next moment.
         commit = None if is_folder else _commit(model_id, revision)
         options["revision"] = commit or revision
-        config = _load("AutoConfig", model_id, where, options)
+        config = load_part(AutoConfig, model_id, where, **options)
         family = _family(config, _modalities(config, model_id, options), where)
         for key in extraction:
             if key not in family.extraction_defaults:
@@ -108,18 +105,18 @@ def load_encoder(
         extraction = known_defaults | extraction
         weights = {"dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
         try:
-            model, report = _load("AutoModel", model_id, where, options | weights)
+            model, report = load_part(AutoModel, model_id, where, **options, **weights)
         except FileNotFoundError:
             converted = None if commit is None or revision is not None else _converted(model_id, commit)
             if converted is None:
                 raise
             options["revision"] = commit = converted
-            model, report = _load("AutoModel", model_id, where, options | weights)
+            model, report = load_part(AutoModel, model_id, where, **options, **weights)
         _check_weights(report["missing_keys"], where)
         if family in (SpeechEncoder, SpectrogramEncoder):
-            processor = _load("AutoFeatureExtractor", model_id, where, options)
+            processor = load_part(AutoFeatureExtractor, model_id, where, **options)
         else:
-            processor = _load("AutoImageProcessor", model_id, where, options | {"backend": "pil"})
+            processor = load_part(AutoImageProcessor, model_id, where, backend="pil", **options)
     settings: dict[str, Any] = {"batch_size": batch_size}
     if family is ImageEncoder:
         settings["has_pooler"] = not any(_POOLER in key for key in report["missing_keys"])
@@ -201,22 +198,6 @@ def _modalities(config: Any, model_id: str, options: Mapping[str, Any]) -> tuple
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def _load(auto_class: str, model_id: str, where: str, options: dict[str, Any]) -> Any:
-    import transformers
-    from safetensors import SafetensorError
-
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        return getattr(transformers, auto_class).from_pretrained(model_id, **given)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(f"{where}: {auto_class} found nothing to load: {reason}") from error
-    except RuntimeError as error:
-        # Weights of other shapes than those of the config.
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{where}: {auto_class} cannot be loaded: {reason}") from error
-
-
 def _check_weights(missing: Iterable[str], where: str) -> None:
     """Refuses a model whose features would come from random weights."""
     lacking = [
@@ -269,17 +250,15 @@ def _converted(model_id: str, commit: str) -> str | None:
 def _refuse_code_of_others(model_id: str, revision: str | None, where: str) -> None:
     """A commit pins the code of its own repository alone, and not that of others it may refer to."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     for name in ("config.json", "preprocessor_config.json"):
-        try:
-            content = read_json(Path(hf_hub_download(model_id, name, revision=revision)))
-        except LocalEntryNotFoundError as error:
-            raise FileNotFoundError(f"{where}: found no connection to the Hub and no copy of {name}") from error
-        except EntryNotFoundError:
-            continue
-        except HfHubHTTPError as error:
-            raise FileNotFoundError(f"{where}: {' '.join(str(error).split())}") from error
+        with download_errors(where):
+            try:
+                path = hf_hub_download(model_id, name, revision=revision)
+            except RemoteEntryNotFoundError:
+                continue
+        content = read_json(Path(path))
         for reference in content.get("auto_map", {}).values():
             if "--" in str(reference):
                 raise ValueError(

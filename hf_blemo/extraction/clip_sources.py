@@ -12,6 +12,7 @@ from hf_blemo import blemore
 from hf_blemo.blemore.dataset_writing import is_dataset_folder
 from hf_blemo.blemore.distribution import read_metadata
 from hf_blemo.blemore.feature_files import read_csv
+from hf_blemo.loading import load_dataset
 from hf_blemo.media.media import is_media
 from hf_blemo.media.sources import is_address
 
@@ -160,13 +161,7 @@ def _load_dataset(path: Path, split: str) -> "datasets.Dataset":
 
     if path.is_dir():
         return datasets.Dataset.load_from_disk(str(path))
-    text = str(path)
-    if text.count("/") != 1 or text.startswith((".", "/")):
-        raise FileNotFoundError(f"{path}: no such file or folder, and no id of a Hub data set (owner/name)")
-    try:
-        return datasets.load_dataset(text, split=split)
-    except (ConnectionError, datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        raise FileNotFoundError(f"{path}: no such file or folder, and from the Hub: {error}") from error
+    return load_dataset(str(path), str(path), split=split)
 
 
 def _dataset_entries(

@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -12,6 +11,7 @@ from hf_blemo.built_in.synthetic_blends import SYNTHETIC_ENCODERS, make_syntheti
 from hf_blemo.errors import check_known
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.hub.provenance import PROVENANCE_FILE, read_provenance
+from hf_blemo.loading import load_dataset, local_path
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 
 logger = logging.getLogger(__name__)
@@ -38,14 +38,10 @@ def load_data(source: str, settings: ExperimentSettings, **synthetic) -> dataset
         known = inspect.signature(make_synthetic_blends).parameters
         check_known("synthetic", settings.synthetic, known)
         return make_synthetic_blends(**{**settings.synthetic, **synthetic})
-    if Path(source).exists():
+    where = f"data {source!r}"
+    if local_path(source, where) is not None:
         return blemore.load_features(source)
-    if source.count("/") == 1 and not source.startswith((".", "/")):
-        try:
-            return datasets.load_dataset(source, split="train")
-        except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-            raise FileNotFoundError(f"data {source!r}: no such path here, and from the Hub: {error}") from error
-    raise FileNotFoundError(f"data {source!r}: no such file or folder, and no id of a Hub data set (owner/name)")
+    return load_dataset(source, where, split="train")
 
 
 def encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dict[str, dict]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_blemo.loading import is_hub_id
+
 _COMMIT_DIGITS = 40
 _SHOWN_DIGITS = 7
 
@@ -14,7 +16,7 @@ def is_local(model_id: str) -> bool:
     Args:
         model_id: of an encoder.
     """
-    return model_id.count("/") != 1 or model_id.startswith((".", "/", "~")) or Path(model_id).exists()
+    return not is_hub_id(model_id)
 
 
 def local_encoders(config: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo.files import read_json, write_json
+from hf_blemo.loading import is_hub_id
 
 PROVENANCE_FILE = "encoders.json"
 PROVENANCE_KEYS = ("feature_size", "modality", "model_id", "revision", "extraction")
@@ -34,9 +35,7 @@ def read_provenance(source: str) -> dict[str, dict[str, Any]]:
 
     Source: this project's choice.
     """
-    path: Path | None = Path(source) / PROVENANCE_FILE
-    if not Path(source).exists():
-        path = _download(source) if source.count("/") == 1 and not source.startswith((".", "/")) else None
+    path = _download(source) if is_hub_id(source) else Path(source) / PROVENANCE_FILE
     if path is None or not path.is_file():
         return {}
     entries = read_json(path)

@@ -1,7 +1,6 @@
 """CLIP-like models of transformers and of open_clip, with what prepares their inputs."""
 
 import hashlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImage
 
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.errors import MissingExtraError
+from hf_blemo.loading import load_part
 from hf_blemo.pairs.pair_processor import PairProcessor
 
 OPEN_CLIP = "open_clip:"
@@ -51,13 +51,11 @@ def load_clip(source: str, what: str = "model", revision: str | None = None) -> 
     if source.startswith(OPEN_CLIP):
         model, processor = _load_open_clip(source.removeprefix(OPEN_CLIP), what)
     else:
-        check_source(source, what)
-        options = {} if revision is None else {"revision": revision}
-        model = load_part(AutoModel, source, what, dtype="float32", **options)
+        model = load_part(AutoModel, source, f"{what} {source!r}", dtype="float32", revision=revision)
         for name in NEEDED:
             if not hasattr(model, name):
                 raise ValueError(f"{what} {source!r}: {type(model).__name__} has no {name}; expected a CLIP")
-        processor = load_processor(source, what, getattr(model.config, "text_config", None), **options)
+        processor = load_processor(source, what, getattr(model.config, "text_config", None), revision)
     model = model.eval()
     return Clip(model, processor, _width(model, processor, f"{what} {source!r}"))
 
@@ -76,35 +74,15 @@ def _width(model: Any, processor: PairProcessor, described: str) -> int:
     return texts.shape[-1]
 
 
-def load_part(auto_class: Any, source: str, what: str, **options: Any) -> Any:
-    """Loads a part of a model, or says in one line which is missing where."""
-    try:
-        return auto_class.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{what} {source!r}: {auto_class.__name__} found nothing to load: {error}") from error
-
-
-def load_processor(source: str, what: str, text_config: Any, **options: Any) -> PairProcessor:
+def load_processor(source: str, what: str, text_config: Any, revision: str | None = None) -> PairProcessor:
     """Loads the tokenizer and the image processor of a model of transformers."""
-    tokenizer = load_part(AutoTokenizer, source, what, **options)
+    where = f"{what} {source!r}"
+    tokenizer = load_part(AutoTokenizer, source, where, revision=revision)
     # What transformers makes of a folder without a tokenizer's files knows its special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise FileNotFoundError(f"{what} {source!r}: AutoTokenizer found nothing to load: a tokenizer without words")
-    return PairProcessor(
-        tokenizer,
-        load_part(AutoImageProcessor, source, what, backend="pil", **options),
-        text_config,
-    )
-
-
-def check_source(source: str, what: str) -> None:
-    """Refuses what is neither a model's folder nor could be a Hub id."""
-    path = Path(source)
-    local = source.startswith((".", "/")) or source.count("/") != 1 or path.exists()
-    if local and not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{what} {source!r}: found no config.json there, expected a model's folder or a Hub id"
-        )
+        raise FileNotFoundError(f"{where}: AutoTokenizer found nothing to load: a tokenizer without words")
+    image_processor = load_part(AutoImageProcessor, source, where, backend="pil", revision=revision)
+    return PairProcessor(tokenizer, image_processor, text_config)
 
 
 def fingerprint(clip: Clip) -> str:

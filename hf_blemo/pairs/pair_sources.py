@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs
 from hf_blemo.errors import check_known
+from hf_blemo.loading import load_dataset
 
 SYNTHETIC = "synthetic"
 EMOJI = "emoji"
@@ -243,19 +244,9 @@ def load_source(settings: PairSourceSettings) -> Any:
         options |= {"path": READERS[path.suffix], "data_files": {settings.split: str(path)}}
         if path.suffix == ".tsv":
             options["sep"] = "\t"
-    elif path.exists() or (source.count("/") == 1 and not source.startswith((".", "/"))):
-        options |= {"path": source, "name": settings.name, "revision": settings.revision}
     else:
-        raise FileNotFoundError(f"data {source!r}: no such folder, and no id of a Hub data set (owner/name)")
-    try:
-        return datasets.load_dataset(**options)
-    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise FileNotFoundError(f"data {source!r}: no such path here, and from the Hub: {error}") from error
-    except (datasets.exceptions.DatasetGenerationError, datasets.data_files.EmptyDatasetError) as error:
-        raise ValueError(f"data {source!r}: cannot be read as pairs: {error.__cause__ or error}") from error
-    except ValueError as error:
-        # An unknown split or one without rows.
-        raise ValueError(f"data {source!r}: {error}") from error
+        options |= {"path": source, "name": settings.name, "revision": settings.revision}
+    return load_dataset(where=f"data {source!r}", **options)
 
 
 def _rows_of(data: datasets.IterableDataset) -> Iterator[dict[str, Any]]:

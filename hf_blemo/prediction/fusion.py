@@ -12,8 +12,7 @@ from tqdm.auto import tqdm
 
 from hf_blemo import blemore
 from hf_blemo.files import read_json
-from hf_blemo.hub.hub_errors import explained
-from hf_blemo.loading import quiet_loading
+from hf_blemo.loading import download_errors, local_path, quiet_loading
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import output_probabilities
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
@@ -96,15 +95,11 @@ def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
     Source: this project's choice.
     """
     where = str(folder_or_repo)
-    folder = Path(folder_or_repo)
-    if folder.exists():
-        if revision is not None:
-            raise ValueError(f"{where}: a folder has no revisions, found revision {revision!r}")
+    folder = local_path(where, revision=revision)
+    if folder is not None:
         _check_files(folder, where)
-    elif where.count("/") == 1 and not where.startswith((".", "/", "~")):
-        folder = _download(where, revision)
     else:
-        raise FileNotFoundError(f"{where}: no such folder, and no id of a Hub repository (owner/name)")
+        folder = _download(where, revision)
     if not any((folder / name).is_file() for name in WEIGHTS_FILES):
         raise FileNotFoundError(f"{where}: found no weights, expected {WEIGHTS_FILES[0]}")
     _check_shards(folder, where)
@@ -267,33 +262,16 @@ def _first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
 def _download(repo_id: str, revision: str | None) -> Path:
     """Fetches the files of one commit; the weights only after the settings proved to be a fusion model's."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     where = repo_id if revision is None else f"{repo_id}, revision {revision}"
     settings = [CONFIG_FILE, PROCESSOR_FILE]
-    try:
+    with download_errors(where):
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=settings))
-        _check_files(folder, where)
-        # The folder of a snapshot is named after its commit: a push in between cannot mix two versions.
-        patterns = [*settings, "model*.safetensors", WEIGHTS_FILES[1]]
+    _check_files(folder, where)
+    # The folder of a snapshot is named after its commit: a push in between cannot mix two versions.
+    patterns = [*settings, "model*.safetensors", WEIGHTS_FILES[1]]
+    with download_errors(where):
         return Path(snapshot_download(repo_id, revision=folder.name, allow_patterns=patterns))
-    except RevisionNotFoundError:
-        raise FileNotFoundError(f"{repo_id}: the repository has no revision {revision!r}") from None
-    except RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"{repo_id}: no such folder, and no Hub repository that can be read; a private one needs `hf auth login`"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise FileNotFoundError(
-            f"{where}: no such folder, and the Hub cannot be reached and its cache does not hold the repository"
-        ) from None
-    except HfHubHTTPError as error:
-        raise FileNotFoundError(f"{where}: {explained(error)}") from None
 
 
 def _check_files(folder: Path, where: str) -> None:

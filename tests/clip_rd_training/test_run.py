@@ -521,9 +521,9 @@ def test_bad_settings_are_named(changes, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--teacher", "./gone"], "teacher './gone': found no config.json there"),
-        (["--student", "vit-t-17"], "student 'vit-t-17': found no config.json there"),
-        (["--data", "gone"], "data 'gone': no such folder"),
+        (["--teacher", "./gone"], "teacher './gone': not a file, folder or Hub id"),
+        (["--student", "vit-t-17"], "student 'vit-t-17': not a file, folder or Hub id"),
+        (["--data", "gone"], "data 'gone': not a file, folder or Hub id"),
         (["--resume", "true"], "resume needs checkpoint_every of at least 1"),
         (["--evaluation.drawn.kid", "synthetic"], "unknown setting 'kid'; the nearest known one is 'kind'"),
         (["--evaluation.drawn.kind", "retrieval"], "evaluation.drawn: kind 'retrieval' needs data"),

@@ -296,7 +296,7 @@ def test_predict_refuses_what_it_cannot_use_and_leaves_old_outputs(capsys, share
     assert "named by both --output and --details" in refused(capsys, *predict, "--details", output)
     assert "--details x.txt: expected the suffix .json" in refused(capsys, *predict, "--details", "x.txt")
     assert "a folder has no revisions" in refused(capsys, *predict, "--revision", "main")
-    assert "gone: no such folder" in refused(capsys, "predict", "--model", tmp_path / "gone", *paths)
+    assert "gone: not a file, folder or Hub id" in refused(capsys, "predict", "--model", tmp_path / "gone", *paths)
     no_features = ["predict", "--model", shared / "model", "--features", tmp_path / "gone", "--output", output]
     assert "gone: no such file or folder, expected features" in refused(capsys, *no_features)
     assert output.read_text() == "old"

@@ -188,7 +188,7 @@ def test_features_refuses_what_it_cannot_use(capsys, shared, tmp_path):
     assert "expected NAME=MODEL" in refused(capsys, *features, "--encoder", "student")
     assert "found 'a' twice" in refused(capsys, *features, "--encoder", "a=x/y", "a=x/z")
     assert "--public is about" in refused(capsys, *features, "--encoder", "a=x/y", "--public")
-    assert "no such folder" in refused(capsys, *features, "--encoder", f"a={tmp_path / 'gone'}")
+    assert "not a file, folder or Hub id" in refused(capsys, *features, "--encoder", f"a={tmp_path / 'gone'}")
     good = f"student={shared / 'encoders' / 'student'}"
     code, _, err = run(
         capsys, "features", shared / "broken", "--output", tmp_path / "out", "--encoder", good
@@ -199,4 +199,4 @@ def test_features_refuses_what_it_cannot_use(capsys, shared, tmp_path):
 def test_demo_refuses_what_it_cannot_use(capsys, shared, tmp_path):
     demo = ("demo", "--model", shared / "fusion")
     assert "no such file, expected a clip" in refused(capsys, *demo, "--example", tmp_path / "gone.mp4")
-    assert "no such folder" in refused(capsys, "demo", "--model", tmp_path / "gone")
+    assert "not a file, folder or Hub id" in refused(capsys, "demo", "--model", tmp_path / "gone")

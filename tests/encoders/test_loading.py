@@ -183,7 +183,7 @@ def test_places_that_are_none(checkpoint):
     with pytest.raises(ValueError, match="/vit: a folder has no revisions, found revision 'main'"):
         load_encoder(checkpoint("vit"), revision="main", device="cpu")
     for name in ("no_such_folder", "./not/there", "/not/there", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match=f"{name}: no such folder, and no id of a Hub repository"):
+        with pytest.raises(FileNotFoundError, match=f"{name}: not a file, folder or Hub id"):
             load_encoder(name, device="cpu")
     with pytest.raises(ValueError, match="dtype 'float8' is not one of float32, bfloat16, float16"):
         load_encoder(checkpoint("vit"), dtype="float8", device="cpu")
@@ -220,7 +220,7 @@ def test_several_encoders_name_the_one_that_is_wrong(checkpoint):
     vit = checkpoint("vit")
     for entry, kind, message in (
         ({}, ValueError, "found no model_id, so nothing to make its features with"),
-        ({"model_id": "nowhere"}, FileNotFoundError, "nowhere: no such folder"),
+        ({"model_id": "nowhere"}, FileNotFoundError, "nowhere: not a file, folder or Hub id"),
         ({"model_id": vit, "extraction": {"layer": 1}}, ValueError, "vit has no option 'layer'"),
         ({"model_id": vit, "feature_size": 768}, ValueError, "gives features of width 16, expected 768"),
     ):

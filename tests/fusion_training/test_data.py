@@ -33,7 +33,7 @@ def test_a_built_data_set_and_a_table_are_read(make_data, tmp_path):
 
 @pytest.mark.parametrize("source", ["gone", "./gone/data", "/gone/data", "a/b/c"])
 def test_a_source_that_is_nothing_is_named(source):
-    with pytest.raises(FileNotFoundError, match=f"data '{source}': no such file or folder, and no id of a Hub"):
+    with pytest.raises(FileNotFoundError, match=f"data '{source}': not a file, folder or Hub id"):
         load_data(source, FusionSettings())
 
 

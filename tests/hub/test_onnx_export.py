@@ -226,7 +226,7 @@ def test_the_command_exports_either_family(family, exported, capsys):
 
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path, capsys, monkeypatch):
     assert main(["export", str(tmp_path / "absent"), "--output", str(tmp_path / "out")]) == 2
-    assert "found no config.json there" in capsys.readouterr().err
+    assert "not a file, folder or Hub id" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main(["export", str(tmp_path), "--output", str(tmp_path / "file")]) == 2
     assert "found a file, expected a folder" in capsys.readouterr().err

@@ -256,7 +256,7 @@ def test_unusable_folders_are_refused_by_name(folder, damage, message, capsys):
 
 
 def test_paths_that_are_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone: no such folder, and no id of a Hub repository"):
+    with pytest.raises(FileNotFoundError, match="gone: not a file, folder or Hub id"):
         load_fusion(tmp_path / "gone")
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="found a file, expected the folder of a model"):

@@ -91,7 +91,7 @@ def test_a_clip_goes_in_and_a_blend_comes_out(hub, on_hub, published, entries, c
     gone, lost, local = errors
     assert gone.startswith(f"encoder 'hubert': you/clips-hubert, revision {'0' * 40}: ") and "\n" not in gone
     assert lost.startswith("encoder 'student': you/clips-nothing: ") and "\n" not in lost
-    assert local.startswith("encoder 'student': student: no such folder")
+    assert local.startswith("encoder 'student': student: not a file, folder or Hub id")
     config = hub.files("you/clips-local")["config.json"].decode()
     assert str(clips.parent) not in config and json.loads(config)["encoders"]["student"]["model_id"] == "student"
 

@@ -154,7 +154,7 @@ report["absent"] = shard
 print(json.dumps(report))
 """
     report = on_hub(code)
-    assert report["revision"] == "you/load-rank_aware_fusion: the repository has no revision 'v9'"
+    assert report["revision"] == "you/load-rank_aware_fusion, revision v9: the repository has no such revision"
     assert "no Hub repository that can be read" in report["repository"]
     assert report["encoder"].startswith("you/other-encoder: the weights do not fit config.json: ")
     assert report["absent"] in report["shard"] and report["shard"].startswith("you/broken-shards: ")

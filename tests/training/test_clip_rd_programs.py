@@ -42,7 +42,7 @@ BAD = {
     "unknown key": ("distill_clip_rd.py", ["--learning_rat", "1"], "unknown setting .*learning_rate"),
     "unknown teacher": ("distill_clip_rd.py", ["--teacher", "./gone"], "teacher './gone': found no config.json"),
     "no store": ("distill_clip_rd.py", ["--teacher_store", "./gone"], "teacher_store './gone': found no store.json"),
-    "no pairs": ("distill_clip_rd.py", ["--data", "gone"], "data 'gone': no such folder"),
+    "no pairs": ("distill_clip_rd.py", ["--data", "gone"], "data 'gone': not a file, folder or Hub id"),
     "unknown task": ("distill_clip_rd.py", ["--evaluation.a.kid", "1"], "unknown setting 'kid'.*'kind'"),
     "no teachers": ("embed_teacher.py", [], "teachers: expected at least one"),
     "no variants": (

@@ -52,10 +52,10 @@ BAD = {
     "unknown option": (["--encoders.a.model_id", "x", "--encoders.a.batch", "2"], "encoders.a.*batch"),
     "bad name": (["--encoders", "{a/b: {model_id: x}}"], "encoders: 'a/b' cannot name a folder"),
     "bad dtype": (["--encoders.a.model_id", "x", "--dtype", "int8"], "dtype 'int8' is not one of float32"),
-    "gone encoder": (["--encoders.a.model_id", "gone"], "encoder 'a': gone: no such folder"),
+    "gone encoder": (["--encoders.a.model_id", "gone"], "encoder 'a': gone: not a file, folder or Hub id"),
     "gone data": (["--encoders.a.model_id", "x", "--data", "gone"], "gone: no such file or folder"),
     "synthetic": (["--encoders.a.model_id", "x", "--synthetic.num_clips", "3"], "synthetic is about data 'synthetic'"),
-    "gone model": (["--model", "gone"], "gone: no such folder"),
+    "gone model": (["--model", "gone"], "gone: not a file, folder or Hub id"),
     "imported twice": (["--encoders.a.model_id", "x", "--imported.a", "y"], "imported: encoder 'a' is among the enc"),
     "bad repository": (["--encoders.a.model_id", "x", "--push_to_hub", "mine"], "push_to_hub.*mine"),
     "no good clip": (
