@@ -180,7 +180,7 @@ def test_no_data_is_named(tmp_path):
         open_source(PairSourceSettings(data=written(tmp_path / "none", image=[], caption=[])))
     with pytest.raises(FileNotFoundError, match="not a file, folder or Hub id"):
         open_source(PairSourceSettings(data="gone"))
-    with pytest.raises(FileNotFoundError, match="data 'owner/gone': no such path here, and from the Hub"):
+    with pytest.raises(FileNotFoundError, match="data 'owner/gone': no such folder, and from the Hub"):
         open_source(PairSourceSettings(data="owner/gone"))
     (tmp_path / "pairs.json").write_text("[]")
     with pytest.raises(ValueError, match=r"found a file '.json', expected one of .parquet, .csv"):
