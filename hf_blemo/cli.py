@@ -1,4 +1,4 @@
-"""The `hf-blemo` command: from clips to features and blends, data sets, scores, submissions, publishing and export."""
+"""The `hf-blemo` command: prediction, features, data sets, evaluation, submissions, publishing and export."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process by default.
 
     Returns:
-        The exit code: 0, or 2 after one line on stderr that says what is wrong.
+        The exit code: 0, or 2 after a one-line error on stderr.
 
     Source: this project's choice.
     """

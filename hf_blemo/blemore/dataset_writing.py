@@ -1,4 +1,4 @@
-"""Writing a feature data set to disk: a few clips at a time, resumable, and visible only when it is whole."""
+"""Writes a feature data set to disk: a few clips at a time, resumable, and visible only when complete."""
 
 import json
 import os
@@ -31,11 +31,11 @@ def is_dataset_folder(path: Path) -> bool:
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Makes sure that writing to a path destroys nothing the caller did not name.
+    """Refuses to write where something exists, unless it is a data set that may be replaced.
 
     Args:
-        output: where a data set is to be written.
-        overwrite: whether a data set that is there may be replaced.
+        output: folder to write.
+        overwrite: allow replacing an existing data set.
 
     Raises:
         FileExistsError: something is there, and it may not be replaced or is no data set.
@@ -60,14 +60,14 @@ def write_dataset(
     """Writes clips to a folder that `datasets.load_from_disk` reads, holding no more than a few in memory.
 
     The clips gather in `<output>.partial`, so an interrupted build resumes; the finished data set is then saved from
-    there and takes its name. On the way the disk holds the features twice.
+    there and takes its name. Meanwhile the disk holds the features twice.
 
     Args:
         output: folder to make.
         features: column types, from `dataset_features`.
         num_clips: number of rows, at least one.
         read_clip: row number -> clip.
-        plan: what makes two builds the same, JSON values only; kept in the folder as `build.json`.
+        plan: settings that must match for a build to resume, JSON values only; stored there as `build.json`.
         overwrite: replace a data set that is at `output`, and discard an unfinished build with another plan.
         progress: show a progress bar.
 

@@ -21,7 +21,7 @@ _NUM_SALIENCES = 3
 
 
 class Thresholds(NamedTuple):
-    """The thresholds a grid search chose, and the accuracies they reach on the clips it saw.
+    """Thresholds chosen by the grid search, and their accuracies on its clips.
 
     Args:
         alpha: presence threshold.
@@ -63,8 +63,8 @@ def decode_thresholds(probabilities: Any, alpha: float, beta: float) -> list[lis
         beta: salience threshold.
 
     Returns:
-        N predictions, emotions in the order of `EMOTIONS`. Where no probability is left above zero, which the official
-        rules leave open, the most probable emotion alone.
+        N predictions, emotions in the order of `EMOTIONS`. If no probability is left above zero, a case that the
+        official rules leave open, only the most probable emotion is predicted.
 
     Raises:
         ValueError: the shape is not (N, 6), or a row holds NaN or infinity.
@@ -103,7 +103,7 @@ def threshold_grid(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndar
     values = _checked(probabilities, len(EMOTIONS), "probabilities")
     truth = label_indices(labels, required=True)
     if len(values) != len(truth) or not len(truth):
-        raise ValueError(f"found {len(values)} probabilities and {len(truth)} labels, expected as many of each, not 0")
+        raise ValueError(f"found {len(values)} probabilities and {len(truth)} labels, expected equal numbers above 0")
     top = _top_two(values)
     grid = THRESHOLD_GRID.astype(values.dtype)
     size = len(grid)

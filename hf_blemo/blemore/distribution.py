@@ -1,4 +1,4 @@
-"""Reading the official BlEmoRE distribution into a data set."""
+"""Reads the official BlEmoRE distribution into a data set."""
 
 import hashlib
 import os
@@ -58,7 +58,7 @@ def build_distribution_dataset(
         split: "train", whose clips, labels and folds are those of the metadata; or "test", unlabelled.
         feature_dtype: "auto" stores float16 where the first clip of an encoder fits its range; "float16"; "float32".
         aggregate: "statistics" stores the seven official statistics, (1, 7 * D), instead of the sequence.
-        allow_missing: a clip may lack the file of an encoder, which becomes null; else that is an error.
+        allow_missing: store null where a clip lacks the file of an encoder, instead of raising.
         overwrite: replace the data set at `output`.
         progress: show a progress bar.
 

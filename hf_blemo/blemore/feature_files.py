@@ -1,4 +1,4 @@
-"""Feature files as the distribution holds them: one per clip and encoder, read as rows of a data set."""
+"""Reads feature files, one per clip and encoder as in the distribution, into rows of a data set."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _NUM_ACTION_UNITS = 8
 
 
 class ClipSource(NamedTuple):
-    """Where the parts of one clip are.
+    """Labels, fold and feature files of one clip.
 
     Args:
         name: clip name.
@@ -211,7 +211,7 @@ def _load_npy(path: Path) -> np.ndarray:
 
 
 def _load_openface(path: Path) -> np.ndarray:
-    """Frames without a face hold NaN; they get the clip's mean of that column, which leaves its mean as it was.
+    """Replaces the NaN of frames without a face by the clip's mean of the column, which keeps the mean.
 
     A column without any number in the clip becomes 0, since there is nothing to estimate it from.
     """

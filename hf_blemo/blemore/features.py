@@ -1,4 +1,4 @@
-"""The Arrow layout of a feature data set: how clips are laid out, and how they are read back without Python lists."""
+"""The Arrow layout of a feature data set: writes clips to it, and reads them back without Python lists."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a BlEmoRE clip can be labelled: six emotions, 36 labels, and the clip names that carry them."""
+"""The labels of BlEmoRE: six emotions, 36 labels, and the clip names that carry them."""
 
 import os
 import re
@@ -85,7 +85,7 @@ _FILE_SUFFIX = re.compile(r"\.(mov|mp4|m4v|avi|mkv|webm|wav|mp3|flac|m4a|ogg|npy
 
 @dataclass(frozen=True)
 class ClipLabel:
-    """What the name of a training clip says about it.
+    """The parts of a training clip's name.
 
     Args:
         name: clip name without directory and suffix.
@@ -194,7 +194,7 @@ def soft_label(name: str | os.PathLike[str], required: bool = True) -> np.ndarra
 
     Args:
         name: clip name or path.
-        required: whether the name must carry a label; a name without one is unlabelled otherwise.
+        required: refuse a name without a label; otherwise its clip is unlabelled.
 
     Returns:
         (6,) float64 in the order of `EMOTIONS`: one-hot, or salience / 100 on the two emotions of a blend; all -100
@@ -219,7 +219,7 @@ def label_indices(labels: Any, required: bool = False) -> np.ndarray:
     Args:
         labels: (N, 6) soft labels, all -100 in unlabelled rows; an entry may be off by 0.001, which float16 needs. Or
             N clip names, or N labels in the form of predictions.
-        required: whether every row must be labelled.
+        required: refuse unlabelled rows.
 
     Returns:
         (N,) int64, -1 for unlabelled rows.

@@ -94,7 +94,7 @@ def confusion(predictions: Sequence[Prediction], labels: Any) -> np.ndarray:
         (16, 16) int64 in the order of `EMOTION_SETS`, rows true, columns predicted.
 
     Raises:
-        ValueError: see `acc_presence`; or a predicted set is none of the 16.
+        ValueError: see `acc_presence`; or a predicted set is not one of the 16.
     """
     predicted, truth = _paired(predictions, labels)
     counts = np.zeros((len(EMOTION_SETS), len(EMOTION_SETS)), dtype=np.int64)
@@ -114,7 +114,7 @@ def _paired(predictions: Sequence[Prediction], labels: Any) -> tuple[list[Predic
         raise ValueError("found no predictions, expected at least one clip to score")
     truth = label_indices(labels, required=True)
     if len(predicted) != len(truth):
-        raise ValueError(f"found {len(predicted)} predictions and {len(truth)} labels, expected as many of each")
+        raise ValueError(f"found {len(predicted)} predictions and {len(truth)} labels, expected equal numbers")
     return predicted, truth
 
 

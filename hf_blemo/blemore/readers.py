@@ -1,4 +1,4 @@
-"""Features of any clips, labelled or not, from whatever holds them: a built data set, a table, or a folder."""
+"""Opens features of clips, labelled or not: a built data set, a table, or a folder."""
 
 import os
 from pathlib import Path
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto") -> "datasets.Dataset":
-    """Opens the features of some clips, whichever of the known forms they are in.
+    """Opens features of clips in any supported form.
 
     Args:
-        path: a folder a data set was built in; a table (`.parquet`, `.npz`, `.csv`); a folder with one sub-folder of
+        path: the folder of a built data set; a table (`.parquet`, `.npz`, `.csv`); a folder with one sub-folder of
             feature files per encoder, with or without the suffix `_train` or `_test`; or the folder of one encoder.
         feature_dtype: "auto", "float16" or "float32", for folders of feature files; tables keep float32.
 
@@ -28,7 +28,7 @@ def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto") -> 
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ValueError: it holds none of these forms, or a file is damaged.
+        ValueError: the form is not supported, or a file is damaged.
     """
     import datasets
     import pyarrow as pa

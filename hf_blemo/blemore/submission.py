@@ -34,8 +34,8 @@ def write_submission(
         The path written.
 
     Raises:
-        ValueError: the path's suffix is another, a clip comes twice, a prediction is none of the 36 labels, lengths
-            differ, or `strict` and the clips are not the test clips.
+        ValueError: the suffix is not supported, a clip comes twice, a prediction is not one of the 36 labels, lengths
+            differ, or with `strict` the clips are not the test clips.
 
     Source: spec blemore_protocol, Submission.
     """
@@ -44,7 +44,7 @@ def write_submission(
         raise ValueError(f"{target}: found the suffix {target.suffix!r}, expected .zip or .json")
     names = [clip_name(clip) for clip in clips]
     if len(names) != len(predictions):
-        raise ValueError(f"{target}: found {len(names)} clips and {len(predictions)} predictions, expected as many")
+        raise ValueError(f"{target}: found {len(names)} clips, {len(predictions)} predictions, expected equal numbers")
     problems = [
         *_prediction_problems(zip(names, predictions, strict=True)),
         *(_clip_problems(names) if strict else _repeated(names)),
@@ -71,7 +71,7 @@ def write_submission(
 
 
 def check_submission(path: str | os.PathLike[str]) -> list[str]:
-    """Looks for everything that would make the challenge reject a submission or count a clip as wrong.
+    """Lists all problems for which the challenge would reject a submission or count a clip as wrong.
 
     Args:
         path: a `.zip` or `.json` submission.
@@ -107,7 +107,7 @@ def read_predictions(path: str | os.PathLike[str]) -> dict[str, list[dict[str, A
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a submission, a clip comes twice, or a prediction is none of the 36 labels.
+        ValueError: the file is not a submission, a clip comes twice, or a prediction is not one of the 36 labels.
 
     Source: spec blemore_protocol, Submission.
     """

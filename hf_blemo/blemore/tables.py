@@ -1,4 +1,4 @@
-"""Reading a table of clips, one row each, into a data set: Parquet, NumPy `.npz` or CSV."""
+"""Reads a table with one row per clip into a data set: Parquet, NumPy `.npz` or CSV."""
 
 import hashlib
 import os
@@ -60,14 +60,14 @@ def build_table_dataset(
     - `.npz`: arrays (N, D) or (N, T, D); the array `X` of the official aggregation is named after the file;
     - CSV: the columns `<encoder>.0`, `<encoder>.1`, ... or `<encoder>_0`, ...
 
-    The columns of the official metadata are passed over.
+    The columns of the official metadata are ignored.
 
     Args:
         path: the table.
         output: folder to make, readable by `datasets.load_from_disk`; by default the data set stays in memory.
         encoders: the columns to take, in this order; all by default.
         feature_dtype: "float32", which keeps float16 sources; "float16"; or "auto", float16 where the first clip fits.
-        require_labels: a clip that is no test clip must have a label; else it is unlabelled.
+        require_labels: refuse clips without a label, test clips aside; otherwise they are unlabelled.
         overwrite: replace the data set at `output`.
         progress: show a progress bar.
 
@@ -77,8 +77,8 @@ def build_table_dataset(
     Raises:
         FileNotFoundError: there is no such table.
         FileExistsError: `output` is there and `overwrite` is not given.
-        ValueError: the table is damaged, lacks a column, names a clip twice, or holds a label or a feature that is not
-            one; the message names the column and the clip.
+        ValueError: the table is damaged, lacks a column, names a clip twice, or holds an invalid label or feature; the
+            message names the column and the clip.
     """
     import datasets
     import pyarrow as pa
@@ -190,7 +190,7 @@ def _clips(
     lengths = {name: len(column) for name, column in (*table.scalars.items(), *table.vectors.items())}
     for name, length in lengths.items():
         if length != len(names):
-            raise ValueError(f"{path}: found {length} rows of {name!r} and {len(names)} clips, expected as many")
+            raise ValueError(f"{path}: found {length} rows of {name!r} and {len(names)} clips, expected equal numbers")
     for name in (*CLIP_COLUMNS, "fold"):
         if name in table.vectors:
             raise ValueError(f"{path}: found vectors in the column {name!r}, expected single values")

@@ -1,4 +1,4 @@
-"""The metrics of BlEmoRE as modules of `evaluate`: by class, or by path where `evaluate.load` is used."""
+"""The metrics of BlEmoRE as modules of `evaluate`, by class or by path."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ __all__ = ["AccPresence", "AccSalience", "BlemoreScore", "blends_to_saliences", 
 
 
 def metric_path(name: str) -> str:
-    """Where a metric lies, for `evaluate.load` and `evaluate.combine`, offline too.
+    """Path of a metric for `evaluate.load` and `evaluate.combine`; needs no network.
 
     Args:
         name: `acc_presence`, `acc_salience` or `blemore_score`.
@@ -22,7 +22,7 @@ def metric_path(name: str) -> str:
         The path of its module.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     if name not in NAMES:
         raise ValueError(f"unknown metric {name!r}, expected one of {', '.join(NAMES)}")

@@ -1,4 +1,4 @@
-"""What the metrics of BlEmoRE read: predictions and labels as six saliences, which Arrow can gather over processes."""
+"""Predictions and labels as six saliences, the form in which the metrics gather them over processes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ CITATION = "BlEmoRE: blended emotion recognition, arXiv 2601.13225."
 INPUTS = f"""
 Args:
     predictions: for each clip six saliences from 0 to 1 in the order {", ".join(blemore.EMOTIONS)}, zero where an
-        emotion is not predicted; `hf_blemo.metrics.blends_to_saliences` makes them of blends.
+        emotion is not predicted; `hf_blemo.metrics.blends_to_saliences` converts blends.
     references: for each clip its soft label: one emotion at 1, or two of the first five at 0.7/0.3, 0.5/0.5, 0.3/0.7.
 """
 
@@ -34,7 +34,7 @@ def metric_info(description: str) -> evaluate.MetricInfo:
 
 
 def saliences_to_blends(predictions: Any) -> list[list[dict[str, Any]]]:
-    """Turns six saliences of each clip into the blend they stand for.
+    """Converts the six saliences of each clip into a blend.
 
     Args:
         predictions: (N, 6) from 0 to 1.
@@ -43,7 +43,7 @@ def saliences_to_blends(predictions: Any) -> list[list[dict[str, Any]]]:
         N lists of {"emotion": str, "salience": per cent}; an empty list for six zeros.
 
     Raises:
-        ValueError: another shape, or a salience that is not from 0 to 1; the message names the row.
+        ValueError: wrong shape, or a salience outside 0 to 1; the message names the row.
     """
     rows = np.asarray(predictions, dtype=np.float64)
     if rows.ndim != 2 or rows.shape[1] != len(blemore.EMOTIONS):
@@ -59,7 +59,7 @@ def saliences_to_blends(predictions: Any) -> list[list[dict[str, Any]]]:
 
 
 def blends_to_saliences(blends: Sequence[Sequence[Mapping[str, Any]]]) -> np.ndarray:
-    """Turns blends into what the metrics take.
+    """Converts blends into saliences for the metrics.
 
     Args:
         blends: N lists of {"emotion": str, "salience": per cent}, as the decoders and the processor return them.
@@ -68,7 +68,7 @@ def blends_to_saliences(blends: Sequence[Sequence[Mapping[str, Any]]]) -> np.nda
         (N, 6) float64 from 0 to 1.
 
     Raises:
-        ValueError: an unknown emotion; the message names the row.
+        ValueError: unknown emotion; the message names the row.
     """
     saliences = np.zeros((len(blends), len(blemore.EMOTIONS)))
     for row, blend in enumerate(blends):

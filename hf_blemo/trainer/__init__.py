@@ -1,4 +1,4 @@
-"""For training under transformers' Trainer: collators, metrics, callbacks, adapters and publishing."""
+"""Parts for training with transformers' Trainer: collators, metrics, callbacks, adapters and publishing."""
 
 from .adapters import linear_probe, lora_config
 from .added_encoder import add_encoder

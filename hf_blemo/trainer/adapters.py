@@ -1,4 +1,4 @@
-"""Fine-tune a part of a model: LoRA with this package's lists of target modules, and linear probes."""
+"""Fine-tuning of a part of a model: LoRA with lists of target modules for both families, and linear probing."""
 
 import re
 from typing import Any
@@ -47,15 +47,16 @@ def lora_config(model: PreTrainedModel, r: int = 8, **overrides: Any) -> LoraCon
     Args:
         model: a [`RankAwareFusionModel`] or a [`CLIPRDModel`].
         r: rank.
-        overrides: more of LoraConfig; `target_modules` replaces this package's list. `lora_alpha` is 2 r by default.
+        overrides: other arguments of LoraConfig; `target_modules` replaces this package's list. `lora_alpha` is 2 r
+            by default.
 
     Returns:
         The config.
 
     Raises:
-        ValueError: a model of another family, or a tower that this package has no list for.
+        ValueError: the model is of another family, or this package has no list for a tower.
 
-    Source: LoRA, arXiv 2106.09685; the lists of modules are this project's choice.
+    Source: LoRA, arXiv 2106.09685, except the lists of modules.
     """
     targets = overrides.pop("target_modules", None)
     return LoraConfig(
@@ -89,7 +90,7 @@ def _targets(model: PreTrainedModel) -> str:
         )
     targets = "|".join(f"({part})" for part in parts)
     if model_type == "clip_rd":
-        # Where a release of transformers renames layers, say so instead of leaving a tower without an adapter.
+        # If transformers renames layers, raise instead of leaving a tower without an adapter.
         names = [name for name, _ in model.named_modules()]
         for part in parts:
             if not any(re.fullmatch(part, name) for name in names):
@@ -98,10 +99,10 @@ def _targets(model: PreTrainedModel) -> str:
 
 
 def linear_probe(model: PreTrainedModel) -> PreTrainedModel:
-    """Freeze all of a model but its last linear layers.
+    """Freeze all but the last linear layers of a model.
 
-    What trains is a student's two projections and logit scale, or a fusion's heads. Frozen parts stay in evaluation
-    mode when Trainer sets the model to train: dropout stays off, and batch statistics of a frozen tower do not move.
+    A student trains its two projections and logit scale, a fusion its heads. Frozen parts stay in evaluation mode when
+    Trainer calls `model.train()`: dropout stays off, and the batch statistics of a frozen tower do not change.
 
     Args:
         model: a [`RankAwareFusionModel`] or a [`CLIPRDModel`], changed in place.
@@ -110,7 +111,7 @@ def linear_probe(model: PreTrainedModel) -> PreTrainedModel:
         The model.
 
     Raises:
-        ValueError: a model of another family.
+        ValueError: the model is of another family.
     """
     probed = {"rank_aware_fusion": ("heads.",), "clip_rd": ("visual_projection.", "text_projection.", "logit_scale")}
     if model.config.model_type not in probed:

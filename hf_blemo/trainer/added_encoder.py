@@ -1,4 +1,4 @@
-"""Add an encoder to a trained fusion: its projection is trained, everything else stays."""
+"""Adding an encoder to a trained fusion: only its projection is trained."""
 
 import copy
 from typing import Any
@@ -23,18 +23,18 @@ def add_encoder(
 ) -> tuple[RankAwareFusionModel, RankAwareFusionProcessor]:
     """Add an encoder to a trained fusion and leave only the new encoder's own parts to train.
 
-    On clips that lack the new encoder the result predicts the same as the model. The new encoder starts with a random
+    On clips without the new encoder the predictions stay the same. The new encoder starts with a random
     projection, the mean of the other encoders' embeddings in the gate, the mean of their columns in a concatenation,
-    and the last place in a static ranking. A fusion that uses all its encoders goes on using all. Save, load and
-    publish the result like any other model.
+    and the last place in a static ranking. A fusion that uses all its encoders still uses all. Save, load and publish
+    the result like any other model.
 
     Args:
         model: of any gate and fusion; not changed.
         processor: of the model; not changed.
         name: of the new encoder.
         options: an entry of `config.encoders`: `feature_size`, `modality`, `pooling`, ...
-        settings: of the config to change; `encoder_loss_weight` and `gate_loss_weight` become 0.1 where they are 0,
-            because an encoder that is not selected learns from nothing else.
+        settings: changes of the config; `encoder_loss_weight` and `gate_loss_weight` become 0.1 where they are 0,
+            because an encoder that is not selected learns only from these losses.
 
     Returns:
         Model and processor, the new encoder last. Only the new projection and the weights of its pooling require
@@ -83,7 +83,7 @@ def _grown_config(
 
 
 def _grown(key: str, old: torch.Tensor, new: torch.Tensor, number: int) -> torch.Tensor:
-    """Gives a tensor of the old model the shape it has in the new one."""
+    """Gives a tensor of the old model its shape in the new one."""
     if old.shape == new.shape:
         return old
     if key == "gate.static_scores":

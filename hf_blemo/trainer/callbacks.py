@@ -1,4 +1,4 @@
-"""A callback for distillation under transformers' Trainer."""
+"""A callback for distillation with transformers' Trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
 
 
 class DistillationCallback(TrainerCallback):
-    """Keeps a [`CLIPRDDistiller`] in step with Trainer and saves its student where others can load it.
+    """Keeps a [`CLIPRDDistiller`] in step with Trainer, and saves its student as a loadable folder.
 
     Sets the step, which drives the weight schedule, before every step and after a resume; clamps the scales after
     every step. At every save, and at the end, the student goes into the folder `student` of the checkpoint, or of the
@@ -60,5 +60,5 @@ class DistillationCallback(TrainerCallback):
 def _distiller(arguments: dict[str, Any]) -> CLIPRDDistiller:
     model: Any = arguments["model"]
     if not isinstance(model, CLIPRDDistiller):
-        raise ValueError(f"DistillationCallback is for a CLIPRDDistiller, the model is a {type(model).__name__}")
+        raise ValueError(f"DistillationCallback: expected a CLIPRDDistiller, found a {type(model).__name__}")
     return model

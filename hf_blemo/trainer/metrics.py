@@ -1,4 +1,4 @@
-"""The metrics of BlEmoRE as `compute_metrics` of transformers' Trainer."""
+"""The metrics of BlEmoRE for `compute_metrics` of transformers' Trainer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,14 +17,14 @@ def blemore_metrics(
     beta: float = 0.1,
     blend_share: float = blemore.BLEND_SHARE,
 ) -> dict[str, float]:
-    """Score a [`RankAwareFusionModel`] under Trainer; pass it as `compute_metrics`.
+    """Scores a [`RankAwareFusionModel`] under Trainer; pass it as `compute_metrics`.
 
     For other settings pass `functools.partial(blemore_metrics, decoding="thresholds", alpha=..., beta=...)`.
 
     Args:
         predicted: Trainer's predictions.
         decoding: `expected_score` reads the joint probabilities, `thresholds` the six probabilities.
-        alpha, beta: of `thresholds`; fit them by `blemore.fit_thresholds` on other clips than those evaluated.
+        alpha, beta: of `thresholds`; fit them with `blemore.fit_thresholds` on clips that are not evaluated.
         blend_share: share of blends that `expected_score` assumes.
 
     Returns:
@@ -41,7 +41,7 @@ def blemore_metrics(
     labels = np.asarray(predicted.label_ids, dtype=np.float64)
     labelled = labels[:, 0] != blemore.UNLABELLED
     if not labelled.any():
-        raise ValueError(f"found {len(labels)} rows without labels to evaluate, expected some with labels")
+        raise ValueError(f"found {len(labels)} rows, none of them labelled, expected labelled rows to evaluate")
     if decoding == "thresholds":
         blends = blemore.decode_thresholds(probabilities[labelled], alpha, beta)
     else:
@@ -54,7 +54,7 @@ def blemore_metrics(
 
 
 def _probabilities(predictions: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the six and the 36 probabilities among what Trainer collected."""
+    """Finds the six and the 36 probabilities among Trainer's predictions."""
     parts = list(predictions.values()) if isinstance(predictions, Mapping) else list(predictions)
     for first, second in zip(parts, parts[1:], strict=False):
         widths = [np.shape(part)[-1] if np.ndim(part) == 2 else None for part in (first, second)]
