@@ -17,7 +17,7 @@ import torch
 from transformers import CLIPImageProcessorPil
 
 from hf_blemo import CLIPRDConfig, CLIPRDDistiller, CLIPRDLoss, CLIPRDModel
-from hf_blemo.built_in.synthetic_pairs import synthetic_tokenizer
+from hf_blemo.built_in import synthetic_tokenizer
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.embedding import embed
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings

@@ -21,7 +21,7 @@ import yaml
 from torch import nn
 
 from hf_blemo import blemore
-from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+from hf_blemo.built_in import make_synthetic_blends
 from hf_blemo.clip_evaluation.built_in_tasks import synthetic_tasks
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_rd_training.run import distill

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from hf_blemo import blemore
-from hf_blemo.built_in.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
+from hf_blemo.built_in import SYNTHETIC_ENCODERS, make_synthetic_blends
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.lockstep import Lockstep
 from hf_blemo.fusion_training.protocol import Member

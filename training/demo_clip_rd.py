@@ -131,7 +131,7 @@ def _evaluate(folders: list[Path]) -> None:
 def _classify(folder: Path, picture: Path) -> None:
     from transformers import pipeline
 
-    from hf_blemo.built_in.synthetic_pairs import COLOURS, caption_of, draw_scene
+    from hf_blemo.built_in import COLOURS, caption_of, draw_scene
 
     def words(colour: str) -> tuple[str, ...]:
         return "ring", colour, "large", "plain", "centre", "one", "white"

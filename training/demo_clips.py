@@ -35,8 +35,7 @@ def main() -> None:
     from transformers import pipeline
 
     from hf_blemo import blemore
-    from hf_blemo.built_in.random_encoder import save_random_speech_encoder
-    from hf_blemo.built_in.synthetic_clips import make_synthetic_clips
+    from hf_blemo.built_in import make_synthetic_clips, save_random_speech_encoder
     from hf_blemo.extraction.run import extract_features
     from hf_blemo.extraction.settings import ExtractionSettings
     from hf_blemo.fusion_training.run import train_fusion

@@ -31,7 +31,7 @@ def main() -> None:
     from transformers import AutoModel, AutoProcessor
 
     from hf_blemo import blemore
-    from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+    from hf_blemo.built_in import make_synthetic_blends
     from hf_blemo.fusion_training.report import results_table
     from hf_blemo.fusion_training.run import train_fusion
     from hf_blemo.fusion_training.settings import FusionSettings

@@ -1,1 +1,114 @@
-"""Data that the package draws itself: blends, clips, image-text pairs, and the tokenizer of their captions."""
+"""The data that the package draws itself, behind one door: [`load`] draws it, [`check_options`] checks its settings.
+
+| kind | drawn by | as |
+|---|---|---|
+| `blends` | [`make_synthetic_blends`] | data set of features, labels and folds |
+| `clips` | [`make_synthetic_clips`] | folder of films with sound |
+| `synthetic` | [`make_synthetic_pairs`] | data set of drawn scenes with captions |
+| `emoji` | [`make_emoji_pairs`] | data set of emoji with their names |
+
+Nothing heavy is imported before something is drawn.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hf_blemo.errors import check_known
+from hf_blemo.loading import lazy_names
+
+if TYPE_CHECKING:
+    from hf_blemo.built_in.emoji_pairs import emoji_tokenizer, make_emoji_pairs
+    from hf_blemo.built_in.random_encoder import save_random_speech_encoder
+    from hf_blemo.built_in.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
+    from hf_blemo.built_in.synthetic_clips import make_synthetic_clips
+    from hf_blemo.built_in.synthetic_pairs import (
+        COLOURS,
+        caption_of,
+        draw_scene,
+        make_synthetic_pairs,
+        synthetic_tokenizer,
+    )
+
+__all__ = [
+    "COLOURS",
+    "EMOJI",
+    "PAIRS",
+    "SYNTHETIC",
+    "SYNTHETIC_ENCODERS",
+    "caption_of",
+    "check_options",
+    "draw_scene",
+    "emoji_tokenizer",
+    "load",
+    "load_tokenizer",
+    "make_emoji_pairs",
+    "make_synthetic_blends",
+    "make_synthetic_clips",
+    "make_synthetic_pairs",
+    "save_random_speech_encoder",
+    "synthetic_tokenizer",
+]
+
+# How settings name the built-in data: every program knows `synthetic`, those of image-caption pairs `emoji` too.
+SYNTHETIC, EMOJI = "synthetic", "emoji"
+PAIRS = (SYNTHETIC, EMOJI)
+
+_MAKERS = {
+    "blends": "make_synthetic_blends",
+    "clips": "make_synthetic_clips",
+    SYNTHETIC: "make_synthetic_pairs",
+    EMOJI: "make_emoji_pairs",
+}
+# Arguments that settings cannot give.
+_PLACE = ("folder", "overwrite")
+
+_DEFINERS = {
+    "emoji_pairs": ("emoji_tokenizer", "make_emoji_pairs"),
+    "random_encoder": ("save_random_speech_encoder",),
+    "synthetic_blends": ("SYNTHETIC_ENCODERS", "make_synthetic_blends"),
+    "synthetic_clips": ("make_synthetic_clips",),
+    "synthetic_pairs": ("COLOURS", "caption_of", "draw_scene", "make_synthetic_pairs", "synthetic_tokenizer"),
+}
+__getattr__, __dir__ = lazy_names(
+    __name__, {name: f"{__name__}.{module}" for module, names in _DEFINERS.items() for name in names}
+)
+
+
+def check_options(kind: str, options: Mapping[str, Any]) -> None:
+    """Refuses settings that the built-in data does not have.
+
+    Args:
+        kind: see the table above.
+        options: found in settings.
+
+    Raises:
+        ValueError: a name is unknown; the error names the nearest known one.
+    """
+    if options:
+        known = set(inspect.signature(__getattr__(_MAKERS[kind])).parameters) - set(_PLACE)
+        check_known(kind if kind in PAIRS else SYNTHETIC, options, sorted(known))
+
+
+def load(kind: str, options: Mapping[str, Any] | None = None, **fixed: Any) -> Any:
+    """Draws built-in data.
+
+    Args:
+        kind: see the table above.
+        options: from settings, checked by [`check_options`].
+        fixed: further arguments of the function that draws; they win over `options`.
+
+    Returns:
+        What that function returns.
+
+    Raises:
+        ValueError: an unknown option, or a value out of its range.
+        MissingExtraError, FileNotFoundError, FileExistsError: see the function.
+    """
+    check_options(kind, options or {})
+    return __getattr__(_MAKERS[kind])(**{**(options or {}), **fixed})
+
+
+def load_tokenizer(kind: str) -> Any:
+    """Makes the tokenizer of whole words for the captions of `synthetic` or `emoji`."""
+    return __getattr__(f"{kind}_tokenizer")()

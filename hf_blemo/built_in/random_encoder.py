@@ -1,24 +1,19 @@
-"""Encoders with random weights, where no pre-trained ones can be had: for demonstrations and the built-in data."""
+"""A speech encoder with random weights, for demonstrations and tests without pre-trained ones."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
-def save_random_speech_encoder(folder: str | Path, seed: int = 0, config: Mapping[str, Any] | None = None) -> Path:
-    """Saves a small HuBERT as it is started, with its feature extractor.
+def save_random_speech_encoder(folder: str | Path) -> Path:
+    """Saves a small HuBERT with its initial weights, and its feature extractor.
 
-    What it hears is mixed at random, yet steps that sound alike are encoded alike; nothing in it was learnt.
+    It mixes sound at random, yet steps that sound alike are encoded alike; nothing in it was learnt.
 
     Args:
-        folder: made where it is missing.
-        seed: of the weights.
-        config: settings of `HubertConfig` in place of the small ones.
+        folder: made if missing.
 
     Returns:
         The folder, which [`load_encoder`] loads.
-
-    Source: this project's choice.
     """
     import torch
     from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
@@ -35,8 +30,8 @@ def save_random_speech_encoder(folder: str | Path, seed: int = 0, config: Mappin
         "do_stable_layer_norm": True,
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = HubertModel(HubertConfig(**{**small, **(config or {})}))
+        torch.manual_seed(0)
+        model = HubertModel(HubertConfig(**small))
     model.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
     return Path(folder)

@@ -1,4 +1,4 @@
-"""The built-in clips: short films with sound in the form of BlEmoRE, for what starts from raw media."""
+"""The built-in clips: short films with sound in the form of BlEmoRE, for all work that starts from raw media."""
 
 import csv
 import functools
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_blemo.blemore import LABELS, parse_clip_name, prediction_label_indices
+from hf_blemo.blemore import LABELS, parse_clip_name
 from hf_blemo.blemore.distribution import METADATA_COLUMNS
 from hf_blemo.built_in.synthetic_pairs import BACKGROUNDS, COLOURS, draw_scene
 from hf_blemo.errors import MissingExtraError
@@ -18,14 +18,14 @@ from hf_blemo.errors import MissingExtraError
 CLEAR = ("picture", "sound", "both")
 NUM_FOLDS = 5
 SAMPLE_RATE = 16000
-PLANTED_COLUMNS = ("clip", "clear")
+_PLANTED_COLUMNS = ("clip", "clear")
 _PLANTED_FILE = "planted.csv"
 _METADATA_FILE = "train_metadata.csv"
 # Seeds share no actor, so that the clips of one can test what was trained on those of another.
 _ACTORS_PER_SEED = 100
 
 # Shapes and colours that the built-in pairs of images and captions pair in training too, see `held_out_pairs`.
-SIGNS = {
+_SIGNS = {
     "ang": ("triangle", "red"),
     "disg": ("diamond", "green"),
     "fea": ("ring", "purple"),
@@ -35,34 +35,30 @@ SIGNS = {
 }
 
 
-class Voice(NamedTuple):
-    """How an emotion sounds.
+class _Voice(NamedTuple):
+    """How an emotion sounds."""
 
-    Args:
-        pitch: of its fundamental, in parts of the actor's own.
-        rise: natural logarithm of the pitch at the end of a turn over that at its start.
-        shake: half the span of its vibrato, in natural logarithm.
-        pulses: how often it swells and fades in a turn; 0 is steady.
-        harmonics: amplitudes of the fundamental and its multiples.
-    """
-
+    # Of the fundamental, as a multiple of the actor's own.
     pitch: float
+    # Natural logarithms: of the pitch at the end of a turn over that at its start, and half the span of the vibrato.
     rise: float
     shake: float
+    # How often it swells and fades in a turn; 0 is steady.
     pulses: int
+    # Amplitudes of the fundamental and its multiples.
     harmonics: tuple[float, ...]
 
 
-VOICES = {
-    "ang": Voice(1.0, -0.15, 0.0, 3, (1.0, 0.9, 0.9, 0.8, 0.8, 0.7, 0.7, 0.6)),
-    "disg": Voice(0.75, -0.3, 0.0, 1, (1.0, 0.0, 0.7, 0.0, 0.9, 0.0, 0.5)),
-    "fea": Voice(3.0, 0.1, 0.08, 4, (1.0, 0.1, 0.4)),
-    "hap": Voice(1.7, 0.35, 0.0, 2, (1.0, 0.3, 0.1, 0.6)),
-    "sad": Voice(1.3, -0.25, 0.03, 1, (1.0,)),
-    "neu": Voice(1.0, 0.0, 0.0, 0, (1.0, 0.5, 0.25)),
+_VOICES = {
+    "ang": _Voice(1.0, -0.15, 0.0, 3, (1.0, 0.9, 0.9, 0.8, 0.8, 0.7, 0.7, 0.6)),
+    "disg": _Voice(0.75, -0.3, 0.0, 1, (1.0, 0.0, 0.7, 0.0, 0.9, 0.0, 0.5)),
+    "fea": _Voice(3.0, 0.1, 0.08, 4, (1.0, 0.1, 0.4)),
+    "hap": _Voice(1.7, 0.35, 0.0, 2, (1.0, 0.3, 0.1, 0.6)),
+    "sad": _Voice(1.3, -0.25, 0.03, 1, (1.0,)),
+    "neu": _Voice(1.0, 0.0, 0.0, 0, (1.0, 0.5, 0.25)),
 }
 # Ten turns make all saliences exact.
-TURNS = 10
+_TURNS = 10
 _VIBRATO_PERIODS = 3
 # The part of a turn that a steady voice takes to fade in, and again to fade out.
 _FADE = 0.1
@@ -83,23 +79,18 @@ _MIN_SIZE, _MIN_ACTORS = 32, NUM_FOLDS
 _ACTORS, _PLAN, _DRAWING = range(3)
 
 
-class Actor(NamedTuple):
-    """What all clips of an actor have in common.
+class _Actor(NamedTuple):
+    """What all clips of an actor have in common."""
 
-    Args:
-        gender: "f" or "m"; says which pitch is likely.
-        pitch: of the actor's voice, in Hz.
-        loudness: root mean square of the actor's voice.
-        background: a name of [`synthetic_pairs.BACKGROUNDS`].
-        brightness: factor on all pixels.
-        place: (2,) how far the signs stand from the middle, across and down, in widths of the picture.
-    """
-
+    # "f" or "m"; says which pitch is likely.
     gender: str
+    # In Hz.
     pitch: float
+    # Root mean square.
     loudness: float
     background: str
     brightness: float
+    # (2,) how far the signs stand from the middle, across and down, in widths of the picture.
     place: np.ndarray
 
 
@@ -112,18 +103,12 @@ class _PlannedClip(NamedTuple):
     seconds: float
 
 
-def actor_of(number: int) -> Actor:
-    """The actor of a number, always the same.
-
-    Args:
-        number: as in the clips' names, A<number>.
-
-    Source: this project's choice.
-    """
+def _actor_of(number: int) -> _Actor:
+    """The actor of a number, as in the clips' names; always the same."""
     generator = np.random.default_rng([_ACTORS, number])
     gender = "fm"[generator.integers(2)]
     low, high = {"f": (170, 250), "m": (110, 160)}[gender]
-    return Actor(
+    return _Actor(
         gender=gender,
         pitch=float(generator.uniform(low, high)),
         loudness=float(generator.uniform(0.06, 0.2)),
@@ -133,73 +118,19 @@ def actor_of(number: int) -> Actor:
     )
 
 
-def draw_clip(
-    label: Sequence[Mapping[str, Any]],
-    actor: int = 1,
-    clear: str = "both",
-    seconds: float = 1.5,
-    frames_per_second: int = 12,
-    size: int = 64,
-    generator: np.random.Generator | None = None,
+def _draw_clip(
+    clip: _PlannedClip, frames_per_second: int, size: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the frames and the sound of a clip.
-
-    A frame shows the sign of one emotion: a large shape of its own colour ([`SIGNS`]) that sways about the actor's
-    place on the actor's background, under a little flicker and noise. The sound is ten turns; in each, one emotion is
-    heard by its pitch, contour, rhythm and timbre ([`VOICES`]), all turns equally loud, over a hiss. A blend shares
-    frames and turns by salience: seven turns of ten and as near to 70 per cent of the frames as can be, spread evenly
-    over the clip, so that the mean over time tells the salience. Where the picture is not clear, every frame shows
-    the same swaying mosaic of the signs' colours in place of the signs; where the sound is not clear, every turn is
-    noise of a colour drawn for the clip, as loud as the voices would be. Neither holds anything of the label.
-
-    Args:
-        label: one of `blemore.LABELS`, one or two {"emotion": str, "salience": per cent}.
-        actor: number of the actor, see [`actor_of`].
-        clear: what shows the label: "picture", "sound" or "both".
-        seconds: length of the clip.
-        frames_per_second: of the picture.
-        size: width and height of the picture in pixels.
-        generator: of what differs between clips of one label and actor; that of seed 0 without.
-
-    Returns:
-        frames: (T, H, W, 3) uint8, RGB.
-        samples: (n,) float32 between -1 and 1, mono, `SAMPLE_RATE` a second.
-
-    Raises:
-        ValueError: the label is none of the 36, `clear` is unknown, the actor's number is below 1, or the pictures are
-            too small or too few.
-
-    Source: this project's choice.
-    """
-    if prediction_label_indices([label])[0] < 0:
-        raise ValueError(f"label: found {label}, expected one of the {len(LABELS)} of blemore.LABELS")
-    if clear not in CLEAR:
-        raise ValueError(f"clear: found {clear!r}, expected one of {', '.join(CLEAR)}")
-    if actor < 1:
-        raise ValueError(f"actor: found {actor}, expected a number from 1")
-    _check_picture(seconds, frames_per_second, size)
-    generator = np.random.default_rng(0) if generator is None else generator
+    """Frames (T, H, W, 3) uint8, and samples (n,) float32 between -1 and 1, mono, `SAMPLE_RATE` per second."""
     of_frames, of_sound = generator.spawn(2)
-    drawn_by = actor_of(actor)
-    num_frames = round(seconds * frames_per_second)
-    frames = _draw_frames(label, drawn_by, clear != "sound", num_frames, size, of_frames)
-    samples = _draw_sound(label, drawn_by, clear != "picture", round(seconds * SAMPLE_RATE), of_sound)
-    return frames, samples
-
-
-def _check_picture(seconds: float, frames_per_second: int, size: int) -> None:
-    if size < _MIN_SIZE or size % 2:
-        raise ValueError(f"size: found {size}, expected an even number of pixels from {_MIN_SIZE}")
-    # Written so that a NaN counts as too few.
-    if frames_per_second < 1 or not _MIN_FRAMES <= seconds * frames_per_second < np.inf:
-        raise ValueError(
-            f"seconds and frames_per_second: found {seconds} and {frames_per_second}, "
-            f"expected at least {_MIN_FRAMES} frames, which a salience of 30 needs to show"
-        )
+    label, actor = LABELS[clip.label], _actor_of(clip.actor)
+    num_frames, num_samples = round(clip.seconds * frames_per_second), round(clip.seconds * SAMPLE_RATE)
+    frames = _draw_frames(label, actor, clip.clear != "sound", num_frames, size, of_frames)
+    return frames, _draw_sound(label, actor, clip.clear != "picture", num_samples, of_sound)
 
 
 def _share_out(label: Sequence[Mapping[str, Any]], count: int, generator: np.random.Generator) -> list[str]:
-    """Which emotion each of a number of places in time shows, so that a part of the places has the shares too."""
+    """The emotion that each of `count` places in time shows; parts of the clip have the shares of the whole."""
     emotions = [part["emotion"] for part in label]
     first = round(count * label[0]["salience"] / 100)
     # Multiples of the golden ratio are spread evenly over any stretch of places, and over every second or third place.
@@ -210,7 +141,7 @@ def _share_out(label: Sequence[Mapping[str, Any]], count: int, generator: np.ran
 @functools.lru_cache(maxsize=64)
 def _sign(emotion: str, background: str, size: int) -> np.ndarray:
     """(H, W, 3) a sign with a margin to move it in."""
-    shape, colour = SIGNS[emotion]
+    shape, colour = _SIGNS[emotion]
     scene = draw_scene(shape, colour, "large", "plain", "centre", "one", background, image_size=size)
     margin = _margin(size)
     # The sign does not reach the edge, so the background goes on.
@@ -235,7 +166,7 @@ def _margin(size: int) -> int:
 
 def _draw_frames(
     label: Sequence[Mapping[str, Any]],
-    actor: Actor,
+    actor: _Actor,
     clear: bool,
     num_frames: int,
     size: int,
@@ -262,19 +193,19 @@ def _draw_frames(
 
 def _draw_sound(
     label: Sequence[Mapping[str, Any]],
-    actor: Actor,
+    actor: _Actor,
     clear: bool,
     num_samples: int,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    heard = _share_out(label, TURNS, generator)
+    heard = _share_out(label, _TURNS, generator)
     colour = np.exp(generator.standard_normal(_NOISE_BANDS))
-    limits = np.linspace(0, num_samples, TURNS + 1).round().astype(int)
+    limits = np.linspace(0, num_samples, _TURNS + 1).round().astype(int)
     turns = []
     for emotion, length in zip(heard, np.diff(limits), strict=True):
         if clear:
-            pitch = actor.pitch * VOICES[emotion].pitch * np.exp(0.02 * generator.standard_normal())
-            turn = _voice(VOICES[emotion], pitch, length)
+            pitch = actor.pitch * _VOICES[emotion].pitch * np.exp(0.02 * generator.standard_normal())
+            turn = _voice(_VOICES[emotion], pitch, length)
         else:
             turn = _noise(colour, length, generator)
         turns.append(actor.loudness * turn / np.sqrt(np.mean(turn**2)))
@@ -282,7 +213,7 @@ def _draw_sound(
     return samples.clip(-1, 1).astype(np.float32)
 
 
-def _voice(voice: Voice, pitch: float, length: int) -> np.ndarray:
+def _voice(voice: _Voice, pitch: float, length: int) -> np.ndarray:
     time = (np.arange(length) + 0.5) / length
     contour = voice.rise * (time - 0.5) + voice.shake * np.sin(2 * np.pi * _VIBRATO_PERIODS * time)
     phase = 2 * np.pi * np.cumsum(pitch * np.exp(contour)) / SAMPLE_RATE
@@ -307,38 +238,43 @@ def make_synthetic_clips(
     size: int = 64,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Writes clips whose picture and sound show a label, and whose names say it by the grammar of BlEmoRE.
+    """Writes clips whose picture and sound show a label, named by the grammar of BlEmoRE.
 
-    The folder looks like a small BlEmoRE of raw clips: `<clip>.mp4` (H.264, or MPEG-4 part 2 where PyAV was built
-    without; AAC), and `train_metadata.csv` in the columns of the distribution. Beside them stands `planted.csv`, with
-    what is clear in each clip. How a clip is drawn, [`draw_clip`] says. The 36 labels are equally frequent, and so are
-    the three of what is clear, within each label too, as far as the numbers allow; actors take turns, and
-    actor-disjoint folds with them. A third of the clips shows the label in the picture alone and a third in the sound
-    alone, so that either can be right on no more than two thirds and chance, and both together on all. Intensity and
-    situation are drawn at random and cannot be seen or heard.
+    The folder looks like a small BlEmoRE of raw clips: `<clip>.mp4` (H.264, or MPEG-4 part 2 where PyAV lacks it; AAC)
+    and `train_metadata.csv` with the columns of the distribution. `planted.csv` beside them says whether the label is
+    clear in the picture, the sound or both: a third of the clips each, so that picture or sound alone can be right on
+    no more than two thirds and chance, and both together on all. The 36 labels are equally frequent, and what is clear
+    is evenly distributed within each, as far as the numbers allow; actors take turns, and with them the
+    actor-disjoint folds. Intensity and situation are random and cannot be seen or heard.
 
-    The same settings give the same pixels and samples, and on one machine the same bytes; with more clips the first
-    ones stay. Different seeds share no actor.
+    A frame shows the sign of one emotion: a large shape of its own colour that sways about the actor's place on the
+    actor's background, under a little flicker and noise. The sound is ten turns; each has the pitch, contour, rhythm
+    and timbre of one emotion, all equally loud, over a hiss. A blend shares frames and turns by salience: seven turns
+    of ten and about 70 per cent of the frames, spread evenly over the clip, so that the mean over time is the
+    salience. Where the picture is not clear, every frame shows the same swaying mosaic of the signs' colours; where
+    the sound is not clear, every turn is noise of one random colour, as loud as the voices. Neither depends on the
+    label.
+
+    The same settings give the same pixels and samples, and on one machine the same bytes; more clips leave the first
+    ones as they are. Different seeds share no actor.
 
     Args:
-        folder: to make; nothing but an earlier set of clips is ever replaced.
+        folder: made if missing; it may only hold clips of an earlier call.
         num_clips: N.
         seed: of the clips, from 0.
-        num_actors: the N clips are shared out among so many.
+        num_actors: number of actors that share the clips.
         seconds: shortest and longest clip.
         frames_per_second: of the picture.
         size: width and height of the picture in pixels.
-        overwrite: replace clips that this function wrote to the folder.
+        overwrite: replace clips of an earlier call.
 
     Returns:
         The N files in the order of `train_metadata.csv`.
 
     Raises:
         MissingExtraError: PyAV is not installed.
-        FileExistsError: the folder holds something, and `overwrite` is not given or it holds other files too.
+        FileExistsError: the folder holds clips and `overwrite` is not given, or it holds other files.
         ValueError: a number is out of its range.
-
-    Source: this project's choice.
     """
     folder = Path(folder)
     shortest, longest = seconds
@@ -350,37 +286,45 @@ def make_synthetic_clips(
         raise ValueError(f"num_actors: found {num_actors}, expected {_MIN_ACTORS} to {_ACTORS_PER_SEED}")
     if not shortest <= longest < np.inf:
         raise ValueError(f"seconds: found {shortest} and {longest}, expected the shortest and the longest clip")
-    _check_picture(shortest, frames_per_second, size)
-    _require_av()
+    if size < _MIN_SIZE or size % 2:
+        raise ValueError(f"size: found {size}, expected an even number of pixels from {_MIN_SIZE}")
+    # Written so that a NaN counts as too few.
+    if frames_per_second < 1 or not _MIN_FRAMES <= shortest * frames_per_second < np.inf:
+        raise ValueError(
+            f"seconds and frames_per_second: found {shortest} and {frames_per_second}, "
+            f"expected at least {_MIN_FRAMES} frames, which a salience of 30 needs to show"
+        )
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("synthetic clips: need the package av: pip install hf_blemo[media]") from error
     replaced = _files_to_replace(folder, overwrite)
     clips = _plan_clips(num_clips, seed, num_actors, shortest, longest)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # What is interrupted leaves no folder that looks whole.
+    # An interrupted call leaves no folder that looks complete.
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as scratch:
         written = Path(scratch)
         for number, clip in enumerate(clips):
             generator = np.random.default_rng([_DRAWING, seed, number])
-            drawn = draw_clip(
-                LABELS[clip.label], clip.actor, clip.clear, clip.seconds, frames_per_second, size, generator
-            )
-            _write_media(written / f"{clip.name}.mp4", *drawn, frames_per_second)
+            frames, samples = _draw_clip(clip, frames_per_second, size, generator)
+            _write_media(written / f"{clip.name}.mp4", frames, samples, frames_per_second)
         _write_csv(written / _METADATA_FILE, METADATA_COLUMNS, map(_metadata_row, clips))
         _write_csv(
-            written / _PLANTED_FILE, PLANTED_COLUMNS, ({"clip": clip.name, "clear": clip.clear} for clip in clips)
+            written / _PLANTED_FILE, _PLANTED_COLUMNS, ({"clip": clip.name, "clear": clip.clear} for clip in clips)
         )
         folder.mkdir(exist_ok=True)
         for name in replaced:
             (folder / name).unlink()
-        # First what tells that the folder may be replaced, last what makes it a data set.
+        # First the file that allows the folder to be replaced, last the one that makes it a data set.
         for name in (_PLANTED_FILE, *(f"{clip.name}.mp4" for clip in clips), _METADATA_FILE):
             (written / name).rename(folder / name)
     return [folder / f"{clip.name}.mp4" for clip in clips]
 
 
 def _plan_clips(num_clips: int, seed: int, num_actors: int, shortest: float, longest: float) -> list[_PlannedClip]:
-    # One stream for each, so that more clips leave the first ones as they are.
+    # One stream each, so that more clips leave the first ones as they are.
     of_clear, of_labels, of_rest = np.random.default_rng([_PLAN, seed]).spawn(3)
-    # A label goes round what can be clear; as many labels start at each.
+    # A label takes turns in what is clear; as many labels start at each.
     starts = of_clear.permutation(len(LABELS))
     rounds = -(-num_clips // len(LABELS))
     labels = np.concatenate([of_labels.permutation(len(LABELS)) for _ in range(rounds)])[:num_clips]
@@ -411,7 +355,7 @@ def _plan_clips(num_clips: int, seed: int, num_actors: int, shortest: float, lon
 def _metadata_row(clip: _PlannedClip) -> dict[str, Any]:
     named = parse_clip_name(clip.name)
     row: dict[str, Any] = dict.fromkeys(METADATA_COLUMNS)
-    row |= {"filename": named.name, "video_id": named.actor, "gender": actor_of(clip.actor).gender}
+    row |= {"filename": named.name, "video_id": named.actor, "gender": _actor_of(clip.actor).gender}
     row |= {"mix": int(named.is_blend), "emotion_1": named.emotions[0], "version": named.version, "fold": clip.fold}
     row |= {"intensity_level": named.intensity, "situation": named.situation}
     if named.is_blend:
@@ -446,19 +390,12 @@ def _files_to_replace(folder: Path, overwrite: bool) -> set[str]:
     return found
 
 
-def _require_av() -> None:
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("synthetic clips: need the package av: pip install hf_blemo[media]") from error
-
-
 def _write_media(path: Path, frames: np.ndarray, samples: np.ndarray, frames_per_second: int) -> None:
     import av
 
     with av.open(path, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        # A number of threads that the machine chooses would change the bytes, and so does the rate control that x264
-        # has by default (its mbtree: the same pictures of 64 pixels came out differently within one process).
+        # The number of threads must not depend on the machine, and x264's default rate control (mbtree) gave other
+        # bytes for the same pictures of 64 pixels within one process.
         if "libx264" in av.codecs_available:
             options = {"preset": "veryfast", "qp": "28", "threads": "1"}
             video = container.add_stream("libx264", rate=frames_per_second, options=options)

@@ -1,16 +1,20 @@
-"""The built-in images: drawn scenes, each with a caption that names all that was drawn."""
+"""The built-in drawn scenes with captions that name everything in them, and what all built-in pairs share."""
 
 import functools
 import io
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 from PIL import Image, ImageDraw
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
-
-from hf_blemo.built_in.word_tokenizer import word_tokenizer
 
 SHAPES = {
     "circle": "circles",
@@ -38,6 +42,7 @@ POSITIONS = {
     "bottom": (0.5, 0.75),
     "centre": (0.5, 0.5),
 }
+_SPECIAL_TOKENS = ("<pad>", "<unk>", "<start>", "<end>")
 _COMBINATIONS = tuple(itertools.product(SHAPES, COLOURS))
 _WORDS = ("a", "drawing", "of", "on", "the", "background", *SHAPES.values())
 MAX_TOKENS = 16
@@ -58,11 +63,10 @@ _CHOICES = {
 
 
 def held_out_pairs(combinations: int = 0) -> tuple[tuple[str, str], ...]:
-    """The pairs of shape and colour that training never draws, one colour of each shape: what was never seen together
-    can be asked for.
+    """The pairs of shape and colour that training never draws, one colour of each shape.
 
     Args:
-        combinations: which of six disjoint choices of such pairs, 0 to 5.
+        combinations: which of six disjoint choices, 0 to 5.
 
     Raises:
         ValueError: there is no such choice.
@@ -80,7 +84,7 @@ def caption_of(shape: str, colour: str, size: str, texture: str, position: str, 
 
 
 def shape_and_colour(caption: str) -> tuple[str, str]:
-    """What a caption of [`caption_of`] says of the two."""
+    """Reads the shape and the colour out of a caption."""
     words = caption.split()
     singular = {plural: shape for shape, plural in SHAPES.items()}
     return singular.get(words[4], words[4]), words[3]
@@ -100,9 +104,9 @@ def draw_scene(
     """Draws a scene.
 
     Args:
-        shape, colour, size, texture, position, count, background: one of the names of this module's tables.
+        shape, colour, size, texture, position, count, background: names from this module's tables.
         image_size: width and height in pixels.
-        generator: of the small differences between pictures of one caption (place, brightness, noise); none without.
+        generator: makes pictures of one caption differ a little in place, brightness and noise.
 
     Returns:
         An RGB image.
@@ -152,7 +156,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, centre: np.ndarray, radiu
 def make_synthetic_pairs(
     num_pairs: int = 2000, seed: int = 0, image_size: int = 32, held_out: bool = False, combinations: int = 0
 ) -> datasets.Dataset:
-    """Draws image-caption pairs; asked for the same again, it returns the same data set.
+    """Draws image-caption pairs; called again with the same arguments, returns the same data set.
 
     Args:
         num_pairs: N.
@@ -165,9 +169,7 @@ def make_synthetic_pairs(
         Columns `image` and `caption`.
 
     Raises:
-        ValueError: a number of pairs below 1, images too small to tell the shapes apart, or no such combinations.
-
-    Source: this project's choice.
+        ValueError: fewer than 1 pair, images too small to tell the shapes apart, or unknown combinations.
     """
     if num_pairs < 1 or image_size < 16:
         raise ValueError(f"expected num_pairs >= 1 and image_size >= 16, found {num_pairs} and {image_size}")
@@ -181,13 +183,45 @@ def make_synthetic_pairs(
         scene: dict[str, Any] = {"shape": shape, "colour": colour, **rest}
         encoded = io.BytesIO()
         draw_scene(**scene, image_size=image_size, generator=generator).save(encoded, "PNG")
-        images.append({"bytes": encoded.getvalue(), "path": None})
+        images.append(encoded.getvalue())
         captions.append(caption_of(**scene))
+    return pair_data_set(images, captions)
+
+
+def pair_data_set(images: Sequence[bytes], captions: Sequence[str]) -> datasets.Dataset:
+    """Columns `image`, of encoded pictures, and `caption`."""
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-    return datasets.Dataset.from_dict({"image": images, "caption": captions}, features=features)
+    columns = {"image": [{"bytes": image, "path": None} for image in images], "caption": list(captions)}
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def synthetic_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words for the captions of this module."""
+    """Makes a tokenizer of whole words for the captions of [`make_synthetic_pairs`]."""
     tables = (SHAPES, COLOURS, BACKGROUNDS, SIZES, TEXTURES, POSITIONS, _GROUPS, _WORDS)
     return word_tokenizer(itertools.chain(*tables), MAX_TOKENS)
+
+
+def word_tokenizer(words: Iterable[str], max_tokens: int, lower_case: bool = False) -> PreTrainedTokenizerFast:
+    """Makes a tokenizer that numbers every word, and every run of other signs between words.
+
+    Args:
+        words: known words in the order of their numbers; repetitions are ignored.
+        max_tokens: longest text, `<start>` and `<end>` included.
+        lower_case: whether to lower-case texts; the words must be lower-case then.
+    """
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys((*_SPECIAL_TOKENS, *words)))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    if lower_case:
+        tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
+    special = [(word, vocabulary[word]) for word in ("<start>", "<end>")]
+    tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<start>",
+        eos_token="<end>",
+        model_max_length=max_tokens,
+        model_input_names=["input_ids", "attention_mask"],
+    )

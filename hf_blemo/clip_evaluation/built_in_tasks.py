@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hf_blemo.built_in import EMOJI, SYNTHETIC
 from hf_blemo.built_in.emoji_pairs import make_emoji_pairs, rows_of_kind
 from hf_blemo.built_in.synthetic_pairs import (
     BACKGROUNDS,
@@ -22,7 +23,6 @@ from hf_blemo.built_in.synthetic_pairs import (
 )
 from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
 from hf_blemo.pairs.images import Augmentation, read_crop
-from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC
 
 # Training never draws with this seed.
 EVALUATION_SEED = 10_000

@@ -7,13 +7,14 @@ from typing import Any
 
 import datasets
 
+from hf_blemo.built_in import EMOJI, PAIRS, SYNTHETIC
 from hf_blemo.clip_evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
 from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
 from hf_blemo.errors import MissingExtraError, check_known
 from hf_blemo.files import read_json
-from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings, PairStream, PairTable, open_source
+from hf_blemo.pairs.pair_sources import PairSourceSettings, PairStream, PairTable, open_source
 
-KINDS = ("zero_shot", "retrieval", SYNTHETIC, EMOJI)
+KINDS = ("zero_shot", "retrieval", *PAIRS)
 IMAGENET = "imagenet"
 # Fit any class names that name something visible.
 TEMPLATES = (
@@ -62,7 +63,7 @@ class _TaskSettings:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} is not one of {', '.join(KINDS)}")
-        if self.kind not in (SYNTHETIC, EMOJI) and self.data in (SYNTHETIC, EMOJI):
+        if self.kind not in PAIRS and self.data in PAIRS:
             raise ValueError(f"kind {self.kind!r} needs data; the built-in tasks are of kind {self.data!r}")
         if self.limit < 0:
             raise ValueError(f"limit must be at least 0, found {self.limit}")

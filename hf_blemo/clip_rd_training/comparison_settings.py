@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_blemo import built_in
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.pairs.pair_sources import BUILT_IN, EMOJI, SYNTHETIC
 from hf_blemo.programs.setting_checks import check_at_least_one, check_seeds
 
 CLIP_KD = ("task", "fd", "icl", "hrd")
@@ -48,7 +48,7 @@ class ComparisonSettings(DistillationSettings):
         for name in self.methods:
             if name not in METHODS:
                 raise ValueError(f"methods: expected some of {', '.join(METHODS)}, found {name!r}")
-        if not self.evaluation and self.data not in BUILT_IN:
+        if not self.evaluation and self.data not in built_in.PAIRS:
             raise ValueError(
                 f"evaluation: expected tasks, which only the built-in data brings, found data {self.data!r}"
             )
@@ -62,6 +62,6 @@ class ComparisonSettings(DistillationSettings):
         """Settings of the tasks that teacher and students are evaluated on."""
         if self.evaluation:
             return self.evaluation
-        own = {SYNTHETIC: self.synthetic, EMOJI: self.emoji}[self.data]
+        own = getattr(self, self.data)
         options = {name: own[name] for name in ("image_size", "combinations", "font") if name in own}
         return {self.data: {"kind": self.data, "options": options}}

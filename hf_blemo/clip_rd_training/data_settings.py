@@ -3,15 +3,12 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from hf_blemo import built_in
 from hf_blemo.errors import check_known
-from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC, PairSourceSettings
+from hf_blemo.pairs.pair_sources import PairSourceSettings
 from hf_blemo.programs.setting_checks import check_at_least_one, check_not_negative
 
 AUGMENTATION = ("scale", "ratio", "flip", "variants", "seed")
-BUILT_IN_OPTIONS = {
-    SYNTHETIC: ("num_pairs", "seed", "image_size", "held_out", "combinations"),
-    EMOJI: ("image_size", "part", "combinations", "font"),
-}
 
 
 @dataclass
@@ -39,7 +36,7 @@ class PairDataSettings:
         synthetic, emoji: settings of the built-in pairs.
     """
 
-    data: str = SYNTHETIC
+    data: str = built_in.SYNTHETIC
     split: str = "train"
     image_column: str = "image"
     caption_column: str = "caption"
@@ -67,23 +64,23 @@ class PairDataSettings:
             value = self.augmentation.get(name, 0)
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"augmentation.{name} must be a whole number of at least 0, found {value!r}")
-        for name in BUILT_IN_OPTIONS:
-            check_known(name, getattr(self, name), BUILT_IN_OPTIONS[name])
-        if self.sources and self.data != SYNTHETIC:
+        for name in built_in.PAIRS:
+            built_in.check_options(name, getattr(self, name))
+        if self.sources and self.data != built_in.SYNTHETIC:
             raise ValueError(
                 f"data {self.data!r}: sources are given, too, {len(self.sources)} of them; expected one of both "
                 "(--sources '[]' leaves those of a config out)"
             )
         for source in self.pair_sources():
-            if source.data in BUILT_IN_OPTIONS:
-                check_known(source.data, source.options or {}, BUILT_IN_OPTIONS[source.data])
+            if source.data in built_in.PAIRS:
+                built_in.check_options(source.data, source.options or {})
 
     def pair_sources(self) -> list[PairSourceSettings]:
         """The settings of every source."""
         if self.sources:
             return [PairSourceSettings.from_dict(entry) for entry in self.sources]
         names = {entry.name for entry in fields(PairSourceSettings)} & {entry.name for entry in fields(self)}
-        options = {SYNTHETIC: self.synthetic, EMOJI: self.emoji}.get(self.data)
+        options = getattr(self, self.data) if self.data in built_in.PAIRS else None
         return [PairSourceSettings(**{name: getattr(self, name) for name in names}, options=options)]
 
     def described_sources(self) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from hf_blemo.built_in.synthetic_pairs import synthetic_tokenizer
+from hf_blemo import built_in
 from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training.settings import DistillationSettings
@@ -13,7 +13,6 @@ from hf_blemo.errors import check_known
 from hf_blemo.loading import load_part, local_path
 from hf_blemo.pairs.clip_models import load_processor
 from hf_blemo.pairs.pair_processor import PairProcessor
-from hf_blemo.pairs.pair_sources import EMOJI, SYNTHETIC
 
 CUSTOM = "custom"
 
@@ -71,12 +70,8 @@ def _tokenizer(settings: DistillationSettings, teacher_processor: PairProcessor 
     if teacher_processor is not None and hasattr(teacher_processor.tokenizer, "save_pretrained"):
         return teacher_processor.tokenizer
     sources = {source.data for source in settings.pair_sources()}
-    if sources == {SYNTHETIC}:
-        return synthetic_tokenizer()
-    if sources == {EMOJI}:
-        from hf_blemo.built_in.emoji_pairs import emoji_tokenizer
-
-        return emoji_tokenizer()
+    if len(sources) == 1 and sources <= set(built_in.PAIRS):
+        return built_in.load_tokenizer(*sources)
     raise ValueError("expected tokenizer: there is no teacher of transformers whose tokenizer could be shared")
 
 

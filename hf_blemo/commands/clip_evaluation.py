@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_blemo.built_in import PAIRS
 from hf_blemo.commands.parsing import positive
 from hf_blemo.files import read_json, write_json
 
-BENCHMARKS = ("synthetic", "emoji")
 # Option -> the kind of task that has a use for it; None for all data.
 TASK_OPTIONS = {
     "split": None,
@@ -38,7 +38,7 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
     group.add_argument("--retrieval", metavar="DATA", nargs="+", help="images with captions: folder, file or Hub id")
     group.add_argument("--zero-shot", metavar="DATA", nargs="+", help="images with labels: folder, file or Hub id")
-    group.add_argument("--benchmark", nargs="+", choices=BENCHMARKS, help="built-in tasks")
+    group.add_argument("--benchmark", nargs="+", choices=PAIRS, help="built-in tasks")
     group.add_argument("--split", help="of the data (default: test)")
     group.add_argument("--data-revision", metavar="REVISION", help="branch, tag or commit of the data on the Hub")
     group.add_argument("--image-column", metavar="NAME", help="default: image")

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.commands.parsing import add_command, positive
 from hf_blemo.files import replace_folder
 
 if TYPE_CHECKING:
     import datasets
 
-SYNTHETIC = "synthetic"
 # Which options of `dataset build` each kind of source has a use for.
 BUILD_OPTIONS = {
     "the distribution": ("split", "encoders", "aggregate", "feature_dtype", "allow_missing"),
@@ -147,7 +147,7 @@ def _build_synthetic(output: Path, overwrite: bool, options: Mapping[str, Any]) 
     import datasets
 
     from hf_blemo.blemore.dataset_writing import refuse_existing
-    from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+    from hf_blemo.built_in import make_synthetic_blends
 
     refuse_existing(output, overwrite)
     dataset = make_synthetic_blends(**options)

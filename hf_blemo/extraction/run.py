@@ -1,6 +1,5 @@
 """A whole extraction: clips in, a data set of features out, clip by clip, resumable, on any number of processes."""
 
-import inspect
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -14,15 +13,15 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from hf_blemo import built_in
 from hf_blemo.blemore.dataset_writing import refuse_existing, write_dataset
 from hf_blemo.blemore.feature_files import ClipSource, FeatureFileReader, feature_files
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
-from hf_blemo.errors import check_known
 from hf_blemo.extraction.clip_problems import problem_of
 from hf_blemo.extraction.clip_sources import ClipEntry, find_clips
 from hf_blemo.extraction.extraction import ClipFeatures, encode_clips
-from hf_blemo.extraction.settings import SYNTHETIC, ExtractionSettings
+from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.files import read_json, replace_folder, write_json
 from hf_blemo.hub.provenance import PROVENANCE_FILE, write_provenance
 
@@ -80,11 +79,12 @@ def _run(
 
     def begin() -> None:
         refuse_existing(output, settings.overwrite)
-        if settings.data == SYNTHETIC:
-            _draw_clips(drawn, settings.synthetic)
+        if settings.data == built_in.SYNTHETIC:
+            # The same settings give the same clips; those of an earlier run with others are replaced.
+            built_in.load("clips", settings.synthetic, folder=drawn, overwrite=True)
 
     def prepare() -> tuple[list[ClipEntry], dict[str, dict[str, Path]], dict[str, Encoder]]:
-        source = drawn if settings.data == SYNTHETIC else settings.data
+        source = drawn if settings.data == built_in.SYNTHETIC else settings.data
         entries = find_clips(source, settings.split, settings.video_column, settings.audio_column)
         imported = _imported_files(settings.imported, entries)
         defaults = {"frames_per_second": settings.frames_per_second, "image_backend": settings.image_backend}
@@ -141,15 +141,6 @@ def _together(step: Callable[[], Result]) -> Result:
     if line is not None:
         raise ValueError(f"ended, as another process failed: {line}")
     return found
-
-
-def _draw_clips(folder: Path, options: Mapping[str, Any]) -> None:
-    from hf_blemo.built_in.synthetic_clips import make_synthetic_clips
-
-    known = set(inspect.signature(make_synthetic_clips).parameters) - {"folder", "overwrite"}
-    check_known("synthetic", options, sorted(known))
-    # The same settings give the same clips; what an earlier run of others drew is replaced.
-    make_synthetic_clips(folder, **options, overwrite=True)
 
 
 def _encoder_entries(settings: ExtractionSettings) -> dict[str, dict[str, Any]]:

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.encoders.encoder_options import DTYPES, ENCODER_KEYS, IMAGE_BACKENDS
 from hf_blemo.errors import check_known
 from hf_blemo.programs.setting_checks import check_choices, check_not_negative, check_repository
-
-SYNTHETIC = "synthetic"
 
 
 @dataclass

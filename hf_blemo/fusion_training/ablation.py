@@ -13,6 +13,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from hf_blemo import blemore
+from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.files import read_json, write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
@@ -131,7 +132,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
     data = load_data(settings.data, settings)
     base = model_config(data, settings)
     chosen = _chosen_variants(settings, base)
-    adapts = settings.data == "synthetic" and (not settings.only or "adaptation" in settings.only)
+    adapts = settings.data == SYNTHETIC and (not settings.only or "adaptation" in settings.only)
     if not chosen and not adapts:
         names = [variant.name.strip() for variant in variants(settings, list(base.encoders))]
         raise ValueError(f"only {settings.only} asks for no row; the rows are {', '.join(names)}")
@@ -262,9 +263,9 @@ def compare_adaptations(
         back, per seed; empty where nothing was lost.
     """
     seed = settings.synthetic.get("seed", 0)
-    target = load_data("synthetic", settings, domain="target", seed=seed + 1)
-    shifted = load_data("synthetic", settings, domain="target", seed=seed + 2)
-    unshifted = load_data("synthetic", settings, domain="source", seed=seed + 2)
+    target = load_data(SYNTHETIC, settings, domain="target", seed=seed + 1)
+    shifted = load_data(SYNTHETIC, settings, domain="target", seed=seed + 2)
+    unshifted = load_data(SYNTHETIC, settings, domain="source", seed=seed + 2)
     labels = np.asarray(shifted["labels"], dtype=np.float64)
     lost = unadapted = np.zeros(len(settings.seeds))
     for kind, level in [("none", "fused"), *itertools.product(ADAPTATIONS, settings.adaptation_weights)]:

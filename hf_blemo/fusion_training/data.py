@@ -1,13 +1,11 @@
 """The data sets of a run, from wherever its settings say."""
 
-import inspect
 import logging
 
 import datasets
 import numpy as np
 
-from hf_blemo import blemore
-from hf_blemo.built_in.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
+from hf_blemo import blemore, built_in
 from hf_blemo.errors import check_known
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.hub.provenance import PROVENANCE_FILE, read_provenance
@@ -34,10 +32,8 @@ def load_data(source: str, settings: ExperimentSettings, **synthetic) -> dataset
         FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set that can be loaded.
         ValueError: the built-in data has no such setting.
     """
-    if source == "synthetic":
-        known = inspect.signature(make_synthetic_blends).parameters
-        check_known("synthetic", settings.synthetic, known)
-        return make_synthetic_blends(**{**settings.synthetic, **synthetic})
+    if source == built_in.SYNTHETIC:
+        return built_in.load("blends", settings.synthetic, **synthetic)
     where = f"data {source!r}"
     if local_path(source, where) is not None:
         return blemore.load_features(source)
@@ -86,8 +82,8 @@ def encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dic
 
 def modality_of(name: str) -> str:
     """Modality of an encoder of the BlEmoRE distribution or of the built-in data, by its name; else `video`."""
-    if name in SYNTHETIC_ENCODERS:
-        return SYNTHETIC_ENCODERS[name]["modality"]
+    if name in built_in.SYNTHETIC_ENCODERS:
+        return built_in.SYNTHETIC_ENCODERS[name]["modality"]
     return next((modality for prefix, modality in MODALITY_BY_PREFIX if name.lower().startswith(prefix)), "video")
 
 

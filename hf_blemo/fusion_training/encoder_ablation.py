@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
 from hf_blemo.extraction.clip_sources import find_clips
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.run import extract_features
-from hf_blemo.extraction.settings import SYNTHETIC, ExtractionSettings
+from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.files import read_json, write_json
 from hf_blemo.fusion_training.ablation import Variant, measure_variant
 from hf_blemo.fusion_training.data import load_data

@@ -8,13 +8,10 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs
+from hf_blemo import built_in
 from hf_blemo.errors import check_known
 from hf_blemo.loading import load_dataset
 
-SYNTHETIC = "synthetic"
-EMOJI = "emoji"
-BUILT_IN = (SYNTHETIC, EMOJI)
 # What `datasets` reads each kind of file by; folders it looks into itself.
 READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".arrow": "arrow"}
 READ_AT_ONCE = 8
@@ -38,7 +35,7 @@ class PairSourceSettings:
         options: of the built-in data.
     """
 
-    data: str = SYNTHETIC
+    data: str = built_in.SYNTHETIC
     weight: float = 1.0
     split: str = "train"
     name: str | None = None
@@ -51,7 +48,7 @@ class PairSourceSettings:
     def __post_init__(self):
         if not self.weight > 0:
             raise ValueError(f"source {self.data!r}: weight must be above 0, found {self.weight}")
-        if self.streaming and self.data in BUILT_IN:
+        if self.streaming and self.data in built_in.PAIRS:
             raise ValueError(f"source {self.data!r}: the built-in data is a table, found streaming")
 
     @classmethod
@@ -219,12 +216,8 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
 def load_source(settings: PairSourceSettings) -> Any:
     """The data set of a source as it is, columns and all."""
     source = settings.data
-    if source == SYNTHETIC:
-        return make_synthetic_pairs(**(settings.options or {}))
-    if source == EMOJI:
-        from hf_blemo.built_in.emoji_pairs import make_emoji_pairs
-
-        return make_emoji_pairs(**(settings.options or {}))
+    if source in built_in.PAIRS:
+        return built_in.load(source, settings.options)
     path = Path(source)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         try:

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from hf_blemo import blemore
-from hf_blemo.built_in import synthetic_blends
-from hf_blemo.built_in.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
+from hf_blemo.built_in import SYNTHETIC_ENCODERS, make_synthetic_blends, synthetic_blends
 
 NAMES = list(SYNTHETIC_ENCODERS)
 
@@ -91,8 +90,8 @@ def test_shift_is_the_only_difference_between_the_domains():
     assert source["features"] == unshifted["features"]
     for number, name in enumerate(NAMES):
         structure = synthetic_blends._structure(0, number, SYNTHETIC_ENCODERS[name]["feature_size"])
-        gain = np.exp(synthetic_blends.SHIFT_LOG_GAIN_STD * structure.log_gain)
-        expected = gain * (means(source, name) - structure.mean) + synthetic_blends.SHIFT_OFFSET * structure.offset
+        gain = np.exp(synthetic_blends._SHIFT_LOG_GAIN_STD * structure.log_gain)
+        expected = gain * (means(source, name) - structure.mean) + synthetic_blends._SHIFT_OFFSET * structure.offset
         np.testing.assert_allclose(means(target, name) - structure.mean, expected, atol=0.02)
 
 

@@ -1,38 +1,17 @@
 """The drawn pairs: always the same, every word of a caption shows, and what is held out is never drawn."""
 
-import io
 import itertools
 
+import datasets
 import numpy as np
 import pytest
 
-from hf_blemo.built_in.synthetic_pairs import (
-    SHAPES,
-    caption_of,
-    draw_scene,
-    held_out_pairs,
-    make_synthetic_pairs,
-    synthetic_tokenizer,
-)
+from hf_blemo.built_in import caption_of, draw_scene, make_synthetic_pairs, synthetic_tokenizer
+from hf_blemo.built_in.synthetic_pairs import COLOURS, SHAPES, held_out_pairs, shape_and_colour
 
-SCENE = {
-    "shape": "square",
-    "colour": "red",
-    "size": "large",
-    "texture": "plain",
-    "position": "left",
-    "count": "two",
-    "background": "white",
-}
-OTHER = {
-    "shape": "ring",
-    "colour": "blue",
-    "size": "small",
-    "texture": "striped",
-    "position": "top",
-    "count": "three",
-    "background": "black",
-}
+NAMES = ("shape", "colour", "size", "texture", "position", "count", "background")
+SCENE = dict(zip(NAMES, ("square", "red", "large", "plain", "left", "two", "white"), strict=True))
+OTHER = dict(zip(NAMES, ("ring", "blue", "small", "striped", "top", "three", "black"), strict=True))
 
 
 def test_the_same_pairs_every_time_and_others_for_another_seed():
@@ -47,8 +26,8 @@ def test_the_same_pairs_every_time_and_others_for_another_seed():
 def test_images_have_the_size_asked_for_and_are_stored_as_png():
     data = make_synthetic_pairs(2, image_size=40)
     assert data[0]["image"].size == (40, 40) and data[0]["image"].mode == "RGB"
-    raw = data.cast_column("image", data.features["image"].__class__(decode=False))[0]["image"]
-    assert raw["bytes"].startswith(b"\x89PNG") and io.BytesIO(raw["bytes"])
+    raw = data.cast_column("image", datasets.Image(decode=False))[0]["image"]
+    assert raw["bytes"].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", SCENE)
@@ -68,16 +47,16 @@ def test_pictures_of_one_caption_differ_a_little():
 
 
 def test_held_out_combinations_are_drawn_there_and_nowhere_else():
-    words = {True: set(), False: set()}
-    for held_out in words:
-        for caption in make_synthetic_pairs(400, held_out=held_out)["caption"]:
-            tokens = caption.split()
-            shape = tokens[4] if tokens[0] == "one" else {plural: name for name, plural in SHAPES.items()}[tokens[4]]
-            words[held_out].add((shape, tokens[3]))
-    assert words[True] == set(held_out_pairs())
-    assert not words[False] & words[True]
-    assert {shape for shape, _ in words[False]} == set(SHAPES)
-    assert len(words[False]) == 30
+    drawn, kept_back = (
+        {shape_and_colour(caption) for caption in make_synthetic_pairs(400, held_out=held_out)["caption"]}
+        for held_out in (False, True)
+    )
+    assert kept_back == set(held_out_pairs()) and len(kept_back) == 6
+    assert drawn == set(itertools.product(SHAPES, COLOURS)) - kept_back
+    # No choice shares a pair with another.
+    assert len({pair for number in range(6) for pair in held_out_pairs(number)}) == 36
+    with pytest.raises(ValueError, match="combinations 6 is not one of 0 to 5"):
+        held_out_pairs(6)
 
 
 def test_the_tokenizer_knows_every_word_and_ends_every_caption():
@@ -88,11 +67,10 @@ def test_the_tokenizer_knows_every_word_and_ends_every_caption():
     for ids, caption in zip(encoded["input_ids"], captions, strict=True):
         assert tokenizer.unk_token_id not in ids and ids.count(tokenizer.eos_token_id) == 1
         assert tokenizer.decode(ids, skip_special_tokens=True) == caption
-    shapes = [[SCENE["shape"]], [OTHER["shape"]]]
-    assert len({tuple(tokenizer(" ".join(shape)).input_ids) for shape in itertools.chain(shapes)}) == 2
+    assert tokenizer("square").input_ids != tokenizer("ring").input_ids
 
 
-def test_bad_sizes_are_refused():
+def test_invalid_sizes_are_refused():
     with pytest.raises(ValueError, match="found 0 and 32"):
         make_synthetic_pairs(0)
     with pytest.raises(ValueError, match="image_size >= 16, found 10 and 8"):

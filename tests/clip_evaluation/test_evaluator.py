@@ -9,7 +9,7 @@ from pair_files import encoded, picture
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs, synthetic_tokenizer
+from hf_blemo.built_in import make_synthetic_pairs, synthetic_tokenizer
 from hf_blemo.clip_evaluation.built_in_tasks import synthetic_tasks
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator, RetrievalTask, ZeroShotTask, flat_metrics
 from hf_blemo.pairs.pair_processor import PairProcessor

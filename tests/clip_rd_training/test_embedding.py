@@ -16,7 +16,7 @@ from pair_files import encoded, picture, write_shards
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil
 
-from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs
+from hf_blemo.built_in import make_synthetic_pairs
 from hf_blemo.clip_rd_training import embedding
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.embedding import embed

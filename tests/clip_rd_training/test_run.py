@@ -18,7 +18,7 @@ from pair_files import write_shards
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
-from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs, synthetic_tokenizer
+from hf_blemo.built_in import make_synthetic_pairs, synthetic_tokenizer
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel

@@ -191,7 +191,7 @@ def test_a_fusion_names_the_encoders(entries, clips, expected, tmp_path):
 
 
 def test_folds_and_labels_come_from_the_metadata(entries, clips, tmp_path):
-    from hf_blemo.built_in.synthetic_clips import make_synthetic_clips
+    from hf_blemo.built_in import make_synthetic_clips
 
     paths = make_synthetic_clips(tmp_path / "drawn", num_clips=6, num_actors=5, seconds=(1.0, 1.0), size=32)
     settings = settings_of({"student": entries["student"]}, tmp_path / "drawn", tmp_path / "made")

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor
-from hf_blemo.built_in.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
+from hf_blemo.built_in import SYNTHETIC_ENCODERS, make_synthetic_blends
 
 CLIP_VOCABULARY = 49408
 

@@ -11,7 +11,7 @@ PAIRS = (
 
 def train_fusion(folder: Path) -> None:
     """Trains a small fusion of all built-in encoders."""
-    from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+    from hf_blemo.built_in import make_synthetic_blends
     from hf_blemo.fusion_training.run import train_fusion
     from hf_blemo.fusion_training.settings import FusionSettings
 

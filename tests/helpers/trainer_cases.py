@@ -11,8 +11,7 @@ from tiny_models import make_student
 from transformers import Trainer, TrainingArguments
 
 from hf_blemo import CLIPRDDistiller, CLIPRDLoss, CLIPRDModel, RankAwareFusionConfig, RankAwareFusionModel
-from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
-from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs
+from hf_blemo.built_in import make_synthetic_blends, make_synthetic_pairs
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 from hf_blemo.trainer import BlendCollator, DistillationCallback, PairCollator, blemore_metrics, pair_columns
 

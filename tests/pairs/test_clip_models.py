@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hf_blemo import CLIPRDConfig, CLIPRDModel
-from hf_blemo.built_in.synthetic_pairs import synthetic_tokenizer
+from hf_blemo.built_in import synthetic_tokenizer
 from hf_blemo.pairs.clip_models import fingerprint, load_clip
 
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs
+from hf_blemo.built_in import make_synthetic_pairs
 from hf_blemo.pairs.pair_sources import PairSourceSettings, PairStream, PairTable, open_source, quotas
 
 COUNT = 12

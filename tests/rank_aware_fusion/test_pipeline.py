@@ -8,7 +8,7 @@ from tiny_models import ENCODERS, make_fusion, save_tiny_model
 from transformers import pipeline
 
 from hf_blemo import BlendedEmotionRecognitionPipeline, blemore
-from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+from hf_blemo.built_in import make_synthetic_blends
 
 TASK = "blended-emotion-recognition"
 

@@ -24,7 +24,7 @@ TRAIN = """
 import datasets, json
 import numpy as np
 from hf_blemo import blemore
-from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+from hf_blemo.built_in import make_synthetic_blends
 found = datasets.load_dataset("you/features", split="train")
 made = make_synthetic_blends(num_clips=30)
 same = found["clip"][:] == made["clip"][:]

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
-from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+from hf_blemo.built_in import make_synthetic_blends
 from hf_blemo.fusion_training.feature_store import FeatureStore, fit_feature_statistics
 from hf_blemo.trainer import add_encoder
 

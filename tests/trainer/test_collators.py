@@ -5,8 +5,7 @@ import pytest
 import torch
 from tiny_models import make_student
 
-from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
-from hf_blemo.built_in.synthetic_pairs import make_synthetic_pairs, synthetic_tokenizer
+from hf_blemo.built_in import make_synthetic_blends, make_synthetic_pairs, synthetic_tokenizer
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 from hf_blemo.trainer import BlendCollator, PairCollator, pair_columns

@@ -182,7 +182,7 @@ def test_a_fusion_has_no_activations_worth_recomputing(tmp_path):
 def test_unlabelled_rows_mixed_in_are_adapted_to(tmp_path):
     from datasets import concatenate_datasets
 
-    from hf_blemo.built_in.synthetic_blends import make_synthetic_blends
+    from hf_blemo.built_in import make_synthetic_blends
 
     case = fusion_case(domain_adaptation="coral", domain_adaptation_weight=1.0)
     target = make_synthetic_blends(num_clips=32, seed=5, domain="target")
