@@ -44,7 +44,7 @@ def write_submission(
         raise ValueError(f"{target}: found the suffix {target.suffix!r}, expected .zip or .json")
     names = [clip_name(clip) for clip in clips]
     if len(names) != len(predictions):
-        raise ValueError(f"{target}: found {len(names)} clips, {len(predictions)} predictions, expected equal numbers")
+        raise ValueError(f"{target}: found {len(names)} clips and {len(predictions)} predictions, expected as many")
     problems = [
         *_prediction_problems(zip(names, predictions, strict=True)),
         *(_clip_problems(names) if strict else _repeated(names)),
