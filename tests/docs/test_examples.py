@@ -19,7 +19,7 @@ from hf_blemo.programs import settings
 
 PAGES = read_pages()
 
-# What the fragments of two pages speak of without making it.
+# Names that fragments of two pages use without defining them.
 TEACHER_AND_BATCH = """
 import torch
 from transformers import CLIPConfig, CLIPModel
@@ -52,13 +52,13 @@ assert (acc_presence, acc_salience) == (1.0, 1.0)
 
 @dataclass(frozen=True)
 class Example:
-    """How the program of a page is run.
+    """How to run the program of a page.
 
     Args:
-        prepare: makes what its reader has: of the Hub, the program's folder, and a folder for other things.
-        before, after: code in front of the page's, for what its fragments leave out, and behind it, for what holds.
-        needs: modules without which it is skipped.
-        check: of the Hub and the program's folder, afterwards.
+        prepare: prepares the Hub, the program's folder, and a scratch folder.
+        before, after: code before the page's, which defines names of its fragments, and assertions after it.
+        needs: modules without which the page is skipped.
+        check: assertions on the Hub and the program's folder afterwards.
     """
 
     prepare: Callable[[Any, Path, Path], None] | None = None
@@ -69,7 +69,7 @@ class Example:
 
 
 def published(hub: HubServer, work: Path) -> None:
-    """Two commits and a tag; a card on what Trainer pushed; Parquet."""
+    """Checks two commits and a tag, the card of a push from Trainer, and Parquet."""
     repository = hub.repository("you/my-fusion")
     titles = [commit.title for commit in repository.branches["main"].history()]
     assert titles[0] == "Decode by thresholds" and list(repository.tags) == ["v1"] and repository.private
@@ -81,7 +81,7 @@ def published(hub: HubServer, work: Path) -> None:
 
 
 def adapters(hub: HubServer, work: Path) -> None:
-    """The adapter alone was pushed, and a whole model where it is merged."""
+    """Checks that only the adapter was pushed, and a whole model after merging."""
     assert "model.safetensors" not in hub.files("you/fusion-lora")
     assert "adapter_model.safetensors" in hub.files("you/fusion-lora")
     assert "model.safetensors" in hub.files("you/fusion-merged")

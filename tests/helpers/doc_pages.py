@@ -1,4 +1,4 @@
-"""The pages of the documentation as tests read them: programs, what they say is printed, and commands."""
+"""Reads the pages of the documentation: their programs, printed lines and commands."""
 
 import re
 import shlex
@@ -16,8 +16,8 @@ class Page:
     """One page.
 
     Args:
-        name: from the root of the repository.
-        program: its ```python blocks, one after the other.
+        name: path from the root of the repository.
+        program: its ```python blocks, joined.
         printed: the lines of its ```text blocks.
         commands: the words of each command of this package in its other blocks.
     """
@@ -29,7 +29,7 @@ class Page:
 
 
 def read_pages() -> dict[str, Page]:
-    """Every page, by name: README.md and all of docs/."""
+    """Pages by name: README.md and all of docs/."""
     paths = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     pages = [read_page(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths]
     return {page.name: page for page in pages}
@@ -50,10 +50,10 @@ def read_page(name: str, text: str) -> Page:
 
 
 def _commands(code: str) -> list[tuple[str, ...]]:
-    """Commands of this package, without comments, launchers, and what stands for something else."""
+    """Commands of this package, without comments, launchers and placeholders."""
     commands = []
     for line in code.replace("\\\n", " ").splitlines():
-        # What is in brackets may be left out or not; three dots stand for options named before.
+        # Brackets mark optional arguments; three dots stand for options shown before.
         line = re.sub(r"(--config )?\.\.\.(?= |$)", "", re.sub(r"\[(--.*?)\]", r"\1", line))
         words = shlex.split(line, comments=True)
         place = next((n for n, word in enumerate(words) if word == "hf-blemo" or _PROGRAM.fullmatch(word)), None)
@@ -63,17 +63,17 @@ def _commands(code: str) -> list[tuple[str, ...]]:
 
 
 def pattern_of(line: str) -> re.Pattern[str]:
-    """What a line that a page says is printed stands for: decimal fractions are any, three dots anything."""
+    """Pattern of a printed line: any decimal fraction matches another, three dots match anything."""
     parts = [".*".join(map(re.escape, part.split("..."))) for part in _DECIMAL.split(line)]
     return re.compile(r"-?\d+\.\d+(?:e-?\d+)?".join(parts))
 
 
 def missing_line(printed: tuple[str, ...], output: str) -> str | None:
-    """The first line of those that a page says are printed, in this order, that the output lacks.
+    """The first printed line of a page that the output lacks, in this order.
 
     Args:
         printed: the lines of the page.
-        output: of its program; lines of others between them do not count.
+        output: output of its program; may contain other lines in between.
     """
     lines = iter(output.splitlines())
     for expected in printed:

@@ -1,4 +1,4 @@
-"""What the readers of the documentation's pages have before they run a program: folders, and models on the Hub."""
+"""Prepares what a page's program needs: folders, and models on the Hub."""
 
 from pathlib import Path
 from typing import Any
