@@ -40,8 +40,7 @@ def main() -> None:
     from hf_blemo.extraction.settings import ExtractionSettings
     from hf_blemo.fusion_training.run import train_fusion
     from hf_blemo.fusion_training.settings import FusionSettings
-    from hf_blemo.media.media import media_thumbnails
-    from hf_blemo.prediction.clip_report import blend_words, write_report
+    from hf_blemo.prediction.clip_report import NUM_THUMBNAILS, blend_words, write_report
 
     output = Path(settings.output_dir)
     names = ("clips", "clips_new", "clip_features", "clip_voice", "clip_fusion")
@@ -71,15 +70,13 @@ def main() -> None:
     print("\n4. Predict clips of other actors with the pipeline", flush=True)
     paths = make_synthetic_clips(new, num_clips=36, seed=1)
     recognise = pipeline("blended-emotion-recognition", model=str(fusion), device="cpu")
-    results = recognise([str(path) for path in paths])
+    results = recognise([str(path) for path in paths], num_thumbnails=NUM_THUMBNAILS)
     labels = [path.stem for path in paths]
     blends = [result["blend"] for result in results]
     presence, salience = blemore.acc_presence(blends, labels), blemore.acc_salience(blends, labels)
     print(f"{len(paths)} new clips: ACC_presence {presence:.3f}, ACC_salience {salience:.3f}")
-    report = write_report(
-        results, output / "clips.html", str(fusion), {path.stem: media_thumbnails(path) for path in paths}
-    )
-    print(f"Report with every clip: {report}")
+    write_report(results, output / "clips.html", str(fusion))
+    print(f"Report with every clip: {output / 'clips.html'}")
 
     print("\n5. One of them in detail", flush=True)
     _show(paths[0], recognise(str(paths[0])), blend_words)

@@ -1,4 +1,4 @@
-"""`hf-blemo demo`: a page on this machine that recognises the clip one drops on it."""
+"""`hf-blemo demo`: a local page for trying clips."""
 
 import argparse
 from typing import Any
@@ -17,11 +17,11 @@ def add_demo(commands: Any) -> None:
         commands,
         "demo",
         _demo,
-        "serve a page that recognises the clip one drops on it (extras demo and media)",
+        "serve a local page for trying clips (extras demo and media)",
         """\
-Reads a fusion with its processor, and the encoders that its config names. The page shows the blend, the probabilities
-of presence and salience, the encoder weights and, for long clips, the timeline. It listens on this machine alone and
-asks nothing of the internet.
+Reads a fusion with its processor, and the encoders that its config names. The page shows a clip's blend, the
+probabilities of presence and salience, the encoder weights and, for long clips, the timeline. Only this machine
+reaches it, and it loads nothing from the internet.
 
 Example:
   hf-blemo demo --model out/fusion""",
@@ -29,12 +29,12 @@ Example:
     parser.add_argument("--model", metavar="MODEL", required=True, help="folder or Hub id (owner/name)")
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=positive, metavar="N", help="the first free one from 7860 by default")
+    parser.add_argument("--port", type=positive, metavar="N", help="default: first free port from 7860")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
-    parser.add_argument("--example", metavar="CLIP", nargs="+", default=[], help="clips that the page offers")
+    parser.add_argument("--example", metavar="CLIP", nargs="+", default=[], help="clips to offer on the page")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the encoders (default: float32)")
     parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run code of an encoder's repository, at a commit alone"
+        "--trust-remote-code", action="store_true", help="run code of an encoder's repository, pinned by a commit"
     )
 
 
@@ -45,11 +45,12 @@ def _demo(arguments: argparse.Namespace) -> None:
         if not Path(example).is_file():
             raise FileNotFoundError(f"--example {example}: no such file, expected a clip")
 
-    from hf_blemo.media.media import check_extra, media_thumbnails
+    from hf_blemo.media.media import check_extra
     from hf_blemo.prediction.demo_page import launch_demo, make_demo
 
     check_extra()
 
+    from hf_blemo.prediction.clip_report import NUM_THUMBNAILS
     from hf_blemo.prediction.clips import fusion_encoders, predict_clips
     from hf_blemo.prediction.fusion import load_fusion
 
@@ -57,8 +58,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     encoders = fusion_encoders([member], dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code)
 
     def recognise(path: str) -> dict[str, Any]:
-        [result] = predict_clips([path], [member], encoders)
+        [result] = predict_clips([path], [member], encoders, num_thumbnails=NUM_THUMBNAILS)
         return result
 
-    page = make_demo(recognise, arguments.model, arguments.example, media_thumbnails)
-    launch_demo(page, arguments.host, arguments.port, arguments.open)
+    launch_demo(
+        make_demo(recognise, arguments.model, arguments.example), arguments.host, arguments.port, arguments.open
+    )

@@ -1,15 +1,29 @@
 """`hf-blemo evaluate`: scores of predictions, and of CLIPs."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.commands.clip_evaluation import CLIP_OPTIONS, add_clip_options, evaluate_clip
-from hf_blemo.commands.parsing import add_command, output_path
-from hf_blemo.files import write_json
+from hf_blemo.built_in import PAIRS
+from hf_blemo.commands.parsing import add_command, output_path, positive
+from hf_blemo.files import read_json, write_json
 
 _NUM_SHOWN = 3
+# Option for images -> the kind of task it is for; None for all.
+_IMAGE_OPTIONS = {
+    "split": None,
+    "data_revision": None,
+    "image_column": None,
+    "limit": None,
+    "streaming": None,
+    "caption_column": "retrieval",
+    "label_column": "zero_shot",
+    "classes": "zero_shot",
+    "template": "zero_shot",
+}
+_MODEL_OPTIONS = ("revision", "retrieval", "zero_shot", "benchmark", "batch_size", "card", *_IMAGE_OPTIONS)
 
 
 def add_evaluate(commands: Any) -> None:
@@ -26,36 +40,61 @@ def add_evaluate(commands: Any) -> None:
         """\
 Reads predictions (.json or .zip) and labels: a built data set, a table, or train_metadata.csv; by default the labels
 in the clips' names. Predictions and labels must be of the same clips. Prints ACC_presence, ACC_salience and Score,
-from 0 to 1, and writes them where --json says.
+from 0 to 1, and writes them to --output.
 
 With --model it reads any CLIP-like model of transformers, or open_clip:NAME/PRETRAINED, and images with labels
-(zero-shot: top-1 and top-5) or captions (retrieval: R@1, R@5 and R@10; in the standard protocol any of an image's
-captions counts; where images have several, the protocol of the first caption alone is shown beside it).
+(zero-shot: top-1 and top-5) or captions (retrieval: R@1, R@5 and R@10). In the standard protocol any caption of an
+image counts; where images have several, results for the first caption alone are shown too.
 
 Examples:
   hf-blemo evaluate --predictions out/fusion/predictions.json --labels out/blemore
   hf-blemo evaluate --model out/student --benchmark synthetic --card
-  hf-blemo evaluate --model out/student --retrieval out/flickr30k --caption-column captions --json out/flickr.json""",
+  hf-blemo evaluate --model out/student --retrieval out/flickr30k --caption-column captions --output flickr.json""",
     )
     evaluated = parser.add_mutually_exclusive_group(required=True)
     evaluated.add_argument("--predictions", metavar="FILE", help="predictions (.json or .zip)")
     evaluated.add_argument("--model", metavar="MODEL", help="folder, Hub id (owner/name) or open_clip:NAME/PRETRAINED")
-    parser.add_argument("--json", metavar="FILE.json", help="also write the metrics")
+    parser.add_argument("--output", metavar="FILE.json", help="also write the metrics")
     parser.add_argument("--labels", metavar="PATH", help="data set, table or train_metadata.csv; with --predictions")
-    add_clip_options(parser)
+    group = parser.add_argument_group("a CLIP (--model)")
+    group.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    group.add_argument("--retrieval", metavar="DATA", nargs="+", help="images with captions: folder, file or Hub id")
+    group.add_argument("--zero-shot", metavar="DATA", nargs="+", help="images with labels: folder, file or Hub id")
+    group.add_argument("--benchmark", nargs="+", choices=PAIRS, help="built-in tasks")
+    group.add_argument("--split", help="of the data (default: test)")
+    group.add_argument("--data-revision", metavar="REVISION", help="branch, tag or commit of the data on the Hub")
+    group.add_argument("--image-column", metavar="NAME", help="default: image")
+    group.add_argument("--caption-column", metavar="NAME", help="texts, or lists of texts (default: caption)")
+    group.add_argument("--label-column", metavar="NAME", help="class numbers or class names (default: label)")
+    group.add_argument(
+        "--classes",
+        metavar="FILE.json|imagenet",
+        help="a table of 'classes' and 'templates', or ImageNet's 1,000 names and 80 templates as open_clip has them "
+        "(default: the names of the data's labels)",
+    )
+    group.add_argument("--template", nargs="+", help="prompts with {} in place of the class name")
+    group.add_argument("--limit", type=positive, metavar="N", help="take only the first N images")
+    group.add_argument("--streaming", action="store_true", default=None, help="read the first N without all others")
+    group.add_argument("--batch-size", type=positive, metavar="N", help="images or texts at once (default: 64)")
+    group.add_argument(
+        "--card", action="store_true", default=None, help="also put the results into metrics.json and card of MODEL"
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    output = None if arguments.json is None else output_path(arguments.json, "--json")
-    strange = ("labels",) if arguments.predictions is None else CLIP_OPTIONS
-    for name in strange:
+    output = None if arguments.output is None else output_path(arguments.output, "--output", ".json")
+    for name in ("labels",) if arguments.predictions is None else _MODEL_OPTIONS:
         if getattr(arguments, name) is not None:
             other = "--predictions" if arguments.predictions is None else "--model"
             raise ValueError(f"--{name.replace('_', '-')} is for {other}, which is not given")
-    if arguments.predictions is None:
-        evaluate_clip(arguments, output)
-        return
+    result, lines = (_score_blends if arguments.model is None else _evaluate_clip)(arguments)
+    if output is not None:
+        write_json({output: result})
+    print(lines)
 
+
+def _score_blends(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The scores of predictions, and the lines to print."""
     from hf_blemo import blemore
 
     predictions = blemore.read_predictions(arguments.predictions)
@@ -72,11 +111,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         "clips": len(rows),
         "blends": int((blemore.label_indices(rows) >= len(blemore.EMOTIONS)).sum()),
     }
-    if output is not None:
-        write_json({output: metrics})
-    print(f"clips         {metrics['clips']}, {metrics['blends']} of them blends")
+    lines = [f"clips         {metrics['clips']}, {metrics['blends']} of them blends"]
     for name, shown in (("acc_presence", "ACC_presence"), ("acc_salience", "ACC_salience"), ("score", "Score")):
-        print(f"{shown:<12}  {metrics[name]:.4f}")
+        lines.append(f"{shown:<12}  {metrics[name]:.4f}")
+    return metrics, "\n".join(lines)
 
 
 def _read_labels(path: Path) -> dict[str, Any]:
@@ -109,3 +147,107 @@ def _check_same_clips(predictions: Mapping, labels: Mapping, predictions_path: s
                 f"{lacking}: found no {what} of {', '.join(map(repr, absent[:_NUM_SHOWN]))}{more}, expected one for "
                 f"each of the {len(expected)} clips in {having}"
             )
+
+
+def _evaluate_clip(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The results of a CLIP, which go into its card if asked, and the tables to print."""
+    tasks_of = _task_settings(arguments)
+    folder = Path(arguments.model)
+    metrics = None
+    if arguments.card:
+        if not (folder / "metrics.json").is_file():
+            raise FileNotFoundError(f"--card: {arguments.model} has no metrics.json, expected a folder of a training")
+        metrics = read_json(folder / "metrics.json")
+
+    import torch
+
+    from hf_blemo.clip_evaluation.evaluator import BATCH_SIZE, ClipEvaluator
+    from hf_blemo.clip_evaluation.tasks import make_tasks
+    from hf_blemo.pairs.clip_models import fingerprint, load_clip
+
+    evaluator = ClipEvaluator(make_tasks(tasks_of), arguments.batch_size or BATCH_SIZE)
+    clip = load_clip(arguments.model, "--model", arguments.revision)
+    result: dict[str, Any] = {
+        "model": arguments.model,
+        "revision": arguments.revision,
+        "fingerprint": fingerprint(clip),
+        "parameters": sum(values.numel() for values in clip.model.parameters()),
+    }
+    model = clip.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tasks = evaluator.evaluate(model, clip.processor, progress=sys.stderr.isatty())
+    result["tasks"] = tasks
+    if metrics is not None:
+        _update_card(folder, metrics, tasks)
+    return result, _tables(tasks)
+
+
+def _task_settings(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Task -> settings; refuses options that no task takes."""
+    asked = {kind: getattr(arguments, kind) or [] for kind in ("retrieval", "zero_shot", "benchmark")}
+    if not any(asked.values()):
+        raise ValueError("--model: expected tasks to evaluate it on: --retrieval, --zero-shot or --benchmark")
+    given = {name: getattr(arguments, name) for name in _IMAGE_OPTIONS if getattr(arguments, name) is not None}
+    for name in given:
+        kinds = [_IMAGE_OPTIONS[name]] if _IMAGE_OPTIONS[name] else ["retrieval", "zero_shot"]
+        if not any(asked[str(kind)] for kind in kinds):
+            options = " or ".join(f"--{str(kind).replace('_', '-')}" for kind in kinds)
+            raise ValueError(f"--{name.replace('_', '-')} is for {options}, which is not given")
+    names = {"data_revision": "revision", "template": "templates"}
+    found: dict[str, dict[str, Any]] = {}
+    for kind in ("zero_shot", "retrieval"):
+        own = {names.get(name, name): value for name, value in given.items() if _IMAGE_OPTIONS[name] in (None, kind)}
+        for data in asked[kind]:
+            name = f"{Path(data).stem or data}_{kind}"
+            if name in found:
+                raise ValueError(f"--{kind.replace('_', '-')} {data}: there is a task {name!r} already")
+            found[name] = {"kind": kind, "data": data, **own}
+    return {**found, **{name: {"kind": name} for name in asked["benchmark"]}}
+
+
+def _update_card(folder: Path, metrics: dict[str, Any], tasks: Mapping[str, Any]) -> None:
+    from hf_blemo.hub import write_card
+
+    earlier = metrics.get("evaluation") or {"step": metrics["num_steps"], "tasks": {}}
+    metrics["evaluation"] = {**earlier, "tasks": {**earlier["tasks"], **tasks}}
+    write_card(folder, metrics)
+    write_json({folder / "metrics.json": metrics})
+
+
+def _tables(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results as Markdown tables."""
+    from hf_blemo.programs.tables import table
+
+    def shown(value: float | None) -> str:
+        return "" if value is None else f"{value:.4f}"
+
+    parts = []
+    zero_shot = {name: found for name, found in tasks.items() if found["kind"] == "zero_shot"}
+    if zero_shot:
+        rows = [
+            [name, f"{found['images']:,}", f"{found['classes']:,}", shown(found["top_1"]), shown(found.get("top_5"))]
+            for name, found in zero_shot.items()
+        ]
+        parts.append(table(["zero-shot", "images", "classes", "top-1", "top-5"], rows))
+    retrieval = {name: found for name, found in tasks.items() if found["kind"] == "retrieval"}
+    if retrieval:
+        rows = []
+        for name, found in retrieval.items():
+            for prefix, protocol in (("", "standard"), ("one_caption_", "first caption only")):
+                if prefix and found["captions"] == found["images"]:
+                    # With one caption per image, both protocols agree.
+                    continue
+                recalls = [
+                    shown(found.get(f"{prefix}{direction}_r@{k}"))
+                    for direction in ("image_to_text", "text_to_image")
+                    for k in (1, 5, 10)
+                ]
+                rows.append([name, f"{found['images']:,}", f"{found['captions']:,}", protocol, *recalls])
+        header = ["retrieval", "images", "captions", "protocol", "image to text R@1", "R@5", "R@10"]
+        parts.append(table([*header, "text to image R@1", "R@5", "R@10"], rows))
+    broken = [
+        f"{name}: could not read {found['broken']} image{'s' * (found['broken'] > 1)}, for example "
+        f"{found['broken_examples'][0]}"
+        for name, found in tasks.items()
+        if "broken" in found
+    ]
+    return "\n\n".join([*parts, *broken])

@@ -1,4 +1,4 @@
-"""What the subcommands' parsers share."""
+"""What the parsers of the subcommands share."""
 
 import argparse
 from pathlib import Path
@@ -46,29 +46,24 @@ def positive(text: str) -> int:
     return number
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a number from 0 to 1")
-    return number
-
-
-def output_path(text: str, option: str, suffix: str = ".json") -> Path:
-    """A file to write.
+def output_path(text: str, option: str, *suffixes: str) -> Path:
+    """Checks a file to write.
 
     Args:
         text: its path.
         option: that named it.
-        suffix: it must have.
+        suffixes: it may have.
+
+    Returns:
+        The path.
 
     Raises:
         ValueError: it has another suffix.
         IsADirectoryError: it is a folder.
     """
     path = Path(text)
-    if path.suffix != suffix:
-        raise ValueError(f"{option} {text}: expected the suffix {suffix}")
+    if path.suffix not in suffixes:
+        raise ValueError(f"{option} {text}: expected the suffix {' or '.join(suffixes)}")
     if path.is_dir():
         raise IsADirectoryError(f"{option} {text}: found a folder, expected a file to write")
     return path

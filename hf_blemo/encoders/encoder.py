@@ -1,17 +1,17 @@
-"""What every encoder of clips has in common: it is loaded once, cuts a clip into pieces, and runs them in batches."""
+"""What all encoders of clips share: an encoder cuts a clip into pieces and runs its network on batches of them."""
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from hf_blemo.media.media import Audio, Frame
+from hf_blemo.media.media import Audio, Frame, MediaError, MediaFile
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Session(ABC):
     """Cuts one clip into pieces, as it is decoded."""
 
     @abstractmethod
-    def push(self, item: "Frame | Audio") -> Iterator[Piece]:
+    def push(self, item: Frame | Audio) -> Iterator[Piece]:
         """Takes the next frame or stretch of sound.
 
         Args:
@@ -102,8 +102,6 @@ class Encoder(ABC):
 
     Raises:
         ValueError: the batch size is not a positive whole number.
-
-    Source: this project's choice.
     """
 
     modality: str
@@ -140,6 +138,13 @@ class Encoder(ABC):
         self.model.to(device)
         return self
 
+    @property
+    def pieces_at_once(self) -> int:
+        """Pieces of one run: on the CPU a part of a batch, which fits a core's cache, else a batch."""
+        if self.part_size is None or self.device.type != "cpu":
+            return self.batch_size
+        return min(self.part_size, self.batch_size)
+
     @abstractmethod
     def session(self) -> Session:
         """Begins a clip."""
@@ -170,7 +175,14 @@ class Encoder(ABC):
         rows: list[np.ndarray] = []
         while len(rows) < len(pieces):
             part = self._batch(pieces[len(rows) : len(rows) + self.batch_size])
-            found = self._attempt(part)
+            found: list[np.ndarray] | None = None
+            try:
+                found = self.forward(part)
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise EncoderMemoryError(
+                        f"{self.source.model_id}: {self.device} is out of memory for a single piece of a clip"
+                    ) from error
             if found is None:
                 self.batch_size = len(part) // 2
                 logger.warning(
@@ -195,17 +207,6 @@ class Encoder(ABC):
         sizes = np.cumsum([piece.values.size for piece in pieces])
         return pieces[: max(1, int((sizes <= self.largest_batch).sum()))]
 
-    def _attempt(self, pieces: Sequence[Piece]) -> list[np.ndarray] | None:
-        """Features of one batch; None where there is too little memory for it, but there may be for less."""
-        try:
-            return self.forward(pieces)
-        except torch.OutOfMemoryError as error:
-            if len(pieces) > 1:
-                return None
-            raise EncoderMemoryError(
-                f"{self.source.model_id}: {self.device} is out of memory for a single piece of a clip"
-            ) from error
-
     def encode(self, clip: Any) -> EncodedClip:
         """Features of one clip.
 
@@ -219,11 +220,23 @@ class Encoder(ABC):
             FileNotFoundError, IsADirectoryError, MediaError: it cannot be read, or has nothing this encoder looks at.
             MissingExtraError: PyAV is not installed.
         """
-        from hf_blemo.extraction.extraction import encode_clips
+        rows, times = [], []
+        with MediaFile(clip) as media:
+            rates = () if self.audio_rate is None else (self.audio_rate,)
+            pieces = self._pieces(media.read(video=self.modality == "video", audio_rates=rates))
+            while batch := list(islice(pieces, self.pieces_at_once)):
+                rows += self.run(batch)
+                times += [piece.times for piece in batch]
+            if not rows:
+                missing = "picture" if self.modality == "video" else "sound"
+                raise MediaError(f"{media.name}: found no {missing}, expected some for {self.source.model_id}")
+        return EncodedClip(np.concatenate(rows), np.concatenate(times))
 
-        [found] = encode_clips([clip], {"encoder": self})
-        found.check()
-        return EncodedClip(found.features["encoder"], found.times["encoder"])
+    def _pieces(self, items: Iterable[Frame | Audio]) -> Iterator[Piece]:
+        session = self.session()
+        for item in items:
+            yield from session.push(item)
+        yield from session.finish()
 
 
 def drop_text_side(model: nn.Module) -> None:

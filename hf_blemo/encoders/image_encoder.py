@@ -58,11 +58,15 @@ class ImageEncoder(FrameEncoder):
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """(1, D) of each frame."""
-        return list(self.embed(self.pixels_of(pieces)).float().cpu().numpy()[:, None])
+        output = self._network(pixel_values=self.pixels_of(pieces))
+        return list(self._rows(output).float().cpu().numpy()[:, None])
 
-    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, D) of frames (B, 3, H, W)."""
-        output = self.model(pixel_values=pixel_values)
+    @property
+    def _network(self) -> Any:
+        return self.model
+
+    def _rows(self, output: Any) -> torch.Tensor:
+        """(B, D) of the network's output."""
         pooled = getattr(output, "pooler_output", None) if self.has_pooler else None
         if pooled is not None:
             return pooled.flatten(1)
@@ -86,8 +90,10 @@ class ClipEncoder(ImageEncoder):
         drop_text_side(model)
         super().__init__(model, processor, source, batch_size)
 
-    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, projection_dim) of frames (B, 3, H, W)."""
-        output = self.model.get_image_features(pixel_values=pixel_values)
+    @property
+    def _network(self) -> Any:
+        return self.model.get_image_features
+
+    def _rows(self, output: Any) -> torch.Tensor:
         # transformers' own models return the tower's whole output, with the embeddings as the pooled one.
         return output if isinstance(output, torch.Tensor) else output.pooler_output

@@ -78,21 +78,19 @@ class SpectrogramEncoder(Encoder):
         for piece in pieces:
             # Each by itself: extractors differ in how they fill up the short ones of a batch.
             inputs = self.processor(piece.values, sampling_rate=self.audio_rate, return_tensors="pt")
-            rows.append(self._rows({name: self._placed(values) for name, values in inputs.items()}))
+            inputs = {name: self._placed(values) for name, values in inputs.items()}
+            if hasattr(self.model, "get_audio_features"):
+                output = self.model.get_audio_features(**inputs)
+                values = output if isinstance(output, torch.Tensor) else output.pooler_output
+            elif self.is_whisper:
+                values = self.model(inputs["input_features"]).last_hidden_state[0]
+            else:
+                values = self._mean(self.model(**inputs).last_hidden_state, inputs.get("attention_mask"))
+            rows.append(values.float().cpu().numpy())
         return rows
 
     def _placed(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self.device, self.model.dtype if values.is_floating_point() else None)
-
-    def _rows(self, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-        if hasattr(self.model, "get_audio_features"):
-            output = self.model.get_audio_features(**inputs)
-            values = output if isinstance(output, torch.Tensor) else output.pooler_output
-        elif self.is_whisper:
-            values = self.model(inputs["input_features"]).last_hidden_state[0]
-        else:
-            values = self._mean(self.model(**inputs).last_hidden_state, inputs.get("attention_mask"))
-        return values.float().cpu().numpy()
 
     @staticmethod
     def _mean(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

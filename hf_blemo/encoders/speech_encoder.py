@@ -128,10 +128,18 @@ class SpeechEncoder(Encoder):
             longest = int(_PADDING * shortest) if self.pads else shortest
             group = [number for number in order if len(pieces[number].values) <= longest]
             order = order[len(group) :]
-            rows |= zip(group, self._steps([pieces[number].values for number in group]), strict=True)
+            windows = [pieces[number].values for number in group]
+            inputs = self._inputs(windows)
+            with warnings.catch_warnings():
+                # WavLM gives torch its mask and its bias in two types.
+                warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
+                output = self.model(**inputs, output_hidden_states=self.layer is not None)
+            hidden = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
+            for number, window, steps in zip(group, windows, hidden.float().cpu().numpy(), strict=True):
+                rows[number] = steps[: (len(window) - self.reach) // self.stride + 1]
         return [rows[number] for number in range(len(pieces))]
 
-    def _steps(self, windows: list[np.ndarray]) -> list[np.ndarray]:
+    def _inputs(self, windows: list[np.ndarray]) -> dict[str, torch.Tensor]:
         # Without padding, no mask is needed.
         masks = len({len(window) for window in windows}) > 1
         inputs = self.processor(
@@ -140,11 +148,4 @@ class SpeechEncoder(Encoder):
         given = {"input_values": inputs["input_values"].to(self.device, self.model.dtype)}
         if masks:
             given["attention_mask"] = inputs["attention_mask"].to(self.device)
-        with warnings.catch_warnings():
-            # WavLM gives torch its mask and its bias in two types.
-            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
-            output = self.model(**given, output_hidden_states=self.layer is not None)
-        hidden = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
-        values = hidden.float().cpu().numpy()
-        counts = [(len(window) - self.reach) // self.stride + 1 for window in windows]
-        return [row[:count] for row, count in zip(values, counts, strict=True)]
+        return given

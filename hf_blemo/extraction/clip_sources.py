@@ -1,10 +1,11 @@
-"""The clips of a folder, a list or a data set, with what is known of them."""
+"""Clips of a folder, a list or a data set, with their names, labels and folds."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,54 +20,81 @@ from hf_blemo.media.sources import is_address
 if TYPE_CHECKING:
     import datasets
 
-METADATA_FILE = "train_metadata.csv"
-LIST_SUFFIX = ".csv"
+KINDS = ("video", "audio")
+
+_METADATA_FILE = "train_metadata.csv"
 _COLUMN_TYPES = {"video": "Video", "audio": "Audio"}
 
 
-class SplitClip(NamedTuple):
-    """A clip whose picture and sound are in two files.
+@dataclass(eq=False)
+class MediaClip:
+    """A clip of picture, sound or both that is not decoded yet.
 
     Args:
-        video: source of the picture.
-        audio: source of the sound.
-    """
-
-    video: Any
-    audio: Any
-
-
-class NamedClip(NamedTuple):
-    """A clip with the name it is to have in results.
-
-    Args:
-        name: of the clip.
-        source: path, address, bytes, open file, [`SplitClip`], or a function that gives one of these.
+        name: in results and messages.
+        source: path, address, bytes or open file; or a function that gives one of these, or a pair (source, sound),
+            when it is needed.
+        sound: source of the sound, where it is in a file of its own.
+        labels: (6,) soft label, all -100 where unlabelled; by default the one in the name, if any.
+        fold: fold from 0, -1 where there is none.
     """
 
     name: str
     source: Any
+    sound: Any = None
+    labels: np.ndarray = None  # type: ignore[assignment]
+    fold: int = -1
+
+    def __post_init__(self) -> None:
+        if self.labels is None:
+            self.labels = blemore.soft_label(self.name, required=False)
+
+    def files(self) -> list[tuple[Any, tuple[str, ...]]]:
+        """Gives the files to decode.
+
+        Returns:
+            Each source, and which of `video` and `audio` to take from it.
+
+        Raises:
+            Exception: of the function that gives the source.
+        """
+        source, sound = self.source() if callable(self.source) else self.source, self.sound
+        if isinstance(source, tuple):
+            source, sound = source
+        if sound is None:
+            return [(source, KINDS)]
+        return [(source, KINDS[:1]), (sound, KINDS[1:])]
 
 
-class ClipEntry(NamedTuple):
-    """A clip to be encoded.
+def as_clip(item: Any, number: int = 0) -> MediaClip:
+    """Makes a clip of anything that holds one, named after its file.
 
     Args:
-        name: of the clip.
-        labels: (6,) soft label, all -100 where unlabelled.
-        fold: fold from 0, -1 where there is none.
-        load: gives the path, bytes or [`SplitClip`] when it is needed.
+        item: a [`MediaClip`], which is returned as it is; a path, an address, bytes or an open file; or a row of a
+            data set with `video`, `audio` or both, and optionally `clip`, its name. A file in a row is its path, its
+            bytes, or a dictionary of the two.
+        number: place among the inputs; an item without a name is called `clip N`.
+
+    Returns:
+        The clip. A row without a file becomes a clip that cannot be read.
     """
+    if isinstance(item, MediaClip):
+        return item
+    if not isinstance(item, Mapping):
+        return MediaClip(_file_name(item) or f"clip {number}", item)
+    columns = {kind: kind for kind in KINDS if kind in item}
+    values = [item[kind] for kind in columns]
+    paths = [value.get("path") if isinstance(value, Mapping) else value for value in values]
+    name = str(item.get("clip") or next(filter(None, map(_file_name, paths)), f"clip {number}"))
+    return MediaClip(name, partial(_row_files, item, columns, name))
 
-    name: str
-    labels: np.ndarray
-    fold: int
-    load: Callable[[], Any]
 
-    @property
-    def named(self) -> NamedClip:
-        """The clip alone."""
-        return NamedClip(self.name, self.load)
+def _file_name(source: Any) -> str:
+    """Name of a file without folders and suffix; empty where it has none."""
+    source = getattr(source, "name", None) if hasattr(source, "read") else source
+    if not isinstance(source, str | Path):
+        return ""
+    return Path(source.split("?")[0] if is_address(source) else source).stem
 
 
 def find_clips(
@@ -74,7 +102,7 @@ def find_clips(
     split: str = "train",
     video_column: str | None = None,
     audio_column: str | None = None,
-) -> list[ClipEntry]:
+) -> list[MediaClip]:
     """Lists clips, without opening any.
 
     Args:
@@ -92,105 +120,85 @@ def find_clips(
     Raises:
         FileNotFoundError: there is nothing of the kind, or a clip of the metadata is missing.
         ValueError: no clip, two of one name, a column that is not there, or labels that are none.
-
-    Source: this project's choice.
     """
     path = Path(source)
     if path.is_dir() and not is_dataset_folder(path):
-        entries = _folder_entries(path)
-    elif path.is_file() and path.suffix == LIST_SUFFIX:
-        entries = _list_entries(path, video_column, audio_column)
+        clips = _folder_clips(path)
+    elif path.is_file() and path.suffix == ".csv":
+        clips = _list_clips(path, video_column, audio_column)
     elif path.is_file():
-        entries = [_file_entry(path)]
+        clips = [MediaClip(path.stem, path)]
     else:
-        entries = _dataset_entries(_load_dataset(path, split), str(source), video_column, audio_column)
-    if not entries:
+        import datasets
+
+        where = os.fspath(source)
+        dataset: Any = (
+            datasets.Dataset.load_from_disk(where) if path.is_dir() else load_dataset(where, where, split=split)
+        )
+        clips = _dataset_clips(dataset, where, video_column, audio_column)
+    if not clips:
         raise ValueError(f"{source}: found no clip, expected at least one")
     seen: set[str] = set()
-    for entry in entries:
-        if entry.name in seen:
-            raise ValueError(f"{source}: found two clips named {entry.name!r}, expected different names")
-        seen.add(entry.name)
-    return entries
+    for clip in clips:
+        if clip.name in seen:
+            raise ValueError(f"{source}: found two clips named {clip.name!r}, expected different names")
+        seen.add(clip.name)
+    return clips
 
 
-def _file_entry(path: Path) -> ClipEntry:
-    return ClipEntry(path.stem, blemore.soft_label(path.stem, required=False), -1, partial(Path, path))
-
-
-def _folder_entries(folder: Path) -> list[ClipEntry]:
+def _folder_clips(folder: Path) -> list[MediaClip]:
     found = sorted(path for path in folder.rglob("*") if is_media(path) and path.is_file())
     files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if not (folder / METADATA_FILE).is_file():
-        return [_file_entry(path) for path in files]
+    if not (folder / _METADATA_FILE).is_file():
+        return [MediaClip(path.stem, path) for path in files]
     by_name: dict[str, list[Path]] = {}
     for path in files:
         by_name.setdefault(path.stem, []).append(path)
-    entries = []
-    for name, labels, fold in read_metadata(folder / METADATA_FILE):
+    clips = []
+    for name, labels, fold in read_metadata(folder / _METADATA_FILE):
         if name not in by_name:
-            raise FileNotFoundError(f"{folder}: found no file of clip {name!r}, which {METADATA_FILE} names")
+            raise FileNotFoundError(f"{folder}: found no file of clip {name!r}, which {_METADATA_FILE} names")
         path, *others = by_name[name]
         if others:
             raise ValueError(f"{folder}: found {path} and {others[0]}, expected one file of clip {name!r}")
-        entries.append(ClipEntry(name, labels, fold, partial(Path, path)))
-    return entries
+        clips.append(MediaClip(name, path, labels=labels, fold=fold))
+    return clips
 
 
-def _list_entries(path: Path, video_column: str | None, audio_column: str | None) -> list[ClipEntry]:
+def _list_clips(path: Path, video_column: str | None, audio_column: str | None) -> list[MediaClip]:
     columns, rows = read_csv(path)
-    chosen = chosen_columns(str(path), columns, {}, video_column, audio_column)
-    entries = []
+    chosen = _chosen_columns(str(path), columns, {}, video_column, audio_column)
+    clips = []
     for number, row in rows:
         texts = {kind: text for kind, column in chosen.items() if (text := (row[column] or "").strip())}
         if not texts:
             raise ValueError(f"{path}, line {number}: found no path in {' or '.join(chosen.values())}")
-        files = {kind: text if is_address(text) else path.parent / text for kind, text in texts.items()}
-        name = blemore.clip_name((row.get("clip") or "").strip()) or _stem(next(iter(texts.values())))
-        entries.append(ClipEntry(name, blemore.soft_label(name, required=False), -1, partial(_joined, files)))
-    return entries
+        files = [text if is_address(text) else path.parent / text for text in texts.values()]
+        name = blemore.clip_name((row.get("clip") or "").strip()) or _file_name(next(iter(texts.values())))
+        clips.append(MediaClip(name, *files))
+    return clips
 
 
-def _stem(path: str) -> str:
-    """Name of a file without folders and suffix; of an address without its query."""
-    return Path(path.split("?")[0] if is_address(path) else path).stem
-
-
-def _load_dataset(path: Path, split: str) -> "datasets.Dataset":
-    import datasets
-
-    if path.is_dir():
-        return datasets.Dataset.load_from_disk(str(path))
-    return load_dataset(str(path), str(path), split=split)
-
-
-def _dataset_entries(
+def _dataset_clips(
     dataset: "datasets.Dataset", where: str, video_column: str | None, audio_column: str | None
-) -> list[ClipEntry]:
-    import datasets
-
-    types = {name: type(feature).__name__ for name, feature in dataset.features.items()}
-    chosen = chosen_columns(where, dataset.column_names, types, video_column, audio_column)
-    for column in chosen.values():
-        if types[column] in _COLUMN_TYPES.values():
-            # Files as they are: decoding is done here.
-            dataset = dataset.cast_column(column, getattr(datasets, types[column])(decode=False))
+) -> list[MediaClip]:
+    dataset, columns = undecoded(dataset, where, video_column, audio_column)
     kept = [name for name in ("clip", "labels", "fold") if name in dataset.column_names]
     known = dataset.select_columns(kept) if kept else None
-    files = dataset.select_columns(list(chosen.values()))
-    entries = []
+    files = dataset.select_columns(list(columns.values()))
+    clips = []
     for row in range(len(dataset)):
         values = known[row] if known is not None else {}
-        name = blemore.clip_name(str(values.get("clip") or "")) or _file_name(files, row) or f"clip_{row:06d}"
-        label = _label(values.get("labels"), name, where)
+        name = blemore.clip_name(str(values.get("clip") or "")) or _stored_name(files, row) or f"clip_{row:06d}"
         fold = -1 if values.get("fold") is None else int(values["fold"])
-        entries.append(ClipEntry(name, label, fold, partial(_load_row, files, row, chosen, name)))
-    return entries
+        source = partial(_stored_files, files, row, columns, name)
+        clips.append(MediaClip(name, source, labels=_label(values.get("labels"), name, where), fold=fold))
+    return clips
 
 
-def _label(labels: Any, name: str, where: str) -> np.ndarray:
+def _label(labels: Any, name: str, where: str) -> Any:
     if labels is None:
-        return blemore.soft_label(name, required=False)
+        return None
     expected = f"expected the saliences of {len(blemore.EMOTIONS)} emotions"
     try:
         label = np.asarray(labels, np.float64)
@@ -201,85 +209,81 @@ def _label(labels: Any, name: str, where: str) -> np.ndarray:
     return label
 
 
-def chosen_columns(
-    where: str, columns: Iterable[str], types: dict[str, str], video_column: str | None, audio_column: str | None
-) -> dict[str, str]:
-    """Which columns hold clips.
+def undecoded(
+    dataset: Any, where: str = "data set", video_column: str | None = None, audio_column: str | None = None
+) -> tuple[Any, dict[str, str]]:
+    """Finds the columns of a data set that hold clips, and keeps `datasets` from decoding them.
 
     Args:
-        where: what to name in an error.
-        columns: names of all columns.
-        types: column -> name of its type, where known.
-        video_column, audio_column: as asked for; those named so, or else of these types, by default.
+        dataset: of `datasets`, streamed or not.
+        where: name of the data set in errors.
+        video_column, audio_column: as `find_clips` takes them.
 
     Returns:
-        `video`, `audio` or both -> name of the column.
+        The data set, and its column for `video`, `audio` or both.
 
     Raises:
-        ValueError: there is none, or not the one that was asked for.
+        ValueError: there is no such column.
     """
-    columns = list(columns)
+    import datasets
+
+    # A stream may not know its columns.
+    features, known = dataset.features or {}, dataset.column_names or KINDS
+    types = {name: type(feature).__name__ for name, feature in features.items()}
+    columns = _chosen_columns(where, known, types, video_column, audio_column)
+    for column in columns.values():
+        if types.get(column) in _COLUMN_TYPES.values():
+            dataset = dataset.cast_column(column, getattr(datasets, types[column])(decode=False))
+    return dataset, columns
+
+
+def _chosen_columns(
+    where: str, names: Iterable[str], types: dict[str, str], video_column: str | None, audio_column: str | None
+) -> dict[str, str]:
+    """`video`, `audio` or both -> name of the column: as asked for, else named so, else of that type."""
+    names = list(names)
     chosen = {}
-    for kind, given in (("video", video_column), ("audio", audio_column)):
+    for kind, given in zip(KINDS, (video_column, audio_column), strict=True):
         if given is not None:
-            if given not in columns:
-                raise ValueError(f"{where}: found the columns {', '.join(columns)}, expected {given!r} among them")
+            if given not in names:
+                raise ValueError(f"{where}: found the columns {', '.join(names)}, expected {given!r} among them")
             chosen[kind] = given
         else:
-            typed = [name for name in columns if types.get(name) == _COLUMN_TYPES[kind]]
-            if kind in columns or typed:
-                chosen[kind] = kind if kind in columns else typed[0]
+            typed = [name for name in names if types.get(name) == _COLUMN_TYPES[kind]]
+            if kind in names or typed:
+                chosen[kind] = kind if kind in names else typed[0]
     if not chosen:
-        raise ValueError(f"{where}: found the columns {', '.join(columns)}, expected one of videos or of sound")
+        raise ValueError(f"{where}: found the columns {', '.join(names)}, expected one of videos or of sound")
     return chosen
 
 
-def _file_name(dataset: "datasets.Dataset", row: int) -> str | None:
-    """Name of the first file of a row whose path is known, without reading the files."""
+def _stored_name(dataset: "datasets.Dataset", row: int) -> str:
+    """Name of the first file of a row that has one, without reading the files."""
     import pyarrow.compute as pc
     from pyarrow import types
 
-    table = dataset.with_format("arrow")[row]
-    for column in table.columns:
+    for column in dataset.with_format("arrow")[row].columns:
         if types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
             column = pc.struct_field(column, "path")
-        if types.is_string(column.type) or types.is_large_string(column.type):
-            path = column[0].as_py()
-            if path and _stem(path):
-                return _stem(path)
-    return None
+        is_text = types.is_string(column.type) or types.is_large_string(column.type)
+        if is_text and (name := _file_name(column[0].as_py())):
+            return name
+    return ""
 
 
-def _load_row(dataset: "datasets.Dataset", row: int, columns: Mapping[str, str], name: str) -> Any:
-    return row_source(dataset[row], columns, name)
+def _stored_files(dataset: "datasets.Dataset", row: int, columns: Mapping[str, str], name: str) -> Any:
+    return _row_files(dataset[row], columns, name)
 
 
-def row_source(values: Mapping[str, Any], columns: Mapping[str, str], name: str) -> Any:
-    """The clip of a row of a data set whose files are not decoded.
-
-    Args:
-        values: of the row; a file is its path, its bytes, or a dictionary of the two, where bytes win.
-        columns: `video`, `audio` or both -> name of the column.
-        name: of the clip, for messages.
-
-    Returns:
-        A path, bytes, or a [`SplitClip`].
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    files = {}
-    for kind, column in columns.items():
+def _row_files(values: Mapping[str, Any], columns: Mapping[str, str], name: str) -> Any:
+    """The file of a row, or the pair of picture and sound; of a dictionary of path and bytes, the bytes win."""
+    files = []
+    for column in columns.values():
         value = values.get(column)
         if isinstance(value, Mapping):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if value is not None:
-            files[kind] = value
+            files.append(value)
     if not files:
         raise FileNotFoundError(f"{name}: found nothing in {' or '.join(columns.values())}, expected a clip")
-    return _joined(files)
-
-
-def _joined(files: dict[str, Any]) -> Any:
-    """One source, or two where picture and sound are apart."""
-    return SplitClip(files["video"], files["audio"]) if len(files) == 2 else next(iter(files.values()))
+    return tuple(files) if len(files) == 2 else files[0]

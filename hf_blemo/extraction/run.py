@@ -18,12 +18,14 @@ from hf_blemo.blemore.dataset_writing import refuse_existing, write_dataset
 from hf_blemo.blemore.feature_files import ClipSource, FeatureFileReader, feature_files
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
-from hf_blemo.extraction.clip_problems import problem_of
-from hf_blemo.extraction.clip_sources import ClipEntry, find_clips
-from hf_blemo.extraction.extraction import ClipFeatures, encode_clips
+from hf_blemo.extraction.clip_sources import MediaClip, find_clips
+from hf_blemo.extraction.decoding import ClipFeatures
+from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.files import read_json, replace_folder, write_json
 from hf_blemo.hub.provenance import PROVENANCE_FILE, write_provenance
+from hf_blemo.loading import load_part
+from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 
 Result = TypeVar("Result")
 
@@ -83,10 +85,10 @@ def _run(
             # The same settings give the same clips; those of an earlier run with others are replaced.
             built_in.load("clips", settings.synthetic, folder=drawn, overwrite=True)
 
-    def prepare() -> tuple[list[ClipEntry], dict[str, dict[str, Path]], dict[str, Encoder]]:
+    def prepare() -> tuple[list[MediaClip], dict[str, dict[str, Path]], dict[str, Encoder]]:
         source = drawn if settings.data == built_in.SYNTHETIC else settings.data
-        entries = find_clips(source, settings.split, settings.video_column, settings.audio_column)
-        imported = _imported_files(settings.imported, entries)
+        clips = find_clips(source, settings.split, settings.video_column, settings.audio_column)
+        imported = _imported_files(settings.imported, clips)
         defaults = {"frames_per_second": settings.frames_per_second, "image_backend": settings.image_backend}
         encoders = load_encoders(
             _encoder_entries(settings),
@@ -95,12 +97,12 @@ def _run(
             trust_remote_code=settings.trust_remote_code,
             defaults={name: value for name, value in defaults.items() if value is not None},
         )
-        return entries, imported, encoders
+        return clips, imported, encoders
 
     _together(begin if is_main else _nothing)
-    entries, imported, encoders = _together(prepare)
+    clips, imported, encoders = _together(prepare)
     _together((lambda: _begin(work, settings, encoders)) if is_main else _nothing)
-    missing = [entry for entry in entries if not _record_path(work, entry.name).is_file()]
+    missing = [clip for clip in clips if not _record_path(work, clip.name).is_file()]
     # Nobody adds to the records before everybody has seen which there are.
     accelerator.wait_for_everyone()
 
@@ -114,7 +116,7 @@ def _run(
     failed = {name: line for part in parts for name, line in part["failed"].items()}
 
     def finish() -> dict[str, Any]:
-        result = _assemble(settings, output, work, entries, encoders, imported, failed)
+        result = _assemble(settings, output, work, clips, encoders, imported, failed)
         if settings.push_to_hub is not None:
             _push(settings, output)
         return result | {"seconds": seconds, "media_seconds": sum(part["media_seconds"] for part in parts)}
@@ -146,10 +148,15 @@ def _together(step: Callable[[], Result]) -> Result:
 def _encoder_entries(settings: ExtractionSettings) -> dict[str, dict[str, Any]]:
     if settings.model is None:
         return settings.encoders
-    from hf_blemo.prediction.fusion import load_fusion
+    from transformers import AutoConfig
 
-    model, _ = load_fusion(settings.model)
-    entries = {name: entry for name, entry in model.config.encoders.items() if name not in settings.imported}
+    config = load_part(AutoConfig, settings.model, f"model {settings.model!r}")
+    if config.model_type != RankAwareFusionConfig.model_type:
+        raise ValueError(
+            f"model {settings.model!r}: found model_type {config.model_type!r}, expected "
+            f"{RankAwareFusionConfig.model_type!r}"
+        )
+    entries = {name: entry for name, entry in config.encoders.items() if name not in settings.imported}
     for name, entry in entries.items():
         if not entry.get("model_id"):
             raise ValueError(
@@ -161,7 +168,7 @@ def _encoder_entries(settings: ExtractionSettings) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _imported_files(folders: Mapping[str, str], entries: list[ClipEntry]) -> dict[str, dict[str, Path]]:
+def _imported_files(folders: Mapping[str, str], clips: list[MediaClip]) -> dict[str, dict[str, Path]]:
     files = {}
     for name, folder in folders.items():
         if not Path(folder).is_dir():
@@ -169,10 +176,10 @@ def _imported_files(folders: Mapping[str, str], entries: list[ClipEntry]) -> dic
         files[name] = feature_files(Path(folder))
         if not files[name]:
             raise FileNotFoundError(f"imported.{name}: found no .npy or .csv in {folder}, expected one per clip")
-        if not any(entry.name in files[name] for entry in entries):
+        if not any(clip.name in files[name] for clip in clips):
             raise ValueError(
                 f"imported.{name}: found {next(iter(files[name].values())).name} and {len(files[name]) - 1} more in "
-                f"{folder}, none named after a clip such as {entries[0].name!r}"
+                f"{folder}, none named after a clip such as {clips[0].name!r}"
             )
     return files
 
@@ -208,7 +215,7 @@ def _feature_path(work: Path, encoder: str, clip: str) -> Path:
 
 
 def _extract(
-    entries: list[ClipEntry],
+    clips: list[MediaClip],
     encoders: Mapping[str, Encoder],
     work: Path,
     num_threads: int | None,
@@ -219,9 +226,9 @@ def _extract(
     failed: dict[str, str] = {}
     media_seconds = 0.0
     start = time.perf_counter()
-    with tqdm(total=len(entries), desc="encoding", unit="clip", disable=not progress) as bar:
-        for clip in encode_clips((entry.named for entry in entries), encoders, num_threads):
-            problem = problem_of(clip)
+    with tqdm(total=len(clips), desc="encoding", unit="clip", disable=not progress) as bar:
+        for clip in encode_clips(clips, encoders, num_threads):
+            problem = clip.problem
             if problem is None:
                 _write_clip(work, clip)
                 media_seconds += clip.duration or 0.0
@@ -250,22 +257,22 @@ def _assemble(
     settings: ExtractionSettings,
     output: Path,
     work: Path,
-    entries: list[ClipEntry],
+    clips: list[MediaClip],
     encoders: Mapping[str, Encoder],
     imported: Mapping[str, Mapping[str, Path]],
     failed: dict[str, str],
 ) -> dict[str, Any]:
     sources, records = [], {}
-    for entry in entries:
-        files = {name: paths[entry.name] for name, paths in imported.items() if entry.name in paths}
-        record_path = _record_path(work, entry.name)
+    for clip in clips:
+        files = {name: paths[clip.name] for name, paths in imported.items() if clip.name in paths}
+        record_path = _record_path(work, clip.name)
         if record_path.is_file():
-            records[entry.name] = read_json(record_path)
-            files |= {name: _feature_path(work, name, entry.name) for name in records[entry.name]["encoders"]}
-            sources.append(ClipSource(entry.name, entry.labels, entry.fold, files))
+            records[clip.name] = read_json(record_path)
+            files |= {name: _feature_path(work, name, clip.name) for name in records[clip.name]["encoders"]}
+            sources.append(ClipSource(clip.name, clip.labels, clip.fold, files))
     if not sources:
         first = next(iter(failed.values()))
-        raise ValueError(f"none of the {len(entries)} clips could be encoded, the first because of: {first}")
+        raise ValueError(f"none of the {len(clips)} clips could be encoded, the first because of: {first}")
     names = [name for name in (*encoders, *imported) if any(name in source.files for source in sources)]
     reader = FeatureFileReader(sources, names, settings.feature_dtype, aggregate=None)
     plan = {

@@ -285,7 +285,7 @@ def compare_adaptations(
         row: dict[str, Any] = {"kind": kind, "level": level, "weight": weight}
         for name, clips in (("score", shifted), ("unshifted", unshifted)):
             row[name] = [
-                measure(predict_blends([(model, processor)], clips, progress=False).blends, labels)["score"]
+                measure([found["blend"] for found in predict_blends([(model, processor)], clips)], labels)["score"]
                 for model in models
             ]
         if kind == "none":

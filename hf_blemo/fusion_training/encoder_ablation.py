@@ -88,7 +88,7 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
 def _times(settings: EncoderAblationSettings, features: Path) -> dict[str, dict[str, Any]]:
     """What the extraction of every set takes: median over interleaved rounds on the same clips, models loaded."""
     source = features.with_name(f"{features.name}.drawn") if settings.data == SYNTHETIC else settings.data
-    clips = [entry.named for entry in islice(find_clips(source), settings.timed_clips)]
+    clips = list(islice(find_clips(source), settings.timed_clips))
     encoders = load_encoders(settings.encoders, dtype=settings.dtype)
     rounds: dict[str, list[float]] = {name: [] for name in settings.sets}
     seconds = 0.0
@@ -113,7 +113,8 @@ def _encode(encoders: Mapping[str, Encoder], clips: Sequence[Any]) -> float:
     """Seconds of clip that were encoded."""
     seconds = 0.0
     for clip in encode_clips(clips, encoders, num_threads=1):
-        clip.check()
+        if clip.error is not None:
+            raise clip.error
         seconds += clip.duration or 0.0
     return seconds
 

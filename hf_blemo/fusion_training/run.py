@@ -234,11 +234,12 @@ def _predict_test(
     path: Path,
 ) -> dict[str, Any]:
     predicted = predict_blends(list(zip(models, processors, strict=True)), test)
-    write_json({path: {"predictions": dict(zip(predicted.clips, predicted.blends, strict=True))}})
-    result: dict[str, Any] = {"source": settings.test_data, "clips": len(predicted.clips)}
+    blends = {row["clip"]: row["blend"] for row in predicted}
+    write_json({path: {"predictions": blends}})
+    result: dict[str, Any] = {"source": settings.test_data, "clips": len(blends)}
     labels = np.asarray(test["labels"], dtype=np.float64) if "labels" in test.column_names else None
     if labels is not None and not (labels == blemore.UNLABELLED).all(1).any():
-        result.update(measure(predicted.blends, labels))
+        result.update(measure(list(blends.values()), labels))
     return result
 
 

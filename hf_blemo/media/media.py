@@ -16,7 +16,6 @@ from hf_blemo.media.decoding import (
     AudioTrack,
     Frame,
     MediaPass,
-    PixelConverter,
     VideoTrack,
     decoded,
     is_cover,
@@ -24,7 +23,7 @@ from hf_blemo.media.decoding import (
 )
 from hf_blemo.media.sources import EXPECTED, MediaError, MediaSource, is_address
 
-__all__ = ["MEDIA_SUFFIXES", "Audio", "Frame", "MediaError", "MediaFile", "is_media", "media_thumbnails"]
+__all__ = ["MEDIA_SUFFIXES", "Audio", "Frame", "MediaError", "MediaFile", "Thumbnails", "is_media"]
 
 _VIDEO_SUFFIXES = "3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts webm wmv"
 _AUDIO_SUFFIXES = "aac aif aiff amr au caf flac m4a mp3 oga ogg opus wav wma"
@@ -33,8 +32,6 @@ MEDIA_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_VIDEO_SUFFIXES} {_AUDI
 # Tracks that the header announces are looked for this far before they are believed to come later.
 _SEARCHED_BYTES = 2**26
 _SEARCHED_PACKETS = 100
-# Pixels that thumbnails may decode one after another before they jump from key frame to key frame instead.
-_THUMBNAIL_PIXELS = 1.5e9
 
 
 class MediaFile:
@@ -227,105 +224,46 @@ def is_media(path: str | Path) -> bool:
     return Path(path).suffix.lower() in MEDIA_SUFFIXES
 
 
-def media_thumbnails(source: Any, count: int = 8, height: int = 96) -> list[bytes]:
-    """Small pictures that show what a clip is about.
-
-    A short clip is decoded from its beginning; in a long one, the key frames at evenly spread times are looked up. So
-    the work is bounded, however long the clip.
+class Thumbnails:
+    """Small pictures of a clip, chosen evenly among its frames while it is decoded.
 
     Args:
-        source: as of a [`MediaFile`].
         count: of pictures at most; a clip of fewer frames has fewer.
         height: in pixels.
 
-    Returns:
-        JPEG files in the order of time; none where there is no video track.
-
     Raises:
         ValueError: a count or a height below 1.
-        FileNotFoundError, IsADirectoryError, MediaError, MissingExtraError: as of a [`MediaFile`].
-
-    Source: this project's choice.
     """
-    if count < 1 or height < 1:
-        raise ValueError(f"expected a count and a height of at least 1, found {count} and {height}")
-    with MediaFile(source) as media:
-        if media.size is None:
-            return []
-        pixels_per_frame = media.size[0] * media.size[1]
-        most = max(2 * count, int(_THUMBNAIL_PIXELS / max(1, pixels_per_frame)))
-        frames: list[Frame] = []
-        if media.duration is not None and media.duration * (media.frame_rate or 25) > most:
-            frames = _key_frames(media, count)
-        if not frames:
-            frames = _spread_frames(media, count, most)
-        return [_thumbnail(frame.image, height) for frame in frames]
 
+    def __init__(self, count: int = 8, height: int = 96):
+        if count < 1 or height < 1:
+            raise ValueError(f"expected a count and a height of at least 1, found {count} and {height}")
+        self._count, self._height = count, height
+        self._kept: list[Image.Image] = []
+        self._seen, self._every = 0, 1
 
-def _spread_frames(media: MediaFile, count: int, most: int) -> list[Frame]:
-    """Frames evenly spread over the first `most` ones, whose number need not be known: twice too many at most are
-    kept on the way, of every second, every fourth ... frame."""
-    kept: list[Frame] = []
-    every = 1
-    for number, frame in enumerate(media.read()):
-        if number >= most:
-            break
-        if number % every == 0 and isinstance(frame, Frame):
-            kept.append(frame)
-            # The decoder's own frame is let go.
-            _ = frame.image
-        if len(kept) > 2 * count:
-            kept, every = kept[::2], 2 * every
-    places = np.linspace(0, len(kept) - 1, min(count, len(kept))).round().astype(int)
-    return [kept[place] for place in places]
+    def add(self, frame: Frame) -> None:
+        """Takes the next frame; of every second, fourth ... one, at most twice `count` are kept.
 
+        Raises:
+            MediaError: its pixels cannot be converted.
+        """
+        if self._seen % self._every == 0:
+            picture = Image.fromarray(frame.image)
+            size = (max(1, round(picture.width * self._height / picture.height)), self._height)
+            self._kept.append(picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+            if len(self._kept) > 2 * self._count:
+                self._kept, self._every = self._kept[::2], 2 * self._every
+        self._seen += 1
 
-def _key_frames(media: MediaFile, count: int) -> list[Frame]:
-    """The key frames before the middles of `count` equal parts of a clip, each once; those that can be found."""
-    import av
-
-    found: dict[int, Frame] = {}
-    with MediaPass(media._source, media._hint) as opened:
-        stream = opened.container.streams[media._video]
-        stream.codec_context.thread_count = 1
-        pixels = PixelConverter(media.name)
-        for number in range(count):
-            time = media._origin + (number + 0.5) / count * (media.duration or 0.0)
-            try:
-                opened.container.seek(round(time / float(stream.time_base)), stream=stream)
-            except av.error.FFmpegError:
-                continue
-            if (picture := _first_picture(opened, stream)) is not None:
-                stamp = picture.pts if picture.pts is not None else number
-                found.setdefault(stamp, Frame(time, pixels(picture)))
-    return [found[stamp] for stamp in sorted(found)]
-
-
-def _first_picture(opened: MediaPass, stream: Any) -> Any:
-    """The first picture from here on, decoded from a key frame alone where there is one; None if it takes long."""
-    tried = 0
-    for packet in opened.packets():
-        if packet.stream_index != stream.index:
-            continue
-        tried += 1
-        pictures, _ = decoded(stream, packet)
-        if not pictures and packet.is_keyframe:
-            # Nothing more is needed for it; the next jump makes the decoder ready again.
-            pictures, _ = decoded(stream, None)
-            stream.codec_context.flush_buffers()
-        if pictures:
-            return pictures[0]
-        if tried >= _SEARCHED_PACKETS:
-            break
-    return None
-
-
-def _thumbnail(image: np.ndarray, height: int) -> bytes:
-    picture = Image.fromarray(image)
-    width = max(1, round(picture.width * height / picture.height))
-    buffer = io.BytesIO()
-    picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    def chosen(self) -> list[bytes]:
+        """Gives the pictures as JPEG files in the order of time."""
+        files = []
+        for place in np.linspace(0, len(self._kept) - 1, min(self._count, len(self._kept))).round().astype(int):
+            buffer = io.BytesIO()
+            self._kept[place].save(buffer, "JPEG", quality=85)
+            files.append(buffer.getvalue())
+        return files
 
 
 def _hint(source: Any) -> str:

@@ -1,4 +1,4 @@
-"""Results of recognised clips as one HTML file that needs nothing else, and as a fragment for another page."""
+"""Results of clips as one HTML file that loads nothing else, and as a fragment for another page."""
 
 import base64
 import math
@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hf_blemo.blemore import EMOTIONS
 from hf_blemo.files import whole_file
 
-EMOTION_NAMES = {
+_EMOTION_NAMES = {
     "ang": "anger",
     "disg": "disgust",
     "fea": "fear",
@@ -23,8 +23,9 @@ LIMITS = (
     "A prediction says what a clip resembles among acted recordings, not what somebody feels. It knows six emotions "
     "and blends of two of them; do not use it to judge people."
 )
-TITLE = "Blended emotions"
+NUM_THUMBNAILS = 8
 
+_TITLE = "Blended emotions"
 _TEMPLATES = Path(__file__).parent / "templates"
 _COLUMNS = {"presence": "Presence", "salience": "Salience", "probabilities": "Combined"}
 _COLUMN_HINTS = {
@@ -36,129 +37,67 @@ _TICK_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800,
 _MINUTES_FROM = 120
 _MAX_TICKS = 6
 _MAX_LISTED_RUNS = 12
-_JPEG_START = b"\xff\xd8\xff"
 
 
 def blend_words(blend: Sequence[Mapping[str, Any]]) -> str:
-    """Say a blend in words: "70 % happiness, 30 % sadness", or the emotion's name alone.
+    """Says a blend in words: "70 % happiness, 30 % sadness", or the emotion's name alone.
 
     Args:
         blend: parts with "emotion", one of `blemore.EMOTIONS`, and "salience" in per cent.
 
     Returns:
         The words; "no emotion" for an empty blend.
-
-    Source:
-        This project's choice.
     """
-    names = [EMOTION_NAMES[part["emotion"]] for part in blend]
+    names = [_EMOTION_NAMES[part["emotion"]] for part in blend]
     if len(names) < 2:
         return names[0] if names else "no emotion"
     return ", ".join(f"{part['salience']:.0f} % {name}" for part, name in zip(blend, names, strict=True))
 
 
-def result_html(result: Mapping[str, Any], thumbnails: Sequence[bytes] = ()) -> str:
-    """Show one clip's result as a fragment of HTML with its own styles, light and dark.
+def result_html(result: Mapping[str, Any]) -> str:
+    """Shows one clip's result as a fragment of HTML with its own styles, light and dark.
 
     Args:
         result: "clip" and either "error" or "blend", with what else is known: "probabilities", "presence" and
             "salience" (emotion -> 0..1), "encoder_weights" (encoder -> 0..1), "selected_encoders" (names by rank),
-            "labels" (each "blend" and "probability"), "duration" (seconds), "notes" (texts) and "timeline" (windows
-            with "start" and "end" in seconds, "blend" and "probabilities").
-        thumbnails: JPEG files of the clip, in the order of time.
+            "labels" (each "blend" and "probability"), "duration" (seconds), "notes" (texts), "thumbnails" (JPEG
+            files) and "timeline" (windows with "start" and "end" in seconds, "blend" and "probabilities").
 
     Returns:
-        The fragment. It asks for no other file and has no script.
-
-    Raises:
-        ValueError: the result lacks a key, has a number that is none or an unknown emotion, or a thumbnail is no JPEG.
-
-    Source:
-        This project's choice.
+        The fragment. It loads no other file and has no script.
     """
-    clip = _clip(result, thumbnails, "result")
-    return _environment().get_template("clip_fragment.html.jinja").render(clip=clip).strip() + "\n"
+    return _environment().get_template("clip_fragment.html.jinja").render(clip=_clip(result)).strip() + "\n"
 
 
-def report_html(
-    results: Sequence[Mapping[str, Any]],
-    model: str,
-    thumbnails: Mapping[str, Sequence[bytes]] | None = None,
-    date: str | None = None,
-    title: str = TITLE,
-) -> str:
-    """Show the results of clips as one page of HTML, with an overview where there are several.
+def write_report(results: Sequence[Mapping[str, Any]], path: str | Path, model: str) -> None:
+    """Writes the results of clips as one page of HTML, with an overview where there are several.
+
+    The page loads no other file and has no script; equal results give an equal page.
 
     Args:
-        results: one for each clip, as `result_html` takes them.
+        results: at least one, each as `result_html` takes it.
+        path: of the file to write, whole or not at all; its folder is made where it is missing.
         model: name of the model.
-        thumbnails: clip -> its JPEG files, in the order of time; clips may be missing.
-        date: of the recognition, shown as it is; left out by default, so that equal results give an equal page.
-        title: of the page.
-
-    Returns:
-        The page. It asks for no other file and has no script.
 
     Raises:
-        ValueError: there is no result, or `result_html` refuses one.
-
-    Source:
-        This project's choice.
+        ValueError: there is no result; nothing is written then.
     """
     if not results:
         raise ValueError("results: expected at least one clip, found none")
-    thumbnails = thumbnails or {}
-    clips = [
-        _clip(result, thumbnails.get(str(result.get("clip")), ()), f"results[{index}]", f"clip-{index + 1}")
-        for index, result in enumerate(results)
-    ]
+    clips = [_clip(result, f"clip-{number}") for number, result in enumerate(results, start=1)]
     num_failed = sum(bool(clip["error"]) for clip in clips)
-    return (
-        _environment()
-        .get_template("clip_report.html.jinja")
-        .render(
-            title=title,
-            model=model,
-            date=date,
-            count=f"{len(clips)}, {num_failed} of them failed" if num_failed else str(len(clips)),
-            limits=LIMITS,
-            clips=clips,
-            has_duration=any(clip.get("duration") for clip in clips),
-            has_encoders=any(clip.get("encoders") for clip in clips),
-        )
-        .strip()
-        + "\n"
+    page = _environment().get_template("clip_report.html.jinja")
+    content = page.render(
+        title=_TITLE,
+        model=model,
+        count=f"{len(clips)}, {num_failed} of them failed" if num_failed else str(len(clips)),
+        limits=LIMITS,
+        clips=clips,
+        has_duration=any(clip.get("duration") for clip in clips),
+        has_encoders=any(clip.get("encoders") for clip in clips),
     )
-
-
-def write_report(
-    results: Sequence[Mapping[str, Any]],
-    path: str | Path,
-    model: str,
-    thumbnails: Mapping[str, Sequence[bytes]] | None = None,
-    date: str | None = None,
-    title: str = TITLE,
-) -> Path:
-    """Write the page of `report_html` to a file, whole or not at all.
-
-    Args:
-        results, model, thumbnails, date, title: as `report_html` takes them.
-        path: the file to write; its folder is made where it is missing.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ValueError: `report_html` refuses the results; nothing is written then.
-
-    Source:
-        This project's choice.
-    """
-    page = report_html(results, model, thumbnails, date, title)
-    path = Path(path)
-    with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    with whole_file(Path(path)) as temporary:
+        temporary.write_text(content.strip() + "\n", encoding="utf-8")
 
 
 def _environment() -> Environment:
@@ -173,51 +112,33 @@ def _environment() -> Environment:
     return environment
 
 
-def _clip(result: Mapping[str, Any], thumbnails: Sequence[bytes], where: str, anchor: str = "clip") -> dict[str, Any]:
-    """What the templates show of a result: texts, and numbers between 0 and 1 for the lengths of bars."""
-    if "clip" not in result:
-        raise ValueError(f"{where}: expected the key 'clip', found {sorted(result)}")
-    name = str(result["clip"])
-    where = f"{where} (clip {name!r})"
+def _clip(result: Mapping[str, Any], anchor: str = "clip") -> dict[str, Any]:
+    """Makes what the templates show of a result: texts, and numbers from 0 to 1 for the lengths of bars."""
     if result.get("error"):
-        return {"name": name, "error": " ".join(str(result["error"]).split()), "duration": None}
-    if "blend" not in result:
-        raise ValueError(f"{where}: expected the key 'blend' or 'error', found {sorted(result)}")
-    blend = _blend(result["blend"], f"{where}: blend")
-    duration = result.get("duration")
-    timeline = result.get("timeline")
+        return {"name": result["clip"], "error": " ".join(str(result["error"]).split()), "duration": None}
+    blend, duration = result["blend"], result.get("duration")
+    images = [base64.b64encode(image).decode("ascii") for image in result.get("thumbnails", ())]
     return {
-        "name": name,
+        "name": result["clip"],
         "error": None,
-        "duration": None if duration is None else _length(_number(duration, f"{where}: duration", math.inf)),
+        "duration": None if duration is None else _length(duration),
         "blend": blend,
         "words": blend_words(blend),
-        "frames": [_data_uri(image, f"{where}: thumbnail {index}") for index, image in enumerate(thumbnails)],
-        "notes": [str(note) for note in result.get("notes") or ()],
-        **_emotions(result, blend, where),
-        "encoders": _encoders(result, where),
+        "frames": [f"data:image/jpeg;base64,{image}" for image in images],
+        "notes": result.get("notes", ()),
+        **_emotions(result, blend),
+        "encoders": _encoders(result),
         "labels": [
-            {"words": blend_words(_blend(label["blend"], f"{where}: labels")), **_share(label["probability"], where)}
-            for label in result.get("labels") or ()
+            {"words": blend_words(label["blend"]), **_share(label["probability"])}
+            for label in result.get("labels", ())
         ],
-        "timeline": _timeline(timeline, duration, where, anchor) if timeline else None,
+        "timeline": _timeline(result["timeline"], duration, anchor) if result.get("timeline") else None,
     }
 
 
-def _blend(blend: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
-    for part in blend:
-        _check_emotions([part.get("emotion")], where)
-    return [
-        {"emotion": part["emotion"], "salience": _number(part.get("salience"), f"{where}: salience", 100.0)}
-        for part in blend
-    ]
-
-
-def _emotions(result: Mapping[str, Any], blend: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
-    """One row for each emotion, with a column for each kind of probability that the result has."""
+def _emotions(result: Mapping[str, Any], blend: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row for each emotion, with a column for each kind of probability in the result."""
     columns = {key: result[key] for key in _COLUMNS if result.get(key)}
-    for key, shares in columns.items():
-        _check_emotions(shares, f"{where}: {key}")
     chosen = {part["emotion"] for part in blend}
     known = [emotion for emotion in EMOTIONS if any(emotion in shares for shares in columns.values())]
     return {
@@ -226,50 +147,38 @@ def _emotions(result: Mapping[str, Any], blend: Sequence[Mapping[str, Any]], whe
         "emotions": [
             {
                 "emotion": emotion,
-                "name": EMOTION_NAMES[emotion],
+                "name": _EMOTION_NAMES[emotion],
                 "chosen": emotion in chosen,
-                "cells": [_share(shares.get(emotion, 0.0), f"{where}: {key}") for key, shares in columns.items()],
+                "cells": [_share(shares.get(emotion, 0.0)) for shares in columns.values()],
             }
             for emotion in known
         ],
     }
 
 
-def _encoders(result: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+def _encoders(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The selected encoders by rank, then the others by weight."""
-    weights = result.get("encoder_weights") or {}
-    selected = list(result.get("selected_encoders") or ())
-    unknown = [name for name in selected if name not in weights]
-    if unknown:
-        raise ValueError(f"{where}: selected encoder {unknown[0]!r} has no weight, expected one of {sorted(weights)}")
+    weights = result.get("encoder_weights", {})
+    selected = list(result.get("selected_encoders", ()))
     others = sorted((name for name in weights if name not in selected), key=lambda name: -weights[name])
     return [
         {
             "name": name,
             "rank": selected.index(name) + 1 if name in selected else None,
-            **_share(weights[name], f"{where}: weight of {name}"),
+            **_share(weights[name]),
         }
         for name in [*selected, *others]
     ]
 
 
-def _timeline(windows: Sequence[Mapping[str, Any]], duration: float | None, where: str, anchor: str) -> dict[str, Any]:
-    windows = sorted(windows, key=lambda window: (window["start"], window["end"]))
-    where = f"{where}: timeline"
-    for window in windows:
-        _number(window["start"], where, math.inf)
-        if _number(window["end"], where, math.inf) <= window["start"]:
-            raise ValueError(
-                f"{where}: found a window from {window['start']} s to {window['end']} s, expected a later end"
-            )
-        _check_emotions(window["probabilities"], where)
+def _timeline(windows: Sequence[Mapping[str, Any]], duration: float | None, anchor: str) -> dict[str, Any]:
     end = max(duration or 0.0, *(window["end"] for window in windows))
     cells = _cells(windows)
-    runs = _runs([_blend(window["blend"], where) for window in windows], cells, end)
+    runs = _runs([window["blend"] for window in windows], cells, end)
     return {
         "id": f"{anchor}-timeline",
         "description": "; ".join(f"{run['time']}: {run['words']}" for run in runs),
-        "areas": _areas(windows, cells, end, where),
+        "areas": _areas(windows, cells, end),
         "ticks": [{"left": tick / end, "text": text} for tick, text in _ticks(end)],
         "runs": runs,
         "runs_listed": len(runs) <= _MAX_LISTED_RUNS,
@@ -278,8 +187,8 @@ def _timeline(windows: Sequence[Mapping[str, Any]], duration: float | None, wher
             {
                 "time": _span(window["start"], window["end"], end),
                 "words": blend_words(window["blend"]),
-                "probabilities": [_share(window["probabilities"].get(name, 0.0), where)["text"] for name in EMOTIONS],
-                "encoder": _heaviest(window.get("encoder_weights") or {}),
+                "probabilities": [_share(window["probabilities"].get(name, 0.0))["text"] for name in EMOTIONS],
+                "encoder": _heaviest(window.get("encoder_weights", {})),
             }
             for window in windows
         ],
@@ -303,7 +212,7 @@ def _cells(windows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
 
 
 def _areas(
-    windows: Sequence[Mapping[str, Any]], cells: Sequence[tuple[float, float]], end: float, where: str
+    windows: Sequence[Mapping[str, Any]], cells: Sequence[tuple[float, float]], end: float
 ) -> list[dict[str, str]]:
     """One path for each emotion, stacked from the bottom, in a box of 1000 by 100."""
     areas = []
@@ -312,12 +221,12 @@ def _areas(
     for emotion in EMOTIONS:
         steps = []
         for index, (window, (left, right)) in enumerate(zip(windows, cells, strict=True)):
-            share = _number(window["probabilities"].get(emotion, 0.0), where, 1.0) / totals[index]
+            share = window["probabilities"].get(emotion, 0.0) / totals[index]
             bottom, tops[index] = tops[index], tops[index] - 100.0 * share
             if share > 0 and right > left:
                 x, y, width, height = 1000 * left / end, tops[index], 1000 * (right - left) / end, bottom - tops[index]
                 steps.append(f"M{x:.2f} {y:.2f}h{width:.2f}v{height:.2f}h{-width:.2f}z")
-        areas.append({"emotion": emotion, "name": EMOTION_NAMES[emotion], "path": "".join(steps) or "M0 0"})
+        areas.append({"emotion": emotion, "name": _EMOTION_NAMES[emotion], "path": "".join(steps) or "M0 0"})
     return areas
 
 
@@ -368,33 +277,9 @@ def _heaviest(weights: Mapping[str, float]) -> str:
     if not weights:
         return "–"
     name = max(weights, key=lambda encoder: weights[encoder])
-    return f"{name} ({_share(weights[name], name)['text']})"
+    return f"{name} ({_share(weights[name])['text']})"
 
 
-def _share(value: Any, where: str) -> dict[str, Any]:
-    share = _number(value, where, 1.0)
-    return {"share": share, "text": f"{100 * share:.1f} %"}
-
-
-def _number(value: Any, where: str, highest: float) -> float:
-    """A number from 0 to `highest`; a little more is what sums of rounded numbers come to."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where}: found {value!r}, expected a number") from None
-    if not 0 <= number <= highest * (1 + 1e-4) or math.isinf(number):
-        limit = "" if math.isinf(highest) else f" and at most {highest:g}"
-        raise ValueError(f"{where}: found {value!r}, expected a number of at least 0{limit}")
-    return min(number, highest)
-
-
-def _check_emotions(emotions: Any, where: str) -> None:
-    for emotion in emotions:
-        if emotion not in EMOTION_NAMES:
-            raise ValueError(f"{where}: found the emotion {emotion!r}, expected one of {', '.join(EMOTIONS)}")
-
-
-def _data_uri(image: bytes, where: str) -> str:
-    if not image.startswith(_JPEG_START):
-        raise ValueError(f"{where}: expected a JPEG file, found bytes that begin with {image[:4]!r}")
-    return f"data:image/jpeg;base64,{base64.b64encode(image).decode('ascii')}"
+def _share(value: float) -> dict[str, Any]:
+    # Sums of rounded numbers can be a little above 1.
+    return {"share": min(value, 1.0), "text": f"{100 * min(value, 1.0):.1f} %"}

@@ -12,8 +12,8 @@ from hf_blemo.files import whole_file
 _NUMBERS = ("probabilities", "presence", "salience")
 
 
-def write_clip_table(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
-    """Writes results as CSV.
+def write_clip_table(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Writes results as CSV, whole or not at all.
 
     Columns: `clip`; `start` and `end` in seconds, empty in the row of a whole clip; `emotion_1`, `salience_1`,
     `emotion_2`, `salience_2` (per cent; the second pair is empty without a blend); `probabilities_EMOTION`,
@@ -21,20 +21,14 @@ def write_clip_table(results: Sequence[Mapping[str, Any]], path: str | os.PathLi
     `+`); `error`.
 
     Args:
-        results: of [`predict_clips`].
-        path: to write; it appears whole.
-
-    Returns:
-        The path.
-
-    Source: this project's choice.
+        results: of [`predict_clips`] or [`predict_blends`].
+        path: of the file to write.
     """
     encoders = list(dict.fromkeys(name for result in results for name in result.get("encoder_weights", {})))
     columns = ["clip", "start", "end", "emotion_1", "salience_1", "emotion_2", "salience_2"]
     columns += [f"{name}_{emotion}" for name in _NUMBERS for emotion in EMOTIONS]
     columns += [*(f"weight_{name}" for name in encoders), "selected", "error"]
-    path = Path(path)
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for result in results:
@@ -42,7 +36,6 @@ def write_clip_table(results: Sequence[Mapping[str, Any]], path: str | os.PathLi
             for window in result.get("timeline", ()):
                 span = {"start": f"{window['start']:.3f}", "end": f"{window['end']:.3f}"}
                 writer.writerow({"clip": result["clip"], **span, **_cells(window)})
-    return path
 
 
 def _cells(result: Mapping[str, Any]) -> dict[str, Any]:

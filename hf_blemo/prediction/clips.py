@@ -1,4 +1,4 @@
-"""From raw clips to blends: features by a fusion's own encoders, one prediction per clip and one per moment."""
+"""Raw clips to blends: features by the fusion's own encoders, one prediction per clip and one per window."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,14 +9,14 @@ import numpy as np
 
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
-from hf_blemo.extraction.clip_problems import problem_of
-from hf_blemo.extraction.extraction import ClipFeatures, encode_clips
-from hf_blemo.prediction.fusion import FusionMember, common_encoders, mean_outputs
-from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import DECODING_PARAMETERS, result_of_row
+from hf_blemo.extraction.decoding import ClipFeatures
+from hf_blemo.extraction.extraction import encode_clips
+from hf_blemo.prediction.fusion import FusionMember, common_encoders, results
+from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import DECODING_PARAMETERS
 
 logger = logging.getLogger(__name__)
 
-# Clips of BlEmoRE last up to 30 seconds; longer ones are told moment by moment.
+# Clips of BlEmoRE last up to 30 seconds; longer ones get a timeline.
 LONGEST_CLIP = 30.0
 WINDOW, HOP = 4.0, 2.0
 _WINDOWS_AT_ONCE = 64
@@ -24,12 +24,12 @@ _WINDOWS_AT_ONCE = 64
 
 @dataclass
 class Windows:
-    """The moments of a timeline.
+    """The windows of a timeline.
 
     Args:
         seconds: length of a window; 0 for no timeline.
         hop: seconds from the start of a window to that of the next; half a window by default.
-        longer_than: clips up to so many seconds have no timeline.
+        longer_than: seconds up to which clips have no timeline.
 
     Raises:
         ValueError: a length is negative or infinite, or a hop is not positive.
@@ -48,10 +48,13 @@ class Windows:
             self.hop = self.seconds / 2
 
     def spans(self, duration: float) -> list[tuple[float, float]]:
-        """(start, end) in seconds of the windows of a clip, up to the one that reaches its end.
+        """Lists the windows of a clip, up to the one that reaches its end.
 
         Args:
             duration: of the clip, in seconds.
+
+        Returns:
+            (start, end) of each, in seconds.
         """
         if not self.seconds or duration <= self.longer_than:
             return []
@@ -69,13 +72,11 @@ def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str
         options: `device`, `dtype` and `trust_remote_code` of [`load_encoder`].
 
     Returns:
-        Name -> encoder. Encoders whose config names no model are left out, with a warning: the fusion does without.
+        Name -> encoder. Encoders for which the config names no model are skipped with a warning.
 
     Raises:
         ValueError: the config names no model at all; else as [`load_encoders`].
         FileNotFoundError: as [`load_encoders`].
-
-    Source: this project's choice.
     """
     config = members[0][0].config
     known = {name: entry for name, entry in config.encoders.items() if entry.get("model_id")}
@@ -95,83 +96,67 @@ def predict_clips(
     members: Sequence[FusionMember],
     encoders: Mapping[str, Encoder],
     windows: Windows | None = None,
-    top_labels: int | None = None,
     num_threads: int | None = None,
-    **decoding: Any,
+    num_thumbnails: int = 0,
+    **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """Predicts the blends of raw clips, as they are decoded.
 
     Args:
-        clips, num_threads: as of [`encode_clips`].
+        clips, num_threads, num_thumbnails: as `encode_clips` takes them.
         members: models with their processors; several predict by the mean of their probabilities.
         encoders: the models' own, by name; see [`fusion_encoders`].
         windows: of the timeline of long clips; by default windows of 4 seconds every 2 for clips over 30 seconds.
-        top_labels: how many of the 36 labels to list with their probabilities; none by default.
-        decoding: `decoding`, `alpha`, `beta`, `blend_share` as of the processor's `post_process_blends`.
+        options: `top_labels` and the decoding, as `results` takes them.
 
     Yields:
-        For each clip `clip` (name), `blend`, `probabilities`, `presence`, `salience`, `encoder_weights`,
-        `selected_encoders`, with `top_labels` `labels`, as of [`BlendedEmotionRecognitionPipeline`]; `duration`
-        (seconds), `notes` (sentences about the file) and for long clips `timeline`, whose entries have `start` and
-        `end` (seconds) and the same keys from `blend` on. For a clip that cannot be read, or whose features are no
-        numbers, `clip` and `error`.
+        For each clip the entries of `results`, `duration` (seconds), `notes` (sentences about the file), with
+        `num_thumbnails` `thumbnails` (JPEG files), and for long clips `timeline`, whose entries have `start` and `end`
+        (seconds) beside those of `results`. For a clip that cannot be read, or whose features are not finite, `clip`
+        and `error`.
 
     Raises:
-        ValueError: as of [`predict_blends`] and [`encode_clips`].
+        ValueError: the models have different encoders, or a parameter is unknown; else as `results` and
+            `encode_clips`.
         MissingExtraError: PyAV is not installed.
-
-    Source: this project's choice.
     """
     common_encoders(members)
-    unknown = set(decoding) - set(DECODING_PARAMETERS)
+    known = (*DECODING_PARAMETERS, "top_labels")
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(
-            f"unknown parameter {sorted(unknown)[0]!r}, expected some of {', '.join(DECODING_PARAMETERS)}"
-        )
+        raise ValueError(f"unknown parameter {unknown[0]!r}, expected some of {', '.join(known)}")
     windows = Windows() if windows is None else windows
     for model, _ in members:
         model.eval()
-    for clip in encode_clips(clips, encoders, num_threads):
-        problem = problem_of(clip)
-        if problem is not None:
+    for clip in encode_clips(clips, encoders, num_threads, num_thumbnails):
+        if (problem := clip.problem) is not None:
             yield {"clip": clip.name, "error": problem}
             continue
-        [result] = _results([clip.features], [clip.name], members, top_labels, decoding)
-        result = {"clip": clip.name, **result, "duration": _duration(clip), "notes": clip.notes}
-        spans = [(span, sample) for span in windows.spans(_duration(clip)) if (sample := _window(clip, *span))]
+        duration = _duration(clip)
+        [result] = results([clip.features], [clip.name], members, **options)
+        result |= {"duration": duration, "notes": clip.notes}
+        if num_thumbnails:
+            result["thumbnails"] = clip.thumbnails
+        spans = [(span, sample) for span in windows.spans(duration) if (sample := _window(clip, *span))]
         if spans:
-            rows: list[dict[str, Any]] = []
-            for first in range(0, len(spans), _WINDOWS_AT_ONCE):
-                samples = [sample for _, sample in spans[first : first + _WINDOWS_AT_ONCE]]
-                rows += _results(samples, [clip.name] * len(samples), members, top_labels, decoding)
-            result["timeline"] = [
-                {"start": start, "end": end, **row} for ((start, end), _), row in zip(spans, rows, strict=True)
-            ]
+            result["timeline"] = []
+        for first in range(0, len(spans), _WINDOWS_AT_ONCE):
+            part = spans[first : first + _WINDOWS_AT_ONCE]
+            rows = results([sample for _, sample in part], [clip.name] * len(part), members, **options)
+            for ((start, end), _), row in zip(part, rows, strict=True):
+                del row["clip"]
+                result["timeline"].append({"start": start, "end": end, **row})
         yield result
 
 
-def _results(
-    samples: list[dict[str, np.ndarray]],
-    names: list[str],
-    members: Sequence[FusionMember],
-    top_labels: int | None,
-    decoding: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    model, processor = members[0]
-    output = mean_outputs([member for member, _ in members], processor(samples, clips=names))
-    blends = processor.post_process_blends(output, **decoding)
-    encoders = list(model.config.encoders)
-    return [result_of_row(output, row, blends[row], encoders, top_labels) for row in range(len(samples))]
-
-
 def _duration(clip: ClipFeatures) -> float:
-    """Seconds of the clip: what the file says, or up to the last thing an encoder saw."""
+    """Seconds of the clip, as the file says, or up to the last row of an encoder."""
     last = max(float(times[-1]) for times in clip.times.values())
     return max(clip.duration or 0.0, last)
 
 
 def _window(clip: ClipFeatures, start: float, end: float) -> dict[str, np.ndarray]:
-    """Features of the rows that begin in a window, or of the one that lasts throughout."""
+    """Features of the rows that begin in a window, or of the row that spans it."""
     sample = {}
     for name, times in clip.times.items():
         first, last = np.searchsorted(times, (start, end))

@@ -1,4 +1,4 @@
-"""A page to try recognition by hand: drop or record a clip, see its blend. It asks nothing of the internet."""
+"""A local page for trying clips: drop or record one, see its blend. It loads nothing from the internet."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ SOUND_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg", ".oga", ".m4a", ".aac", ".opu
 
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 _FIXED_FONTS = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
-# Clips are of people: uploads are looked through every ten minutes, and those older than an hour deleted.
+# Clips show people: every ten minutes, uploads older than an hour are deleted.
 _DELETE_CACHE = (600, 3600)
 _HINT = "Drop or record a clip, then press Recognise. The result appears here."
 _NO_CLIP = "There is no clip yet: drop or record one, then press Recognise."
@@ -51,29 +51,22 @@ _STYLES = """
 
 
 def make_demo(
-    recognise: Callable[[str], Mapping[str, Any]],
-    model: str,
-    examples: Sequence[str] = (),
-    thumbnails: Callable[[str], Sequence[bytes]] | None = None,
+    recognise: Callable[[str], Mapping[str, Any]], model: str, examples: Sequence[str] = ()
 ) -> "gradio.Blocks":
-    """Build the page: a clip is dropped, recorded or chosen among the examples, and its result shown.
+    """Builds the page, where a visitor drops, records or chooses a clip and sees its result.
 
     Args:
         recognise: path of a video or sound file -> its result, as `clip_report.result_html` takes it. An error of
-            `errors.USER_ERRORS` that it raises is shown as the clip's, in one line.
+            `errors.USER_ERRORS` that it raises is shown in one line.
         model: name of the model.
         examples: paths of clips that the page offers.
-        thumbnails: path of a clip -> JPEG files of it, in the order of time; called where recognition succeeded.
 
     Returns:
-        The page, which `launch_demo` serves. Recognition runs for one clip at a time; others wait in a queue.
+        The page, which `launch_demo` serves. It recognises one clip at a time; others wait in a queue.
 
     Raises:
         MissingExtraError: the extra `demo` is not installed.
         FileNotFoundError: an example does not exist.
-
-    Source:
-        This project's choice.
     """
     for example in examples:
         if not Path(example).is_file():
@@ -81,7 +74,7 @@ def make_demo(
     gr = _gradio()
     sounds = [[str(path)] for path in examples if Path(path).suffix.lower() in SOUND_SUFFIXES]
     videos = [[str(path)] for path in examples if [str(path)] not in sounds]
-    show = partial(_shown, recognise, thumbnails)
+    show = partial(_shown, recognise)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_DELETE_CACHE) as demo:
         head = f"<h1>{TITLE}</h1><p>Model <b>{escape(model)}</b></p><p>{escape(LIMITS)}</p>"
@@ -105,7 +98,7 @@ def make_demo(
                 with gr.Accordion("Result as JSON", open=False, elem_id="demo-json"):
                     download = gr.HTML("", elem_classes="demo-plain", apply_default_css=False)
                     raw = gr.JSON(show_label=False, open=True)
-        # Clips side by side would share the cores of one model, and both come later than one after the other.
+        # Two clips at once would share the cores, and both results would come later.
         options = {"concurrency_limit": 1, "concurrency_id": "recognise", "show_progress_on": shown}
         video_button.click(show, [video], [shown, download, raw], api_name="recognise_video", **options)
         sound_button.click(show, [sound], [shown, download, raw], api_name="recognise_sound", **options)
@@ -119,24 +112,21 @@ def launch_demo(
     open_browser: bool = False,
     block: bool = True,
 ) -> str:
-    """Serve a page on this machine; nothing is published, counted or looked up elsewhere.
+    """Serves a page on this machine; nothing is published, counted or loaded from elsewhere.
 
     Args:
         demo: what `make_demo` returned.
-        host: the interface to listen on; the default is reached from this machine alone.
-        port: the first free one from 7860 by default.
+        host: interface to listen on; by default only this machine reaches the page.
+        port: default: the first free port from 7860.
         open_browser: whether to show the page in the browser.
-        block: whether to return only when the server was stopped, by Ctrl+C or `demo.close()`.
+        block: whether to return only after Ctrl+C or `demo.close()`.
 
     Returns:
         The address of the page.
 
     Raises:
         MissingExtraError: the extra `demo` is not installed.
-        ValueError: the port is taken, or the host none of this machine.
-
-    Source:
-        This project's choice.
+        ValueError: the port is taken, or the host is not one of this machine.
     """
     _check_free(host, port)
     gr = _gradio()
@@ -180,7 +170,7 @@ def _check_free(host: str, port: int | None) -> None:
 
 
 def _gradio() -> ModuleType:
-    # Gradio reads this when it is imported and when a page is made; either would ask the internet for its version.
+    # Gradio reads this on import and when it builds a page; either would look up its version on the internet.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -189,23 +179,19 @@ def _gradio() -> ModuleType:
     return gradio
 
 
-def _shown(
-    recognise: Callable[[str], Mapping[str, Any]],
-    thumbnails: Callable[[str], Sequence[bytes]] | None,
-    path: str | None,
-) -> tuple[str, str, Any]:
+def _shown(recognise: Callable[[str], Mapping[str, Any]], path: str | None) -> tuple[str, str, Any]:
     """The result for reading, its download and its raw form."""
     if path is None:
         return _hint(_NO_CLIP), "", None
     result: Mapping[str, Any]
     try:
         result = recognise(path)
-        images = thumbnails(path) if thumbnails is not None and not result.get("error") else ()
     except USER_ERRORS as error:
         name = Path(path).name
-        # Where the server keeps an upload is of no use to whoever sent it.
-        result, images = {"clip": name, "error": str(error).replace(path, name) or type(error).__name__}, ()
-    return f'<div class="demo-shown">{result_html(result, images)}</div>', _download(result), result
+        # The server's own path of an upload means nothing to the visitor.
+        result = {"clip": name, "error": str(error).replace(path, name) or type(error).__name__}
+    raw = {name: value for name, value in result.items() if name != "thumbnails"}
+    return f'<div class="demo-shown">{result_html(result)}</div>', _download(raw), raw
 
 
 def _hint(text: str) -> str:
@@ -213,7 +199,7 @@ def _hint(text: str) -> str:
 
 
 def _download(result: Mapping[str, Any]) -> str:
-    """A link that holds the result itself, so that no file of it lies on the server."""
+    """A link that contains the result, so that the server keeps no file of it."""
     content = base64.b64encode((json.dumps(result, indent=2) + "\n").encode()).decode("ascii")
     name = escape(f"{Path(str(result['clip'])).stem or 'result'}.json", quote=True)
     address = f"data:application/json;base64,{content}"

@@ -1,14 +1,12 @@
-"""Predictions of trained fusion models for the clips of a data set."""
+"""Fusion models: loading them, and predicting blends from features."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from hf_blemo import blemore
 from hf_blemo.files import read_json
@@ -16,6 +14,7 @@ from hf_blemo.loading import download_errors, local_path, quiet_loading
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import output_probabilities
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
+from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import result_of_row
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
 if TYPE_CHECKING:
@@ -32,51 +31,6 @@ WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
 _NUM_SHOWN = 3
 
 
-@dataclass
-class FusionPredictions:
-    """What one fusion model, or the mean of several, predicts for N clips.
-
-    Args:
-        clips: N names, as the data set has them.
-        encoders: E names, the order of the columns of `encoder_weights`.
-        probabilities: (N, 6) float32 in the order of `blemore.EMOTIONS`.
-        presence, salience: (N, 6) float32, what each head says alone.
-        joint_probabilities: (N, 36) float32 over `blemore.LABELS`.
-        encoder_weights: (N, E) float32, 0 for an encoder that a clip lacks.
-        selected_encoders: (N, top_n) columns of `encoder_weights` by rank, -1 where fewer are present; those of the
-            first model, as a selection has no mean.
-        blends: N lists of {"emotion": str, "salience": per cent}.
-    """
-
-    clips: list[str]
-    encoders: list[str]
-    probabilities: np.ndarray
-    presence: np.ndarray
-    salience: np.ndarray
-    joint_probabilities: np.ndarray
-    encoder_weights: np.ndarray
-    selected_encoders: np.ndarray
-    blends: list[list[dict[str, str | float]]]
-
-    def results(self) -> list[dict[str, Any]]:
-        """One dictionary per clip, as [`BlendedEmotionRecognitionPipeline`] gives them."""
-        from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import result_of_row
-
-        names = (
-            "probabilities",
-            "presence",
-            "salience",
-            "joint_probabilities",
-            "encoder_weights",
-            "selected_encoders",
-        )
-        values = {name: torch.from_numpy(getattr(self, name)) for name in names}
-        return [
-            {"clip": clip, **result_of_row(values, row, self.blends[row], self.encoders)}
-            for row, clip in enumerate(self.clips)
-        ]
-
-
 def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> FusionMember:
     """Loads a fusion model and its processor.
 
@@ -91,8 +45,6 @@ def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
         FileNotFoundError: there is no such folder or repository, or a file is missing from it.
         ValueError: it holds another kind of model, a file is damaged, or model and processor name different encoders;
             or a `revision` is given for a folder.
-
-    Source: this project's choice.
     """
     where = str(folder_or_repo)
     folder = local_path(where, revision=revision)
@@ -114,114 +66,118 @@ def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
 
 
 def predict_blends(
-    models: Sequence[FusionMember],
+    members: Sequence[FusionMember],
     dataset: "datasets.Dataset",
     batch_size: int = 64,
     device: str | torch.device | None = None,
-    progress: bool = True,
-    decoding: str | None = None,
-    alpha: float | None = None,
-    beta: float | None = None,
-) -> FusionPredictions:
-    """Predicts the blends of every clip of a data set; several models predict by the mean of their probabilities.
+    **options: Any,
+) -> Iterator[dict[str, Any]]:
+    """Predicts the blends of every clip of a data set of features.
 
     Features are read batch by batch, so a data set of any length needs the memory of one batch. Encoders that the
-    models do not know are left out, with a warning; so is a warning given for encoders that the data set lacks.
+    models do not know are left out, with a warning; so are, with another one, encoders that the data set lacks.
 
     Args:
-        models: models with their processors, all with the same encoders; the first processor checks and decodes.
+        members: models with their processors, all with the same encoders; several predict by the mean of their
+            probabilities.
         dataset: columns `clip` and `features`; labels and folds are not read.
         batch_size: clips at once.
         device: where the models are moved; each stays where it is by default.
-        progress: whether to show a progress bar.
-        decoding, alpha, beta: override the first processor's own.
+        options: `top_labels` and the decoding, as `results` takes them.
 
-    Returns:
-        The predictions, clips in the order of the data set.
+    Yields:
+        The result of each clip, in the order of the data set.
 
     Raises:
         ValueError: there is no model or clip, a clip comes twice, the models have different encoders, the data set has
             none of them, or the processor refuses a clip's features; the message names the clip.
-
-    Source: this project's choice.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, found {batch_size}")
-    encoders = common_encoders(models)
+    encoders = common_encoders(members)
     clips = _clips(dataset)
     _warn_of_difference(list(blemore.encoder_widths(dataset)), encoders)
-    processor = models[0][1]
-    modules: list[Any] = [model for model, _ in models]
+    modules: list[Any] = [model for model, _ in members]
     modes = [module.training for module in modules]
-    parts: list[dict[str, torch.Tensor]] = []
     try:
         for module in modules:
             module.eval()
             if device is not None:
                 module.to(device)
-        with tqdm(total=len(clips), desc="predicting", unit="clip", disable=not progress) as bar:
-            for start in range(0, len(clips), batch_size):
-                rows = range(start, min(start + batch_size, len(clips)))
-                samples = [
-                    {name: values for name, values in sample.items() if name in encoders}
-                    for sample in blemore.read_features(dataset, rows)
-                ]
-                batch = processor(samples, clips=[clips[row] for row in rows])
-                parts.append(mean_outputs(modules, batch))
-                bar.update(len(rows))
+        for start in range(0, len(clips), batch_size):
+            rows = range(start, min(start + batch_size, len(clips)))
+            samples = [
+                {name: values for name, values in sample.items() if name in encoders}
+                for sample in blemore.read_features(dataset, rows)
+            ]
+            yield from results(samples, [clips[row] for row in rows], members, **options)
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)
-    outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return FusionPredictions(
-        clips=clips,
-        encoders=encoders,
-        blends=processor.post_process_blends(outputs, decoding=decoding, alpha=alpha, beta=beta),
-        **{name: values.numpy() for name, values in outputs.items()},
-    )
 
 
 @torch.inference_mode()
-def mean_outputs(models: Sequence[RankAwareFusionModel], batch: Any) -> dict[str, torch.Tensor]:
-    """What one model, or the mean of several, says of a batch.
+def results(
+    samples: Sequence[Mapping[str, np.ndarray]],
+    clips: Sequence[str],
+    members: Sequence[FusionMember],
+    top_labels: int | None = None,
+    **decoding: Any,
+) -> list[dict[str, Any]]:
+    """Predicts the blends of some clips from their features.
 
     Args:
-        models: with the same encoders, in evaluation mode.
-        batch: of a processor.
+        samples: of each clip encoder -> (T, D).
+        clips: names of the clips.
+        members: models in evaluation mode with their processors, all with the same encoders; several predict by the
+            mean of their probabilities. The first processor checks and decodes.
+        top_labels: how many of the 36 labels to list with their probabilities; none by default.
+        decoding: `decoding`, `alpha`, `beta` and `blend_share` of the processor's `post_process_blends`.
 
     Returns:
-        On the CPU, float32: `probabilities`, `presence` and `salience` (B, 6), `joint_probabilities` (B, 36),
-        `encoder_weights` (B, E); `selected_encoders` (B, top_n) of the first model.
-    """
-    outputs = [model(**batch.to(model.device)) for model in models]
-    parts = [output_probabilities(output) for output in outputs]
-    means = {name: torch.stack([part[name].cpu() for part in parts]).mean(0) for name in parts[0]}
-    return {**means, "selected_encoders": outputs[0]["selected_encoders"].cpu()}
-
-
-def common_encoders(models: Sequence[FusionMember]) -> list[str]:
-    """Names of the encoders that all of some models have.
-
-    Args:
-        models: at least one.
+        For each clip `clip` and the entries of [`BlendedEmotionRecognitionPipeline`]. `selected_encoders` are those of
+        the first model, as a selection has no mean.
 
     Raises:
-        ValueError: there is none, or they have different encoders.
+        ValueError: the processor refuses the features of a clip, which the message names, or the decoding.
     """
-    if not models:
+    processor = members[0][1]
+    batch = processor(samples, clips=clips)
+    outputs = [model(**batch.to(model.device)) for model, _ in members]
+    parts = [output_probabilities(output) for output in outputs]
+    means = {name: torch.stack([part[name].cpu() for part in parts]).mean(0) for name in parts[0]}
+    values = {**means, "selected_encoders": outputs[0]["selected_encoders"].cpu()}
+    blends = processor.post_process_blends(values, **decoding)
+    encoders = list(members[0][0].config.encoders)
+    return [
+        {"clip": clip, **result_of_row(values, row, blends[row], encoders, top_labels)}
+        for row, clip in enumerate(clips)
+    ]
+
+
+def common_encoders(members: Sequence[FusionMember]) -> list[str]:
+    """Names the encoders that several models share.
+
+    Args:
+        members: at least one model with its processor.
+
+    Raises:
+        ValueError: there is no model, or they have different encoders.
+    """
+    if not members:
         raise ValueError("found no model, expected at least one")
-    first = models[0][0].config.encoders
-    for number, (model, _) in enumerate(models[1:], start=2):
+    first = members[0][0].config.encoders
+    for number, (model, _) in enumerate(members[1:], start=2):
         encoders = model.config.encoders
         sizes, expected = ({n: e["feature_size"] for n, e in entries.items()} for entries in (encoders, first))
         if sizes != expected:
             raise ValueError(
-                f"model {number} of {len(models)} cannot be averaged with the first: "
+                f"model {number} of {len(members)} cannot be averaged with the first: "
                 f"{_first_difference(sizes, expected)}"
             )
         if list(encoders) != list(first):
             raise ValueError(
-                f"model {number} of {len(models)} has its encoders in the order {', '.join(encoders)}, expected "
+                f"model {number} of {len(members)} has its encoders in the order {', '.join(encoders)}, expected "
                 f"{', '.join(first)} as in the first"
             )
     return list(first)

@@ -227,41 +227,39 @@ def test_build_says_that_the_data_set_is_there_when_the_hub_is_not(capsys, tmp_p
 
 
 def test_predictions_are_those_of_the_models(capsys, shared, tmp_path):
-    output, details = tmp_path / "new" / "predictions.json", tmp_path / "details.json"
+    output = tmp_path / "new" / "results.json"
     models = [shared / "model", shared / "other"]
-    code, out, _ = run(
-        capsys, "predict", "--model", *models, "--features", shared / "data", "--output", output, "--details", details
-    )
-    assert code == 0 and out.startswith("4 clips, decoding expected_score: ")
-    expected = predict_blends(
-        [load_fusion(model) for model in models], blemore.load_features(shared / "data"), progress=False
-    )
-    written = json.loads(output.read_text())
-    assert written == {"predictions": dict(zip(CLIPS, expected.blends, strict=True))}
-    content = json.loads(details.read_text())
+    code, out, _ = run(capsys, "predict", "--model", *models, "--features", shared / "data", "--output", output)
+    assert code == 0 and out == f"4 clips, decoding expected_score: {output}\n"
+    members = [load_fusion(model) for model in models]
+    expected = list(predict_blends(members, blemore.load_features(shared / "data")))
+    content = json.loads(output.read_text())
+    assert content["predictions"] == {result["clip"]: result["blend"] for result in expected}
     assert content["decoding"] == {"name": "expected_score", "blend_share": blemore.BLEND_SHARE}
-    for row, clip in enumerate(CLIPS):
-        entry = content["clips"][clip]
-        assert list(entry["probabilities"]) == list(blemore.EMOTIONS)
-        assert list(entry["encoder_weights"]) == list(ENCODERS)
-        np.testing.assert_allclose(list(entry["probabilities"].values()), expected.probabilities[row], atol=1e-6)
-        np.testing.assert_allclose(list(entry["encoder_weights"].values()), expected.encoder_weights[row], atol=1e-6)
-        assert entry["selected_encoders"] == [list(ENCODERS)[expected.selected_encoders[row, 0]]]
-    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["details.json", "predictions.json"]
+    assert content["model"] == [str(model) for model in models] and set(content) == {
+        "model", "decoding", "predictions", "clips",
+    }  # fmt: skip
+    for found, right in zip(content["clips"], expected, strict=True):
+        assert list(found) == list(right)
+        for name in ("clip", "blend", "selected_encoders"):
+            assert found[name] == right[name]
+        for name in ("probabilities", "presence", "salience", "encoder_weights"):
+            assert list(found[name]) == list(right[name])
+            assert found[name] == pytest.approx(right[name], abs=1e-6)
+    assert [path.name for path in output.parent.iterdir()] == ["results.json"]
+    # The other commands read it.
+    code, out, _ = run(capsys, "evaluate", "--predictions", output, "--labels", shared / "data")
+    assert code == 0 and out.startswith("clips         4, 2 of them blends")
 
 
 def test_thresholds_come_from_the_processor_or_the_command_line(capsys, shared, tmp_path):
     model = write_model(tmp_path / "model", decoding="thresholds", alpha=0.1, beta=0.9)
     predict = ["predict", "--model", model, "--features", shared / "table.npz", "--output", tmp_path / "out.json"]
-    predict += ["--details", tmp_path / "details.json"]
 
     def predicted(*options):
         assert run(capsys, *predict, *options)[0] == 0
-        saliences = [
-            [part["salience"] for part in blend]
-            for blend in json.loads((tmp_path / "out.json").read_text())["predictions"].values()
-        ]
-        return saliences, json.loads((tmp_path / "details.json").read_text())["decoding"]
+        content = json.loads((tmp_path / "out.json").read_text())
+        return [[part["salience"] for part in blend] for blend in content["predictions"].values()], content["decoding"]
 
     # A beta of 0.9 makes every blend an even one, a beta of 0 none, and an alpha of 1 leaves no blend at all.
     saliences, decoding = predicted()
@@ -293,8 +291,8 @@ def test_predict_refuses_what_it_cannot_use_and_leaves_old_outputs(capsys, share
     predict = ["predict", "--model", shared / "model", *paths]
     assert "--alpha is for --decoding thresholds" in refused(capsys, *predict, "--alpha", "0.2")
     assert "--beta: found 2, expected a number from 0 to 1" in refused(capsys, *predict, "--beta", "2")
-    assert "named by both --output and --details" in refused(capsys, *predict, "--details", output)
-    assert "--details x.txt: expected the suffix .json" in refused(capsys, *predict, "--details", "x.txt")
+    assert f"--output: found {output} twice" in refused(capsys, *predict, output)
+    assert "--output x.txt: expected the suffix .json or .csv or .html or .zip" in refused(capsys, *predict, "x.txt")
     assert "a folder has no revisions" in refused(capsys, *predict, "--revision", "main")
     assert "gone: not a file, folder or Hub id" in refused(capsys, "predict", "--model", tmp_path / "gone", *paths)
     no_features = ["predict", "--model", shared / "model", "--features", tmp_path / "gone", "--output", output]
@@ -305,7 +303,8 @@ def test_predict_refuses_what_it_cannot_use_and_leaves_old_outputs(capsys, share
 
     # The second of two files fails to be written: neither may change.
     (tmp_path / "file").write_text("")
-    assert "file" in refused(capsys, *predict, "--details", tmp_path / "file" / "details.json")
+    assert "file" in refused(capsys, *predict, tmp_path / "file" / "table.csv")
+    assert "is not a test clip" in refused(capsys, *predict, tmp_path / "submission.zip")
     assert output.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json", "out.json"]
 
@@ -319,7 +318,7 @@ def test_evaluate_scores_by_the_names_or_by_any_labels(capsys, shared, tmp_path)
     labels = [[], *(["--labels", path] for path in (shared / "data", shared / "table.npz"))]
     for number, option in enumerate([*labels, ["--labels", root / "train_metadata.csv"]]):
         output = tmp_path / f"{number}.json"
-        code, out, _ = run(capsys, "evaluate", "--predictions", predictions, *option, "--json", output)
+        code, out, _ = run(capsys, "evaluate", "--predictions", predictions, *option, "--output", output)
         assert code == 0 and json.loads(output.read_text()) == METRICS
         lines = [" ".join(line.split()) for line in out.splitlines()]
         expected = ["clips 4, 2 of them blends", "ACC_presence 0.7500", "ACC_salience 0.5000", "Score 0.6250"]
@@ -330,7 +329,7 @@ def test_evaluate_pairs_clips_by_name_and_not_by_place(capsys, shared, tmp_path)
     shuffled = {f"{clip}.mov": PREDICTIONS[clip] for clip in reversed(CLIPS)}
     predictions = write_predictions(tmp_path / "predictions.json", shuffled)
     output = tmp_path / "metrics.json"
-    labels = ["--labels", shared / "data", "--json", output]
+    labels = ["--labels", shared / "data", "--output", output]
     assert run(capsys, "evaluate", "--predictions", predictions, *labels)[0] == 0
     assert json.loads(output.read_text()) == METRICS
 

@@ -12,7 +12,7 @@ from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.commands.clip_evaluation import CLIP_OPTIONS
+from hf_blemo.commands.evaluate import _MODEL_OPTIONS
 from hf_blemo.pairs.clip_models import fingerprint, load_clip
 
 TOWER = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -41,7 +41,7 @@ def test_a_clip_is_evaluated_on_data_and_on_the_built_in_tasks(student, shards, 
     output = tmp_path / "found.json"
     data = ["--retrieval", str(shards), "--zero-shot", str(shards), "--split", "train", "--label-column", "txt"]
     arguments = ["--model", str(student), "--benchmark", "synthetic", *data, "--template", "a {}", "{} on the left"]
-    assert main(["evaluate", *arguments, "--batch-size", "5", "--json", str(output)]) == 0
+    assert main(["evaluate", *arguments, "--batch-size", "5", "--output", str(output)]) == 0
     found = json.loads(output.read_text())
     clip = load_clip(str(student))
     assert (found["model"], found["fingerprint"]) == (str(student), fingerprint(clip))
@@ -84,11 +84,11 @@ def test_results_go_into_the_card_beside_what_people_wrote(student, shards):
 def test_images_that_cannot_be_read_are_reported(student, tmp_path, capsys):
     shards = write_shards(tmp_path / "torn", ["red", "green", "blue", "ring"], 1, torn=(2,))
     assert main(["evaluate", "--model", str(student), "--retrieval", str(shards), "--split", "train"]) == 0
-    assert "torn_retrieval: 1 images could not be read, for instance image 2: " in capsys.readouterr().out
+    assert "torn_retrieval: could not read 1 image, for example image 2: " in capsys.readouterr().out
 
 
 BAD = {
-    "nothing to do": (["--model", "x"], "expected --retrieval, --zero-shot or --benchmark"),
+    "nothing to do": (["--model", "x"], "expected tasks to evaluate it on: --retrieval, --zero-shot or --benchmark"),
     "both kinds": (["--model", "x", "--predictions", "y"], "not allowed with argument"),
     "neither": ([], "one of the arguments --predictions --model is required"),
     "labels": (["--model", "x", "--benchmark", "synthetic", "--labels", "y"], "--labels is for --predictions"),
@@ -99,7 +99,7 @@ BAD = {
     "no model": (["--model", "./x", "--benchmark", "synthetic"], "--model './x': not a file, folder or Hub id"),
     "no card": (["--model", "./x", "--benchmark", "synthetic", "--card"], "--card: ./x has no metrics.json"),
     "stream": (["--model", "x", "--retrieval", "y", "--streaming"], "streaming needs limit"),
-    "suffix": (["--model", "x", "--benchmark", "synthetic", "--json", "y.txt"], "expected the suffix .json"),
+    "suffix": (["--model", "x", "--benchmark", "synthetic", "--output", "y.txt"], "expected the suffix .json"),
     "open_clip": (["--model", "open_clip:A/b", "--benchmark", "synthetic"], r"pip install hf_blemo\[openclip\]"),
 }
 
@@ -114,7 +114,7 @@ def test_bad_input_is_one_line_and_code_two(arguments, message, capsys, monkeypa
     )
 
 
-@pytest.mark.parametrize("name", [name for name in CLIP_OPTIONS if name not in ("streaming", "card")])
+@pytest.mark.parametrize("name", [name for name in _MODEL_OPTIONS if name not in ("streaming", "card")])
 def test_no_option_of_a_clip_is_ignored_with_predictions(name, capsys):
     value = {"limit": "3", "batch_size": "3", "benchmark": "synthetic"}.get(name, "x")
     option = f"--{name.replace('_', '-')}"

@@ -33,8 +33,8 @@ def test_windows_of_about_one_length_are_run_at_once_without_hearing_the_padding
     sounds = [exact_sound(seconds, seed=number) for number, seconds in enumerate((1.0, 1.37, 0.3, 1.49, 2.0, 0.31))]
     pieces = [Piece(samples, np.zeros(1)) for samples in sounds]
     sizes = []
-    steps = encoder._steps
-    encoder._steps = lambda windows: sizes.append(len(windows)) or steps(windows)
+    prepare = encoder._inputs
+    encoder._inputs = lambda windows: sizes.append(len(windows)) or prepare(windows)
     # WavLM must not make torch warn of its masks: warnings are errors here.
     rows = encoder.forward(pieces)
     assert sizes == [2, 3, 1]

@@ -67,8 +67,11 @@ def run(encoders, given, is_ahead=True):
     batches = Batches(encoders, num_decoding=1)
     try:
         for name, piece in given:
-            batches.add(name, piece, found[name].append, is_ahead)
-        batches.finish()
+            if batches.add(name, piece, found[name].append):
+                batches.run([name], is_ahead)
+            batches.collect()
+        batches.run(encoders)
+        batches.collect(wait=True)
     finally:
         batches.stop()
     return found

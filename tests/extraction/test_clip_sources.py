@@ -1,6 +1,7 @@
 """Lists of clips: every kind of source gives the clips with their names, labels and folds, and decodes none."""
 
 import csv
+import io
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from hf_blemo import blemore
 from hf_blemo.blemore.distribution import METADATA_COLUMNS
-from hf_blemo.extraction.clip_sources import SplitClip, find_clips, row_source
+from hf_blemo.extraction.clip_sources import MediaClip, as_clip, find_clips
 
 SINGLE, BLEND = "A1_hap_int2_ver1", "A2_mix_ang_sad_70_30_ver1"
 
@@ -47,8 +48,18 @@ def write_metadata(folder, clips):
     return write_csv(folder / "train_metadata.csv", METADATA_COLUMNS, rows)
 
 
-def names_of(entries):
-    return [entry.name for entry in entries]
+def names_of(clips):
+    return [clip.name for clip in clips]
+
+
+def files_of(clips):
+    """Of each clip its file, or those of picture and sound."""
+    found = []
+    for clip in clips:
+        files = clip.files()
+        assert [kinds for _, kinds in files] in ([("video", "audio")], [("video",), ("audio",)])
+        found.append(files[0][0] if len(files) == 1 else tuple(source for source, _ in files))
+    return found
 
 
 def test_a_folder_is_searched_through_and_hidden_files_are_left_out(tmp_path):
@@ -58,14 +69,14 @@ def test_a_folder_is_searched_through_and_hidden_files_are_left_out(tmp_path):
     for path in (".hidden.mp4", ".trash/old.mp4", "notes.txt", "b/table.csv"):
         touch(tmp_path / path)
     (tmp_path / "a folder.mp4").mkdir()
-    entries = find_clips(tmp_path)
-    assert names_of(entries) == [SINGLE, BLEND, "sound"]
-    assert [entry.load() for entry in entries] == [
+    clips = find_clips(tmp_path)
+    assert names_of(clips) == [SINGLE, BLEND, "sound"]
+    assert files_of(clips) == [
         tmp_path / f"{SINGLE}.mp4", tmp_path / "b" / "deep" / f"{BLEND}.MOV", tmp_path / "sound.wav",
     ]  # fmt: skip
-    assert entries[1].labels.tolist() == blemore.soft_label(BLEND).tolist()
-    assert entries[2].labels.tolist() == [-100] * 6 and {entry.fold for entry in entries} == {-1}
-    assert entries[0].named == (SINGLE, entries[0].load)
+    assert clips[1].labels.tolist() == blemore.soft_label(BLEND).tolist()
+    assert clips[2].labels.tolist() == [-100] * 6 and {clip.fold for clip in clips} == {-1}
+    assert as_clip(clips[0]) is clips[0]
 
 
 def test_two_clips_of_one_name_are_refused(tmp_path):
@@ -81,12 +92,10 @@ def test_metadata_says_which_clips_there_are(tmp_path):
     # Neither what it does not name nor what a file system left beside it.
     touch(tmp_path / "clips" / f".{SINGLE}.mp4")
     write_metadata(tmp_path, {BLEND: 3, SINGLE: ""})
-    entries = find_clips(tmp_path)
-    assert [(entry.name, entry.fold) for entry in entries] == [(BLEND, 3), (SINGLE, -1)]
-    assert [entry.labels.tolist() for entry in entries] == [
-        blemore.soft_label(name).tolist() for name in (BLEND, SINGLE)
-    ]
-    assert entries[0].load() == tmp_path / "clips" / f"{BLEND}.mp4"
+    clips = find_clips(tmp_path)
+    assert [(clip.name, clip.fold) for clip in clips] == [(BLEND, 3), (SINGLE, -1)]
+    assert [clip.labels.tolist() for clip in clips] == [blemore.soft_label(name).tolist() for name in (BLEND, SINGLE)]
+    assert files_of(clips[:1]) == [tmp_path / "clips" / f"{BLEND}.mp4"]
     again = touch(tmp_path / "copy" / f"{BLEND}.mov")
     with pytest.raises(ValueError, match=f"expected one file of clip '{BLEND}'"):
         find_clips(tmp_path)
@@ -97,8 +106,8 @@ def test_metadata_says_which_clips_there_are(tmp_path):
 
 
 def test_one_file(tmp_path):
-    [entry] = find_clips(touch(tmp_path / f"{SINGLE}.mp4"))
-    assert entry.name == SINGLE and entry.load() == tmp_path / f"{SINGLE}.mp4" and entry.labels[3] > 0
+    [clip] = find_clips(touch(tmp_path / f"{SINGLE}.mp4"))
+    assert clip.name == SINGLE and files_of([clip]) == [tmp_path / f"{SINGLE}.mp4"] and clip.labels[3] > 0
 
 
 def test_a_list_names_files_from_its_own_folder(tmp_path):
@@ -109,17 +118,17 @@ def test_a_list_names_files_from_its_own_folder(tmp_path):
         {"clip": "", "video": "https://host/far.mp4?key=a/b", "audio": "", "speaker": ""},
     ]
     path = write_csv(tmp_path / "clips.csv", ["clip", "video", "audio", "speaker"], rows)
-    entries = find_clips(path)
-    assert names_of(entries) == [SINGLE, BLEND, "only", "far"]
-    assert [entry.load() for entry in entries] == [
+    clips = find_clips(path)
+    assert names_of(clips) == [SINGLE, BLEND, "only", "far"]
+    assert files_of(clips) == [
         tmp_path / f"films/{SINGLE}.mp4",
-        SplitClip(tmp_path / "films/b.mp4", tmp_path / "b.wav"),
+        (tmp_path / "films/b.mp4", tmp_path / "b.wav"),
         tmp_path / "only.wav",
         "https://host/far.mp4?key=a/b",
     ]
-    assert entries[1].labels.tolist() == blemore.soft_label(BLEND).tolist()
+    assert clips[1].labels.tolist() == blemore.soft_label(BLEND).tolist()
     others = write_csv(tmp_path / "films.csv", ["film"], [{"film": "a.mp4"}])
-    assert find_clips(others, video_column="film")[0].load() == tmp_path / "a.mp4"
+    assert files_of(find_clips(others, video_column="film")) == [tmp_path / "a.mp4"]
     with pytest.raises(ValueError, match="found the columns film, expected one of videos or of sound"):
         find_clips(others)
     with pytest.raises(ValueError, match="found the columns film, expected 'sound' among them"):
@@ -151,9 +160,9 @@ def media_dataset(folder):
 def test_columns_of_a_data_set_are_found_by_type_and_not_decoded(tmp_path):
     assert "torchcodec" not in sys.modules
     media_dataset(tmp_path).save_to_disk(tmp_path / "saved")
-    entries = find_clips(tmp_path / "saved")
-    assert names_of(entries) == [SINGLE, BLEND, "clip_000002"]
-    assert [entry.load() for entry in entries] == [b"one", SplitClip(b"two", b"sound"), b"three"]
+    clips = find_clips(tmp_path / "saved")
+    assert names_of(clips) == [SINGLE, BLEND, "clip_000002"]
+    assert files_of(clips) == [b"one", (b"two", b"sound"), b"three"]
     with pytest.raises(ValueError, match="found the columns film, voice, expected 'picture' among them"):
         find_clips(tmp_path / "saved", video_column="picture")
     assert "torchcodec" not in sys.modules
@@ -166,18 +175,18 @@ def test_a_data_set_brings_names_labels_and_folds(tmp_path):
     data = data.add_column("fold", [0, None, 2]).cast_column("video", datasets.Video())
     # Rows in another order than they are stored in.
     data.select([2, 0, 1]).save_to_disk(tmp_path / "saved")
-    entries = find_clips(tmp_path / "saved")
-    assert [(entry.name, entry.fold) for entry in entries] == [("clip_000000", 2), ("a", 0), (BLEND, -1)]
-    assert [entry.labels.tolist() for entry in entries] == [labels[2], labels[0], labels[1]]
-    assert [entry.load() for entry in entries] == [b"three", b"one", b"two"]
+    clips = find_clips(tmp_path / "saved")
+    assert [(clip.name, clip.fold) for clip in clips] == [("clip_000000", 2), ("a", 0), (BLEND, -1)]
+    assert [clip.labels.tolist() for clip in clips] == [labels[2], labels[0], labels[1]]
+    assert files_of(clips) == [b"three", b"one", b"two"]
 
 
 def test_a_data_set_of_paths(tmp_path):
     datasets.Dataset.from_dict({"audio": ["sounds/a.wav", None]}).save_to_disk(tmp_path / "saved")
-    entries = find_clips(tmp_path / "saved")
-    assert names_of(entries) == ["a", "clip_000001"] and entries[0].load() == "sounds/a.wav"
+    clips = find_clips(tmp_path / "saved")
+    assert names_of(clips) == ["a", "clip_000001"] and files_of(clips[:1]) == ["sounds/a.wav"]
     with pytest.raises(FileNotFoundError, match="clip_000001: found nothing in audio, expected a clip"):
-        entries[1].load()
+        clips[1].files()
 
 
 @pytest.mark.parametrize("labels", [["happy"], [3], [[1.0, 0.0]]], ids=["words", "classes", "two"])
@@ -197,21 +206,47 @@ def test_listing_reads_no_file_of_a_data_set(tmp_path, monkeypatch):
         "decode_example",
         lambda self, example, **options: read.append(example) or original(self, example, **options),
     )
-    entries = find_clips(tmp_path / "saved")
+    clips = find_clips(tmp_path / "saved")
     assert not read
-    entries[0].load()
+    clips[0].files()
     assert len(read) == 1
 
 
 @pytest.mark.parametrize("source", ["gone", "clips/gone.mp4", "./gone/clips", "gone.csv", "no/such/folder"])
 def test_what_is_not_there_is_said_in_one_line(source):
-    with pytest.raises(FileNotFoundError, match="no such file or folder") as error:
+    with pytest.raises(FileNotFoundError) as error:
         find_clips(source)
-    assert str(error.value).startswith(str(Path(source)))
+    expected = "no such folder, and from the Hub: " if source == "clips/gone.mp4" else "not a file, folder or Hub id"
+    assert str(error.value).startswith(f"{source}: {expected}")
 
 
 def test_an_empty_folder_and_a_row_without_a_clip(tmp_path):
     with pytest.raises(ValueError, match="found no clip, expected at least one"):
         find_clips(tmp_path)
+    datasets.Dataset.from_dict({"film": [None], "voice": [{"path": None, "bytes": None}], "clip": ["a"]}).save_to_disk(
+        tmp_path / "saved"
+    )
+    [clip] = find_clips(tmp_path / "saved", video_column="film", audio_column="voice")
     with pytest.raises(FileNotFoundError, match="a: found nothing in film or voice, expected a clip"):
-        row_source({"film": None, "voice": {"path": None, "bytes": None}}, {"video": "film", "audio": "voice"}, "a")
+        clip.files()
+
+
+def test_anything_that_holds_a_clip_becomes_one():
+    for item, name in (
+        ("/some/where/A1_ang.mov", "A1_ang"),
+        ("https://host/A1_ang.mov?token=a.b/c", "A1_ang"),
+        (Path("what?.mp4"), "what?"),
+        (b"", "clip 7"),
+        (io.BytesIO(), "clip 7"),
+        ({"video": None, "audio": {"path": "x/voice.wav", "bytes": b""}}, "voice"),
+        ({"clip": "mine", "video": b""}, "mine"),
+        ({"video": b""}, "clip 7"),
+        (MediaClip("mine", b""), "mine"),
+    ):
+        assert as_clip(item, 7).name == name
+    assert files_of([as_clip({"video": b"a", "audio": b"b"}), MediaClip("mine", b"a", b"b")]) == [(b"a", b"b")] * 2
+    assert files_of([MediaClip("late", lambda: "a.mp4"), MediaClip("late", lambda: ("a", "b"))]) == [
+        "a.mp4",
+        ("a", "b"),
+    ]
+    assert as_clip(f"{SINGLE}.mp4").labels.tolist() == blemore.soft_label(SINGLE).tolist()

@@ -322,7 +322,7 @@ from pathlib import Path
 import datasets
 from huggingface_hub import HfApi
 from hf_blemo import RankAwareFusionConfig
-from hf_blemo.extraction.clip_sources import SplitClip, find_clips
+from hf_blemo.extraction.clip_sources import find_clips
 from hf_blemo.extraction.run import extract_features
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.fusion_training.run import train_fusion
@@ -343,10 +343,10 @@ data = datasets.Dataset.from_dict({"film": films, "voice": voices})
 data = data.cast_column("film", datasets.Video()).cast_column("voice", datasets.Audio())
 data.push_to_hub("you/films", split="test")
 entries = find_clips("you/films", split="test")
-loaded = [entry.load() for entry in entries]
+loaded = [[source for source, _ in entry.files()] for entry in entries]
 contents = [path.read_bytes() for path in clips]
 assert [entry.name for entry in entries] == [path.stem for path in clips]
-assert loaded == [contents[0], SplitClip(contents[1], contents[0]), *contents[2:]]
+assert loaded == [[contents[0]], [contents[1], contents[0]], *([content] for content in contents[2:])]
 errors = []
 for name in ("you/films", "you/nothing"):
     try:

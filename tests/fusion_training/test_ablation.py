@@ -186,13 +186,13 @@ def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys, tmp_pa
         trainings.append((config, store, num_epochs))
         return [SimpleNamespace(kind=config.domain_adaptation, seed=seed) for seed in settings.seeds]
 
-    def predict(members, clips, progress):
+    def predict(members, clips):
         [(model, _)] = members
         predicted.append(clips)
-        return SimpleNamespace(blends=(model, set(clips["domain"])))
+        return [{"blend": (model, set(clips["domain"]))}]
 
     def score(blends, labels):
-        model, domain = blends
+        [(model, domain)] = blends
         return {"score": SCORES[model.kind][0 if domain == {1} else 1][model.seed]}
 
     for name, function in (("train_on_all", train), ("predict_blends", predict), ("measure", score)):

@@ -145,8 +145,7 @@ def test_the_folder_loads_as_any_model_of_the_hub_does(trained, folder):
     data = blemore.load_features(folder / "test")
     with torch.no_grad():
         blends = processor.post_process_blends(model(**processor(blemore.read_features(data))))
-    alone = predict_blends([load_fusion(output)], data, progress=False)
-    assert blends == alone.blends
+    assert blends == [found["blend"] for found in predict_blends([load_fusion(output)], data)]
     assert processor.decoding == "thresholds"
     other = load_fusion(output / "seed_1")[0]
     assert not torch.allclose(other.heads.joint_bias, model.heads.joint_bias)
@@ -175,7 +174,7 @@ def test_test_data_are_predicted_by_the_mean_of_the_seeds_and_scored(trained, fo
     output, metrics = trained
     data = blemore.load_features(folder / "test")
     members = [load_fusion(output), load_fusion(output / "seed_1")]
-    expected = predict_blends(members, data, progress=False).blends
+    expected = [found["blend"] for found in predict_blends(members, data)]
     predictions = read(output / "test_predictions.json")["predictions"]
     assert list(predictions) == data["clip"] and list(predictions.values()) == expected
     labels = np.asarray(data["labels"])
@@ -239,8 +238,8 @@ def test_other_kinds_of_runs_leave_a_model_that_predicts(settings_for, folder, t
     assert metrics["data"]["unlabelled_clips"] == (20 if "unlabelled_data" in changes else 0)
     assert list(metrics["encoders"]) == changes.get("encoders", ["voice", "face", "noise"])
     member = load_fusion(tmp_path / "output")
-    found = predict_blends([member], blemore.load_features(folder / "test"), progress=False)
-    assert np.ptp(found.joint_probabilities, axis=0).max() > 1e-3
+    found = predict_blends([member], blemore.load_features(folder / "test"))
+    assert np.ptp([list(clip["probabilities"].values()) for clip in found], axis=0).max() > 1e-3
     predictions = read(tmp_path / "output" / "predictions.json")["predictions"]
     data = blemore.load_features(folder / "data")
     overall = blemore.score([predictions[clip] for clip in data["clip"]], np.asarray(data["labels"]))

@@ -14,7 +14,7 @@ def encoded(paths, folder, batch_size=None, num_threads=1, **options):
     encoder = load_encoder(folder, batch_size=batch_size, device="cpu", **options)
     found = list(encode_clips(paths, {"encoder": encoder}, num_threads))
     for clip in found:
-        clip.check()
+        assert clip.error is None
         features, times = clip.features["encoder"], clip.times["encoder"]
         assert features.dtype == np.float32 and times.dtype == np.float64
         assert features.shape == (len(times), encoder.feature_size)

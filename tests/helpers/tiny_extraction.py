@@ -46,7 +46,7 @@ def save_encoders(folder: Path) -> dict[str, dict[str, Any]]:
 def fusion_entries(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """As of a fusion's config."""
     return {
-        name: {**entry, "modality": ENCODERS[name][1], "feature_size": ENCODERS[name][2]}
+        name: {"modality": ENCODERS[name][1], "feature_size": ENCODERS[name][2], **entry}
         for name, entry in entries.items()
     }
 

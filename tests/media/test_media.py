@@ -16,15 +16,15 @@ from clip_files import add_cover, colored_picture, gray_pictures, set_display_ma
 from PIL import Image
 
 from hf_blemo.errors import MissingExtraError
-from hf_blemo.media import media as media_module
+from hf_blemo.media import decoding
 from hf_blemo.media.media import (
     MEDIA_SUFFIXES,
     Audio,
     Frame,
     MediaError,
     MediaFile,
+    Thumbnails,
     is_media,
-    media_thumbnails,
 )
 
 
@@ -280,9 +280,9 @@ def test_sampling_at_the_rate_of_rounded_times_keeps_all(tmp_path):
 
 def test_skipped_frames_are_not_converted(tmp_path, monkeypatch):
     converted = []
-    convert = media_module.PixelConverter.__call__
+    convert = decoding.PixelConverter.__call__
     monkeypatch.setattr(
-        media_module.PixelConverter, "__call__", lambda self, picture: converted.append(1) or convert(self, picture)
+        decoding.PixelConverter, "__call__", lambda self, picture: converted.append(1) or convert(self, picture)
     )
     with MediaFile(write_clip(tmp_path / "clip.mp4")) as media:
         frames = frames_of(media, frames_per_second=2)
@@ -381,7 +381,7 @@ def test_cover_art_is_no_video(tmp_path, cover):
     with MediaFile(path) as media:
         assert not media.has_video and media.size is None and media.notes == []
         assert pitch_and_level(sound_of(media), 16000)[0] == pytest.approx(440, abs=2)
-    assert media_thumbnails(path) == []
+    assert thumbnails_of(path, 4) == []
 
 
 def cut(path, share):
@@ -629,28 +629,33 @@ def test_an_unreachable_address():
         MediaFile(f"http://127.0.0.1:{port}/clip.mp4")
 
 
+def thumbnails_of(source, count, height=96):
+    with MediaFile(source) as media:
+        thumbnails = Thumbnails(count, height)
+        for frame in frames_of(media):
+            thumbnails.add(frame)
+        return [Image.open(io.BytesIO(content)) for content in thumbnails.chosen()]
+
+
 def test_thumbnails(tmp_path):
-    path = write_clip(tmp_path / "clip.mp4", options={"g": "250"})
-    for source in (path, path.read_bytes()):
-        pictures = [Image.open(io.BytesIO(content)) for content in media_thumbnails(source, 5, 24)]
-        assert [(picture.format, picture.size) for picture in pictures] == [("JPEG", (32, 24))] * 5
-        levels = [np.asarray(picture).mean() for picture in pictures]
-        assert levels[0] == pytest.approx(10, abs=4) and levels[-1] > 180
-        assert np.diff(levels).min() > 25
-    assert len(media_thumbnails(write_clip(tmp_path / "short.mp4", pictures=gray_pictures([9, 200])), 8)) == 2
-    assert media_thumbnails(write_tone(tmp_path / "clip.wav", "pcm_s16le", 8000)) == []
+    pictures = thumbnails_of(write_clip(tmp_path / "clip.mp4", audio=None), 5, 24)
+    assert [(picture.format, picture.size) for picture in pictures] == [("JPEG", (32, 24))] * 5
+    levels = [np.asarray(picture).mean() for picture in pictures]
+    assert levels[0] == pytest.approx(10, abs=4) and levels[-1] > 180
+    assert np.diff(levels).min() > 25
+    short = write_clip(tmp_path / "short.mp4", audio=None, pictures=gray_pictures([9, 200]))
+    assert len(thumbnails_of(short, 8)) == 2 and Thumbnails().chosen() == []
     with pytest.raises(ValueError, match="count and a height"):
-        media_thumbnails(path, 0)
+        Thumbnails(0)
 
 
-@pytest.mark.parametrize(("file", "codec"), [("clip.mp4", "libx264"), ("clip.webm", "libvpx"), ("clip.avi", "mpeg4")])
-def test_thumbnails_of_a_long_clip_jump(tmp_path, monkeypatch, file, codec):
-    monkeypatch.setattr(media_module, "_THUMBNAIL_PIXELS", 1)
-    monkeypatch.setattr(MediaFile, "read", lambda *_, **__: pytest.fail("read from its beginning"))
-    path = write_clip(tmp_path / file, codec, None, gray_pictures(range(10, 250, 4)), options={"g": "5"})
-    levels = [np.asarray(Image.open(io.BytesIO(content))).mean() for content in media_thumbnails(path, 4)]
-    # Key frames before the middles of four quarters.
-    assert len(levels) == 4 and np.abs(levels - (10 + 240 * (np.arange(4) + 0.5) / 4)).max() < 24
+def test_thumbnails_of_a_long_clip_are_spread_and_few_are_kept():
+    thumbnails, most = Thumbnails(4, 8), 0
+    for number in range(1000):
+        thumbnails.add(Frame(number / 25, np.full((16, 16, 3), number // 4, np.uint8)))
+        most = max(most, len(thumbnails._kept))
+    levels = [np.asarray(Image.open(io.BytesIO(content))).mean() for content in thumbnails.chosen()]
+    assert most <= 9 and np.abs(np.diff(levels) - 83).max() < 25 and levels[0] < 3 and levels[-1] > 215
 
 
 def test_suffixes():

@@ -10,7 +10,7 @@ import pytest
 from tiny_extraction import BROKEN, CLIPS, make_clips, make_fusion, save_encoders, save_fusion
 from transformers import pipeline
 
-from hf_blemo.extraction.clip_sources import NamedClip, SplitClip
+from hf_blemo.extraction.clip_sources import MediaClip
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.prediction import clips as clip_prediction
 from hf_blemo.prediction.clips import fusion_encoders, predict_clips
@@ -84,7 +84,7 @@ def test_one_clip_in_every_form(recognise, clips, expected, server):
             "address": (f"{server}/{CLIPS[0]}.mp4?token=secret", None),
             "bytes": (content, "clip 0"),
             "open file": (file, None),
-            "named": (NamedClip("mine", clips[0]), "mine"),
+            "named": (MediaClip("mine", clips[0]), "mine"),
             "row with a path": ({"video": str(clips[0])}, None),
             "row with bytes": ({"clip": "mine", "video": {"bytes": content, "path": None}}, "mine"),
             "row of sound": ({"clip": "mine", "audio": {"bytes": content, "path": "x.mp4"}}, "mine"),
@@ -97,7 +97,7 @@ def test_one_clip_in_every_form(recognise, clips, expected, server):
 
 def test_picture_and_sound_apart(recognise, clips, entries):
     """The picture of one clip and the sound of another."""
-    found = recognise(SplitClip(clips[2], clips[0]))
+    found = recognise(MediaClip(CLIPS[2], clips[2], clips[0]))
     assert found["clip"] == CLIPS[2] and found["encoder_weights"]["hubert"] > 0
     one, other = encode_clips([clips[2], clips[0]], recognise.encoders)
     mixed = {"student": one.features["student"], "hubert": other.features["hubert"]}

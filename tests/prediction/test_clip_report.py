@@ -9,7 +9,7 @@ from browser import MISSING, Browser
 from PIL import Image
 
 from hf_blemo.blemore import EMOTIONS
-from hf_blemo.prediction.clip_report import LIMITS, blend_words, report_html, result_html, write_report
+from hf_blemo.prediction.clip_report import LIMITS, blend_words, result_html, write_report
 
 HAPPY_SAD = [{"emotion": "hap", "salience": 70.0}, {"emotion": "sad", "salience": 30.0}]
 SAD = [{"emotion": "sad", "salience": 100.0}]
@@ -62,17 +62,21 @@ def test_words_of_blends():
 
 def test_page_in_a_browser(browser, tmp_path, jpeg):
     results = [
-        result(timeline=TIMELINE, notes=["sound only"], labels=[{"blend": SAD, "probability": 0.123}]),
+        result(
+            timeline=TIMELINE,
+            notes=["sound only"],
+            labels=[{"blend": SAD, "probability": 0.123}],
+            thumbnails=[jpeg] * 3,
+        ),  # fmt: skip
         result("calm.wav", SAD),
         {"clip": "broken.mp4", "error": "broken.mp4: no decoder\nknows it"},
     ]
-    path = write_report(
-        results, tmp_path / "out" / "report.html", "you/model", {"clips/happy.mp4": [jpeg] * 3}, "1 May"
-    )
+    path = tmp_path / "out" / "report.html"
+    write_report(results, path, "you/model")
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
     browser.open(path)
     text = browser.text()
-    for words in ("you/model", "1 May", "3, 1 of them failed", LIMITS, "91.3 %", "58.7 %", "52.1 %", "12.3 %"):
+    for words in ("you/model", "3, 1 of them failed", LIMITS, "91.3 %", "58.7 %", "52.1 %", "12.3 %"):
         assert words in text
     assert "broken.mp4: no decoder knows it" in text and "sound only" in text
     assert browser.run("return [...document.querySelectorAll('h2')].map(h => h.innerText.trim())") == [
@@ -90,7 +94,8 @@ def test_page_in_a_browser(browser, tmp_path, jpeg):
 
 
 def test_page_fits_phones_and_both_schemes(browser, tmp_path):
-    path = write_report([result(timeline=TIMELINE), result("b.mp4")], tmp_path / "report.html", "model")
+    path = tmp_path / "report.html"
+    write_report([result(timeline=TIMELINE), result("b.mp4")], path, "model")
     luminances = {}
     for scheme in ("light", "dark"):
         browser.open(path, width=360, height=800, scheme=scheme)
@@ -102,25 +107,23 @@ def test_page_fits_phones_and_both_schemes(browser, tmp_path):
     assert luminances["light"] > 220 and luminances["dark"] < 40
 
 
-def test_equal_results_give_an_equal_page_that_names_no_address():
-    page = report_html([result(timeline=TIMELINE)], "model")
-    assert page == report_html([result(timeline=TIMELINE)], "model")
+def page_of(results, folder, model="model"):
+    write_report(results, folder / "report.html", model)
+    return (folder / "report.html").read_text()
+
+
+def test_equal_results_give_an_equal_page_that_names_no_address(tmp_path):
+    page = page_of([result(timeline=TIMELINE)], tmp_path)
+    assert page == page_of([result(timeline=TIMELINE)], tmp_path)
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link", page)
-    assert "<nav" not in page and "Date" not in page
+    assert "<nav" not in page
 
 
-def test_everything_is_escaped():
+def test_everything_is_escaped(tmp_path):
     attack = '"><script>alert(1)</script>'
-    page = report_html(
-        [
-            result(attack, notes=[attack], encoder_weights={attack: 0.5}, selected_encoders=[attack]),
-            {"clip": attack, "error": attack},
-        ],
-        model=attack,
-        date=attack,
-        title=attack,
-    )
-    assert "<script" not in page and page.count("&lt;script&gt;") >= 9
+    shown = result(attack, notes=[attack], encoder_weights={attack: 0.5}, selected_encoders=[attack])
+    page = page_of([shown, {"clip": attack, "error": attack}], tmp_path, attack)
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 7
 
 
 def test_encoders_stand_by_rank_then_by_weight():
@@ -157,36 +160,15 @@ def test_only_a_blend_is_needed():
     assert "sadness" in fragment and "<table" not in fragment
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"blend": [{"emotion": "joy", "salience": 100.0}]},
-            r"clip 'a'\): blend: found the emotion 'joy', expected one",
-        ),
-        ({"presence": {"hap": 1.4}}, "presence: found 1.4, expected a number of at least 0 and at most 1"),
-        ({"salience": {"hap": float("nan")}}, "salience: found nan, expected a number"),
-        ({"selected_encoders": ["other"]}, "selected encoder 'other' has no weight"),
-        ({"timeline": [window(2, 2, SAD, 0.5)]}, "timeline: found a window from 2 s to 2 s, expected a later end"),
-        ({"duration": "long"}, "duration: found 'long', expected a number"),
-    ],
-)
-def test_bad_results_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        report_html([result("a", **changes)], "model")
+def test_shares_a_little_above_one_are_shown_as_one():
+    assert "100.0 %" in result_html(result(presence={"hap": 1.00004}))
 
 
-def test_bad_input_leaves_the_old_report(tmp_path):
+def test_no_result_leaves_the_old_report(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("old")
-    for results, message in (
-        ([], "expected at least one clip"),
-        ([{"clip": "a"}], r"results\[0\].*'blend' or 'error'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            write_report(results, path, "model")
-    with pytest.raises(ValueError, match="thumbnail 0: expected a JPEG file, found bytes that begin with b'GIF8'"):
-        write_report([result("a")], path, "model", {"a": [b"GIF89a"]})
+    with pytest.raises(ValueError, match="expected at least one clip"):
+        write_report([], path, "model")
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 

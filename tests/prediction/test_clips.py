@@ -8,8 +8,9 @@ from tiny_extraction import BROKEN, CLIPS, make_clips, make_fusion, save_encoder
 
 from hf_blemo.blemore.dataset_writing import write_dataset
 from hf_blemo.blemore.features import Clip, dataset_features
-from hf_blemo.extraction import extraction
-from hf_blemo.extraction.extraction import ClipFeatures, encode_clips
+from hf_blemo.extraction import decoding, extraction
+from hf_blemo.extraction.decoding import ClipFeatures
+from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
 from hf_blemo.prediction.fusion import predict_blends
 
@@ -46,8 +47,7 @@ def predictions_of(samples, members, folder, **options):
         return Clip(name, {encoder: features.get(encoder) for encoder in types}, np.full(6, -100.0), -1)
 
     data = write_dataset(folder, dataset_features(types), len(samples), read, {})
-    found = predict_blends(members, data, progress=False, **options)
-    return dict(zip(found.clips, found.results(), strict=True))
+    return {result["clip"]: result for result in predict_blends(members, data, **options)}
 
 
 def assert_same_result(found, expected):
@@ -154,14 +154,14 @@ def timeline_of(clip, member, encoders, monkeypatch, windows=None):
     from hf_blemo.prediction import clips as clip_prediction
 
     used = []
-    results = clip_prediction._results
+    results = clip_prediction.results
 
-    def watched(samples, *arguments):
+    def watched(samples, *arguments, **options):
         used.extend(samples)
-        return results(samples, *arguments)
+        return results(samples, *arguments, **options)
 
     monkeypatch.setattr(clip_prediction, "encode_clips", lambda *_: iter([clip]))
-    monkeypatch.setattr(clip_prediction, "_results", watched)
+    monkeypatch.setattr(clip_prediction, "results", watched)
     [result] = predict_clips([None], [member], encoders, windows)
     # The first sample is the whole clip.
     assert {name: len(values) for name, values in used[0].items()} == {n: len(v) for n, v in clip.features.items()}
@@ -232,6 +232,7 @@ def test_encoders_come_from_the_config(entries, caplog):
 
 
 def test_clips_are_predicted_as_they_are_asked_for(clips, member, encoders, monkeypatch):
+    monkeypatch.setattr(decoding, "CLIPS_AHEAD", 2)
     monkeypatch.setattr(extraction, "CLIPS_AHEAD", 2)
     opened = []
 

@@ -50,6 +50,15 @@ def make_dataset(names=NAMES, widths=None, missing=((1, "wavlm"), (4, "videomae"
     return datasets.Dataset(pa.Table.from_batches([encode_clips(clips, features.arrow_schema)]))
 
 
+def rows(results, name="probabilities"):
+    """(N, D) of N results."""
+    return np.array([list(result[name].values()) for result in results])
+
+
+def blends(results):
+    return [result["blend"] for result in results]
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "fusion"
@@ -72,49 +81,50 @@ def test_one_model_predicts_as_processor_and_model_do_by_hand(batch_size):
     dataset = make_dataset()
     with torch.no_grad():
         expected = model(**processor(blemore.read_features(dataset)))
-    found = predict_blends([(model, processor)], dataset, batch_size=batch_size, progress=False)
-    assert found.clips == NAMES
-    assert found.encoders == ["wavlm", "imagebind", "videomae"]
-    for name in ("probabilities", "joint_probabilities", "encoder_weights"):
-        np.testing.assert_allclose(getattr(found, name), expected[name].numpy(), atol=1e-6)
-    np.testing.assert_array_equal(found.selected_encoders, expected["selected_encoders"].numpy())
-    assert found.blends == processor.post_process_blends(expected)
-    assert np.ptp(found.probabilities, axis=0).max() > 0.05
-    assert found.encoder_weights[1, 0] == 0 and found.encoder_weights[4, 2] == 0
-    assert 0 not in found.selected_encoders[1] and 2 not in found.selected_encoders[4]
+    found = list(predict_blends([(model, processor)], dataset, batch_size=batch_size, top_labels=36))
+    assert [result["clip"] for result in found] == NAMES
+    assert list(found[0]["encoder_weights"]) == list(ENCODERS)
+    for name in ("probabilities", "encoder_weights"):
+        np.testing.assert_allclose(rows(found, name), expected[name].numpy(), atol=1e-6)
+    joint = [[label["probability"] for label in result["labels"]] for result in found]
+    np.testing.assert_allclose(joint, expected["joint_probabilities"].sort(descending=True).values, atol=1e-6)
+    for result, selected in zip(found, expected["selected_encoders"].tolist(), strict=True):
+        assert result["selected_encoders"] == [list(ENCODERS)[place] for place in selected if place >= 0]
+    assert blends(found) == processor.post_process_blends(expected)
+    assert np.ptp(rows(found), axis=0).max() > 0.05
+    assert found[1]["encoder_weights"]["wavlm"] == 0 and found[4]["encoder_weights"]["videomae"] == 0
+    assert "wavlm" not in found[1]["selected_encoders"] and "videomae" not in found[4]["selected_encoders"]
 
 
 def test_several_models_predict_by_their_mean():
     members = [make_member(seed) for seed in (1, 2, 3)]
     members[0][1].decoding, members[0][1].alpha, members[0][1].beta = "thresholds", 0.25, 0.05
     dataset = make_dataset()
-    alone = [predict_blends([member], dataset, progress=False) for member in members]
-    found = predict_blends(members, dataset, batch_size=3, progress=False)
-    for name in ("probabilities", "joint_probabilities", "encoder_weights"):
-        mean = np.mean([getattr(one, name) for one in alone], axis=0)
-        np.testing.assert_allclose(getattr(found, name), mean, atol=1e-6)
-    np.testing.assert_array_equal(found.selected_encoders, alone[0].selected_encoders)
-    assert found.blends == blemore.decode_thresholds(found.probabilities, 0.25, 0.05)
+    alone = [list(predict_blends([member], dataset)) for member in members]
+    found = list(predict_blends(members, dataset, batch_size=3))
+    for name in ("probabilities", "presence", "salience", "encoder_weights"):
+        np.testing.assert_allclose(rows(found, name), np.mean([rows(one, name) for one in alone], axis=0), atol=1e-6)
+    assert [clip["selected_encoders"] for clip in found] == [clip["selected_encoders"] for clip in alone[0]]
+    assert blends(found) == blemore.decode_thresholds(rows(found), 0.25, 0.05)
 
 
 def test_decoding_of_the_call_wins_over_the_processors():
     member, dataset = make_member(), make_dataset()
-    found = predict_blends([member], dataset, decoding="thresholds", alpha=0.3, beta=0.01, progress=False)
-    assert found.blends == blemore.decode_thresholds(found.probabilities, 0.3, 0.01)
-    assert found.blends != predict_blends([member], dataset, progress=False).blends
+    found = list(predict_blends([member], dataset, decoding="thresholds", alpha=0.3, beta=0.01))
+    assert blends(found) == blemore.decode_thresholds(rows(found), 0.3, 0.01)
+    assert blends(found) != blends(predict_blends([member], dataset))
     assert member[1].decoding == "expected_score"
 
 
 def test_a_model_in_training_predicts_without_dropout_and_stays_in_training():
     model, processor = make_member(encoder_dropout=0.5)
     dataset = make_dataset()
-    expected = predict_blends([(model, processor)], dataset, progress=False)
+    expected = list(predict_blends([(model, processor)], dataset))
     model.train()
-    found = predict_blends([(model, processor)], dataset, progress=False)
-    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    assert list(predict_blends([(model, processor)], dataset)) == expected
     assert model.training
     with pytest.raises(ValueError, match="batch_size must be at least 1, found 0"):
-        predict_blends([(model, processor)], dataset, batch_size=0)
+        next(predict_blends([(model, processor)], dataset, batch_size=0))
 
 
 def test_features_alone_are_enough_and_are_read_batch_by_batch(monkeypatch):
@@ -126,15 +136,15 @@ def test_features_alone_are_enough_and_are_read_batch_by_batch(monkeypatch):
 
     monkeypatch.setattr(blemore, "read_features", recording)
     dataset = make_dataset().select_columns(["clip", "features"])
-    assert len(predict_blends([make_member()], dataset, batch_size=2, progress=False).blends) == len(NAMES)
+    assert len(list(predict_blends([make_member()], dataset, batch_size=2))) == len(NAMES)
     assert sizes == [2, 2, 1]
 
 
 def test_encoders_the_model_does_not_know_are_ignored_with_a_warning(caplog):
     member = make_member(encoders={name: ENCODERS[name] for name in ("videomae", "wavlm")})
     with caplog.at_level(logging.WARNING, "hf_blemo"):
-        found = predict_blends([member], make_dataset(), progress=False)
-    assert found.encoder_weights.shape == (5, 2)
+        found = list(predict_blends([member], make_dataset()))
+    assert [list(clip["encoder_weights"]) for clip in found] == [["videomae", "wavlm"]] * 5
     assert [record.getMessage() for record in caplog.records] == [
         "ignored, as the model does not know these encoders of the data: imagebind"
     ]
@@ -142,8 +152,8 @@ def test_encoders_the_model_does_not_know_are_ignored_with_a_warning(caplog):
 
 def test_encoders_the_data_lacks_are_named_in_a_warning(caplog):
     with caplog.at_level(logging.WARNING, "hf_blemo"):
-        found = predict_blends([make_member()], make_dataset(widths={"videomae": 3}, missing=()), progress=False)
-    assert (found.encoder_weights == [0, 0, 1]).all()
+        found = list(predict_blends([make_member()], make_dataset(widths={"videomae": 3}, missing=())))
+    assert rows(found, "encoder_weights").tolist() == [[0, 0, 1]] * 5
     assert [record.getMessage() for record in caplog.records] == [
         "predicting without these encoders, which the data lacks: wavlm, imagebind"
     ]
@@ -161,7 +171,7 @@ def test_unusable_data_is_refused_by_name():
     ]
     for dataset, message in unusable:
         with pytest.raises(ValueError, match=message):
-            predict_blends([member], dataset, progress=False)
+            next(predict_blends([member], dataset))
 
 
 def test_models_that_cannot_be_averaged_are_refused():
@@ -175,9 +185,9 @@ def test_models_that_cannot_be_averaged_are_refused():
         (wider, "model 2 of 2 .* encoder 'videomae': found 6, expected 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            predict_blends([make_member(), make_member(encoders=encoders)], dataset)
+            next(predict_blends([make_member(), make_member(encoders=encoders)], dataset))
     with pytest.raises(ValueError, match="found no model"):
-        predict_blends([], dataset)
+        next(predict_blends([], dataset))
 
 
 # --- Loading ---
@@ -187,10 +197,7 @@ def test_a_loaded_model_predicts_as_the_saved_one(saved, capsys):
     model, processor = load_fusion(saved)
     assert not model.training
     dataset = make_dataset()
-    expected = predict_blends([make_member()], dataset, progress=False)
-    found = predict_blends([(model, processor)], dataset, progress=False)
-    assert found.encoders == expected.encoders and found.blends == expected.blends
-    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    assert list(predict_blends([(model, processor)], dataset)) == list(predict_blends([make_member()], dataset))
     assert capsys.readouterr().err == ""
 
 

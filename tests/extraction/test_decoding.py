@@ -1,7 +1,7 @@
 import threading
 import time
 
-from hf_blemo.extraction.bounded_queue import BoundedQueue
+from hf_blemo.extraction.decoding import _Queue
 
 
 def putting(queue, *items):
@@ -27,7 +27,7 @@ def settled(answers, count):
 
 
 def test_items_come_in_their_order_and_no_more_than_there_is_room_for():
-    queue = BoundedQueue(2, 1000)
+    queue = _Queue(2, 1000)
     thread, answers = putting(queue, *((number, 1) for number in range(5)))
     assert settled(answers, 2)
     assert [queue.get(), queue.get()] == [0, 1]
@@ -38,7 +38,7 @@ def test_items_come_in_their_order_and_no_more_than_there_is_room_for():
 
 
 def test_memory_is_bounded_and_one_large_item_finds_room():
-    queue = BoundedQueue(100, 10)
+    queue = _Queue(100, 10)
     thread, answers = putting(queue, ("a", 6), ("b", 4), ("c", 1), ("large", 50), ("d", 1))
     assert settled(answers, 2)
     assert queue.get() == "a" and settled(answers, 3)
@@ -48,7 +48,7 @@ def test_memory_is_bounded_and_one_large_item_finds_room():
 
 
 def test_closing_lets_everybody_go():
-    queue = BoundedQueue(1, 10)
+    queue = _Queue(1, 10)
     waiting = [putting(queue, ("a", 1), ("b", 1)) for _ in range(3)]
     assert settled([answer for _, answers in waiting for answer in answers], 1) or len(queue) == 1
     queue.close()

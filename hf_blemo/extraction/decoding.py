@@ -1,0 +1,222 @@
+"""Clips to pieces: threads that decode clips and cut them for the encoders, a bounded amount ahead of them."""
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_blemo.encoders.encoder import Encoder, Piece, Session
+from hf_blemo.extraction.clip_sources import MediaClip, as_clip
+from hf_blemo.media.media import MediaError, MediaFile, Thumbnails
+
+# Clips that may be decoded before the first of them has all its features: this bounds the memory.
+CLIPS_AHEAD = 64
+# Pieces that wait for the encoders, per decoding thread, and their bytes in all.
+_PIECES_AHEAD = 32
+_BYTES_AHEAD = 2**27
+THREAD_NAME = "decoding-clips"
+
+
+@dataclass
+class ClipFeatures:
+    """The features of one clip, by encoder.
+
+    Args:
+        name: of the clip.
+        features: encoder -> (T, D) float32, without encoders that found nothing to look at.
+        times: encoder -> (T,) float64, seconds from the start of the clip at which each row begins.
+        duration: seconds, where known.
+        notes: what is unusual about the file, a sentence each.
+        thumbnails: JPEG files in the order of time, if asked for.
+        error: why there are no features; a line that names the clip.
+    """
+
+    name: str
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    times: dict[str, np.ndarray] = field(default_factory=dict)
+    duration: float | None = None
+    notes: list[str] = field(default_factory=list)
+    thumbnails: list[bytes] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the features cannot be used, in a line that names the clip; None if they can."""
+        if self.error is not None:
+            line = " ".join(str(self.error).split()) or type(self.error).__name__
+            return line if self.name in line else f"{self.name}: {line}"
+        for name, values in self.features.items():
+            if not np.isfinite(values).all():
+                return (
+                    f"{self.name}: encoder {name!r} gave NaN or infinity, expected finite features; try dtype float32"
+                )
+        return None
+
+
+class ClipDecoder:
+    """Decodes clips in threads, each clip once for all encoders, until `stop` is called.
+
+    Args:
+        clips, num_thumbnails: as `encode_clips` takes them.
+        encoders: name -> encoder.
+        num_threads: clips decoded at once.
+    """
+
+    def __init__(self, clips: Iterable[Any], encoders: Mapping[str, Encoder], num_threads: int, num_thumbnails: int):
+        self._encoders, self._num_thumbnails = encoders, num_thumbnails
+        self._sources = enumerate(clips)
+        self._lock = threading.Lock()
+        self._places = threading.Semaphore(num_threads + CLIPS_AHEAD)
+        self._queue = _Queue(_PIECES_AHEAD * num_threads, _BYTES_AHEAD)
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{THREAD_NAME}-{number}", daemon=True)
+            for number in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def messages(self) -> Iterator[tuple[int, str, Piece | ClipFeatures]]:
+        """Gives the pieces of each clip, then its result without features; clips overlap.
+
+        Returns:
+            (number of the clip, encoder, piece) or (number of the clip, "", result).
+
+        Raises:
+            Exception: of the iterable of clips.
+        """
+        working = len(self._threads)
+        while working:
+            message = self._queue.get()
+            if message is None:
+                working -= 1
+            elif isinstance(message, BaseException):
+                raise message
+            else:
+                yield message
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the threads will soon have to wait, or have ended."""
+        return 2 * len(self._queue) >= self._queue.length or not any(thread.is_alive() for thread in self._threads)
+
+    def release(self) -> None:
+        """Makes room for another clip."""
+        self._places.release()
+
+    def stop(self) -> None:
+        """Ends the threads, whatever they are doing."""
+        self._stopped.set()
+        self._places.release(len(self._threads))
+        self._queue.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        try:
+            while True:
+                self._places.acquire()
+                if self._stopped.is_set():
+                    return
+                with self._lock:
+                    number, source = next(self._sources, (None, None))
+                if number is None:
+                    return
+                self._decode(number, as_clip(source, number))
+        except Exception as error:
+            self._queue.put(error)
+        finally:
+            self._queue.put(None)
+
+    def _decode(self, number: int, clip: MediaClip) -> None:
+        result = ClipFeatures(clip.name)
+        try:
+            for source, modalities in clip.files():
+                # Several clips at once keep all cores busy already.
+                num_threads = 0 if len(self._threads) == 1 else 1
+                with MediaFile(source, None if isinstance(source, str | Path) else clip.name, num_threads) as media:
+                    self._cut(media, number, modalities, result)
+                    result.duration = max(result.duration or 0.0, media.duration or 0.0) or None
+                    result.notes += media.notes
+        except (MediaError, OSError) as error:
+            result.error = error
+        self._queue.put((number, "", result))
+
+    def _cut(self, media: MediaFile, number: int, modalities: Iterable[str], result: ClipFeatures) -> None:
+        sessions: dict[str, list[tuple[str, Session]]] = {"video": [], "audio": []}
+        present = {kind for kind, there in (("video", media.has_video), ("audio", media.has_audio)) if there}
+        present &= set(modalities)
+        for name, encoder in self._encoders.items():
+            if encoder.modality in present:
+                sessions[encoder.modality].append((name, encoder.session()))
+        thumbnails = Thumbnails(self._num_thumbnails) if self._num_thumbnails and "video" in present else None
+        rates = {self._encoders[name].audio_rate for name, _ in sessions["audio"]}
+        with_video = bool(sessions["video"]) or thumbnails is not None
+        for item in media.read(with_video, sorted(rate for rate in rates if rate is not None)):
+            rate = getattr(item, "rate", None)
+            for name, session in sessions["video" if rate is None else "audio"]:
+                if rate == self._encoders[name].audio_rate:
+                    self._send(number, name, session.push(item))
+            if thumbnails is not None and rate is None:
+                thumbnails.add(item)
+            if self._stopped.is_set():
+                return
+        for name, session in (*sessions["video"], *sessions["audio"]):
+            self._send(number, name, session.finish())
+        if thumbnails is not None:
+            result.thumbnails = thumbnails.chosen()
+
+    def _send(self, number: int, name: str, pieces: Iterator[Piece]) -> None:
+        for piece in pieces:
+            if not self._queue.put((number, name, piece), piece.values.nbytes):
+                return
+
+
+class _Queue:
+    """A queue bounded in items and in bytes; an item larger than that fits while the queue is empty."""
+
+    def __init__(self, length: int, num_bytes: int):
+        self.length, self._num_bytes = length, num_bytes
+        self._items: deque[tuple[Any, int]] = deque()
+        self._size = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: Any, num_bytes: int = 0) -> bool:
+        """Adds an item once there is room; False if the queue was closed instead."""
+
+        def may_go_on() -> bool:
+            fits = not self._items or self._size + num_bytes <= self._num_bytes
+            return self._closed or (len(self._items) < self.length and fits)
+
+        with self._changed:
+            self._changed.wait_for(may_go_on)
+            if self._closed:
+                return False
+            self._items.append((item, num_bytes))
+            self._size += num_bytes
+            self._changed.notify_all()
+            return True
+
+    def get(self) -> Any:
+        """Takes the first item, once there is one."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._items))
+            item, num_bytes = self._items.popleft()
+            self._size -= num_bytes
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        """Drops all items and wakes every thread that waits for room."""
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
