@@ -108,7 +108,7 @@ def _build_dataset(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{source}: no such file or folder, expected a distribution, a table or {SYNTHETIC!r}")
     options = _build_options(arguments, kind)
     if arguments.public and arguments.push_to_hub is None:
-        raise ValueError("--public is about the repository of --push-to-hub, which is not given")
+        raise ValueError("--public needs --push-to-hub")
     if output.exists() and not arguments.overwrite:
         raise FileExistsError(f"{output}: already exists; pass --overwrite to replace it")
 

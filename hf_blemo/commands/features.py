@@ -1,4 +1,4 @@
-"""`hf-blemo features`: a data set of features, made of clips."""
+"""`hf-blemo features`: clips to a data set of features."""
 
 import argparse
 import sys
@@ -18,13 +18,13 @@ def add_features(commands: Any) -> None:
         commands,
         "features",
         _features,
-        "make a data set of features of clips by pre-trained encoders (extra media)",
+        "extract features of clips with pre-trained encoders (extra media)",
         """\
-Reads SOURCE: a folder of clips (with train_metadata.csv of BlEmoRE in it: with its labels and folds), one clip, a
-.csv with a column video or audio of paths, a saved data set or a data set on the Hub, or the word 'synthetic'.
-Writes the folder DIR, which the training program, hf-blemo predict and datasets.load_from_disk read. A run that was
-interrupted goes on with the clips it lacks; a clip that cannot be read is reported and left out. On several GPUs:
-accelerate launch training/extract_features.py, which takes the same settings and more.
+Reads SOURCE: a folder of clips, one clip, a .csv with a column video or audio of paths, a saved data set, a data set
+on the Hub, or 'synthetic'. A folder with BlEmoRE's train_metadata.csv also gives labels and folds. Writes the folder
+DIR, which the training program, hf-blemo predict and datasets.load_from_disk read. An interrupted run resumes with the
+missing clips; a clip that cannot be read is reported and left out. For several GPUs and more settings, use
+accelerate launch training/extract_features.py.
 
 Examples:
   hf-blemo features clips/ --output out/features --encoder clip=openai/clip-vit-base-patch16 wavlm=microsoft/wavlm-base
@@ -37,37 +37,39 @@ Examples:
         "--encoder",
         metavar="NAME=MODEL[@REVISION]",
         nargs="+",
-        help="encoders: any image, video or audio model of transformers by folder or Hub id",
+        help="encoders: folder or Hub id of any image, video or audio model of transformers",
     )
-    encoders.add_argument("--model", metavar="MODEL", help="folder or Hub id of a fusion, whose encoders are taken")
+    encoders.add_argument("--model", metavar="MODEL", help="folder or Hub id of a fusion; uses its encoders")
     parser.add_argument(
-        "--imported", metavar="NAME=DIR", nargs="+", default=[], help="features by other programs, a file per clip"
+        "--imported", metavar="NAME=DIR", nargs="+", default=[], help="features of other programs, one file per clip"
     )
     parser.add_argument(
-        "--frames-per-second", type=float, metavar="N", help="how often --encoder of pictures look; always by default"
+        "--frames-per-second", type=float, metavar="N", help="frames sampled per second (default: every frame)"
     )
     parser.add_argument(
         "--image-backend",
         choices=IMAGE_BACKENDS,
-        help="what resizes for --encoder of pictures: exact (pil, by default) or fast (torchvision)",
+        help="how to resize frames: exact (pil, the default) or fast (torchvision)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the models (default: float32)")
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="clips decoded at once; half the cores by default"
+        "--dtype", choices=DTYPES, default="float32", help="precision of the encoders (default: float32)"
     )
-    parser.add_argument("--split", default="train", help="of a data set on the Hub (default: train)")
-    parser.add_argument("--video-column", metavar="NAME", help="of a list or data set")
-    parser.add_argument("--audio-column", metavar="NAME", help="of a list or data set")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that is at DIR")
     parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run code of an encoder's repository, at a commit alone"
+        "--threads", type=positive, metavar="N", help="clips decoded at once (default: half the cores)"
+    )
+    parser.add_argument("--split", default="train", help="split of a data set on the Hub (default: train)")
+    parser.add_argument("--video-column", metavar="NAME", help="video column of a list or data set")
+    parser.add_argument("--audio-column", metavar="NAME", help="audio column of a list or data set")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set at DIR")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code of an encoder's repository, pinned by a commit"
     )
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="also upload it as a Hub data set, private")
     parser.add_argument("--public", action="store_true", help="with --push-to-hub: make a new repository public")
 
 
 def named_values(texts: list[str], option: str, expected: str) -> dict[str, str]:
-    """Values given as NAME=VALUE.
+    """Parses arguments of the form NAME=VALUE.
 
     Args:
         texts: of the command line.
@@ -93,7 +95,7 @@ def named_values(texts: list[str], option: str, expected: str) -> dict[str, str]
 
 def _features(arguments: argparse.Namespace) -> None:
     if arguments.public and arguments.push_to_hub is None:
-        raise ValueError("--public is about the repository of --push-to-hub, which is not given")
+        raise ValueError("--public needs --push-to-hub")
     encoders: dict[str, Any] = {}
     for name, value in named_values(arguments.encoder or [], "--encoder", "MODEL[@REVISION]").items():
         model_id, _, revision = value.partition("@")

@@ -1,4 +1,4 @@
-"""`hf-blemo publish`: a model's folder on the Hub."""
+"""`hf-blemo publish`: uploads a model's folder to the Hub."""
 
 import argparse
 from typing import Any
@@ -18,18 +18,18 @@ def add_publish(commands: Any) -> None:
         _publish,
         "check a model's folder and upload it to the Hub",
         """\
-Reads FOLDER: what the training program wrote, or save_pretrained of model and processor. Without --repo it prints
-the files that would be uploaded, or what is missing, and changes nothing. With --repo it brings the card README.md up
-to date from metrics.json and uploads model, processor, code, card, metrics and plots in one commit.
+Reads FOLDER, written by a training program or by save_pretrained of model and processor. Without --repo it prints
+the files to upload, or what is missing, and changes nothing. With --repo it updates the card README.md from
+metrics.json and uploads model, processor, code, card, metrics and plots in one commit.
 
 Example:
   hf-blemo publish out/fusion --repo owner/blemore-fusion --tag v1""",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the model's folder")
-    parser.add_argument("--repo", metavar="OWNER/NAME", help="repository, made private where there is none")
+    parser.add_argument("--repo", metavar="OWNER/NAME", help="repository; a new one is private")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument("--tag", help="git tag to set on the commit")
-    parser.add_argument("--message", help="message of the commit")
+    parser.add_argument("--message", help="commit message")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
 
 

@@ -1,4 +1,4 @@
-"""`hf-blemo submit`: submissions to the challenge, made and checked."""
+"""`hf-blemo submit`: makes and checks submissions to the challenge."""
 
 import argparse
 from pathlib import Path

@@ -188,7 +188,7 @@ def test_build_refuses_what_it_cannot_use_and_writes_nothing(capsys, tmp_path):
     assert "--num-clips: found 0, expected at least 1" in refused(capsys, *build, "--num-clips", "0")
     synthetic = ["dataset", "build", "synthetic", "--output", output]
     assert "--encoders is for the distribution or a table" in refused(capsys, *synthetic, "--encoders", "face")
-    assert "--push-to-hub, which is not given" in refused(capsys, *build, "--public")
+    assert "--public needs --push-to-hub" in refused(capsys, *build, "--public")
     assert "expected 'hubert' among them" in refused(capsys, *build, "--encoders", "hubert")
     assert "gone.npz: no such file or folder" in refused(
         capsys, "dataset", "build", tmp_path / "gone.npz", "--output", output
