@@ -28,7 +28,7 @@ from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.fusion_training.run import train_fusion
 from hf_blemo.fusion_training.settings import FusionSettings
-from hf_blemo.hub.onnx_export import export_onnx, quantize_onnx
+from hf_blemo.hub import export_onnx
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.prediction.fusion import load_fusion
 
@@ -78,8 +78,7 @@ def bench_fusion(folder: Path, num_clips: int, rounds: int) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         train_fusion(settings)
         model, processor = load_fusion(folder)
-        [path] = export_onnx(model, folder / "onnx")
-        small = quantize_onnx(path)
+        path, small = export_onnx(model, folder / "onnx", int8=True)
     test = make_synthetic_blends(num_clips=num_clips, seed=1)
     batch = processor(blemore.read_features(test))
     names = list(model.config.encoders)
@@ -121,8 +120,8 @@ def bench_student(folder: Path, num_steps: int, images: int, rounds: int) -> Non
     with contextlib.redirect_stderr(io.StringIO()):
         distill(settings)
         clip = load_clip(str(folder))
-        paths = export_onnx(clip.model, folder / "onnx")
-        small = [quantize_onnx(path) for path in paths]
+        files = export_onnx(clip.model, folder / "onnx", int8=True)
+    paths, small = files[:2], files[2:]
     evaluator = ClipEvaluator(synthetic_tasks(images=images))
     models = {"PyTorch": clip.model, "onnx float32": OnnxStudent(*paths), "onnx int8": OnnxStudent(*small)}
     pixels = torch.randn(64, 3, 32, 32)

@@ -16,9 +16,8 @@ from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
 from hf_blemo.hub.hub_errors import hub_errors
-from hf_blemo.hub.repositories import prepare_repository
-from hf_blemo.hub.store_card import store_card
-from hf_blemo.hub.teacher_stores import push_store
+from hf_blemo.hub.teacher_stores import push_store, store_card
+from hf_blemo.hub.uploads import prepare_repository
 from hf_blemo.pairs.clip_models import Clip, fingerprint, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
 from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription, shard_schema, write_shard
@@ -176,7 +175,9 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
             position.share()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _write_card(output, description)
+        card = output / "README.md"
+        if not card.is_file():
+            card.write_text(store_card(output), encoding="utf-8", newline="\n")
         if settings.push_to_hub is not None:
             again = "the same command uploads it again"
             with hub_errors(f"{output} is complete but was not uploaded to {settings.push_to_hub}; {again}"):
@@ -242,8 +243,3 @@ def _check_same(found: StoreDescription, made: StoreDescription, output: Path) -
     for key, value in two.items():
         if one[key] != value:
             raise ValueError(f"output_dir {str(output)!r}: a store with {key} {one[key]}, this run has {value}")
-
-
-def _write_card(output: Path, description: StoreDescription) -> None:
-    if not (output / "README.md").is_file():
-        (output / "README.md").write_text(store_card(asdict(description)), encoding="utf-8", newline="\n")

@@ -11,7 +11,7 @@ from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.plots import plot_evaluations, plot_loss_terms, plot_similarity
 from hf_blemo.files import write_json
-from hf_blemo.hub.card import write_card
+from hf_blemo.hub import write_card
 
 SHOWN_PAIRS = 48
 

@@ -24,7 +24,7 @@ from hf_blemo.clip_rd_training.report import SimilarityMaps, write_report
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.clip_rd_training.teachers import StoredTeacher, open_store
-from hf_blemo.hub.training_pushes import TrainingPushes, prepare_pushes
+from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.pairs.clip_models import Clip, fingerprint, load_clip
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
@@ -166,7 +166,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     free = FREE_IN_RESUME if streams else FREE_IN_RESUME | {"num_workers"}
     if settings.resume:
         check_resumable(checkpoints, asdict(settings), free)
-    pushes = prepare_pushes(settings, accelerator)
+    pushes = TrainingPushes(settings, accelerator)
     if accelerator.is_main_process:
         begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)
     accelerator.wait_for_everyone()

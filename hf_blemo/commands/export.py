@@ -47,13 +47,10 @@ def export_model(arguments: argparse.Namespace) -> None:
     if output.is_dir() and any(output.glob("*.onnx")) and not arguments.overwrite:
         raise FileExistsError(f"--output {output}: holds ONNX files already; pass --overwrite to replace them")
 
-    from hf_blemo.hub.onnx_export import check_extra, export_onnx, quantize_onnx
+    from hf_blemo.hub.onnx_export import check_extra, export_onnx
 
     check_extra()
-    paths = export_onnx(_load(arguments.model, arguments.revision), output)
-    if arguments.int8:
-        paths += [quantize_onnx(path) for path in paths]
-    for path in paths:
+    for path in export_onnx(_load(arguments.model, arguments.revision), output, arguments.int8):
         print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
 
 

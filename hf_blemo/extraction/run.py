@@ -23,7 +23,7 @@ from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.files import read_json, replace_folder, write_json
-from hf_blemo.hub.provenance import PROVENANCE_FILE, write_provenance
+from hf_blemo.hub.encoder_models import PROVENANCE_FILE
 from hf_blemo.loading import load_part
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 
@@ -291,7 +291,7 @@ def _assemble(
         if name in encoders:
             known |= {"modality": encoders[name].modality, **encoders[name].source.options()}
         provenance[name] = known
-    write_provenance(made, provenance)
+    write_json({made / PROVENANCE_FILE: provenance})
     notes = {name: record["notes"] for name, record in records.items() if record["notes"]}
     write_json({made / REPORT_FILE: {"clips": len(sources), "failed": failed, "notes": notes}})
     # Another may have taken the name during the run.
@@ -304,7 +304,7 @@ def _assemble(
 def _push(settings: ExtractionSettings, output: Path) -> None:
     import datasets
 
-    from hf_blemo.hub.dataset_card import push_features
+    from hf_blemo.hub import push_features
     from hf_blemo.hub.hub_errors import hub_errors
 
     assert settings.push_to_hub is not None

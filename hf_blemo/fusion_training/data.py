@@ -8,7 +8,7 @@ import numpy as np
 from hf_blemo import blemore, built_in
 from hf_blemo.errors import check_known
 from hf_blemo.fusion_training.settings import ExperimentSettings
-from hf_blemo.hub.provenance import PROVENANCE_FILE, read_provenance
+from hf_blemo.hub.encoder_models import PROVENANCE_FILE, read_provenance
 from hf_blemo.loading import load_dataset, local_path
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 

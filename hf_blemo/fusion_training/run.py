@@ -26,7 +26,7 @@ from hf_blemo.fusion_training.results import CrossValidationResults, versions
 from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.hub import write_card
-from hf_blemo.hub.training_pushes import prepare_pushes
+from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.prediction.fusion import predict_blends
 from hf_blemo.programs.checkpoints import begin_checkpoints, check_resumable
 from hf_blemo.programs.processes import end_training
@@ -83,7 +83,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
                 f"test_data: found the encoders {', '.join(found)}, expected some of {', '.join(config.encoders)}"
             )
         FeatureStore(test, config, progress=False)
-    pushes = prepare_pushes(settings, accelerator)
+    pushes = TrainingPushes(settings, accelerator)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)

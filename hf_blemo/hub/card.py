@@ -1,149 +1,126 @@
-"""Model cards: measured numbers and a Jinja template become a README.md that people may edit without losing a word."""
+"""Cards: values and a Jinja template become a README.md that people may edit without losing a word."""
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CardData, ModelCardData
 from huggingface_hub.repocard import RepoCard
-from jinja2 import StrictUndefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import card_clip_rd, card_rank_aware_fusion
-from .card_values import FILTERS, without_local_paths
-from .encoder_models import encoder_rows
 
-SCHEMA_VERSION = 1
-LIST_KEYS = ("tags", "datasets", "metrics")
-# One module per family says what differs: REQUIRED_KEYS, check_metrics, metadata and template_variables.
+CARD_FILE = "README.md"
+# One module per family says what differs: REQUIRED_KEYS, PIPELINE_TAG, TAGS and `card_values`.
 FAMILIES: dict[str, ModuleType] = {"clip_rd": card_clip_rd, "rank_aware_fusion": card_rank_aware_fusion}
-DEFAULT_FAMILY = "rank_aware_fusion"
 
+_SCHEMA_VERSION = 1
+_LIST_KEYS = ("tags", "datasets", "metrics")
+_PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel holds the templates inside the package, a checkout beside it.
+_TEMPLATE_FOLDERS = (_PACKAGE / "model_cards", _PACKAGE.parent / "model_cards")
 _BLOCK = re.compile(r"<!-- hf_blemo:begin (\w+) -->.*?<!-- hf_blemo:end \1 -->", re.DOTALL)
 _MARKER = re.compile(r"<!-- hf_blemo:(?:begin|end) \w+ -->")
+_LOCAL_PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/'\"]+[\\/])+[^\s\\/'\"]*")
 
 
-def card_template(model_type: str = "rank_aware_fusion") -> Path:
-    """Return the card template of a model family.
-
-    Args:
-        model_type: the `model_type` of the family's configuration.
-
-    Returns:
-        The path of the template: inside the package where it was installed from a wheel, else in the checkout.
-
-    Raises:
-        FileNotFoundError: if the family has no template.
-
-    Source:
-        This project's choice.
-    """
-    package = Path(__file__).resolve().parents[1]
-    folders = (package / "model_cards", package.parent / "model_cards")
-    for folder in folders:
-        template = folder / f"{model_type}.md.jinja"
-        if template.is_file():
-            return template
-    known = sorted({found.name.removesuffix(".md.jinja") for folder in folders for found in folder.glob("*.md.jinja")})
-    raise FileNotFoundError(f"no card template for model_type {model_type!r}: expected one of {known}")
-
-
-def card_metadata(metrics: Mapping[str, Any], model_name: str | None = None) -> ModelCardData:
-    """Turn the numbers of a run into the metadata of a Hub model card.
+def without_local_paths(value: Any) -> Any:
+    """Cut the folders off every absolute path in a tree of settings, so that nothing of this machine is published.
 
     Args:
-        metrics: content of the run's metrics.json.
-        model_name: name in the model index; the model type by default.
+        value: nested mappings, lists and texts.
 
     Returns:
-        Metadata with a model index of what was measured; no index where nothing was evaluated, and data sets and base
-        models only where they have a Hub id. The licence is that of code and weights.
-
-    Raises:
-        ValueError: if `metrics` lacks a key it must have, or is of another schema.
-        FileNotFoundError: if the model type has no card.
-
-    Source:
-        The Hub's model card specification.
+        The same tree with only the last component of absolute paths; web addresses and relative paths stay.
     """
-    metrics, family = _checked(metrics)
-    return _metadata(metrics, family, model_name)
+    if isinstance(value, str):
+        return _LOCAL_PATH.sub(lambda match: re.split(r"[\\/]", match[0].rstrip("\\/"))[-1], value)
+    if isinstance(value, Mapping):
+        return {key: without_local_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_local_paths(item) for item in value]
+    return value
 
 
-def render_card(metrics: Mapping[str, Any], template: str | Path | None = None, **extra: Any) -> str:
+def render_card(
+    metrics: Mapping[str, Any],
+    repo_id: str | None = None,
+    remote_code: bool = True,
+    plots: Sequence[str] = (),
+    encoder_models: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
     """Render the card of a run.
 
     Args:
-        metrics: content of the run's metrics.json; folders of the machine it ran on are cut off its texts.
-        template: a Jinja template; that of the metrics' model type by default.
-        **extra: variables that replace the template's own: `repo_id` (None: the card speaks of a local folder),
-            `remote_code` (whether the model's code lies beside its weights), `encoder_models` (as of `encoder_rows`),
-            `plots` (paths of pictures inside the repository), `model_name` (in the model index; the last part of
-            `repo_id` by default), or others that a template of one's own names.
+        metrics: content of the run's metrics.json.
+        repo_id: repository that the card's code loads; None for a local folder.
+        remote_code: whether the model's code lies beside its weights.
+        plots: paths of pictures inside the repository.
+        encoder_models: of a fusion, as `encoder_rows` returns them; those named in `metrics` by default.
 
     Returns:
-        Metadata block and text of a README.md.
+        Metadata and text of a README.md. A model index holds what was measured; data sets and base models are named
+        where they have a Hub id; the licence is that of code and weights.
 
     Raises:
-        ValueError: if `metrics` lacks a key it must have, or is of another schema.
-        FileNotFoundError: if the model type has no template.
+        ValueError: `metrics` lacks a key, or is of another schema.
+        FileNotFoundError: the model type has no card.
 
-    Source:
-        This project's choice.
+    Source: the Hub's model card specification.
     """
-    metrics, family = _checked(metrics)
-    repo_id = extra.get("repo_id")
-    metadata = _metadata(metrics, family, extra.get("model_name") or (repo_id.split("/")[-1] if repo_id else None))
-    if template is None:
-        template = card_template(_model_type(metrics))
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    model_type = metrics.get("model_type") or "rank_aware_fusion"
+    if model_type not in FAMILIES:
+        raise FileNotFoundError(f"no card for model_type {model_type!r}: expected one of {sorted(FAMILIES)}")
+    family = FAMILIES[model_type]
+    missing = [key for key in family.REQUIRED_KEYS if key not in metrics]
+    if missing:
+        raise ValueError(f"metrics.json: expected the keys {list(family.REQUIRED_KEYS)}, {missing} not found")
+    if metrics["schema_version"] != _SCHEMA_VERSION:
+        raise ValueError(
+            f"metrics.json: expected schema_version {_SCHEMA_VERSION}, found {metrics['schema_version']!r}"
+        )
+    metrics = without_local_paths(metrics)
+    metadata, values = family.card_values(metrics)
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag=family.PIPELINE_TAG,
+        model_name=(repo_id.split("/")[-1] if repo_id else model_type) if metadata["eval_results"] else None,
+        **metadata,
     )
-    environment.filters |= FILTERS
-    variables = {
-        "card_data": metadata.to_yaml(),
-        "metrics": metrics,
-        **family.template_variables(metrics),
-        "remote_code": True,
-        "plots": [],
-        **extra,
-        "repo_id": repo_id,
-    }
-    text = environment.from_string(Path(template).read_text(encoding="utf-8")).render(variables)
-    return str(ModelCard(text)).rstrip() + "\n"
+    if encoder_models is not None:
+        values["encoder_models"] = encoder_models
+    return render_template(
+        model_type, data, metrics=metrics, repo_id=repo_id, remote_code=remote_code, plots=plots, **values
+    )
 
 
-def write_card(folder: str | Path, metrics: Mapping[str, Any], **extra: Any) -> Path:
-    """Write README.md into a model folder, keeping what people wrote in the one that lies there.
+def render_template(template: str, metadata: CardData, **values: Any) -> str:
+    """Render a card from one of the package's templates.
 
     Args:
-        folder: the model's folder; its config.json tells whether code travels along, its PNG files are shown.
-        metrics: content of the run's metrics.json.
-        **extra: as in `render_card`.
+        template: its name, without the endings.
+        metadata: for the head of the card.
+        **values: the template's variables.
 
     Returns:
-        The path of the README.md.
-
-    Raises:
-        ValueError: as in `render_card` and `merge_card`.
-
-    Source:
-        This project's choice.
+        Metadata and text of a README.md.
     """
-    folder = Path(folder)
-    path = folder / "README.md"
-    card = render_card(metrics, **(_folder_variables(folder) | extra))
-    if path.is_file():
-        card = merge_card(path.read_text(encoding="utf-8-sig"), card)
-    path.write_text(card, encoding="utf-8", newline="\n")
-    return path
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATE_FOLDERS),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell": _cell, "measure": _measure, "share": _share, "counted": _counted}
+    text = environment.get_template(f"{template}.md.jinja").render(card_data=metadata.to_yaml(), **values)
+    return text.rstrip() + "\n"
 
 
-def merge_card(existing: str, generated: str) -> str:
+def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | None = None) -> str:
     """Bring a card up to date without losing what people changed in it.
 
     Text between `<!-- hf_blemo:begin NAME -->` and `<!-- hf_blemo:end NAME -->` is replaced by the generated block of
@@ -153,24 +130,33 @@ def merge_card(existing: str, generated: str) -> str:
     replaced.
 
     Args:
-        existing: the card as it lies in the folder or on the Hub.
-        generated: the card as rendered now.
+        existing: the card in the folder or on the Hub; None where there is none.
+        generated: the card as rendered now; with `untouched`, the card in the folder, which people may have edited.
+        untouched: cards that nobody has edited. A side that still reads like one of them gives way to the other.
 
     Returns:
         The merged card.
 
     Raises:
-        ValueError: if the metadata of `existing` is not a mapping, or a marker lacks its counterpart.
-
-    Source:
-        This project's choice.
+        ValueError: the metadata of a card is not a mapping, a marker lacks its counterpart, or people have edited both
+            sides.
     """
+    if existing is None:
+        return generated
+    if untouched is not None:
+        here, there, *known = (_human_part(card) for card in (generated, existing, *untouched))
+        if here != there and here not in known:
+            if there in known:
+                return generated
+            raise ValueError(
+                f"{CARD_FILE}: changed both in the folder and on the Hub; carry your changes over to the one on the "
+                "Hub, copy it into the folder, and publish again"
+            )
     metadata, text = _split_card(existing)
     new_metadata, new_text = _split_card(generated)
     blocks = {match[1]: match[0] for match in _BLOCK.finditer(new_text)}
-    outside = _BLOCK.sub("", text)
-    if stray := _MARKER.search(outside):
-        raise ValueError(f"README.md: expected markers in pairs of begin and end, found {stray[0]} alone")
+    if stray := _MARKER.search(_BLOCK.sub("", text)):
+        raise ValueError(f"{CARD_FILE}: expected markers in pairs of begin and end, found {stray[0]} alone")
     if not text.strip():
         text = new_text
     elif _BLOCK.search(text):
@@ -178,105 +164,57 @@ def merge_card(existing: str, generated: str) -> str:
     elif "results" in blocks:
         text = f"{text.rstrip()}\n\n{blocks['results']}\n"
 
-    merged = dict(metadata)
+    metadata.pop("model-index", None)
     for key, value in new_metadata.items():
-        if key in LIST_KEYS and isinstance(merged.get(key), list):
-            merged[key] = merged[key] + [item for item in value if item not in merged[key]]
-        elif key not in merged:
-            merged[key] = value
-    merged.pop("model-index", None)
-    if "model-index" in new_metadata:
-        merged["model-index"] = new_metadata["model-index"]
-    header = ModelCardData(**merged).to_yaml(original_order=list(merged))
+        if key in _LIST_KEYS and isinstance(metadata.get(key), list):
+            metadata[key] += [item for item in value if item not in metadata[key]]
+        else:
+            metadata.setdefault(key, value)
+    header = ModelCardData(**metadata).to_yaml(original_order=list(metadata))
     return f"---\n{header}\n---\n{text}"
 
 
-def human_part(card: str) -> tuple[dict[str, Any], str]:
-    """Return what people may have edited of a card: all but the generated blocks and the model index.
-
-    Args:
-        card: content of a README.md.
-
-    Returns:
-        Metadata without the model index, and text with a placeholder for each block and the ends of lines stripped.
-
-    Raises:
-        ValueError: if the metadata of `card` is not a mapping.
-
-    Source:
-        This project's choice.
-    """
+def _human_part(card: str) -> tuple[dict[str, Any], str]:
+    """What people may have edited: metadata without the model index, and text with a placeholder for each block."""
     metadata, text = _split_card(card)
     metadata.pop("model-index", None)
     lines = _BLOCK.sub(lambda match: f"[{match[1]}]", text).strip().splitlines()
     return metadata, "\n".join(line.rstrip() for line in lines)
 
 
-def _model_type(metrics: Mapping[str, Any]) -> str:
-    return metrics.get("model_type") or DEFAULT_FAMILY
-
-
-def _checked(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], ModuleType]:
-    """Return the metrics, without folders of a machine, and the module of their family."""
-    model_type = _model_type(metrics)
-    if model_type not in FAMILIES:
-        raise FileNotFoundError(f"no card for model_type {model_type!r}: expected one of {sorted(FAMILIES)}")
-    family = FAMILIES[model_type]
-    missing = [key for key in family.REQUIRED_KEYS if key not in metrics]
-    if missing:
-        raise ValueError(f"metrics.json: expected the keys {list(family.REQUIRED_KEYS)}, {missing} not found")
-    if metrics["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(
-            f"metrics.json: expected schema_version {SCHEMA_VERSION}, found {metrics['schema_version']!r}"
-        )
-    family.check_metrics(metrics)
-    return without_local_paths(metrics), family
-
-
-def _metadata(metrics: Mapping[str, Any], family: ModuleType, model_name: str | None) -> ModelCardData:
-    added = family.metadata(metrics)
-    return ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        model_name=(model_name or _model_type(metrics)) if added["eval_results"] else None,
-        **added,
-    )
-
-
-def _folder_variables(folder: Path) -> dict[str, Any]:
-    """Say which parts of the card hold for this folder."""
-    variables: dict[str, Any] = {"plots": [path.relative_to(folder).as_posix() for path in plots_in(folder)]}
-    config = folder / "config.json"
-    if config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
-        variables["remote_code"] = "auto_map" in content
-        # What a run measured says nothing of the models behind its features.
-        variables["encoder_models"] = encoder_rows(content)
-    return variables
-
-
-def plots_in(folder: Path) -> list[Path]:
-    """List the pictures that belong to a model's card.
-
-    Args:
-        folder: the model's folder.
-
-    Returns:
-        The PNG files in the folder and in its `plots` sub-folder, sorted.
-
-    Source:
-        This project's choice.
-    """
-    return sorted([*folder.glob("*.png"), *folder.glob("plots/*.png")])
-
-
 def _split_card(card: str) -> tuple[dict[str, Any], str]:
-    """Return metadata and text; RepoCard, unlike ModelCard, leaves a broken model index to be replaced."""
+    """Metadata and text; RepoCard, unlike ModelCard, leaves a broken model index to be replaced."""
     card = card.replace("\r\n", "\n")
     if not re.match(r"\s*---\n", card):
         return {}, card
     try:
         parsed = RepoCard(card)
     except (yaml.YAMLError, TypeError) as error:
-        raise ValueError(f"README.md: expected YAML metadata between the --- lines, found: {error}") from error
+        raise ValueError(f"{CARD_FILE}: expected YAML metadata between the --- lines, found: {error}") from error
     return parsed.data.to_dict(), parsed.text
+
+
+def _cell(value: Any) -> str:
+    """Writes a value into a cell of a Markdown table."""
+    return " ".join(str(value).replace("|", "\\|").split())
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _counted(plural: str, runs: list[Mapping[str, Any]]) -> str:
+    """Says how many different folds or seeds the runs have."""
+    key = plural.removesuffix("s")
+    count = len({run[key] for run in runs})
+    return f"{count} {key if count == 1 else plural}"
+
+
+def _measure(value: Any) -> str:
+    """Writes a metric, as mean ± standard deviation where both are known."""
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        mean, std = value.get("mean"), value.get("std")
+        return _measure(mean) if mean is None or std is None else f"{mean:.4f} ± {std:.4f}"
+    return f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""The card of a CLIP-RD student: what it needs of a run, what the Hub is told, what its template is given."""
+"""The card of a CLIP-RD student: what it needs from a run, its metadata and its template's variables."""
 
 import re
 from collections.abc import Mapping
@@ -7,16 +7,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from .card_values import known
-
 REQUIRED_KEYS = ("schema_version", "student", "data", "num_parameters", "num_steps", "batch_size", "config")
 PIPELINE_TAG = "zero-shot-image-classification"
 TAGS = ["clip", "distillation", "clip-rd", "hf_blemo"]
-TASK_TYPES = {"zero_shot": "zero-shot-image-classification", "retrieval": "image-text-retrieval"}
-TASK_NAMES = {"zero_shot": "Zero-shot image classification", "retrieval": "Image-text retrieval"}
+_TASK_TYPES = {"zero_shot": "zero-shot-image-classification", "retrieval": "image-text-retrieval"}
+_TASK_NAMES = {"zero_shot": "Zero-shot image classification", "retrieval": "Image-text retrieval"}
 # Data that a program of this package makes: it says nothing about photographs.
-BUILT_IN_DATA = {"synthetic": "synthetic drawn scenes of hf_blemo", "emoji": "emoji pairs of hf_blemo"}
-TERMS = {
+_BUILT_IN_DATA = {"synthetic": "synthetic drawn scenes of hf_blemo", "emoji": "emoji pairs of hf_blemo"}
+_TERMS = {
     "task": "student's images against its own texts: the contrastive loss of CLIP",
     "fd": "squared distance of embeddings, student to teacher",
     "icl": "student's embeddings of one modality against the teacher's of the other, contrastive",
@@ -26,9 +24,9 @@ TERMS = {
     "vrd_text": "student's texts against the teacher's texts, contrastive",
     "xrd": "student's texts against teacher's images, like student's images against teacher's texts",
 }
-PUBLISHED_WEIGHTS = {**dict.fromkeys(TERMS, 1.0), "fd": 2000.0}
-METHODS = {
-    frozenset(TERMS): "the terms of CLIP-RD",
+_PUBLISHED_WEIGHTS = {**dict.fromkeys(_TERMS, 1.0), "fd": 2000.0}
+_METHODS = {
+    frozenset(_TERMS): "the terms of CLIP-RD",
     frozenset({"task", "fd", "icl", "hrd"}): "the terms of CLIP-KD",
     frozenset({"task", "hrd"}): "the contrastive loss and affinity mimicking",
     frozenset({"task"}): "the contrastive loss alone",
@@ -40,106 +38,66 @@ _ACCURACY = re.compile(r"top_(\d+)")
 _RECALL = re.compile(rf"(one_caption_)?({'|'.join(_DIRECTIONS)})_r@(\d+)")
 
 
-def check_metrics(metrics: Mapping[str, Any]) -> None:
-    """Refuse numbers that the card could not tell.
+def card_values(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Turn the numbers of a run into the family's part of a card.
+
+    The Hub knows four relations to a base model; distillation is none of them, so the card names no relation.
 
     Args:
         metrics: content of the run's metrics.json, with all of `REQUIRED_KEYS`.
 
-    Raises:
-        ValueError: if the data names no sources, or an evaluated task is of an unknown kind.
-
-    Source:
-        This project's choice.
-    """
-    data = metrics["data"]
-    if not isinstance(data, Mapping) or not isinstance(data.get("sources"), list) or not data["sources"]:
-        raise ValueError(f"metrics.json: expected data.sources, a list of what was trained on, found data {data!r}")
-    for source in data["sources"]:
-        if not isinstance(source, Mapping) or not source.get("data"):
-            raise ValueError(f"metrics.json: expected every entry of data.sources to name its data, found {source!r}")
-    for key in ("evaluation", "teacher_evaluation"):
-        for name, task in _tasks(metrics, key).items():
-            if task.get("kind") not in TASK_TYPES:
-                raise ValueError(
-                    f"metrics.json: expected {key}.tasks.{name}.kind to be one of {list(TASK_TYPES)}, "
-                    f"found {task.get('kind')!r}"
-                )
-
-
-def metadata(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the numbers of a run into what the family adds to the metadata of its card.
-
-    The Hub knows four relations to a base model, none of which is distillation, so that none is named here.
-
-    Args:
-        metrics: content of the run's metrics.json, checked.
-
     Returns:
-        Arguments of `ModelCardData`: every number of the last evaluation with its data; data sets where they have a
-        Hub id; as `base_model` the teacher, or without one the model that training started from, likewise.
+        Arguments of `ModelCardData`, and the template's variables besides the metrics. The metadata holds every number
+        of the last evaluation; data sets and `base_model` (the teacher, or without one the model that training started
+        from) only where they have a Hub id.
 
-    Source:
-        The Hub's model card specification.
+    Raises:
+        ValueError: the data names no sources, or an evaluated task is of an unknown kind.
     """
+    _check(metrics)
     teacher = metrics.get("teacher")
+    sources = metrics["data"]["sources"]
+    total = sum(source.get("weight", 1.0) for source in sources) or 1.0
+    tasks, teacher_tasks = _tasks(metrics, "evaluation"), _tasks(metrics, "teacher_evaluation")
+    built_in = {source["data"] for source in sources if source["data"] in _BUILT_IN_DATA}
     origin = teacher["source"] if teacher else metrics["student"]
-    datasets = [source["data"] for source in metrics["data"]["sources"] if is_hub_id(source["data"], metrics)]
+    datasets = [source["data"] for source in sources if _is_hub_id(source["data"], metrics)]
     results = [
         EvalResult(
-            task_type=TASK_TYPES[task["kind"]],
-            task_name=TASK_NAMES[task["kind"]],
+            task_type=_TASK_TYPES[task["kind"]],
+            task_name=_TASK_NAMES[task["kind"]],
             dataset_type=_dataset_type(task.get("data"), metrics),
             dataset_name=_data_name(task.get("data")),
-            dataset_args=known(task=name, **{key: task.get(key) for key in ("images", "captions", "classes")}),
+            # The Hub's library leaves out what is None.
+            dataset_args={"task": name, **{key: task.get(key) for key in ("images", "captions", "classes")}},
             metric_type="accuracy" if task["kind"] == "zero_shot" else "recall",
             metric_name=metric_name,
             metric_value=value,
         )
-        for name, task in _tasks(metrics, "evaluation").items()
+        for name, task in tasks.items()
         for metric_name, value in _measured(task).items()
     ]
-    return {
-        "base_model": origin if is_hub_id(origin, metrics) else None,
-        "pipeline_tag": PIPELINE_TAG,
+    metadata = {
+        "base_model": origin if _is_hub_id(origin, metrics) else None,
         "tags": [tag for tag in TAGS if teacher or tag != "distillation"],
         "datasets": list(dict.fromkeys(datasets)) or None,
         "metrics": list(dict.fromkeys(result.metric_type for result in results)) or None,
         "eval_results": results or None,
     }
-
-
-def template_variables(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect what the family's template is given besides the metrics.
-
-    Args:
-        metrics: content of the run's metrics.json, checked.
-
-    Returns:
-        The template's variables by name.
-
-    Source:
-        This project's choice.
-    """
-    teacher = metrics.get("teacher")
-    sources = metrics["data"]["sources"]
-    total = sum(source.get("weight", 1.0) for source in sources) or 1.0
-    tasks, teacher_tasks = _tasks(metrics, "evaluation"), _tasks(metrics, "teacher_evaluation")
-    built_in = {source["data"] for source in sources if source["data"] in BUILT_IN_DATA}
-    return {
+    return metadata, {
         "teacher": teacher,
         "teacher_name": _model_name(teacher["source"], metrics) if teacher else None,
         "start": _model_name(metrics["student"], metrics) if _is_model(metrics["student"]) else None,
         "sources": [
             {
                 "name": _data_name(source["data"]),
-                "hub_id": is_hub_id(source["data"], metrics),
+                "hub_id": _is_hub_id(source["data"], metrics),
                 "share": source.get("weight", 1.0) / total,
                 "pairs": source.get("pairs"),
             }
             for source in sources
         ],
-        "built_in": sorted(BUILT_IN_DATA[name] for name in built_in),
+        "built_in": sorted(_BUILT_IN_DATA[name] for name in built_in),
         "only_built_in": len(built_in) == len({source["data"] for source in sources}),
         "evaluated": bool(tasks),
         "zero_shot": _rows(tasks, teacher_tasks, "zero_shot"),
@@ -153,19 +111,26 @@ def template_variables(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_hub_id(source: Any, metrics: Mapping[str, Any]) -> bool:
-    """Tell a repository of the Hub from a folder, which metrics.json writes alike.
+def _check(metrics: Mapping[str, Any]) -> None:
+    data = metrics["data"]
+    if not isinstance(data, Mapping) or not isinstance(data.get("sources"), list) or not data["sources"]:
+        raise ValueError(f"metrics.json: expected data.sources, a list of what was trained on, found data {data!r}")
+    for source in data["sources"]:
+        if not isinstance(source, Mapping) or not source.get("data"):
+            raise ValueError(f"metrics.json: expected every entry of data.sources to name its data, found {source!r}")
+    for key in ("evaluation", "teacher_evaluation"):
+        for name, task in _tasks(metrics, key).items():
+            if task.get("kind") not in _TASK_TYPES:
+                raise ValueError(
+                    f"metrics.json: expected {key}.tasks.{name}.kind to be one of {list(_TASK_TYPES)}, "
+                    f"found {task.get('kind')!r}"
+                )
 
-    Args:
-        source: `owner/name`, a folder or the name of built-in data.
-        metrics: content of the run's metrics.json.
 
-    Returns:
-        Whether `source` has the form of a Hub id, does not exist as a folder here, and does not begin with the folder
-        in which the run's output lies: `out/teacher` beside `out/student` is none.
+def _is_hub_id(source: Any, metrics: Mapping[str, Any]) -> bool:
+    """Tells a repository of the Hub from a folder; metrics.json writes them alike.
 
-    Source:
-        This project's choice.
+    `out/teacher` beside the run's own output `out/student` is a folder, even where it no longer exists.
     """
     if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or Path(source).exists():
         return False
@@ -192,13 +157,13 @@ def _measured(task: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _dataset_type(data: Any, metrics: Mapping[str, Any]) -> str:
-    return str(data) if data in BUILT_IN_DATA or is_hub_id(data, metrics) else "local"
+    return str(data) if data in _BUILT_IN_DATA or _is_hub_id(data, metrics) else "local"
 
 
 def _data_name(data: Any) -> str:
     """Name data by its Hub id or the last part of its folder."""
-    if data in BUILT_IN_DATA:
-        return BUILT_IN_DATA[data]
+    if data in _BUILT_IN_DATA:
+        return _BUILT_IN_DATA[data]
     text = str(data or "local data")
     return text if _HUB_ID.fullmatch(text) else text.rstrip("/").split("/")[-1]
 
@@ -209,7 +174,7 @@ def _is_model(student: str) -> bool:
 
 
 def _model_name(source: str, metrics: Mapping[str, Any]) -> str:
-    if is_hub_id(source, metrics):
+    if _is_hub_id(source, metrics):
         return f"[{source}](https://huggingface.co/{source})"
     return f"a local model (`{Path(source).name}`)"
 
@@ -246,8 +211,8 @@ def _weight(config: Mapping[str, Any], term: str) -> list[tuple[int, float]]:
 
 
 def _method(config: Mapping[str, Any]) -> str:
-    used = frozenset(term for term in TERMS if any(value for _, value in _weight(config, term)))
-    return METHODS.get(used, "a choice of CLIP-RD's terms")
+    used = frozenset(term for term in _TERMS if any(value for _, value in _weight(config, term)))
+    return _METHODS.get(used, "a choice of CLIP-RD's terms")
 
 
 def _digits(value: float | None) -> str:
@@ -259,7 +224,7 @@ def _terms(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Describe each term: its weight, the published one, and its unweighted value at both ends of training."""
     history = metrics.get("history") or [{}]
     rows = []
-    for term, meaning in TERMS.items():
+    for term, meaning in _TERMS.items():
         weight = _weight(metrics["config"], term)
         rows.append(
             {
@@ -268,7 +233,7 @@ def _terms(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "weight": ", ".join(
                     f"{value:g}" if len(weight) == 1 else f"{value:g} at step {step}" for step, value in weight
                 ),
-                "published": f"{PUBLISHED_WEIGHTS[term]:g}",
+                "published": f"{_PUBLISHED_WEIGHTS[term]:g}",
                 "first": _digits(history[0].get(term)),
                 "last": _digits(history[-1].get(term)),
             }

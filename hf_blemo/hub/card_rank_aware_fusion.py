@@ -1,16 +1,15 @@
-"""The card of a rank-aware fusion: what it needs of a run, what the Hub is told, what its template is given."""
+"""The card of a rank-aware fusion: what it needs from a run, its metadata and its template's variables."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult
 
-from .card_values import known
 from .encoder_models import encoder_rows
 
-METRIC_NAMES = {"acc_presence": "ACC_presence", "acc_salience": "ACC_salience", "score": "Score"}
+_METRIC_NAMES = {"acc_presence": "ACC_presence", "acc_salience": "ACC_salience", "score": "Score"}
 REQUIRED_KEYS = ("schema_version", "protocol", "summary", "encoders")
-PROTOCOLS = {
+_PROTOCOLS = {
     "honest": "honest cross-validation",
     "published_style": "published-style cross-validation",
     "none": "none",
@@ -19,106 +18,60 @@ PIPELINE_TAG = "video-classification"
 TAGS = ["blended-emotion-recognition", "hf_blemo", "rank-aware-fusion", "blemore"]
 
 
-def check_metrics(metrics: Mapping[str, Any]) -> None:
-    """Refuse numbers that the card would tell wrongly.
+def card_values(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Turn the numbers of a run into the family's part of a card.
 
     Args:
         metrics: content of the run's metrics.json, with all of `REQUIRED_KEYS`.
 
-    Raises:
-        ValueError: if the protocol is unknown.
-
-    Source:
-        This project's choice.
-    """
-    if metrics["protocol"] not in PROTOCOLS:
-        raise ValueError(f"metrics.json: expected a protocol of {list(PROTOCOLS)}, found {metrics['protocol']!r}")
-
-
-def metadata(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the numbers of a run into what the family adds to the metadata of its card.
-
-    Args:
-        metrics: content of the run's metrics.json, checked.
-
     Returns:
-        Arguments of `ModelCardData`: the mean of each metric with its standard deviation and the protocol; no results
-        where nothing was evaluated, and `datasets` only where the data has a Hub id.
+        Arguments of `ModelCardData`, and the template's variables besides the metrics. No results where nothing was
+        evaluated, and `datasets` only where the data has a Hub id.
 
-    Source:
-        The Hub's model card specification; names of the metrics are those of the BlEmoRE challenge.
+    Raises:
+        ValueError: the protocol is unknown.
+
+    Source: the names of the metrics are those of the BlEmoRE challenge.
     """
+    protocol = metrics["protocol"]
+    if protocol not in _PROTOCOLS:
+        raise ValueError(f"metrics.json: expected a protocol of {list(_PROTOCOLS)}, found {protocol!r}")
     data, summary = metrics.get("data") or {}, metrics["summary"] or {}
+    synthetic = str(data.get("source", "")).split(":")[0] == "synthetic"
+    source = "synthetic blended emotions of hf_blemo" if synthetic else data.get("hub_id")
+    name = str(data.get("name") or source or "local data with BlEmoRE labels")
     results = [
         EvalResult(
-            task_type="video-classification",
+            task_type=PIPELINE_TAG,
             task_name="Blended emotion recognition",
-            dataset_type=_dataset_type(data),
-            dataset_name=dataset_name(data),
+            dataset_type=data.get("hub_id") or ("synthetic" if synthetic else "blemore"),
+            dataset_name=name,
             dataset_split="train",
-            dataset_args=known(protocol=metrics["protocol"], folds=data.get("folds"), clips=data.get("clips")),
+            dataset_args=_known(protocol=protocol, folds=data.get("folds"), clips=data.get("clips")),
             metric_type=key,
-            metric_name=f"{name} ({PROTOCOLS[metrics['protocol']]}, mean over runs)",
+            metric_name=f"{metric} ({_PROTOCOLS[protocol]}, mean over runs)",
             metric_value=summary[key]["mean"],
-            metric_args=known(std=summary[key].get("std"), runs=len(metrics.get("folds") or []) or None),
+            metric_args=_known(std=summary[key].get("std"), runs=len(metrics.get("folds") or []) or None),
         )
-        for key, name in METRIC_NAMES.items()
-        if key in summary and metrics["protocol"] != "none"
+        for key, metric in _METRIC_NAMES.items()
+        if key in summary and protocol != "none"
     ]
-    return {
-        "pipeline_tag": PIPELINE_TAG,
+    metadata = {
         "tags": TAGS,
         "datasets": [data["hub_id"]] if data.get("hub_id") else None,
-        "metrics": list(METRIC_NAMES) if results else None,
+        "metrics": list(_METRIC_NAMES) if results else None,
         "eval_results": results or None,
     }
-
-
-def template_variables(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect what the family's template is given besides the metrics.
-
-    Args:
-        metrics: content of the run's metrics.json, checked.
-
-    Returns:
-        The template's variables by name.
-
-    Source:
-        This project's choice.
-    """
-    data = metrics.get("data") or {}
-    return {
+    return metadata, {
         "data": data,
-        "dataset_name": dataset_name(data),
-        "synthetic": _is_synthetic(data),
-        "metric_names": METRIC_NAMES,
-        "protocol_name": PROTOCOLS[metrics["protocol"]],
+        "dataset_name": name,
+        "synthetic": synthetic,
+        "metric_names": _METRIC_NAMES,
+        "protocol_name": _PROTOCOLS[protocol],
         "encoder_models": encoder_rows(metrics),
     }
 
 
-def dataset_name(data: Mapping[str, Any]) -> str:
-    """Name the data of a run without claiming more than the run recorded.
-
-    Args:
-        data: the `data` entry of metrics.json.
-
-    Returns:
-        Its `name` where given, else the Hub id, else a description of the source.
-
-    Source:
-        This project's choice.
-    """
-    if data.get("name"):
-        return str(data["name"])
-    if _is_synthetic(data):
-        return "synthetic blended emotions of hf_blemo"
-    return data.get("hub_id") or "local data with BlEmoRE labels"
-
-
-def _is_synthetic(data: Mapping[str, Any]) -> bool:
-    return str(data.get("source", "")).split(":")[0] == "synthetic"
-
-
-def _dataset_type(data: Mapping[str, Any]) -> str:
-    return data.get("hub_id") or ("synthetic" if _is_synthetic(data) else "blemore")
+def _known(**arguments: Any) -> dict[str, Any] | None:
+    """The arguments that a run recorded; None where it recorded none."""
+    return {key: value for key, value in arguments.items() if value is not None} or None

@@ -1,81 +1,99 @@
-"""Which pre-trained models the encoders of a fusion are, as its config says, and which of them others can load."""
+"""The pre-trained models behind a fusion's features: kept beside a data set, named in a config and shown in cards."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_blemo.files import read_json
 from hf_blemo.loading import is_hub_id
 
+PROVENANCE_FILE = "encoders.json"
+
+_PROVENANCE_KEYS = ("feature_size", "modality", "model_id", "revision", "extraction")
 _COMMIT_DIGITS = 40
 _SHOWN_DIGITS = 7
 
 
-def is_local(model_id: str) -> bool:
-    """Whether a `model_id` is a folder of this machine, or in any case no id of a Hub repository.
+def read_provenance(source: str) -> dict[str, dict[str, Any]]:
+    """Read which encoders made the features of a data set, from the file `encoders.json` beside it.
 
     Args:
-        model_id: of an encoder.
-    """
-    return not is_hub_id(model_id)
-
-
-def local_encoders(config: Mapping[str, Any]) -> dict[str, str]:
-    """The encoders of a fusion that others cannot load.
-
-    Args:
-        config: content of its config.json.
+        source: folder or Hub id of the data set, or anything else that features come from.
 
     Returns:
-        Name -> folder.
+        Encoder -> entry of `config.encoders`; empty where there is no `encoders.json`.
+
+    Raises:
+        ValueError: the file is damaged.
     """
-    return {name: entry["model_id"] for name, entry in _known(config).items() if is_local(entry["model_id"])}
+    path = _download(source) if is_hub_id(source) else Path(source) / PROVENANCE_FILE
+    if path is None or not path.is_file():
+        return {}
+    entries = read_json(path)
+    for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: encoder {name!r}: expected an object, found {type(entry).__name__}")
+    return {name: {key: entry[key] for key in _PROVENANCE_KEYS if key in entry} for name, entry in entries.items()}
 
 
 def without_folders(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of config.json or processor_config.json in which encoders of this machine have the name of their folder
-    alone, so that publishing it tells nothing of a machine.
+    """Cut the path of every encoder that is a local folder down to the folder's name, so that it is not published.
 
     Args:
-        content: with `encoders`.
+        content: of config.json or processor_config.json, with `encoders`.
+
+    Returns:
+        The same content with the shortened `model_id` entries.
     """
     encoders = dict(content["encoders"])
-    for name, folder in local_encoders(content).items():
-        encoders[name] = {**encoders[name], "model_id": Path(folder).name}
+    for row in encoder_rows(content):
+        if not row["published"]:
+            encoders[row["name"]] = {**encoders[row["name"]], "model_id": Path(row["model_id"]).name}
     return {**content, "encoders": encoders}
 
 
 def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a card says of the models behind the features.
+    """Describe the models behind the features for a card.
 
     Args:
         config: content of the fusion's config.json.
 
     Returns:
-        For each encoder whose model is known `name`, `model` (a link, or the name of a folder), `revision` and
-        `options` of the extraction in Markdown; `published`, whether others can load it.
+        For each encoder with a known model its `name` and `model_id`; in Markdown its `model` (a link, or the name of
+        a folder), `revision` and extraction `options`; and `published`, whether others can load it.
     """
+    encoders = config.get("encoders")
+    if not isinstance(encoders, Mapping):
+        return []
     rows = []
-    for name, entry in _known(config).items():
+    # A config file is saved with sorted keys.
+    for name in config.get("encoder_order") or encoders:
+        entry = encoders.get(name)
+        if not isinstance(entry, Mapping) or not entry.get("model_id"):
+            continue
         model, revision = entry["model_id"], str(entry.get("revision") or "")
+        published = is_hub_id(model)
         link = f"[{model}](https://huggingface.co/{model})"
         shown = revision[:_SHOWN_DIGITS] if len(revision) == _COMMIT_DIGITS else revision
         options = ", ".join(f"{key} {value}" for key, value in (entry.get("extraction") or {}).items())
         rows.append(
             {
                 "name": name,
-                "model": f"`{Path(model).name}`, a folder that is not published" if is_local(model) else link,
+                "model_id": model,
+                "model": link if published else f"`{Path(model).name}`, a folder that is not published",
                 "revision": f"`{shown}`" if shown else "–",
                 "options": options or "–",
-                "published": not is_local(model),
+                "published": published,
             }
         )
     return rows
 
 
-def _known(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    encoders = config.get("encoders")
-    if not isinstance(encoders, Mapping):
-        return {}
-    # A config file is saved with sorted keys.
-    ordered = {name: encoders[name] for name in config.get("encoder_order") or encoders if name in encoders}
-    return {name: entry for name, entry in ordered.items() if isinstance(entry, Mapping) and entry.get("model_id")}
+def _download(repo_id: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo_id, PROVENANCE_FILE, repo_type="dataset"))
+    except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError):
+        return None

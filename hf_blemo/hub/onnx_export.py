@@ -1,5 +1,6 @@
-"""Export to ONNX: a fusion as one graph, a student as one graph per tower, and their quantisation."""
+"""Export models to ONNX: a fusion as one graph, a student as one graph per tower, and both quantised."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +19,8 @@ from hf_blemo.errors import MissingExtraError
 from hf_blemo.files import write_json
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
-OPSET = 18
-FUSION_FILE = "model.onnx"
-IMAGE_FILE, TEXT_FILE = "image_model.onnx", "text_model.onnx"
-DESCRIPTION_FILE = "onnx.json"
-FUSION_OUTPUTS = (
+_OPSET = 18
+_FUSION_OUTPUTS = (
     "probabilities",
     "joint_probabilities",
     "presence_logits",
@@ -30,115 +28,9 @@ FUSION_OUTPUTS = (
     "encoder_weights",
     "selected_encoders",
 )
-QUANTIZED = "_int8"
 
 
-class FusionGraph(nn.Module):
-    """A fusion whose inputs are plain tensors: the features of every encoder, then their masks.
-
-    Args:
-        model: the fusion.
-    """
-
-    def __init__(self, model: RankAwareFusionModel):
-        super().__init__()
-        self.model = model
-        self.names = list(model.config.encoders)
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`FUSION_OUTPUTS` of (B, T, D) features and (B, T) bool masks."""
-        count = len(self.names)
-        features = dict(zip(self.names, inputs[:count], strict=True))
-        masks = dict(zip(self.names, inputs[count:], strict=True))
-        output = self.model(features=features, feature_mask=masks)
-        return tuple(output[name] for name in FUSION_OUTPUTS)
-
-
-class ImageGraph(nn.Module):
-    """The image side of a student.
-
-    Args:
-        model: the student.
-    """
-
-    def __init__(self, model: CLIPRDModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) -> (B, D) of length 1."""
-        return functional.normalize(self.model.get_image_features(pixel_values), dim=-1)
-
-
-class TextGraph(nn.Module):
-    """The text side of a student.
-
-    Args:
-        model: the student.
-    """
-
-    def __init__(self, model: CLIPRDModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(B, L) int64 tokens and mask -> (B, D) of length 1."""
-        return functional.normalize(self.model.get_text_features(input_ids, attention_mask), dim=-1)
-
-
-def fusion_program(model: RankAwareFusionModel) -> torch.export.ExportedProgram:
-    """`torch.export` of a fusion, of any number of clips of any length.
-
-    Args:
-        model: in float32.
-
-    Returns:
-        The program of a [`FusionGraph`].
-
-    Source: this project's choice.
-    """
-    graph = FusionGraph(model).eval()
-    encoders = model.config.encoders.values()
-    # Lengths of their own, so that none of them is taken for another's or for the batch.
-    features = [torch.zeros(3, 5 + place, options["feature_size"]) for place, options in enumerate(encoders)]
-    masks = [torch.ones(values.shape[:2], dtype=torch.bool) for values in features]
-    axes = tuple({0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for _ in (*features, *masks))
-    return _exported(graph, (*features, *masks), (axes,))
-
-
-def tower_programs(model: CLIPRDModel) -> dict[str, torch.export.ExportedProgram]:
-    """`torch.export` of both towers of a student, of any number of images, and of texts of any length.
-
-    Args:
-        model: in float32.
-
-    Returns:
-        `image` and `text`, the programs of an [`ImageGraph`] and a [`TextGraph`].
-
-    Source: this project's choice.
-    """
-    config: Any = model.config
-    size = getattr(config.vision_config, "image_size", 224)
-    height, width = (size, size) if isinstance(size, int) else size
-    pixels = torch.zeros(3, getattr(config.vision_config, "num_channels", 3), height, width)
-    tokens = torch.full((3, 7), int(getattr(config.text_config, "eos_token_id", None) or 0))
-    both = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-    towers: Any = (model.vision_model, model.text_model)
-    attentions = [tower.config._attn_implementation for tower in towers]
-    try:
-        # The plain formula: the exporter does not know how windows of a fused one lie in memory, as Swin's.
-        for tower in towers:
-            tower.set_attn_implementation("eager")
-        return {
-            "image": _exported(ImageGraph(model).eval(), (pixels,), ({0: Dim.DYNAMIC},)),
-            "text": _exported(TextGraph(model).eval(), (tokens, torch.ones_like(tokens)), (both, both)),
-        }
-    finally:
-        for tower, attention in zip(towers, attentions, strict=True):
-            tower.set_attn_implementation(attention)
-
-
-def export_onnx(model: Any, folder: str | Path) -> list[Path]:
+def export_onnx(model: Any, folder: str | Path, int8: bool = False) -> list[Path]:
     """Write a model as ONNX, with a description of inputs and outputs.
 
     A fusion becomes `model.onnx`: inputs `features.ENCODER` (B, T, D) float32 and `feature_mask.ENCODER` (B, T) bool,
@@ -149,55 +41,53 @@ def export_onnx(model: Any, folder: str | Path) -> list[Path]:
     Args:
         model: a [`RankAwareFusionModel`] or a [`CLIPRDModel`]; exported in float32 and evaluation mode.
         folder: made where it is missing.
+        int8: whether to write each file once more as `NAME_int8.onnx`, its matrix products quantised dynamically:
+            weights when it is written, activations when it runs.
 
     Returns:
-        The ONNX files.
+        The ONNX files, those in int8 last.
 
     Raises:
         MissingExtraError: the extra `onnx` is not installed.
         ValueError: a model of another family.
 
-    Source: this project's choice.
+    Source: the quantiser is onnxruntime's.
     """
     check_extra()
-    folder = Path(folder)
-    training, dtype = getattr(model, "training", False), getattr(model, "dtype", torch.float32)
     if not isinstance(model, RankAwareFusionModel | CLIPRDModel):
         raise ValueError(f"expected a RankAwareFusionModel or a CLIPRDModel, found {type(model).__name__}")
-    module: nn.Module = model
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    exported: Any = copy.deepcopy(model)
+    exported.eval().float()
     description: dict[str, Any]
-    try:
-        module.eval().float()
-        if isinstance(model, RankAwareFusionModel):
-            names = list(model.config.encoders)
-            inputs = [f"{kind}.{name}" for kind in ("features", "feature_mask") for name in names]
-            paths = [folder / FUSION_FILE]
-            _write(fusion_program(model), paths[0], inputs, FUSION_OUTPUTS)
-            description = {"inputs": inputs, "outputs": list(FUSION_OUTPUTS), "encoders": names}
-        else:
-            programs = tower_programs(model)
-            description = {"logit_scale": model.logit_scale.exp().item()}
-            paths = [folder / IMAGE_FILE, folder / TEXT_FILE]
-            _write(programs["image"], paths[0], ["pixel_values"], ["image_embeds"])
-            _write(programs["text"], paths[1], ["input_ids", "attention_mask"], ["text_embeds"])
-    finally:
-        module.to(dtype).train(training)
-    write_json({folder / DESCRIPTION_FILE: {"model_type": model.config.model_type, "opset": OPSET, **description}})
-    return paths
+    if isinstance(model, RankAwareFusionModel):
+        names = list(model.config.encoders)
+        inputs = [f"{kind}.{name}" for kind in ("features", "feature_mask") for name in names]
+        paths = [folder / "model.onnx"]
+        _write(_fusion_program(exported), paths[0], inputs, _FUSION_OUTPUTS)
+        description = {"inputs": inputs, "outputs": list(_FUSION_OUTPUTS), "encoders": names}
+    else:
+        programs = _tower_programs(exported)
+        paths = [folder / "image_model.onnx", folder / "text_model.onnx"]
+        _write(programs["image"], paths[0], ["pixel_values"], ["image_embeds"])
+        _write(programs["text"], paths[1], ["input_ids", "attention_mask"], ["text_embeds"])
+        description = {"logit_scale": exported.logit_scale.exp().item()}
+    write_json({folder / "onnx.json": {"model_type": model.config.model_type, "opset": _OPSET, **description}})
+    return paths + [_quantized(path) for path in paths if int8]
 
 
 def onnx_inputs(batch: Mapping[str, Any], encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """What the graph of a fusion takes, of what the processor of the model gives.
+    """Turn a batch of a fusion's processor into inputs of the fusion's graph.
 
-    The processor has no entry for an encoder that no clip of a batch has, and the graph takes all of them.
+    The graph takes all encoders; the processor has no entry for an encoder that no clip of the batch has.
 
     Args:
         batch: `features` and `feature_mask`, encoder -> (B, T, D) and (B, T).
         encoders: of the model's config, name -> options with `feature_size`.
 
     Returns:
-        Name of the input -> array; an encoder without an entry is one step of zeros that is masked everywhere.
+        Name of the input -> array; an encoder without an entry becomes one step of zeros, masked everywhere.
 
     Raises:
         ValueError: no encoder of the model has an entry.
@@ -219,30 +109,119 @@ def onnx_inputs(batch: Mapping[str, Any], encoders: Mapping[str, Mapping[str, An
     return inputs
 
 
-def quantize_onnx(path: str | Path, output: str | Path | None = None) -> Path:
-    """Quantise the matrix products of an ONNX file to int8, dynamically: weights now, activations when it runs.
-
-    Args:
-        path: of a float32 model.
-        output: of the quantised one; beside it with `_int8` in its name by default.
-
-    Returns:
-        Its path.
+def check_extra() -> None:
+    """Check that the packages of the extra `onnx` are installed.
 
     Raises:
-        MissingExtraError: the extra `onnx` is not installed.
-        FileNotFoundError: there is no such file.
-
-    Source: this project's choice; the quantiser is onnxruntime's.
+        MissingExtraError: one of them is missing; the message names it.
     """
-    check_extra()
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(f"ONNX needs {error.name}: pip install hf_blemo[onnx]") from error
+
+
+class _FusionGraph(nn.Module):
+    """A fusion with plain tensors as inputs: the features of every encoder, then their masks."""
+
+    def __init__(self, model: RankAwareFusionModel):
+        super().__init__()
+        self.model = model
+        self.names = list(model.config.encoders)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`_FUSION_OUTPUTS` of (B, T, D) features and (B, T) bool masks."""
+        count = len(self.names)
+        features = dict(zip(self.names, inputs[:count], strict=True))
+        masks = dict(zip(self.names, inputs[count:], strict=True))
+        output = self.model(features=features, feature_mask=masks)
+        return tuple(output[name] for name in _FUSION_OUTPUTS)
+
+
+class _ImageGraph(nn.Module):
+    """The image side of a student."""
+
+    def __init__(self, model: CLIPRDModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, D) of length 1."""
+        return functional.normalize(self.model.get_image_features(pixel_values), dim=-1)
+
+
+class _TextGraph(nn.Module):
+    """The text side of a student."""
+
+    def __init__(self, model: CLIPRDModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B, L) int64 tokens and mask -> (B, D) of length 1."""
+        return functional.normalize(self.model.get_text_features(input_ids, attention_mask), dim=-1)
+
+
+def _fusion_program(model: RankAwareFusionModel) -> torch.export.ExportedProgram:
+    """`torch.export` of a fusion in float32, for any number of clips of any length."""
+    encoders = model.config.encoders.values()
+    # Lengths of their own, so that the exporter takes none for another's or for the batch.
+    features = [torch.zeros(3, 5 + place, options["feature_size"]) for place, options in enumerate(encoders)]
+    masks = [torch.ones(values.shape[:2], dtype=torch.bool) for values in features]
+    axes = tuple({0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for _ in (*features, *masks))
+    return _exported(_FusionGraph(model), (*features, *masks), (axes,))
+
+
+def _tower_programs(model: CLIPRDModel) -> dict[str, torch.export.ExportedProgram]:
+    """`torch.export` of both towers of a student in float32, for any number of images, and of texts of any length."""
+    config: Any = model.config
+    size = getattr(config.vision_config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = torch.zeros(3, getattr(config.vision_config, "num_channels", 3), height, width)
+    tokens = torch.full((3, 7), int(getattr(config.text_config, "eos_token_id", None) or 0))
+    both = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    # The plain formula: the exporter does not know the memory layout of a fused one's windows, as in Swin.
+    towers: Any = (model.vision_model, model.text_model)
+    for tower in towers:
+        tower.set_attn_implementation("eager")
+    return {
+        "image": _exported(_ImageGraph(model), (pixels,), ({0: Dim.DYNAMIC},)),
+        "text": _exported(_TextGraph(model), (tokens, torch.ones_like(tokens)), (both, both)),
+    }
+
+
+def _exported(graph: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
+    device = next(graph.parameters()).device
+    with torch.no_grad(), _quiet():
+        return torch.export.export(graph.eval(), tuple(value.to(device) for value in inputs), dynamic_shapes=shapes)
+
+
+def _write(
+    program: torch.export.ExportedProgram, path: Path, input_names: Sequence[str], output_names: Sequence[str]
+) -> None:
+    with _quiet():
+        torch.onnx.export(
+            program,
+            (),
+            str(path),
+            input_names=list(input_names),
+            output_names=list(output_names),
+            opset_version=_OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+        )
+
+
+def _quantized(path: Path) -> Path:
+    """Writes a float32 file once more in int8, beside it."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected an ONNX model")
-    output = path.with_name(f"{path.stem}{QUANTIZED}{path.suffix}") if output is None else Path(output)
+    output = path.with_name(f"{path.stem}_int8{path.suffix}")
     graph = onnx.load(path)
     # Shapes that the exporter noted stand in the way of the quantiser's own.
     del graph.graph.value_info[:]
@@ -257,46 +236,8 @@ def quantize_onnx(path: str | Path, output: str | Path | None = None) -> Path:
     return output
 
 
-def check_extra() -> None:
-    """Refuses to begin without the packages of the extra.
-
-    Raises:
-        MissingExtraError: one of them is missing; the message names it.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(f"ONNX needs {error.name}: pip install hf_blemo[onnx]") from error
-
-
-def _exported(graph: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
-    device = next(graph.parameters()).device
-    with torch.no_grad(), _quiet():
-        return torch.export.export(graph, tuple(value.to(device) for value in inputs), dynamic_shapes=shapes)
-
-
-def _write(
-    program: torch.export.ExportedProgram, path: Path, input_names: Sequence[str], output_names: Sequence[str]
-) -> None:
-    with _quiet():
-        torch.onnx.export(
-            program,
-            (),
-            str(path),
-            input_names=list(input_names),
-            output_names=list(output_names),
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
-        )
-
-
 def _stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """torch's stable sort, which the exporter does not know, as TopK of everything: ties keep their order there."""
+    """Replaces torch's stable sort, unknown to the exporter, by a TopK of everything; ties keep their order."""
     from onnxscript import opset18
 
     op: Any = opset18
@@ -306,7 +247,7 @@ def _stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bo
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what torch's exporter says about its own workings off the terminal."""
+    """Keeps the log of torch's exporter off the terminal."""
     names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

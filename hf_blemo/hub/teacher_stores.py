@@ -1,22 +1,41 @@
-"""Upload of a store of teacher embeddings as a data set."""
+"""Stores of teacher embeddings on the Hub: a data set with a card."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import DatasetCardData
 
-from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription
+from hf_blemo.pairs.teacher_store import SHARD_FOLDER, STORE_FILE, TOKENIZERS, StoreDescription
 
-from .card import merge_card
-from .store_card import store_card
+from .card import merge_card, render_template, without_local_paths
+from .uploads import upload
 
-CARD_FILE = "README.md"
-SHARDS = "data"
+
+def store_card(folder: Path) -> str:
+    """Render the card of a store.
+
+    Args:
+        folder: of the store.
+
+    Returns:
+        Metadata and text of a README.md, without folders of this machine.
+
+    Raises:
+        ValueError, FileNotFoundError: the folder is not a store.
+    """
+    # No licence: the pairs' and the teachers' own decide, and neither is known here.
+    data = DatasetCardData(
+        tags=["hf_blemo", "clip", "embeddings", "distillation"],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+    )
+    description = without_local_paths(asdict(StoreDescription.load(folder)))
+    description["augmentation"] = json.dumps(description["augmentation"])
+    return render_template("teacher_store", data, **description)
 
 
 def push_store(folder: Path, repo_id: str, token: str | None = None) -> str:
-    """Upload a store in one commit to a data set that is made private where it is new.
+    """Upload a store in one commit to a data set; a new one is private.
 
     The card keeps what people wrote on the Hub; shards that this store does not have are removed there.
 
@@ -29,35 +48,16 @@ def push_store(folder: Path, repo_id: str, token: str | None = None) -> str:
         The address of the commit.
 
     Raises:
-        ValueError: the card on the Hub has metadata that is none.
-
-    Source: this project's choice.
+        ValueError: the card on the Hub has metadata that cannot be read.
     """
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True).repo_id
-    parent = api.dataset_info(repo_id).sha
-    files = [folder / STORE_FILE, *(folder / SHARDS).glob("*.parquet"), *(folder / TOKENIZERS).rglob("*")]
-    names = {path.relative_to(folder).as_posix(): path for path in sorted(files) if path.is_file()}
-    card = store_card(asdict(StoreDescription.load(folder)))
-    try:
-        path = api.hf_hub_download(repo_id, CARD_FILE, repo_type="dataset", revision=parent)
-        card = merge_card(Path(path).read_text(encoding="utf-8-sig"), card)
-    except EntryNotFoundError:
-        pass
-    stale = [
-        name
-        for name in api.list_repo_files(repo_id, repo_type="dataset", revision=parent)
-        if name.startswith(f"{SHARDS}/") and name not in names
-    ]
-    commit = api.create_commit(
+    paths = [folder / STORE_FILE, *(folder / SHARD_FOLDER).glob("*.parquet"), *(folder / TOKENIZERS).rglob("*")]
+    card = store_card(folder)
+    return upload(
         repo_id,
-        [
-            CommitOperationAdd(CARD_FILE, card.encode()),
-            *(CommitOperationAdd(name, str(path)) for name, path in names.items()),
-            *(CommitOperationDelete(name) for name in stale),
-        ],
-        commit_message="Upload teacher embeddings",
+        {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()},
+        "Upload teacher embeddings",
+        lambda on_hub: merge_card(on_hub, card),
         repo_type="dataset",
-        parent_commit=parent,
-    )
-    return commit.commit_url
+        token=token,
+        replaced=SHARD_FOLDER,
+    )[0]

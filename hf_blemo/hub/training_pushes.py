@@ -11,54 +11,41 @@ from huggingface_hub import HfApi
 
 from hf_blemo.programs.push_settings import PushSettings
 
+from .card import CARD_FILE
 from .hub_errors import hub_errors
-from .publish import publish
-from .repositories import prepare_repository
+from .publishing import publish
+from .uploads import prepare_repository, upload
 
 logger = logging.getLogger(__name__)
 
 
-def prepare_pushes(settings: PushSettings, accelerator: Accelerator) -> "TrainingPushes":
-    """The pushes of a run, checked; every process calls this.
+class TrainingPushes:
+    """What a training does with the Hub: nothing without `settings.push_to_hub`.
+
+    Every process makes one, which checks the repository; only the first one uses it. A push in the middle runs beside
+    the training, in one commit with model, inputs and code, and leaves card and results alone: the latest revision is
+    always a whole model. Where such a push fails, the training goes on, and so does the next push.
 
     Args:
         settings: of the pushes.
         accelerator: of the run.
 
-    Returns:
-        To be used by the first process.
-
     Raises:
-        ValueError: as `prepare_repository`.
-    """
-    if settings.push_to_hub is not None:
-        prepare_repository(settings.push_to_hub, accelerator, private=settings.hub_private, tag=settings.hub_tag)
-    return TrainingPushes(settings)
-
-
-class TrainingPushes:
-    """What a training does with the Hub; without `settings.push_to_hub` nothing. For the first process alone.
-
-    A push in the middle runs beside the training, in one commit with model, inputs and code, and touches neither card
-    nor results: the latest revision is always a whole model. Where it fails the training goes on, and so does the next
-    push.
-
-    Args:
-        settings: of the pushes.
-
-    Source: this project's choice.
+        ValueError: as in [`prepare_repository`].
     """
 
-    def __init__(self, settings: PushSettings):
+    def __init__(self, settings: PushSettings, accelerator: Accelerator):
         self.settings = settings
         self.repo_id = settings.push_to_hub
         self._push: Future | None = None
+        if self.repo_id is not None:
+            prepare_repository(self.repo_id, accelerator, private=settings.hub_private, tag=settings.hub_tag)
 
     def on_save(self, when: str, save: Callable[[Path], None]) -> None:
         """Pushes the model as it is now, unless the last push is still under way.
 
         Args:
-            when: said in the commit, for instance "step 100".
+            when: for the commit, for instance "step 100".
             save: writes model and inputs into a folder; done before this returns.
         """
         if self.repo_id is None or self.settings.hub_strategy != "every_save":
@@ -72,13 +59,13 @@ class TrainingPushes:
         self._push = HfApi().run_as_future(self._upload, folder, f"Training in progress, {when}")
 
     def _upload(self, folder: tempfile.TemporaryDirectory, message: str) -> None:
-        with folder as path:
-            HfApi().upload_folder(
-                repo_id=str(self.repo_id), folder_path=path, commit_message=message, ignore_patterns=["README.md"]
-            )
+        with folder as name:
+            paths = {path.relative_to(name).as_posix(): path for path in Path(name).rglob("*") if path.is_file()}
+            paths.pop(CARD_FILE, None)
+            upload(str(self.repo_id), paths, message, private=self.settings.hub_private)
 
     def _report(self) -> None:
-        """Waits for the push under way and says whether it failed."""
+        """Waits for the push under way and logs its failure."""
         if self._push is not None:
             error = self._push.exception()
             if error is not None:
@@ -95,7 +82,7 @@ class TrainingPushes:
             The address of the commit; None where nothing is pushed.
 
         Raises:
-            ValueError: as [`publish`]; the folder is complete and can be published later.
+            ValueError: as in [`publish`]; the folder is complete and can be published later.
         """
         if self.repo_id is None:
             return None

@@ -1,27 +1,23 @@
-"""transformers' Trainer, whose pushes are loadable at every save and whose card keeps what people wrote."""
+"""transformers' Trainer for models that go to the Hub."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_blemo.hub.card import FAMILIES, merge_card
-
-CARD_FILE = "README.md"
+from hf_blemo.hub.card import CARD_FILE, FAMILIES, merge_card, render_template
 
 
 class ModelCodeCallback(TrainerCallback):
     """Adds a model's own code to what a plain Trainer pushes in the middle of a training.
 
-    Trainer copies weights and config alone from a checkpoint; without the code beside them nobody who lacks this
+    Trainer copies only weights and config from a checkpoint; without the code beside them nobody who lacks this
     package could load such a push.
-
-    Source: this project's choice.
     """
 
     def on_push_begin(
@@ -34,12 +30,10 @@ class ModelCodeCallback(TrainerCallback):
 
 
 class PublishingTrainer(Trainer):
-    """transformers' Trainer for models that go to the Hub.
+    """A Trainer whose every push loads and whose card keeps manual edits.
 
-    Its pushes hold the model's code at every save, and its card names task and results in the metadata and is merged
-    with the one on the Hub, of which only the parts between the markers of this package change.
-
-    Source: this project's choice.
+    Each push holds the model's code. The card names task and results in its metadata; of the card on the Hub only the
+    parts between this package's markers change.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -50,20 +44,20 @@ class PublishingTrainer(Trainer):
         """Writes README.md into the output folder: the last evaluation and hyper-parameters, around people's text.
 
         Args:
-            args, kwargs: as of Trainer's method.
+            args, kwargs: of Trainer's method.
 
         Raises:
-            ValueError: the card on the Hub, or the one in the folder, has metadata that is none.
+            ValueError: the card on the Hub, or the one in the folder, has metadata that cannot be read.
         """
         if not self.is_world_process_zero():
             return
         path = Path(str(self.args.output_dir)) / CARD_FILE
         existing = self._existing_card(path)
+        # Trainer knows base model, licence and tags.
         super().create_model_card(*args, **kwargs)
-        card = trainer_card(self, ModelCard(path.read_text(encoding="utf-8")).data, kwargs.get("model_name"))
-        if existing is not None:
-            card = merge_card(existing, card)
-        path.write_text(card, encoding="utf-8", newline="\n")
+        metadata = ModelCard(path.read_text(encoding="utf-8")).data.to_dict()
+        card = self._rendered_card(metadata, kwargs.get("model_name") or path.parent.name)
+        path.write_text(merge_card(existing, card), encoding="utf-8", newline="\n")
 
     def _existing_card(self, path: Path) -> str | None:
         """The card on the Hub, else the one in the folder."""
@@ -74,76 +68,36 @@ class PublishingTrainer(Trainer):
                 pass
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
-
-def trainer_card(trainer: Trainer, metadata: CardData, model_name: str | None = None) -> str:
-    """Renders the card of what a Trainer trained.
-
-    Args:
-        trainer: after training or evaluation.
-        metadata: that Trainer's own card has: base model, licence, tags.
-        model_name: the heading; the name of the output folder by default.
-
-    Returns:
-        Metadata and text of a README.md; only what lies between markers is written anew by the next training.
-
-    Source: this project's choice.
-    """
-    name = model_name or Path(str(trainer.args.output_dir)).name
-    summary = TrainingSummary.from_trainer(trainer, model_name=name)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    family = FAMILIES.get(model.config.model_type)
-    results = {key: value for key, value in (summary.eval_results or {}).items() if isinstance(value, float | int)}
-    header: dict[str, Any] = metadata.to_dict()
-    header.pop("model-index", None)
-    header["library_name"] = header.get("library_name", "transformers")
-    if family is not None:
-        header["pipeline_tag"] = family.PIPELINE_TAG
-        header["tags"] = list(dict.fromkeys([*(header.get("tags") or []), *family.TAGS]))
-    if results:
-        header |= {"model_name": name, "eval_results": _index(family, results)}
-    data = ModelCardData(**header)
-    base = f" from [{summary.finetuned_from}](https://huggingface.co/{summary.finetuned_from})"
-    lines = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {name}",
-        "<!-- hf_blemo:begin summary -->",
-        f"Trained by transformers' Trainer{base if summary.finetuned_from else ''}.",
-        "<!-- hf_blemo:end summary -->",
-        "## Description, intended uses and limits",
-        "Not written yet: only you know what this model was trained on, what for, and where it fails.",
-        "## Results",
-        "<!-- hf_blemo:begin results -->",
-        _table(["last evaluation", "value"], [[key, f"{value:.4f}"] for key, value in results.items()])
-        if results
-        else "Nothing was evaluated.",
-        "<!-- hf_blemo:end results -->",
-        "## Training",
-        "<!-- hf_blemo:begin training -->",
-        _table(["hyper-parameter", "value"], [[key, value] for key, value in (summary.hyperparameters or {}).items()]),
-        *([_table(list(summary.eval_lines[-1]), [list(row.values()) for row in summary.eval_lines])]
-          if summary.eval_lines else []),
-        "<!-- hf_blemo:end training -->",
-    ]  # fmt: skip
-    return "\n\n".join(lines) + "\n"
-
-
-def _index(family: Any, results: dict[str, float]) -> list[EvalResult]:
-    """Results in the model index; Trainer does not know what the data is called."""
-    task = family.PIPELINE_TAG if family is not None else "other"
-    return [
-        EvalResult(
-            task_type=task, dataset_type="unknown", dataset_name="evaluation set of the training",
-            metric_type=key.lower().replace(" ", "_"), metric_value=round(value, 6), metric_name=key,
+    def _rendered_card(self, metadata: dict[str, Any], name: str) -> str:
+        summary = TrainingSummary.from_trainer(self, model_name=name)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        family = FAMILIES.get(model.config.model_type)
+        results = [item for item in (summary.eval_results or {}).items() if isinstance(item[1], float | int)]
+        metadata.pop("model-index", None)
+        metadata.setdefault("library_name", "transformers")
+        if family is not None:
+            metadata["pipeline_tag"] = family.PIPELINE_TAG
+            metadata["tags"] = list(dict.fromkeys([*(metadata.get("tags") or []), *family.TAGS]))
+        if results:
+            metadata |= {"model_name": name, "eval_results": [_result(metadata, *item) for item in results]}
+        loadable = family is not None and self.processing_class is not None
+        return render_template(
+            "model",
+            ModelCardData(**metadata),
+            name=name,
+            repo_id=self.hub_model_id if loadable else None,
+            results=results,
+            training=summary,
         )
-        for key, value in results.items()
-    ]  # fmt: skip
 
 
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in cells)
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").split())
+def _result(metadata: dict[str, Any], name: str, value: float) -> EvalResult:
+    """A result for the model index; Trainer does not know the name of the data."""
+    return EvalResult(
+        task_type=metadata.get("pipeline_tag", "other"),
+        dataset_type="unknown",
+        dataset_name="evaluation set of the training",
+        metric_type=name.lower().replace(" ", "_"),
+        metric_value=round(value, 6),
+        metric_name=name,
+    )

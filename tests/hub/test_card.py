@@ -4,9 +4,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_blemo.hub import card_template, merge_card, render_card, write_card
-from hf_blemo.hub.card import FAMILIES, human_part
-from hf_blemo.hub.card_values import without_local_paths
+from hf_blemo.hub import write_card
+from hf_blemo.hub.card import FAMILIES, _human_part, merge_card, render_card, without_local_paths
 
 # The first number of each family's model index, and how a run changes it.
 FIRST = {"rank_aware_fusion": 0.3125, "clip_rd": 0.17}
@@ -58,9 +57,8 @@ def test_no_folder_of_the_machine_reaches_the_card(metrics):
     assert "training/configs/a.yaml" in card
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_only_absolute_paths_are_cut():
+    for text, expected in (
         ("/home/someone/blemore", "blemore"),
         ("/home/someone/blemore/", "blemore"),
         ("~/data/blemore", "blemore"),
@@ -69,10 +67,8 @@ def test_no_folder_of_the_machine_reaches_the_card(metrics):
         ("training/configs/a.yaml and ../a/b and ./a/b", "training/configs/a.yaml and ../a/b and ./a/b"),
         ("https://huggingface.co/owner/name/tree/main", "https://huggingface.co/owner/name/tree/main"),
         ("owner/name, 70/30 / 50/50", "owner/name, 70/30 / 50/50"),
-    ],
-)
-def test_only_absolute_paths_are_cut(text, expected):
-    assert without_local_paths({"a": [text, 3, None]}) == {"a": [expected, 3, None]}
+    ):
+        assert without_local_paths({"a": [text, 3, None]}) == {"a": [expected, 3, None]}
 
 
 def test_folder_decides_on_code_and_plots(metrics, tmp_path):
@@ -93,8 +89,8 @@ def test_nothing_that_people_may_edit_depends_on_the_run(metrics):
         other |= {"student": "custom", "wall_seconds": None, "num_processes": 2}
     else:
         other = {**metrics, "data": {"source": "synthetic"}, "decoding": "thresholds", "protocol": "published_style"}
-    metadata, text = human_part(render_card(metrics))
-    other_metadata, other_text = human_part(render_card(other, repo_id="owner/name", plots=["a.png"]))
+    metadata, text = _human_part(render_card(metrics))
+    other_metadata, other_text = _human_part(render_card(other, repo_id="owner/name", plots=["a.png"]))
     assert text == other_text
     assert {**metadata, "metrics": None} == {**other_metadata, "metrics": None}
 
@@ -134,7 +130,7 @@ def test_card_without_markers_gets_results_at_its_end(metrics):
 def test_card_of_metadata_alone_gets_the_whole_text(metrics):
     merged = merge_card("---\nlicense: mit\n---\n", render_card(metrics))
     assert metadata_of(merged)["license"] == "mit"
-    assert human_part(merged)[1] == human_part(render_card(metrics))[1]
+    assert _human_part(merged)[1] == _human_part(render_card(metrics))[1]
 
 
 def test_deleted_block_stays_deleted(metrics):
@@ -149,20 +145,12 @@ def test_broken_model_index_is_replaced(metrics):
     assert first_of(merged) == FIRST[metrics["model_type"]]
 
 
-@pytest.mark.parametrize(
-    ("existing", "message"),
-    [
+def test_broken_cards_are_refused(metrics):
+    for existing, message in (
         ("text\n<!-- hf_blemo:begin results -->\nmore\n", "<!-- hf_blemo:begin results --> alone"),
         ("<!-- hf_blemo:end results -->\n", "<!-- hf_blemo:end results --> alone"),
         ("---\n- a\n- b\n---\ntext\n", "should be a dict"),
         ("---\na: [\n---\ntext\n", "expected YAML metadata"),
-    ],
-)
-def test_broken_cards_are_refused(metrics, existing, message):
-    with pytest.raises(ValueError, match=message):
-        merge_card(existing, render_card(metrics))
-
-
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
-def test_template_is_found(model_type):
-    assert card_template(model_type).read_text(encoding="utf-8").startswith("---\n{{ card_data }}\n---\n")
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge_card(existing, render_card(metrics))

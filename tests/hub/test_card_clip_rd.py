@@ -3,11 +3,16 @@
 import re
 
 import pytest
-from huggingface_hub import metadata_load
+from huggingface_hub import ModelCard, metadata_load
 
 from hf_blemo.clip_rd.losses_clip_rd import CLIP_RD_WEIGHTS, TERMS
-from hf_blemo.hub import card_metadata, render_card, write_card
-from hf_blemo.hub.card_clip_rd import PUBLISHED_WEIGHTS
+from hf_blemo.hub import write_card
+from hf_blemo.hub.card import render_card
+from hf_blemo.hub.card_clip_rd import _PUBLISHED_WEIGHTS
+
+
+def card_metadata(metrics):
+    return ModelCard(render_card(metrics)).data
 
 
 def block(card, name):
@@ -72,7 +77,7 @@ def test_what_was_not_measured_is_said(clip_rd_metrics):
 
 def test_terms_with_their_weights_and_values(clip_rd_metrics):
     losses = block(render_card(clip_rd_metrics), "losses")
-    assert PUBLISHED_WEIGHTS == CLIP_RD_WEIGHTS and tuple(PUBLISHED_WEIGHTS) == TERMS
+    assert _PUBLISHED_WEIGHTS == CLIP_RD_WEIGHTS and tuple(_PUBLISHED_WEIGHTS) == TERMS
     rows = {line.split("`")[1]: line for line in losses.splitlines() if line.startswith("| `")}
     assert tuple(rows) == TERMS
     assert rows["fd"].endswith("| 250 | 2000 | 0.003912 | 0.0005123 |")

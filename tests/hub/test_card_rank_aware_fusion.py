@@ -7,7 +7,8 @@ import pytest
 import yaml
 from huggingface_hub import metadata_load
 
-from hf_blemo.hub import card_metadata, render_card, write_card
+from hf_blemo.hub import write_card
+from hf_blemo.hub.card import render_card
 
 
 def metadata_of(card):
@@ -42,7 +43,7 @@ def test_metadata_holds_the_numbers(fusion_metrics, tmp_path):
 def test_data_sets_are_named_for_what_they_are(fusion_metrics):
     measured = copy.deepcopy(fusion_metrics)
     fusion_metrics["data"] |= {"source": "owner/blemore-features", "hub_id": "owner/blemore-features"}
-    metadata = card_metadata(fusion_metrics).to_dict()
+    metadata = metadata_of(render_card(fusion_metrics))
     assert metadata["datasets"] == ["owner/blemore-features"]
     assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == "owner/blemore-features"
 
@@ -130,14 +131,6 @@ def test_bad_metrics_are_refused(fusion_metrics, change, message):
     metrics = {key: value for key, value in (fusion_metrics | change).items() if value is not ...}
     with pytest.raises(ValueError, match=message):
         render_card(metrics)
-
-
-def test_template_of_ones_own(fusion_metrics, tmp_path):
-    template = tmp_path / "card.jinja"
-    template.write_text("---\n{{ card_data }}\n---\n{{ greeting }} {{ metrics.summary.score | measure }}")
-    card = render_card(fusion_metrics, template, greeting="Hello")
-    assert card.endswith("---\nHello 0.2263 ± 0.0187\n")
-    assert metadata_of(card)["license"] == "apache-2.0"
 
 
 def test_every_number_follows_a_new_run(fusion_metrics, tmp_path):

@@ -8,8 +8,9 @@ import pytest
 from sample_metrics import FUSION
 from tiny_extraction import fusion_entries, save_encoders, save_fusion
 
-from hf_blemo.hub import publish, render_card, write_card
-from hf_blemo.hub.encoder_models import encoder_rows, is_local, local_encoders, without_folders
+from hf_blemo.hub import publish, write_card
+from hf_blemo.hub.card import render_card
+from hf_blemo.hub.encoder_models import encoder_rows, without_folders
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB = {"model_id": "you/student", "revision": COMMIT, "extraction": {"frames_per_second": 5.0}}
@@ -27,12 +28,16 @@ def config():
 
 
 def test_a_folder_is_told_from_a_repository(tmp_path, monkeypatch):
+    def is_published(model_id):
+        [row] = encoder_rows({"encoders": {"a": {"model_id": model_id}}})
+        return row["published"]
+
     for model_id in ("/home/x", "./a", "~/a", "a", "a/b/c"):
-        assert is_local(model_id), model_id
+        assert not is_published(model_id), model_id
     monkeypatch.chdir(tmp_path)
-    assert not is_local("out/student")
+    assert is_published("out/student")
     (tmp_path / "out" / "student").mkdir(parents=True)
-    assert is_local("out/student")
+    assert not is_published("out/student")
 
 
 def test_rows_name_model_and_revision(config):
@@ -46,7 +51,6 @@ def test_rows_name_model_and_revision(config):
 
 
 def test_paths_of_this_machine_are_not_told(config):
-    assert local_encoders(config) == {"folder": "/home/someone/students/small"}
     shown = without_folders(config)
     assert shown["encoders"]["folder"] == {"model_id": "small"} and shown["encoders"]["clip"] is HUB
     assert "someone" in json.dumps(config) and "someone" not in json.dumps(shown)

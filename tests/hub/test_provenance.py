@@ -10,7 +10,7 @@ from hf_blemo.blemore.dataset_writing import write_dataset
 from hf_blemo.blemore.features import Clip, dataset_features
 from hf_blemo.fusion_training.data import encoder_options, load_data
 from hf_blemo.fusion_training.settings import FusionSettings
-from hf_blemo.hub.provenance import read_provenance, write_provenance
+from hf_blemo.hub.encoder_models import read_provenance
 
 ENTRIES = {
     "listener": {
@@ -29,6 +29,10 @@ def made(tmp_path):
     folder = tmp_path / "made"
     write_dataset(folder, dataset_features(types), 3, lambda row: Clip(f"c{row}", rows, np.full(6, -100.0), -1), {})
     return folder
+
+
+def write_provenance(folder, entries):
+    (folder / "encoders.json").write_text(json.dumps(entries))
 
 
 def options_of(folder, **settings):

@@ -2,19 +2,17 @@
 
 import json
 import re
-from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, ModelCard, RepoUrl
+from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import CommitInfo
 from safetensors.numpy import save_file
 
-from hf_blemo.hub import files_to_publish, publish, write_card
+from hf_blemo.hub import files_to_publish, publish, uploads, write_card
 
-# The function publish hides the module of the same name as an attribute of the package.
-MODULE = import_module("hf_blemo.hub.publish")
 # What a model needs to read its inputs, by family.
 INPUT_FILES = {
     "rank_aware_fusion": ["processor_config.json"],
@@ -80,18 +78,16 @@ class RecordingHub(HfApi):
         self.calls.append(("create_repo", repo_id, options))
         return RepoUrl(f"https://huggingface.co/{repo_id}")
 
-    def list_repo_refs(self, repo_id):
+    def list_repo_refs(self, repo_id, repo_type):
         return SimpleNamespace(tags=[SimpleNamespace(name="v1")])
 
-    def model_info(self, repo_id):
+    def repo_info(self, repo_id, repo_type):
         return SimpleNamespace(sha="parent")
 
-    def file_exists(self, repo_id, filename, revision):
+    def hf_hub_download(self, repo_id, filename, repo_type, revision):
         assert revision == "parent"
-        return filename in self.files
-
-    def hf_hub_download(self, repo_id, filename, revision):
-        assert revision == "parent"
+        if filename not in self.files:
+            raise EntryNotFoundError(filename)
         path = self.cache / filename
         path.write_bytes(self.files[filename])
         return str(path)
@@ -114,12 +110,12 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(RecordingHub, "files", {})
     monkeypatch.setattr(RecordingHub, "calls", [])
     monkeypatch.setattr(RecordingHub, "cache", tmp_path)
-    monkeypatch.setattr(MODULE, "HfApi", RecordingHub)
+    monkeypatch.setattr(uploads, "HfApi", RecordingHub)
     return RecordingHub
 
 
 def test_without_a_repository_the_folder_is_checked_and_gets_its_card(folder, published, hub, caplog):
-    with caplog.at_level("INFO", logger=MODULE.__name__):
+    with caplog.at_level("INFO", logger="hf_blemo.hub.publishing"):
         assert publish(folder) == str(folder)
     assert hub.calls == []
     assert ", ".join(published) in caplog.text
@@ -132,8 +128,13 @@ def test_one_commit_with_what_belongs_on_the_hub(folder, published, metrics, hub
     assert url == "https://huggingface.co/owner/fusion/commit/abc"
     assert [call[0] for call in hub.calls] == ["create_repo", "create_commit", "create_tag"]
     assert hub.calls[0][2] == {"repo_type": "model", "private": True, "exist_ok": True}
-    assert hub.calls[1][2] == {"commit_message": "First", "create_pr": False, "parent_commit": "parent"}
-    assert hub.calls[2][2] == {"tag": "v2", "revision": "abc"}
+    assert hub.calls[1][2] == {
+        "commit_message": "First",
+        "repo_type": "model",
+        "create_pr": False,
+        "parent_commit": "parent",
+    }
+    assert hub.calls[2][2] == {"tag": "v2", "revision": "abc", "repo_type": "model"}
     assert sorted(hub.files) == published
     assert hub.files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert hub.files["README.md"].decode() == (folder / "README.md").read_text(encoding="utf-8")
@@ -193,7 +194,7 @@ def test_what_was_published_elsewhere_is_no_excuse_to_drop_it(folder, hub):
     path.write_text(path.read_text(encoding="utf-8").replace("## Data", "Written here.\n\n## Data"), encoding="utf-8")
     publish(folder, "owner/first")
     hub.files["README.md"] = b"---\nlicense: mit\n---\n# Another card\n"
-    with pytest.raises(ValueError, match="changed both in the folder and in owner/second"):
+    with pytest.raises(ValueError, match="changed both in the folder and on the Hub"):
         publish(folder, "owner/second")
 
 
@@ -210,7 +211,7 @@ def test_edits_on_both_sides_are_never_dropped(folder, hub):
     path = folder / "README.md"
     path.write_text(path.read_text(encoding="utf-8").replace("## Data", "Written here.\n\n## Data"), encoding="utf-8")
     hub.files["README.md"] = hub.files["README.md"].replace(b"## Data", b"Written on the Hub.\n\n## Data")
-    with pytest.raises(ValueError, match="changed both in the folder and in owner/fusion"):
+    with pytest.raises(ValueError, match="changed both in the folder and on the Hub"):
         publish(folder, "owner/fusion")
     assert [call[0] for call in hub.calls].count("create_commit") == 1
     assert b"Written on the Hub." in hub.files["README.md"]

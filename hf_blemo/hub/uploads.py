@@ -1,0 +1,134 @@
+"""The one way to the Hub: files and a card in one commit, to a repository that was checked before."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import EntryNotFoundError
+
+from .card import CARD_FILE
+from .hub_errors import hub_errors
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def upload(
+    repo_id: str,
+    files: Mapping[str, Path | bytes],
+    message: str,
+    card: Callable[[str | None], str] | None = None,
+    repo_type: str = "model",
+    private: bool = True,
+    token: str | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
+    replaced: str | None = None,
+) -> tuple[str, str]:
+    """Upload files and a card in one commit; make the repository where there is none.
+
+    Args:
+        repo_id: `owner/name`.
+        files: path inside the repository -> file on this machine, or content.
+        message: of the commit.
+        card: takes the card on the Hub, None where there is none, and returns the one to upload; without it the card
+            on the Hub stays as it is.
+        repo_type: "model" or "dataset".
+        private: whether a repository that is created is private.
+        token: a Hub token; the one stored by `hf auth login` by default.
+        create_pr: whether to open a pull request instead of committing to the main branch.
+        tag: a git tag to set on the commit.
+        replaced: folder inside the repository; its files that are not in `files` are deleted.
+
+    Returns:
+        The address of the commit, or of the pull request; and the card that was uploaded, if any.
+
+    Raises:
+        ValueError: the tag exists, or as `card` raises.
+    """
+    api = HfApi(token=token)
+    repo_id = _open_repository(api, repo_id, repo_type, private, tag)
+    parent = api.repo_info(repo_id, repo_type=repo_type).sha
+    contents, text = dict(files), ""
+    if card is not None:
+        text = card(_card_on_hub(api, repo_id, repo_type, parent))
+        contents[CARD_FILE] = text.encode()
+    stale = api.list_repo_files(repo_id, repo_type=repo_type, revision=parent) if replaced is not None else []
+    commit = api.create_commit(
+        repo_id,
+        [
+            *(CommitOperationAdd(name, content) for name, content in contents.items()),
+            *(
+                CommitOperationDelete(name)
+                for name in stale
+                if name.startswith(f"{replaced}/") and name not in contents
+            ),
+        ],
+        commit_message=message,
+        repo_type=repo_type,
+        create_pr=create_pr,
+        parent_commit=parent,
+    )
+    if tag is not None:
+        api.create_tag(repo_id, tag=tag, revision=commit.oid, repo_type=repo_type)
+    return commit.pr_url or commit.commit_url, text
+
+
+def prepare_repository(
+    repo_id: str,
+    accelerator: "Accelerator",
+    repo_type: str = "model",
+    private: bool = True,
+    tag: str | None = None,
+) -> None:
+    """Make a repository and check that it can be written to before hours of work depend on it.
+
+    Every process of a run calls this; the first one talks to the Hub, and all fail where it does.
+
+    Args:
+        repo_id: `owner/name`, the setting `push_to_hub`.
+        accelerator: of the run.
+        repo_type: "model" or "dataset".
+        private: whether a repository that is created is private.
+        tag: a git tag that has to be free.
+
+    Raises:
+        ValueError: the Hub cannot be reached, rejects the token or does not let it write there; or the tag is taken.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    problem: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            with hub_errors(f"push_to_hub {repo_id!r} is not possible"):
+                api = HfApi()
+                account = api.whoami()
+                owner = repo_id.split("/")[0]
+                owners = [account["name"], *(group["name"] for group in account.get("orgs", []))]
+                if owner not in owners:
+                    raise ValueError(
+                        f"push_to_hub {repo_id!r}: the token writes for {', '.join(owners)}, not for {owner!r}"
+                    )
+                _open_repository(api, repo_id, repo_type, private, tag)
+        except ValueError as error:
+            problem = [str(error)]
+    found = broadcast_object_list(problem)[0]
+    if found is not None:
+        raise ValueError(found)
+
+
+def _open_repository(api: HfApi, repo_id: str, repo_type: str, private: bool, tag: str | None) -> str:
+    """Makes the repository where there is none, and refuses a tag that exists."""
+    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    if tag is not None and tag in {found.name for found in api.list_repo_refs(repo_id, repo_type=repo_type).tags}:
+        raise ValueError(f"tag {tag!r}: it exists in {repo_id} already; choose another")
+    return repo_id
+
+
+def _card_on_hub(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> str | None:
+    try:
+        path = api.hf_hub_download(repo_id, CARD_FILE, repo_type=repo_type, revision=revision)
+    except EntryNotFoundError:
+        return None
+    return Path(path).read_text(encoding="utf-8-sig")
