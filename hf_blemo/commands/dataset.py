@@ -124,7 +124,7 @@ def _build_dataset(arguments: argparse.Namespace) -> None:
     print(f"{output}\n{_summary(dataset)}")
     if arguments.push_to_hub is not None:
         from hf_blemo.hub import push_features
-        from hf_blemo.hub.hub_errors import hub_errors
+        from hf_blemo.hub.uploads import hub_errors
 
         with hub_errors(f"{output} was built, but not uploaded to {arguments.push_to_hub}"):
             split = options.get("split", "train")

@@ -35,7 +35,7 @@ Example:
 
 def _publish(arguments: argparse.Namespace) -> None:
     from hf_blemo.hub import files_to_publish, publish
-    from hf_blemo.hub.hub_errors import hub_errors
+    from hf_blemo.hub.uploads import hub_errors
 
     if arguments.repo is None:
         for option in ("public", "tag", "message", "create_pr"):

@@ -305,7 +305,7 @@ def _push(settings: ExtractionSettings, output: Path) -> None:
     import datasets
 
     from hf_blemo.hub import push_features
-    from hf_blemo.hub.hub_errors import hub_errors
+    from hf_blemo.hub.uploads import hub_errors
 
     assert settings.push_to_hub is not None
     with hub_errors(f"{output} was made, but not uploaded to {settings.push_to_hub}"):

@@ -12,9 +12,8 @@ from huggingface_hub import HfApi
 from hf_blemo.programs.push_settings import PushSettings
 
 from .card import CARD_FILE
-from .hub_errors import hub_errors
 from .publishing import publish
-from .uploads import prepare_repository, upload
+from .uploads import hub_errors, prepare_repository, upload
 
 logger = logging.getLogger(__name__)
 

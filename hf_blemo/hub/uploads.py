@@ -1,14 +1,14 @@
 """The one way to the Hub: files and a card in one commit, to a repository that was checked before."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from .card import CARD_FILE
-from .hub_errors import hub_errors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -116,6 +116,38 @@ def prepare_repository(
     found = broadcast_object_list(problem)[0]
     if found is not None:
         raise ValueError(found)
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Words what the Hub refuses, or that it cannot be reached, in one line.
+
+    Args:
+        what: did not happen, for instance "out/model was not published to owner/name".
+
+    Raises:
+        ValueError: the Hub refused or cannot be reached, or there is no token.
+    """
+    # The client does not wrap connection errors of its HTTP library, and has changed that library before.
+    http_error: Any = HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except (http_error, LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
+        raise ValueError(f"{what}: {_explained(error)}") from error
+    except RuntimeError as error:
+        # The client wraps the error that breaks off an upload.
+        if not isinstance(error.__cause__, http_error):
+            raise
+        raise ValueError(f"{what}: {error} {_explained(error.__cause__)}") from error
+
+
+def _explained(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+        return f"the Hub rejected the token; log in with `hf auth login` or set HF_TOKEN ({error})"
+    if status == 403:
+        return f"the token may not write there ({error})"
+    return str(error) or type(error).__name__
 
 
 def _open_repository(api: HfApi, repo_id: str, repo_type: str, private: bool, tag: str | None) -> str:

@@ -13,10 +13,9 @@ import pytest
 import torch
 from command_line import refused, run
 
-import hf_blemo
+import hf_blemo.hub
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, cli
 from hf_blemo.blemore.distribution import METADATA_COLUMNS
-from hf_blemo.hub import dataset_card
 from hf_blemo.prediction.fusion import load_fusion, predict_blends
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -206,7 +205,7 @@ def test_build_pushes_privately_unless_told_otherwise(capsys, tmp_path, monkeypa
     def push_features(dataset, repo_id, split, private):
         pushed.append((len(dataset), repo_id, split, private))
 
-    monkeypatch.setattr(dataset_card, "push_features", push_features)
+    monkeypatch.setattr(hf_blemo.hub, "push_features", push_features)
     root = write_distribution(tmp_path / "BlEmoRE")
     build = ["dataset", "build", root, "--push-to-hub", "owner/name"]
     code, out, _ = run(capsys, *build, "--output", tmp_path / "a")

@@ -22,7 +22,7 @@ PUBLISH = """
 import json, sys
 from huggingface_hub.utils import _http
 from hf_blemo.hub import publish
-from hf_blemo.hub.hub_errors import hub_errors
+from hf_blemo.hub.uploads import hub_errors
 
 # The client waits between its attempts; here there is nothing to wait for.
 _http.time.sleep = lambda seconds: None
@@ -147,7 +147,7 @@ def test_who_may_not_write_is_told(hub, on_hub, tmp_path):
         "others": on_hub(PUBLISH, tmp_path / "model", "others/theirs", "{}"),
     }
     for name in ("nobody", "unknown"):
-        assert "the Hub knows no such token; log in by `hf auth login` or set HF_TOKEN" in messages[name], name
+        assert "the Hub rejected the token; log in with `hf auth login` or set HF_TOKEN" in messages[name], name
     assert "not published: the token may not write there" in messages["others"]
     assert hub.repository("others/theirs").branches["main"] is before
     assert ("model", "you/mine") not in hub.repositories.all

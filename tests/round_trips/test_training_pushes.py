@@ -86,9 +86,9 @@ def test_a_program_pushes_at_every_save_and_publishes_a_release(family, hub, on_
 
 
 REFUSED = (
-    ("rank_aware_fusion", "you", None, "the Hub knows no such token; log in by `hf auth login` or set HF_TOKEN"),
-    ("rank_aware_fusion", "you", "hf_wrong", "the Hub knows no such token"),
-    ("clip_rd", "others", "hf_of_you", "the token writes for you, which 'others' is not one of"),
+    ("rank_aware_fusion", "you", None, "the Hub rejected the token; log in with `hf auth login` or set HF_TOKEN"),
+    ("rank_aware_fusion", "you", "hf_wrong", "the Hub rejected the token"),
+    ("clip_rd", "others", "hf_of_you", "the token writes for you, not for 'others'"),
 )
 # Runs programs one after the other; says with which code and which last line each ended.
 PROGRAM_AFTER_PROGRAM = """
