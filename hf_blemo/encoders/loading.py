@@ -1,4 +1,4 @@
-"""Encoders by Hub id: which family a model belongs to, and how it is loaded."""
+"""Loads pre-trained networks as encoders, from the Hub or a folder."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ from hf_blemo.loading import download_errors, load_part, local_path, quiet_loadi
 
 logger = logging.getLogger(__name__)
 
-# Weights that a checkpoint may lack: what only training uses, what only texts need, and a pooled output, which is then
+# Weights that a checkpoint may lack: those that only training or only texts use, and the pooled output, which is then
 # not used.
 _UNUSED_WEIGHTS = ("masked_spec_embed", "mask_token")
 _TEXT_SIDE = ("text_model.", "text_projection.")
@@ -50,29 +50,25 @@ def load_encoder(
 
     Args:
         model_id: Hub id (`owner/name`), or a folder with the model and its processor.
-        revision: commit, branch or tag of the Hub repository; the encoder remembers the commit it was. Where a
-            repository has its weights only as a pickle and no revision is given, the Hub's own conversion of them to
-            safetensors is taken.
-        extraction: `frames_per_second` (image and video models: how often to look; every frame by default),
-            `image_backend` (image and video models: what resizes; `pil` by default, or `torchvision`, which is several
-            times as fast and differs by one level of 255 in few pixels), `layer` (speech models: number of the hidden
-            states; the last by default).
-        device: where the model goes; a GPU where there is one.
-        dtype: `float32`, `bfloat16` or `float16` (on a GPU); features are float32 all the same.
-        batch_size: pieces at once; a default of the family's.
-        trust_remote_code: whether code of the repository may run, if the model needs it; it must then be pinned by a
-            commit.
-        defaults: options of `extraction` that hold where it does not say and the model's family knows them.
+        revision: commit, branch or tag of the Hub repository; the encoder remembers the commit. If a repository has
+            its weights only as a pickle and no revision is given, the Hub's conversion to safetensors is loaded.
+        extraction: `frames_per_second` (image and video models: frames to sample; default: every frame),
+            `image_backend` (image and video models: how to resize; `pil`, the default, or `torchvision`, which is
+            several times as fast and differs by one level of 255 in few pixels), `layer` (speech models: number of
+            the hidden states; default: the last).
+        device: device of the model (default: a GPU if there is one).
+        dtype: `float32`, `bfloat16` or `float16` (on a GPU); features are always float32.
+        batch_size: pieces at once (default: the family's).
+        trust_remote_code: run code of the repository if the model needs it; a commit must then pin the code.
+        defaults: options used where `extraction` has none, if the model's family knows them.
 
     Returns:
         The encoder.
 
     Raises:
         FileNotFoundError: there is no such folder, repository or revision, or a file is missing from it.
-        ValueError: the model is of no family above or lacks weights, or an option is unknown or has another value.
+        ValueError: the model belongs to no family above or lacks weights, or an option or its value is unknown.
         EncoderMemoryError: the device is out of memory for the model.
-
-    Source: this project's choice.
     """
     from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
@@ -85,14 +81,14 @@ def load_encoder(
     is_folder = local_path(model_id, revision=revision) is not None
     if not is_folder and trust_remote_code and not _COMMIT.fullmatch(revision or ""):
         raise ValueError(f"{where}: remote code is only run at a commit, expected 40 hexadecimal digits as revision")
-    # Where nothing is said, transformers asks on the terminal.
+    # Without this argument, transformers asks on the terminal.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if trust_remote_code and not is_folder:
         _refuse_code_of_others(model_id, revision, where)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_loading():
-        # The commit, where the model comes from the Hub: a branch may be another one the next moment.
+        # Pin the commit of a model on the Hub, since a branch may move at any moment.
         commit = None if is_folder else _commit(model_id, revision)
         options["revision"] = commit or revision
         config = load_part(AutoConfig, model_id, where, **options)
@@ -135,8 +131,8 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
     """Loads several encoders.
 
     Args:
-        entries: name -> `model_id` and, where wanted, `revision`, `extraction`, `batch_size`; other keys, as
-            `config.encoders` has them, are left out.
+        entries: name -> `model_id` and optionally `revision`, `extraction`, `batch_size`; other keys of
+            `config.encoders` are ignored.
         options: `device`, `dtype`, `trust_remote_code` and `defaults` of [`load_encoder`] for all.
 
     Returns:
@@ -146,13 +142,11 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
         ValueError: an entry has no `model_id`, or no encoder knows one of the `defaults`; else as [`load_encoder`],
             naming the encoder.
         FileNotFoundError: as [`load_encoder`].
-
-    Source: this project's choice.
     """
     encoders = {}
     for name, entry in entries.items():
         if not entry.get("model_id"):
-            raise ValueError(f"encoder {name!r}: found no model_id, so nothing to make its features with")
+            raise ValueError(f"encoder {name!r}: found no model_id, expected the model that extracts its features")
         known = {key: entry[key] for key in ENCODER_KEYS if key in entry}
         try:
             encoder = load_encoder(**known, **options)
@@ -180,11 +174,11 @@ def _family(config: Any, modalities: Collection[str], where: str) -> type[Encode
         return ImageEncoder
     if "audio" in modalities:
         return SpeechEncoder if hasattr(config, "conv_stride") else SpectrogramEncoder
-    raise ValueError(f"{where}: {config.model_type} is no model of images, videos or sound")
+    raise ValueError(f"{where}: {config.model_type} is not a model of images, videos or sound")
 
 
 def _modalities(config: Any, model_id: str, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the model of a config takes, as its class says."""
+    """The kind of input of a config's model, by its class."""
     from transformers import MODEL_MAPPING
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -199,7 +193,7 @@ def _modalities(config: Any, model_id: str, options: Mapping[str, Any]) -> tuple
 
 
 def _check_weights(missing: Iterable[str], where: str) -> None:
-    """Refuses a model whose features would come from random weights."""
+    """Refuses a checkpoint without all weights, since the features would come from random ones."""
     lacking = [
         key
         for key in sorted(missing)
@@ -212,24 +206,24 @@ def _check_weights(missing: Iterable[str], where: str) -> None:
 
 
 def _commit(model_id: str, revision: str | None) -> str | None:
-    """The commit that a revision is now, as the Hub or its cache knows; None where it cannot be found out."""
+    """The current commit of a revision, from the Hub or its cache; None if neither knows it."""
     from huggingface_hub import resolve_revision
     from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
 
     try:
         return resolve_revision(model_id, revision=revision).resolved
-    # What is wrong is said better where a file is asked for.
+    # Loading a file gives a better error.
     except (HfHubHTTPError, RevisionResolutionError, OSError, ValueError) as error:
         logger.info("%s: found no commit of revision %s: %s", model_id, revision, error)
         return None
 
 
 def _converted(model_id: str, commit: str) -> str | None:
-    """The commit of a repository to which the Hub's own program has added safetensors; None where there is none.
+    """The commit to which the Hub's converter has added safetensors; None if there is none.
 
     Args:
         model_id: Hub id.
-        commit: where only a pickle is.
+        commit: commit that holds only a pickle.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -241,14 +235,14 @@ def _converted(model_id: str, commit: str) -> str | None:
             return None
         _, reference, _ = auto_conversion(model_id)
         return api.model_info(model_id, revision=reference).sha
-    # Without a connection, or an answer of that program.
+    # No connection, or no answer from the converter.
     except (HfHubHTTPError, OSError, ValueError) as error:
         logger.info("%s: found no conversion of its weights to safetensors: %s", model_id, error)
         return None
 
 
 def _refuse_code_of_others(model_id: str, revision: str | None, where: str) -> None:
-    """A commit pins the code of its own repository alone, and not that of others it may refer to."""
+    """Refuses code of other repositories, which the commit does not pin."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 

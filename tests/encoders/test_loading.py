@@ -139,7 +139,7 @@ def test_a_model_of_texts_is_refused(tmp_path):
     hf.BertModel(hf.BertConfig(**HIDDEN, vocab_size=20)).save_pretrained(tmp_path)
     with pytest.raises(ValueError) as caught:
         load_encoder(str(tmp_path), device="cpu")
-    assert one_line(caught) == f"{tmp_path}: bert is no model of images, videos or sound"
+    assert one_line(caught) == f"{tmp_path}: bert is not a model of images, videos or sound"
 
 
 def test_a_model_that_needs_more_than_one_piece_is_refused(tmp_path):
@@ -219,7 +219,7 @@ def test_several_encoders(checkpoint):
 def test_several_encoders_name_the_one_that_is_wrong(checkpoint):
     vit = checkpoint("vit")
     for entry, kind, message in (
-        ({}, ValueError, "found no model_id, so nothing to make its features with"),
+        ({}, ValueError, "found no model_id, expected the model that extracts its features"),
         ({"model_id": "nowhere"}, FileNotFoundError, "nowhere: not a file, folder or Hub id"),
         ({"model_id": vit, "extraction": {"layer": 1}}, ValueError, "vit has no option 'layer'"),
         ({"model_id": vit, "feature_size": 768}, ValueError, "gives features of width 16, expected 768"),
