@@ -45,7 +45,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         if not Path(example).is_file():
             raise FileNotFoundError(f"--example {example}: no such file, expected a clip")
 
-    from hf_blemo.media.media import check_extra
+    from hf_blemo.media import check_extra
     from hf_blemo.prediction.demo_page import launch_demo, make_demo
 
     check_extra()

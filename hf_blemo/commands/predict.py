@@ -153,8 +153,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 def _clips(texts: Sequence[str]) -> list[Any]:
     """Clips of files, folders and addresses."""
     from hf_blemo.extraction.clip_sources import as_clip, find_clips
-    from hf_blemo.media.media import check_extra
-    from hf_blemo.media.sources import is_address
+    from hf_blemo.media import check_extra, is_address
 
     check_extra()
     clips: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_blemo.media.media import Audio, Frame, MediaError, MediaFile
+from hf_blemo.media import Audio, Frame, MediaError, MediaFile
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from hf_blemo.blemore.dataset_writing import is_dataset_folder
 from hf_blemo.blemore.distribution import read_metadata
 from hf_blemo.blemore.feature_files import read_csv
 from hf_blemo.loading import load_dataset
-from hf_blemo.media.media import is_media
-from hf_blemo.media.sources import is_address
+from hf_blemo.media import is_address, is_media
 
 if TYPE_CHECKING:
     import datasets

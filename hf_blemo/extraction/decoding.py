@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_blemo.encoders.encoder import Encoder, Piece, Session
 from hf_blemo.extraction.clip_sources import MediaClip, as_clip
-from hf_blemo.media.media import MediaError, MediaFile, Thumbnails
+from hf_blemo.media import MediaError, MediaFile, Thumbnails
 
 # Clips that may be decoded before the first of them has all its features: this bounds the memory.
 CLIPS_AHEAD = 64

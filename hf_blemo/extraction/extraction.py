@@ -9,7 +9,7 @@ import numpy as np
 from hf_blemo.encoders.encoder import Encoder, Piece
 from hf_blemo.extraction.batching import Batches
 from hf_blemo.extraction.decoding import CLIPS_AHEAD, ClipDecoder, ClipFeatures
-from hf_blemo.media.media import MediaError
+from hf_blemo.media import MediaError
 
 _MODALITY_WORDS = {"video": "picture", "audio": "sound"}
 # Larger blocks are not carved out of a common heap, where blocks that stay leave holes between those that go.

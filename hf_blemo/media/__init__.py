@@ -2,7 +2,17 @@
 
 from hf_blemo.media.audio import Audio
 from hf_blemo.media.decoding import Frame
-from hf_blemo.media.media import MEDIA_SUFFIXES, MediaFile, check_extra, is_media
+from hf_blemo.media.media import MEDIA_SUFFIXES, MediaFile, Thumbnails, check_extra, is_media
 from hf_blemo.media.sources import MediaError, is_address
 
-__all__ = ["MEDIA_SUFFIXES", "Audio", "Frame", "MediaError", "MediaFile", "check_extra", "is_address", "is_media"]
+__all__ = [
+    "MEDIA_SUFFIXES",
+    "Audio",
+    "Frame",
+    "MediaError",
+    "MediaFile",
+    "Thumbnails",
+    "check_extra",
+    "is_address",
+    "is_media",
+]

@@ -1,4 +1,4 @@
-"""Decoded audio as mono at the rates asked for, with its time."""
+"""Decoded audio as mono at any rates, with its times."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-# Containers round time stamps, to milliseconds or to whole packets; only more than this is a gap.
-GAP = 0.05
+# Containers round time stamps to milliseconds or to whole packets; only more than this is a gap.
+_GAP = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +26,13 @@ class Audio:
 
 
 class AudioMixer:
-    """Mixes decoded frames down to mono at several rates, and keeps account of their time.
+    """Mixes decoded audio down to mono at several rates with FFmpeg's filters, and keeps track of its time.
 
-    Within a stretch without gaps, the pieces of one rate join without a break: times are counted in samples, so that
-    rounded time stamps do not tear them apart. A gap, an overlap or a change of format ends a stretch.
+    Within a stretch without gaps, the pieces of one rate join without a break: times are counted in samples, whatever
+    rounded time stamps say. A gap, an overlap or a change of format ends a stretch.
 
     Args:
         rates: samples per second, each once.
-
-    Source: this project's choice; the filters are FFmpeg's.
     """
 
     def __init__(self, rates: Sequence[int]):
@@ -44,19 +42,19 @@ class AudioMixer:
         self._outputs: list[_MonoOutput] = []
 
     def push(self, frame: Any, time: float | None) -> Iterator[Audio]:
-        """Takes a frame of PyAV's.
+        """Takes an audio frame of PyAV.
 
         Args:
             frame: decoded audio.
-            time: of its first sample in seconds; None follows what came before.
+            time: of its first sample in seconds; None if it follows the frame before.
 
         Returns:
-            What is ready, of all rates.
+            The pieces that are ready, of all rates.
         """
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         end = self._start + (self._count / self._kind[2] if self._kind else 0.0)
         time = end if time is None else time
-        if kind != self._kind or abs(time - end) > GAP:
+        if kind != self._kind or abs(time - end) > _GAP:
             yield from self.flush()
             self._kind, self._start, self._count = kind, time, 0
             self._outputs = [_MonoOutput(frame, rate, time) for rate in self.rates]
@@ -65,7 +63,7 @@ class AudioMixer:
             yield from output.push(frame)
 
     def flush(self) -> Iterator[Audio]:
-        """What the filters still hold of the stretch."""
+        """Ends a stretch and returns its last pieces."""
         for output in self._outputs:
             yield from output.push(None)
         self._outputs = []
@@ -75,11 +73,13 @@ class _MonoOutput:
     """One stretch at one rate."""
 
     def __init__(self, frame: Any, rate: int, start: float):
+        import av
+
         self._rate, self._start, self._count = rate, start, 0
         try:
             self._graph = _graph(frame, rate, ())
-        except _errors():
-            # Channels whose places nobody knows count alike.
+        except (av.error.FFmpegError, ValueError):
+            # Channels without known places count alike.
             channels = "+".join(f"c{number}" for number in range(len(frame.layout.channels)))
             self._graph = _graph(frame, rate, (("pan", f"mono|c0<{channels}"),))
 
@@ -99,12 +99,6 @@ class _MonoOutput:
                 self._count += len(samples)
 
 
-def _errors() -> tuple[type[Exception], ...]:
-    import av
-
-    return (av.error.FFmpegError, ValueError)
-
-
 def _graph(frame: Any, rate: int, mixing: Sequence[tuple[str, str]]) -> Any:
     import av.filter
 
@@ -116,7 +110,7 @@ def _graph(frame: Any, rate: int, mixing: Sequence[tuple[str, str]]) -> Any:
         channel_layout=frame.layout.name,
         time_base=f"1/{frame.sample_rate}",
     )
-    # Without the limit, floats are mixed at constant power: equal channels would leave [-1, 1].
+    # Without this limit, FFmpeg mixes floats at constant power, and equal channels leave [-1, 1].
     filters = [*mixing, ("aresample", "rematrix_maxval=1.0")]
     filters.append(("aformat", f"sample_fmts=flt:channel_layouts=mono:sample_rates={rate}"))
     for name, arguments in filters:

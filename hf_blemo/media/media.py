@@ -1,8 +1,7 @@
-"""Clips of any kind, decoded once: pictures and mono audio with their times. Needs the extra `media`."""
+"""Clips of any kind, decoded once to pictures and mono audio with their times. Needs the extra `media`."""
 
 import io
-import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,15 +11,7 @@ from PIL import Image
 
 from hf_blemo.errors import MissingExtraError
 from hf_blemo.media.audio import Audio
-from hf_blemo.media.decoding import (
-    AudioTrack,
-    Frame,
-    MediaPass,
-    VideoTrack,
-    decoded,
-    is_cover,
-    upright_size,
-)
+from hf_blemo.media.decoding import Frame, MediaPass
 from hf_blemo.media.sources import EXPECTED, MediaError, MediaSource, is_address
 
 __all__ = ["MEDIA_SUFFIXES", "Audio", "Frame", "MediaError", "MediaFile", "Thumbnails", "is_media"]
@@ -29,37 +20,29 @@ _VIDEO_SUFFIXES = "3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv
 _AUDIO_SUFFIXES = "aac aif aiff amr au caf flac m4a mp3 oga ogg opus wav wma"
 MEDIA_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_VIDEO_SUFFIXES} {_AUDIO_SUFFIXES}".split())
 
-# Tracks that the header announces are looked for this far before they are believed to come later.
-_SEARCHED_BYTES = 2**26
-_SEARCHED_PACKETS = 100
-
 
 class MediaFile:
     """A clip: a file with a video track, an audio track, or both.
 
-    Of several tracks of a kind, the one that the container marks as its default is taken. Cover art is no video
-    track. Opening reads the beginning of the file; [`read`] then passes through it once.
+    Of several tracks of a kind, the container's default is taken. Cover art is no video track. Opening reads the
+    beginning of the file; each [`read`] then makes one pass through it.
 
     Args:
-        source: path; address (`https://`, `hf://`, `s3://` ... as fsspec knows them); bytes; or a file object, opened
-            in binary mode, which is read from its beginning and stays open.
-        name: for messages; the path or the address without its query by default.
+        source: path; address that fsspec knows (`https://`, `hf://`, `s3://` ...); bytes; or a file object opened in
+            binary mode, which is read from its beginning and stays open.
+        name: for messages; by default the path, or the address without its query.
         num_threads: of the video decoder; 0 is one per core.
 
     Attributes:
         name: for messages.
-        duration: in seconds, as the header has it or guesses it; None where it does not say.
+        duration: in seconds, from the header, where it may be a guess; None if unknown.
         has_video, has_audio: whether there is such a track.
-        frame_rate: average, in frames per second; None without video, or where the file does not say.
-        size: width and height in pixels of the first frame when upright; None without video.
 
     Raises:
         FileNotFoundError: there is no such file.
-        IsADirectoryError: a folder.
-        MediaError: empty, no media, or no track that can be decoded.
+        IsADirectoryError: the source is a folder.
+        MediaError: the file is empty, holds no media, or has no track that can be decoded.
         MissingExtraError: the extra `media`, or the package for this kind of address, is not installed.
-
-    Source: this project's choice.
     """
 
     def __init__(self, source: Any, name: str | None = None, num_threads: int = 0):
@@ -67,8 +50,6 @@ class MediaFile:
         if num_threads < 0:
             raise ValueError(f"num_threads: expected 0 for one per core, or more, found {num_threads}")
         self.duration: float | None = None
-        self.frame_rate: float | None = None
-        self.size: tuple[int, int] | None = None
         self._num_threads = num_threads
         self._video: int | None = None
         self._audio: int | None = None
@@ -92,7 +73,7 @@ class MediaFile:
         self.close()
 
     def close(self) -> None:
-        """Closes the file, unless it is a file object that was given."""
+        """Closes the file, unless the caller opened it."""
         self._source.close()
 
     @property
@@ -107,61 +88,41 @@ class MediaFile:
 
     @property
     def notes(self) -> list[str]:
-        """What was found to be unusual so far, one sentence each; reading to the end may add to it."""
+        """Unusual findings so far, one sentence each; reading to the end may add some."""
         return list(self._notes.values())
 
-    def read(
-        self, video: bool = True, audio_rates: Sequence[int] = (), frames_per_second: float | None = None
-    ) -> Iterator[Frame | Audio]:
-        """Decodes the clip from its beginning in one pass; little more than a frame is in memory at a time.
+    def read(self, video: bool = True, audio_rates: Sequence[int] = ()) -> Iterator[Frame | Audio]:
+        """Decodes the clip from its beginning in one pass; memory holds little more than a frame at a time.
 
         Args:
-            video: whether frames are wanted.
-            audio_rates: samples per second that the audio is wanted at; none are no audio.
-            frames_per_second: of every k the first frame at or after k / frames_per_second seconds, each frame once;
-                None is every frame.
+            video: whether to return frames.
+            audio_rates: samples per second of the audio to return; empty for no audio.
 
         Returns:
             Frames and pieces of audio, in the order of the file.
 
         Raises:
             ValueError: rates that are not positive.
-            MediaError: the source fails while it is read.
+            MediaError: reading the source fails.
         """
         rates = tuple(dict.fromkeys(audio_rates))
         if not all(isinstance(rate, int) and not isinstance(rate, bool) and rate > 0 for rate in rates):
             raise ValueError(f"audio_rates: expected positive whole numbers, found {list(audio_rates)}")
-        if frames_per_second is not None and not 0 < frames_per_second < math.inf:
-            raise ValueError(f"frames_per_second: expected a positive number or None, found {frames_per_second}")
-        return self._read(video and self.has_video, rates if self.has_audio else (), frames_per_second)
+        return self._read(self._video if video else None, self._audio if rates else None, rates)
 
-    def _read(self, video: bool, rates: tuple[int, ...], frames_per_second: float | None) -> Iterator[Frame | Audio]:
+    def _read(self, video: int | None, audio: int | None, rates: tuple[int, ...]) -> Iterator[Frame | Audio]:
         with MediaPass(self._source, self._hint) as opened:
-            tracks: dict[int, VideoTrack | AudioTrack] = {}
-            if video and self._video is not None:
-                stream = opened.container.streams[self._video]
-                stream.thread_type = "AUTO"
-                stream.codec_context.thread_count = self._num_threads
-                tracks[self._video] = VideoTrack(stream, self._origin, self.name, frames_per_second)
-            if rates and self._audio is not None:
-                stream = opened.container.streams[self._audio]
-                tracks[self._audio] = AudioTrack(stream, self._origin, self.name, rates)
             try:
-                for packet in opened.packets():
-                    if (track := tracks.get(packet.stream_index)) is not None:
-                        yield from track.decode(packet)
-                for track in tracks.values():
-                    yield from track.decode(None)
+                yield from opened.decode(video, audio, self._origin, rates, self._num_threads)
                 self._note_end(opened)
             finally:
-                damaged = opened.num_failures + sum(track.num_damaged for track in tracks.values())
-                if damaged:
+                if damaged := opened.num_damaged:
                     self._notes["damage"] = (
                         f"{damaged} damaged {'packets were' if damaged > 1 else 'packet was'} skipped"
                     )
 
     def _note_end(self, opened: MediaPass) -> None:
-        """Notes an end that comes before the one that the header promises."""
+        """Notes a file that ends earlier than its header promises."""
         if self.duration is None:
             self.duration = opened.end or None
         note = opened.missing_end([index for index in (self._video, self._audio) if index is not None])
@@ -169,15 +130,14 @@ class MediaFile:
             self._notes["end"] = note
 
     def _inspect(self) -> None:
-        """Chooses the tracks that hold something, and looks at the first frame, as only it tells which way is up."""
+        """Chooses among the tracks that hold something."""
         with MediaPass(self._source, self._hint) as opened:
             container = opened.container
             if container.duration is not None and container.duration > 0:
                 self.duration = container.duration / 1e6
-            videos = [stream for stream in container.streams.video if not is_cover(stream)]
-            tracks = {"video": videos, "audio": list(container.streams.audio)}
+            tracks = {"video": opened.videos, "audio": list(container.streams.audio)}
             known = {kind: [s for s in streams if s.codec_context is not None] for kind, streams in tracks.items()}
-            present, sizes = _searched(opened, known["video"], known["audio"])
+            present = opened.present([*known["video"], *known["audio"]])
             starts = []
             for kind, streams in tracks.items():
                 full = [stream for stream in known[kind] if stream.index in present]
@@ -187,7 +147,9 @@ class MediaFile:
                     lacking = "is empty" if known[kind] else "is of a kind that cannot be decoded"
                     self._notes[kind] = f"the {kind} track {lacking}"
                     continue
-                chosen = _best(container, kind, full)
+                # FFmpeg's choice among all streams of a kind, or else the first that can be read.
+                best = container.streams.best(kind)
+                chosen = next((stream for stream in full if best is not None and stream.index == best.index), full[0])
                 if len(streams) > 1:
                     number = streams.index(chosen) + 1
                     self._notes[kind] = f"{kind} track {number} of {len(streams)} is read"
@@ -195,12 +157,9 @@ class MediaFile:
                     starts.append(float(chosen.start_time * chosen.time_base))
                 if kind == "audio":
                     self._audio = chosen.index
-                    continue
-                self._video = chosen.index
-                rate = chosen.average_rate or chosen.guessed_rate or chosen.base_rate
-                self.frame_rate = float(rate) if rate else None
-                self.size = sizes.get(chosen.index, (chosen.codec_context.width, chosen.codec_context.height))
-        # The samples that an encoder puts before its first are dropped, so their time is none of the clip's.
+                else:
+                    self._video = chosen.index
+        # Decoders drop the samples that an encoder puts before the first, so their time is not part of the clip.
         self._origin = max(0.0, min(starts, default=0.0))
         if not self.has_video and not self.has_audio:
             found = "; ".join(self.notes) or "no video and no audio track"
@@ -208,10 +167,10 @@ class MediaFile:
 
 
 def check_extra() -> None:
-    """Refuses to begin without PyAV.
+    """Checks that PyAV is installed.
 
     Raises:
-        MissingExtraError: it is missing.
+        MissingExtraError: it is not.
     """
     try:
         import av  # noqa: F401
@@ -220,7 +179,7 @@ def check_extra() -> None:
 
 
 def is_media(path: str | Path) -> bool:
-    """Whether the suffix of a path is one of `MEDIA_SUFFIXES`, in capitals or not."""
+    """Whether the suffix of a path is one of `MEDIA_SUFFIXES`, in upper or lower case."""
     return Path(path).suffix.lower() in MEDIA_SUFFIXES
 
 
@@ -267,55 +226,8 @@ class Thumbnails:
 
 
 def _hint(source: Any) -> str:
-    """A file name for decoders that go by the suffix, without anything that could lead them elsewhere."""
+    """A file name for decoders that go by the suffix, without a path that could lead them to other files."""
     name = source if isinstance(source, (str, Path)) else getattr(source, "name", "")
     text = str(name) if isinstance(name, (str, Path)) else ""
     suffix = Path(text.split("?")[0] if is_address(text) else text).suffix.lower()
     return f"clip{suffix}" if suffix in MEDIA_SUFFIXES else ""
-
-
-def _best(container: Any, kind: str, streams: Sequence[Any]) -> Any:
-    """FFmpeg's choice among all streams of a kind, or else the first of those that can be read."""
-    best = container.streams.best(kind)
-    return next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
-
-
-def _searched(
-    opened: MediaPass, videos: Collection[Any], audios: Collection[Any]
-) -> tuple[set[int], dict[int, tuple[int, int]]]:
-    """The streams that hold something, and the upright size of the first frame of those of pictures.
-
-    Not every container says beforehand which tracks stay empty; and after `_SEARCHED_BYTES`, a track counts as one
-    that begins late.
-    """
-    sizes: dict[int, tuple[int, int]] = {}
-    streams = {stream.index: stream for stream in (*videos, *audios)}
-    pictures = {stream.index: 0 for stream in videos}
-    present = {index for index, stream in streams.items() if stream.frames > 0}
-    for stream in videos:
-        stream.codec_context.thread_count = 1
-    num_bytes = 0
-    missing = set(streams) - present
-    if not missing and not pictures:
-        return present, sizes
-    for packet in opened.packets():
-        index = packet.stream_index
-        present.add(index)
-        missing.discard(index)
-        num_bytes += packet.size
-        if index in pictures:
-            pictures[index] += 1
-            found, _ = decoded(streams[index], packet)
-            if found:
-                sizes[index] = upright_size(found[0])
-            if found or pictures[index] >= _SEARCHED_PACKETS:
-                del pictures[index]
-        if not missing and not pictures:
-            return present, sizes
-        if num_bytes > _SEARCHED_BYTES:
-            return present | missing, sizes
-    for index in pictures:
-        found, _ = decoded(streams[index], None)
-        if found:
-            sizes[index] = upright_size(found[0])
-    return present, sizes

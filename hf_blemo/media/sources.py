@@ -1,4 +1,4 @@
-"""Where media come from: a file, an address, bytes or a file object, each as a file that several readers share."""
+"""Sources of media (a file, an address, bytes or a file object), each as one file that several readers share."""
 
 import io
 import shutil
@@ -8,36 +8,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.errors import MissingExtraError
+from hf_blemo.errors import MissingExtraError, one_line
 
 EXPECTED = "expected a video or audio file"
-# Of a remote file, up to 16 MiB are kept: enough for the several places that a file of long tracks is read from.
+# Up to 16 MiB of a remote file are kept: enough for the several places at which a file with long tracks is read.
 _BLOCK_SIZE, _NUM_BLOCKS = 2**20, 16
 _REMOTE_CACHE = {"cache_type": "blockcache", "cache_options": {"maxblocks": _NUM_BLOCKS}}
 
 
 class MediaError(ValueError):
-    """A clip that cannot be read; one line says of which, what was found, and what was expected."""
+    """A clip cannot be read; one line names it and says what was found and expected."""
 
 
 class MediaSource:
     """A source of media as a file of known size.
 
-    A source that can only be read from beginning to end, such as a pipe or a server without ranges, is copied to a
-    temporary file first.
+    A source that can only be read from beginning to end, such as a pipe or a server without ranges, is first copied
+    to a temporary file.
 
     Args:
-        source: path; address of fsspec's, as `https://`, `hf://` or `s3://`; bytes; or a file object, opened in binary
-            mode, which is read from its beginning and stays open.
-        name: for messages; the path or the address without its query by default.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        IsADirectoryError: a folder.
-        MediaError: nothing can be read, or the file is empty.
-        MissingExtraError: the package for this kind of address is missing.
-
-    Source: this project's choice.
+        source: see [`MediaFile`].
+        name: for messages; by default the path, or the address without its query.
     """
 
     def __init__(self, source: Any, name: str | None = None):
@@ -52,22 +43,18 @@ class MediaSource:
             self.close()
             raise
 
-    def reader(self, hint: str) -> "Reader":
-        """A file object with a place of its own, to be read beside others.
-
-        Args:
-            hint: file name that decoders may look at, or an empty text.
-        """
-        return Reader(self, hint)
+    def reader(self, hint: str) -> "_Reader":
+        """Returns a file object with its own place; decoders may look at the `hint`, a file name or an empty text."""
+        return _Reader(self, hint)
 
     def read_at(self, place: int, size: int) -> bytes:
-        """At most `size` bytes from a place on."""
+        """Reads at most `size` bytes from a place on."""
         with self._lock:
             self._file.seek(place)
             return self._file.read(size)
 
     def close(self) -> None:
-        """Closes what was opened here; a file object that was given stays open."""
+        """Closes the file, unless the caller opened it."""
         if self._owned:
             self._file.close()
 
@@ -75,7 +62,7 @@ class MediaSource:
         try:
             if not isinstance(self._file.read(0), bytes):
                 raise MediaError(f"{self.name}: a file object in text mode, expected one in binary mode")
-            # fsspec calls a file seekable whose size its server does not tell, and then fails to seek.
+            # Without a size from the server, fsspec calls a file seekable and then fails to seek.
             if self._file.seekable() and getattr(self._file, "size", 0) is not None:
                 return self._file.seek(0, io.SEEK_END)
             with ExitStack() as unless_it_fails:
@@ -84,30 +71,25 @@ class MediaSource:
                 unless_it_fails.pop_all()
         except (MediaError, MemoryError):
             raise
-        # Every kind of file system has errors of its own.
+        # Every file system has its own errors.
         except Exception as error:
-            raise MediaError(f"{self.name}: cannot be read: {described(error)}") from error
+            raise MediaError(f"{self.name}: cannot be read: {one_line(error)}") from error
         self.close()
         self._file, self._owned = copy, True
         return copy.tell()
 
 
-class Reader:
-    """A place in a [`MediaSource`], as the file object that PyAV reads.
-
-    Args:
-        source: what is read.
-        name: file name that decoders may look at.
-    """
+class _Reader:
+    """A place in a [`MediaSource`], as the file object that PyAV reads."""
 
     def __init__(self, source: MediaSource, name: str):
         self.name = name
+        # The first error of reading, as not every decoder reports errors.
         self.error: Exception | None = None
         self._source = source
         self._place = 0
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes; the first error is kept, as not every decoder reports what it met."""
         try:
             content = self._source.read_at(self._place, size)
         except Exception as error:
@@ -117,24 +99,15 @@ class Reader:
         return content
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Goes elsewhere and says where that is."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._source.size}[whence]
         self._place = max(0, base + offset)
         return self._place
 
     def tell(self) -> int:
-        """The place in bytes."""
         return self._place
 
     def seekable(self) -> bool:
-        """Always."""
         return True
-
-
-def described(error: BaseException) -> str:
-    """An error in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def is_address(source: Any) -> bool:
@@ -144,7 +117,7 @@ def is_address(source: Any) -> bool:
 
 def _name_of(source: Any) -> str:
     if is_address(source):
-        # A query may hold a signature that lets others in.
+        # A query may hold a signature that grants access.
         return source.split("?")[0] if source.startswith(("http://", "https://")) else source
     if isinstance(source, (str, Path)):
         return str(source)
@@ -155,7 +128,7 @@ def _name_of(source: Any) -> str:
 
 
 def _opened(source: Any, name: str) -> tuple[Any, bool]:
-    """A binary file, and whether it is to be closed in the end."""
+    """A binary file, and whether to close it in the end."""
     if is_address(source):
         return _remote(source, name), True
     if isinstance(source, (str, Path)):
@@ -171,14 +144,14 @@ def _local(path: Path, name: str) -> Any:
     if path.is_dir():
         raise IsADirectoryError(f"{name}: a folder, {EXPECTED}")
     try:
-        # The decoders buffer by themselves.
+        # The decoders have their own buffer.
         return open(path, "rb", buffering=0)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: no such file, {EXPECTED}") from error
     except PermissionError as error:
         raise PermissionError(f"{name}: may not be read, {EXPECTED}") from error
     except OSError as error:
-        raise MediaError(f"{name}: cannot be opened: {described(error)}") from error
+        raise MediaError(f"{name}: cannot be opened: {one_line(error)}") from error
 
 
 def _remote(address: str, name: str) -> Any:
@@ -190,15 +163,15 @@ def _remote(address: str, name: str) -> Any:
     except FileNotFoundError as error:
         cause = error.__cause__
         if cause is not None and getattr(cause, "status", None) not in (404, 410):
-            # fsspec says so of a server that cannot be reached, or refuses, too.
-            raise MediaError(f"{name}: cannot be opened: {described(cause)}") from error
+            # fsspec also raises this for a server that refuses or cannot be reached.
+            raise MediaError(f"{name}: cannot be opened: {one_line(cause)}") from error
         raise FileNotFoundError(f"{name}: no such file, {EXPECTED}") from error
     except IsADirectoryError as error:
         raise IsADirectoryError(f"{name}: a folder, {EXPECTED}") from error
     except PermissionError as error:
         raise PermissionError(f"{name}: may not be read, {EXPECTED}") from error
     except ImportError as error:
-        raise MissingExtraError(f"{name}: {described(error)}") from error
-    # Every kind of file system has errors of its own.
+        raise MissingExtraError(f"{name}: {one_line(error)}") from error
+    # Every file system has its own errors.
     except Exception as error:
-        raise MediaError(f"{name}: cannot be opened: {described(error)}") from error
+        raise MediaError(f"{name}: cannot be opened: {one_line(error)}") from error

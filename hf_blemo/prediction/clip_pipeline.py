@@ -8,8 +8,7 @@ from typing import Any
 
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.extraction.clip_sources import KINDS, MediaClip, as_clip, find_clips, undecoded
-from hf_blemo.media.media import is_media
-from hf_blemo.media.sources import is_address
+from hf_blemo.media import is_address, is_media
 from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import DECODING_PARAMETERS, TASK
 from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import (
     BlendedEmotionRecognitionPipeline as FeaturesPipeline,

@@ -10,7 +10,7 @@ from exact_clips import exact_sound, write_exact
 from hf_blemo.encoders import load_encoder
 from hf_blemo.encoders.encoder import EncodedClip, EncoderMemoryError, EncoderSource, Piece
 from hf_blemo.extraction.extraction import encode_clips
-from hf_blemo.media.media import MediaError
+from hf_blemo.media import MediaError
 
 # Of each kind of forward: frames, segments, steps of sound, windows of sound.
 KINDS = ("vit", "timesformer", "hubert", "whisper")

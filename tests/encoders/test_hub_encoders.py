@@ -51,7 +51,7 @@ def loaded(name, **options):
         encoder = loading.load_encoder(name, device="cpu", **options)
     except (ValueError, FileNotFoundError) as error:
         return [type(error).__name__, str(error)]
-    total = sum(float(values.double().sum()) for values in encoder.model.parameters())
+    total = sum(float(values.detach().double().sum()) for values in encoder.model.parameters())
     return [type(encoder).__name__, encoder.source.options(), encoder.feature_size, total]
 
 given = json.loads(sys.argv[1])
@@ -80,17 +80,17 @@ answers["converted at its commit"] = loaded("you/pickled", revision=request.oid)
 
 # Another commit comes between the reading of the config and that of the weights.
 commits["you/moving"] = upload("you/moving", given["folders"]["you/vit"])
-load = loading._load
+load = loading.load_part
 
-def and_then_move(auto_class, *arguments):
-    found = load(auto_class, *arguments)
-    if auto_class == "AutoConfig":
+def and_then_move(auto_class, *arguments, **options):
+    found = load(auto_class, *arguments, **options)
+    if auto_class.__name__ == "AutoConfig":
         upload("you/moving", given["folders"]["you/hubert"])
     return found
 
-loading._load = and_then_move
+loading.load_part = and_then_move
 answers["moving"] = loaded("you/moving")
-loading._load = load
+loading.load_part = load
 assert api.model_info("you/moving").sha != commits["you/moving"]
 
 folder = Path("own")

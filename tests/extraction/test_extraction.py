@@ -16,7 +16,7 @@ from hf_blemo.extraction import decoding, extraction
 from hf_blemo.extraction.clip_sources import MediaClip
 from hf_blemo.extraction.decoding import CLIPS_AHEAD, THREAD_NAME
 from hf_blemo.extraction.extraction import encode_clips
-from hf_blemo.media.media import MediaError
+from hf_blemo.media import MediaError
 
 NAMES = ("vit", "timesformer", "hubert", "whisper")
 
