@@ -45,8 +45,6 @@ class AutoClassRegistrar:
         pipelines: For each task of a pipeline of this package, the name of the pipeline's class, among `classes`. Its
             models are those of `AutoModel`.
         bases: For pipelines that extend another of the same name, the full name of the module that defines that.
-
-    Source: this project's choice.
     """
 
     def __init__(

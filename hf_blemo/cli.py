@@ -24,8 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, or 2 after a one-line error on stderr.
-
-    Source: this project's choice.
     """
     try:
         arguments = make_parser().parse_args(argv)
@@ -41,8 +39,6 @@ def make_parser() -> Parser:
 
     Returns:
         The parser; `handler` of its result is the function to call with that result.
-
-    Source: this project's choice.
     """
     parser = Parser(prog="hf-blemo", description="Blended emotion recognition by rank-aware fusion, on BlEmoRE.")
     parser.add_argument("--version", action="version", version=f"hf_blemo {hf_blemo.__version__}")

@@ -1,4 +1,4 @@
-"""The three pictures of a distillation: losses, evaluations during training, and whose similarities became whose."""
+"""The three plots of a distillation: losses, evaluations during training, and similarities before and after."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
@@ -37,7 +37,7 @@ LOG_RATIO = 20
 def plot_loss_terms(
     history: Iterable[Mapping[str, Any]], path: str | Path, title: str = "Losses of the distillation"
 ) -> Path:
-    """Draw the total loss and every unweighted term over the steps, each in a panel of its own.
+    """Draw the total loss and every unweighted term over the steps, each in its own panel.
 
     A panel's axis is logarithmic where its values are positive and span more than a factor of 20.
 
@@ -52,9 +52,6 @@ def plot_loss_terms(
 
     Raises:
         ValueError: if there is no row, or a row lacks "step" or "loss".
-
-    Source:
-        This project's choice.
     """
     rows = list(history)
     for index, row in enumerate(rows):
@@ -112,9 +109,6 @@ def plot_evaluations(
     Raises:
         ValueError: if there is no evaluation or task, a key is missing, a kind is unknown or a share is not between 0
             and 1.
-
-    Source:
-        This project's choice.
     """
     rows = sorted(
         (_checked(row, f"evaluation {index}") for index, row in enumerate(evaluations)), key=itemgetter("step")
@@ -196,9 +190,6 @@ def plot_similarity(
     Raises:
         ValueError: if a matrix is not square, differs in shape from the teacher's, or holds NaN, infinity or numbers
             beyond -1 and 1.
-
-    Source:
-        This project's choice.
     """
     first = np.asarray(teacher, dtype=np.float64)
     if first.ndim != 2 or first.shape[0] != first.shape[1] or len(first) < 2:

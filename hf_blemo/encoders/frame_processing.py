@@ -1,4 +1,4 @@
-"""Frames as a vision model's image processor makes them: resized during decoding, normalised in batches."""
+"""Runs a vision model's image processor in two steps: resizes while decoding, normalises in batches."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ class FrameProcessor:
     """Splits the work of an image processor in two: uint8 pixels of the model's size, and their scale.
 
     The first half is the slow one and runs while clips are decoded; the second runs once per batch, on the device. A
-    processor that cannot be split, or whose halves do not add up to it, is used as a whole.
+    processor that cannot be split exactly is used as a whole.
 
     Args:
-        image_processor: of transformers' PIL backend; it is not changed.
-        where: the model, for errors.
-        backend: which backend of transformers to resize like, `pil` or `torchvision`. torchvision itself is not
-            needed: torch gives its numbers, several times as fast as Pillow.
+        image_processor: an image processor of transformers' PIL backend; not changed.
+        where: name of the model in errors.
+        backend: resize like this backend of transformers, `pil` or `torchvision`. torchvision itself is not needed:
+            torch gives its numbers, several times as fast as Pillow.
 
     Raises:
-        ValueError: the processor does not make pictures of one size; the backend is unknown; or torch lacks the
-            processor's filter or cannot resize as it does.
+        ValueError: the processor's pictures differ in size, the backend is unknown, or torch cannot resize as the
+            processor does.
     """
 
     def __init__(self, image_processor: Any, where: str, backend: str = "pil"):
@@ -136,8 +136,8 @@ def _with_backend(image_processor: Any, backend: Any, where: str) -> Any:
 class _TorchResize:
     """Replaces the method `resize` of an image processor.
 
-    The first frame of each size is tried on noise: the processor's own method gives the size to resize to, and where
-    torch gives other pixels, as for some very narrow frames, all frames of that size are left to that method.
+    For each new frame size, noise is resized by both: the processor's own method gives the size to resize to. Where
+    torch gives other pixels, as for some very narrow frames, that method resizes all frames of that size.
     """
 
     def __init__(self, image_processor: Any):

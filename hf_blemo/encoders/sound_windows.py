@@ -1,4 +1,4 @@
-"""Sound as encoders take it: cut into windows while it is decoded, so that memory does not grow with its length."""
+"""Cuts sound into windows for encoders while it is decoded, so that memory does not grow with its length."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ import numpy as np
 
 from hf_blemo.encoders.encoder import Piece, Session
 
-# Short gaps in a track are filled with silence, so that times stay true. After longer ones the sound begins anew: an
-# error of the time stamps can make hours of nothing.
+# Silence fills short gaps in a track, so that times stay true. After a longer gap the sound starts anew, because wrong
+# time stamps can claim hours of silence.
 _SHORTEST_GAP = 0.05
 _LONGEST_GAP = 60.0
 
 
 class SoundBuffer:
-    """The decoded sound of a clip that is still needed.
+    """The part of a clip's decoded sound that is still needed.
 
     Args:
         rate: samples per second.
@@ -48,7 +48,7 @@ class SoundBuffer:
         self._add(samples)
 
     def read(self, first: int, end: int) -> np.ndarray:
-        """Samples by their numbers; none of them may be dropped yet."""
+        """Samples by number; all of them must still be kept."""
         if len(self._parts) > 1:
             self._parts = [np.concatenate(self._parts)]
         kept = self._parts[0] if self._parts else np.zeros(0, np.float32)
@@ -105,7 +105,7 @@ class SoundSession(Session):
         self.window, self.context = window, context
 
     def push(self, item: Any) -> Iterator[Piece]:
-        """Takes a stretch of sound."""
+        """Adds a stretch of sound."""
         if self.buffer.is_far(item.time):
             yield from self.finish()
             self.buffer = SoundBuffer(self.buffer.rate)

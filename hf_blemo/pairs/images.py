@@ -1,4 +1,4 @@
-"""Images as pixels: opened whatever they are, cropped at random, normalised."""
+"""Opens images of any kind, crops them at random, and normalises their pixels."""
 
 import io
 import math
@@ -14,8 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 from PIL.JpegImagePlugin import JpegImageFile
 
-# By EXIF orientation: how the stored picture is turned upright, and the same as three steps, whether the axes are
-# swapped, then whether left and right and whether top and bottom are.
+# EXIF orientation -> how to turn the stored picture upright, and the same as three steps: whether to swap the axes,
+# then left and right, then top and bottom.
 _TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, (False, True, False)),
     3: (Image.Transpose.ROTATE_180, (False, True, True)),
@@ -27,26 +27,26 @@ _TURNS = {
 }
 _UPRIGHT = (None, (False, False, False))
 _TRIES = 10
-# What may tell of an orientation in a PNG, where it may come after the pixels.
+# Chunks of a PNG that may hold its orientation, possibly after the pixels.
 _PNG_MARKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 
 Box = tuple[float, float, float, float]
 
 
 class BrokenImageError(ValueError):
-    """An image that cannot be read; the message says what was found and where."""
+    """Raised for an image that cannot be read; names the image and what was found."""
 
 
 def open_image(source: Any, where: str = "image") -> Image.Image:
-    """Opens an image: its header is read, its pixels are not decoded yet.
+    """Opens an image by its header, without decoding its pixels.
 
     Args:
         source: the bytes of a file, its path, a dictionary of the two as `datasets` has it (bytes win), or an image of
             Pillow, which is returned as it is.
-        where: what messages call the image; the path of a dictionary is added.
+        where: name of the image in messages; the path of a dictionary is added.
 
     Raises:
-        BrokenImageError: there is none, the file is missing, or it is no image that can be opened safely.
+        BrokenImageError: there is no image, the file is missing, or it cannot be opened safely as an image.
     """
     if isinstance(source, dict):
         path = source.get("path")
@@ -60,7 +60,7 @@ def open_image(source: Any, where: str = "image") -> Image.Image:
         return source
     if isinstance(source, (str, Path)):
         try:
-            # Not left to Pillow, which would keep the file open until the pixels are asked for.
+            # Pillow would keep the file open until its pixels are decoded.
             source = Path(source).read_bytes()
         except (OSError, ValueError) as error:
             raise BrokenImageError(f"{where}: expected an image file, found none that can be read: {error}") from error
@@ -73,12 +73,12 @@ def open_image(source: Any, where: str = "image") -> Image.Image:
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        raise BrokenImageError(f"{where}: {len(source):,} bytes that are no known kind of image") from error
+        raise BrokenImageError(f"{where}: {len(source):,} bytes of no known image format") from error
     # Each of Pillow's readers has errors of its own.
     except Exception as error:
         raise BrokenImageError(f"{where}: {len(source):,} bytes that cannot be opened as an image: {error}") from error
     if image.format == "EPS":
-        # Its pixels are made by running the file as a program, in Ghostscript.
+        # Ghostscript runs such a file as a program to get its pixels.
         raise BrokenImageError(f"{where}: expected an image of pixels, found EPS")
     image.info["where"] = where
     return image
@@ -94,9 +94,9 @@ def _broken(image: Image.Image, error: Exception) -> BrokenImageError:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied to the pixels, 1 to 8."""
+    """The EXIF orientation not yet applied to the pixels, 1 to 8."""
     if image.format == "TIFF":
-        # Pillow applies it by itself, and counts it in the size from the start.
+        # Pillow applies it on decoding, and its size already includes it.
         return 1
     if image.format == "PNG" and (file := getattr(image, "fp", None)) is not None:
         content, header = (file.getvalue(), file.tell()) if isinstance(file, io.BytesIO) else (None, 0)
@@ -112,7 +112,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _undecoded(image: Image.Image) -> JpegImageFile | None:
-    """The same JPEG opened once more, as a reduced decode changes the object; None where there is no such thing."""
+    """The same JPEG opened again, since a reduced decode changes the object; None if it is not a JPEG."""
     if not isinstance(image, JpegImageFile) or not image.tile or image.decoderconfig:
         return None
     if image.tell() or not isinstance(image.fp, io.BytesIO):
@@ -122,7 +122,7 @@ def _undecoded(image: Image.Image) -> JpegImageFile | None:
 
 
 def _gray_levels(image: Image.Image) -> Image.Image:
-    """8 bits of a picture that has more than 8."""
+    """Reduces a picture of more than 8 bits to 8."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     highest = values.max()
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -134,7 +134,7 @@ def _gray_levels(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Decoded, as RGB, as it is stored; the image itself where that is what it is."""
+    """Decodes to RGB without turning; returns the image itself if it is RGB already."""
     image.load()
     if image.mode[0] in "IF":
         image = _gray_levels(image)
@@ -149,18 +149,16 @@ def _rgb(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Decodes an image, turns it upright as its EXIF data say, and converts it to RGB.
 
-    What is transparent lies on white. Gray of 16 bits is scaled to 8, not clipped. Integers of 32 bits and floats do
-    not say what is white: it is 255, 65535 or, for floats only, 1, the least of these that no pixel exceeds, or else
-    the brightest pixel. Of an animation this is the frame that it stands at, the first when just opened. Colour
-    profiles are ignored, as in the preprocessing of CLIP.
+    Transparent pixels are laid on white. 16-bit gray is scaled to 8 bits, not clipped. 32-bit integers and floats do
+    not define white: it is the least of 255, 65535 and (floats only) 1 that no pixel exceeds, or else the brightest
+    pixel. An animation gives its current frame, which is the first one after opening. Colour profiles are ignored, as
+    in CLIP's preprocessing.
 
     Args:
-        image: it stays as it is.
+        image: not changed.
 
     Raises:
-        BrokenImageError: its pixels cannot be decoded, or not all.
-
-    Source: this project's choice.
+        BrokenImageError: some pixels cannot be decoded.
     """
     try:
         own = _undecoded(image) or image
@@ -174,14 +172,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise
     except Exception as error:
         raise _broken(image, error) from error
-    # What is left to say of the file, its orientation above all, has been applied.
+    # The metadata, above all the orientation, has been applied.
     upright.info = {}
     return upright
 
 
 def oriented_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height in pixels once the image is upright; nothing is decoded for it, but for a PNG whose EXIF data
-    follow its pixels.
+    """Width and height of the upright image in pixels. Decodes only a PNG whose EXIF data follow its pixels.
 
     Raises:
         BrokenImageError: such a PNG cannot be decoded.
@@ -201,7 +198,7 @@ class Crop:
 
     Args:
         left, top, width, height: in pixels of the upright image at full size.
-        flip: whether the part is mirrored, left to right.
+        flip: whether to mirror the part, left to right.
     """
 
     left: int
@@ -217,7 +214,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crops: how large, how oblong, how often mirrored.
+    """Distribution of random crops: area, aspect ratio and mirroring.
 
     Args:
         scale: least and greatest share of the image's area.
@@ -225,7 +222,7 @@ class Augmentation:
         flip: probability of a mirrored crop.
 
     Raises:
-        ValueError: a range that is empty or leaves (0, 1] for shares, (0, inf) for ratios; no probability.
+        ValueError: a range is empty or leaves (0, 1] (scale) or (0, inf) (ratio), or `flip` is not a probability.
 
     Source: Szegedy et al., "Going Deeper with Convolutions", section 6; the defaults are those of OpenCLIP's training.
     """
@@ -238,7 +235,7 @@ class Augmentation:
         for name, found, highest in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
             if not isinstance(found, (tuple, list)) or len(found) != 2 or not all(map(_is_number, found)):
                 raise ValueError(f"{name}: expected the least and the greatest value, found {found!r}")
-            # A file of settings has lists; only tuples keep this hashable.
+            # Settings files give lists; tuples keep this hashable.
             object.__setattr__(self, name, tuple(found))
             if not (0 < found[0] <= found[1] <= highest and math.isfinite(found[1])):
                 limit = "" if math.isinf(highest) else f" <= {highest:g}"
@@ -249,15 +246,16 @@ class Augmentation:
     def crop_of(self, size: tuple[int, int], generator: np.random.Generator) -> Crop:
         """Draws a crop: its share of the area uniformly, its ratio uniformly on the logarithmic scale.
 
-        Ten draws that do not fit, and it is the largest crop in the middle whose ratio is allowed. A photograph of
-        16:9 has no crop of nine tenths of its area with a ratio up to 4:3, so by the defaults it always gets that one.
+        After ten draws that do not fit, the crop is the largest one in the middle with an allowed ratio. A 16:9
+        photograph has no crop of nine tenths of its area with a ratio up to 4:3, so with the defaults it always gets
+        that crop.
 
         Args:
             size: width and height of the upright image in pixels.
-            generator: gives 23 numbers, whatever becomes of them.
+            generator: always gives 23 numbers, used or not.
 
         Raises:
-            ValueError: an image without pixels.
+            ValueError: the image has no pixels.
         """
         width, height = size
         if width < 1 or height < 1:
@@ -271,7 +269,7 @@ class Augmentation:
             ratio = math.exp(lowest + form * (highest - lowest))
             wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < wide <= width and 0 < high <= height:
-                # The last place is one of its own chance, and rounding must not lead past it.
+                # The last position is as likely as any other, and rounding must not exceed it.
                 left = min(int(across * (width - wide + 1)), width - wide)
                 return Crop(left, min(int(down * (height - high + 1)), height - high), wide, high, flip)
         wide = max(1, min(width, round(height * self.ratio[1])))
@@ -300,15 +298,15 @@ def read_crop(
     decode_size: int | None = None,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
-    """Reads a crop of an image at the size asked for.
+    """Reads a crop of an image at a given size.
 
     A JPEG is decoded at the least of the scales 1/8, 1/4, 1/2 and 1 of its cosine transform at which the crop's
-    shorter side still has `decode_size` pixels: most of the work of a full decode is never done. The result depends
-    on the file and the arguments alone. An image that was decoded before cannot be reduced any more, and gives the
-    crop of its full size.
+    shorter side still has `decode_size` pixels, which avoids most of the work of a full decode. The result depends
+    only on the file and the arguments. An image that is already decoded cannot be reduced, and is cropped at full
+    size.
 
     Args:
-        image: as [`open_image`] gave it; it stays as it is.
+        image: from [`open_image`]; not changed.
         crop: in the pixels of [`oriented_size`].
         size: width and height of the result in pixels, one number for both.
         decode_size: in pixels; the larger side of `size` by default. A larger one is slower and closer to the full
@@ -319,10 +317,8 @@ def read_crop(
         (H, W, 3) uint8.
 
     Raises:
-        BrokenImageError: the pixels cannot be decoded, or not all.
-        ValueError: a crop that leaves the image, or a size below one pixel.
-
-    Source: this project's choice.
+        BrokenImageError: some pixels cannot be decoded.
+        ValueError: the crop leaves the image, or a size is below one pixel.
     """
     target = (size, size) if isinstance(size, int) else (size[0], size[1])
     decode_size = max(target) if decode_size is None else decode_size
@@ -349,7 +345,7 @@ def read_crop(
         if scale > 1:
             own.draft(None, (own.width // scale, own.height // scale))
         stored = _rgb(own)
-        # Pixels outside the crop must not shine in at its edge, as they would through the filter of a whole image.
+        # Pixels outside the crop must not leak in at its edge through the filter.
         box = (box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale)
         left, top = math.floor(box[0]), math.floor(box[1])
         part = stored.crop((left, top, math.ceil(box[2]), math.ceil(box[3])))
@@ -370,7 +366,7 @@ def read_crop(
 def normalized(
     pixels: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float], rescale_factor: float = 1 / 255
 ) -> torch.Tensor:
-    """Pixels as a tower takes them: `(pixels * rescale_factor - mean) / std`.
+    """Normalises pixels for a tower: `(pixels * rescale_factor - mean) / std`.
 
     Args:
         pixels: n arrays (H, W, 3) of uint8, all of one size.
@@ -381,7 +377,7 @@ def normalized(
         (n, 3, H, W) float32, contiguous.
 
     Raises:
-        ValueError: no pixels, pixels of another kind or of several sizes, or not three channels.
+        ValueError: there are no pixels, or they have another type, several sizes, or not three channels.
     """
     found = sorted({f"{values.dtype} {values.shape}" for values in pixels})
     if len(found) != 1 or pixels[0].dtype != np.uint8 or pixels[0].shape[2:] != (3,):

@@ -1,4 +1,4 @@
-"""What a CLIP's own tokenizer and image processor make of image-caption pairs."""
+"""Processes image-caption pairs with a CLIP's own tokenizer and image processor."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from transformers import CLIPProcessor, PreTrainedTokenizerBase
 
 from hf_blemo.pairs.images import Crop, normalized, open_image, read_crop, to_rgb
 
-# Towers that were trained on captions padded to full length, without a mask.
+# Towers trained on captions padded to full length, without a mask.
 PADDED_TOWERS = ("siglip",)
 
 
@@ -21,14 +21,14 @@ class PairProcessor:
     Args:
         tokenizer: of the model.
         image_processor: of the model; one of transformers, with `size` or `crop_size`, `image_mean` and `image_std`.
-        text_config: of the model's text tower; says how long captions may be, and whether they are padded to that.
+        text_config: of the model's text tower; sets the longest caption, and whether to pad to it.
     """
 
     def __init__(self, tokenizer: Any, image_processor: Any, text_config: Any = None):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         context = getattr(text_config, "max_position_embeddings", None)
-        # A tokenizer that says nothing has a length of 1e30.
+        # A tokenizer without a maximum reports 1e30.
         lengths = [length for length in (context, tokenizer and tokenizer.model_max_length) if length]
         self.max_length = min((int(length) for length in lengths if length < 1e9), default=None)
         self.padding: Any = True
@@ -40,7 +40,7 @@ class PairProcessor:
         """Height and width of the images the model takes.
 
         Raises:
-            ValueError: the image processor names no fixed size.
+            ValueError: the image processor has no fixed size.
         """
         for name in ("crop_size", "size"):
             size = getattr(self.image_processor, name, None)
@@ -56,17 +56,17 @@ class PairProcessor:
         """Saves both as a `CLIPProcessor`, which AutoProcessor loads, as AutoTokenizer and AutoImageProcessor do.
 
         Args:
-            folder: made where it is missing; usually the model's.
+            folder: usually the model's; created if missing.
 
         Raises:
-            ValueError: the tokenizer is none of transformers.
+            ValueError: the tokenizer is not one of transformers.
         """
         if not isinstance(self.tokenizer, PreTrainedTokenizerBase):
             raise ValueError(f"expected a tokenizer of transformers to save, found {type(self.tokenizer).__name__}")
         CLIPProcessor(self.image_processor, self.tokenizer).save_pretrained(folder)
 
     def images(self, images: Sequence[Any]) -> torch.Tensor:
-        """Images, each whatever [`open_image`] opens, as the model's own rule resizes and crops them.
+        """Resizes and crops images of any kind that [`open_image`] takes by the model's own rule.
 
         Returns:
             (n, 3, H, W) float32.
@@ -104,12 +104,12 @@ class PairProcessor:
     def captions(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
         """`input_ids` and, where the tokenizer makes one, `attention_mask`, (n, L).
 
-        Captions are cut to the context of the text tower, their end-of-text token kept, and padded to the longest of
-        them; that is exact for causal towers, and on short captions less than half of the work of padding to full
-        length. Towers that were trained on full length get that.
+        Captions are cut to the text tower's context, keeping their end-of-text token, and padded to the longest
+        caption. That is exact for causal towers, and for short captions less than half the work of padding to full
+        length. Towers trained on full length get full length.
 
         Raises:
-            ValueError: a caption that is no text.
+            ValueError: a caption is not text.
         """
         for caption in captions:
             if not isinstance(caption, str):
@@ -120,12 +120,12 @@ class PairProcessor:
         return {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
 
     def same_images(self, other: "PairProcessor") -> bool:
-        """Whether both make the same pixels of an image."""
+        """Whether both processors give the same pixels."""
         one, two = self.image_processor.to_dict(), other.image_processor.to_dict()
         return all(one.get(name) == two.get(name) for name in (one.keys() | two.keys()) - {"processor_class"})
 
     def same_tokens(self, other: "PairProcessor") -> bool:
-        """Whether both make the same tokens of a caption."""
+        """Whether both processors give the same tokens."""
         if (self.max_length, self.padding) != (other.max_length, other.padding):
             return False
         if self.tokenizer is other.tokenizer:

@@ -77,7 +77,7 @@ def test_what_is_no_image_says_so_and_where(tmp_path):
         ({"bytes": None, "path": None}, "row 7: .*found NoneType"),
         (5, "row 7: .*found int"),
         (b"", "row 7: .*zero bytes"),
-        (b"no image at all", "row 7: 15 bytes that are no known kind of image"),
+        (b"no image at all", "row 7: 15 bytes of no known image format"),
         ({"bytes": b"text", "path": "a.jpg"}, r"row 7 \(a.jpg\): 4 bytes that are no known"),
         (torn, "row 7: 15 bytes that cannot be opened as an image: Truncated"),
         (bomb, "row 7: .*decompression bomb"),
