@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,8 @@ import yaml
 from huggingface_hub import CardData, ModelCardData
 from huggingface_hub.repocard import RepoCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hf_blemo.loading import is_hub_id
 
 from . import card_clip_rd, card_rank_aware_fusion
 
@@ -28,18 +31,22 @@ _LOCAL_PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/'\"]+[\\/
 
 
 def without_local_paths(value: Any) -> Any:
-    """Cut the folders off every absolute path in a tree of settings, so that nothing of this machine is published.
+    """Cut the folders off every place of this machine that a tree of settings names, so that it can be published.
 
     Args:
         value: nested mappings, lists and texts.
 
     Returns:
-        The same tree with only the last component of absolute paths; web addresses and relative paths stay.
+        The same tree with only the last component of absolute paths, and of every `model_id` that is not a Hub id; web
+        addresses and other relative paths stay.
     """
     if isinstance(value, str):
         return _LOCAL_PATH.sub(lambda match: re.split(r"[\\/]", match[0].rstrip("\\/"))[-1], value)
     if isinstance(value, Mapping):
-        return {key: without_local_paths(item) for key, item in value.items()}
+        published = {key: without_local_paths(item) for key, item in value.items()}
+        if isinstance(value.get("model_id"), str) and not is_hub_id(value["model_id"]):
+            published["model_id"] = Path(value["model_id"]).name
+        return published
     if isinstance(value, list | tuple):
         return [without_local_paths(item) for item in value]
     return value
@@ -109,14 +116,7 @@ def render_template(template: str, metadata: CardData, **values: Any) -> str:
     Returns:
         Metadata and text of a README.md.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATE_FOLDERS),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"cell": _cell, "measure": _measure, "share": _share, "counted": _counted}
-    text = environment.get_template(f"{template}.md.jinja").render(card_data=metadata.to_yaml(), **values)
+    text = _environment().get_template(f"{template}.md.jinja").render(card_data=metadata.to_yaml(), **values)
     return text.rstrip() + "\n"
 
 
@@ -172,6 +172,15 @@ def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | 
             metadata.setdefault(key, value)
     header = ModelCardData(**metadata).to_yaml(original_order=list(metadata))
     return f"---\n{header}\n---\n{text}"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATE_FOLDERS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"cell": _cell, "measure": _measure, "share": _share, "counted": _counted}
+    return environment
 
 
 def _human_part(card: str) -> tuple[dict[str, Any], str]:

@@ -36,22 +36,6 @@ def read_provenance(source: str) -> dict[str, dict[str, Any]]:
     return {name: {key: entry[key] for key in _PROVENANCE_KEYS if key in entry} for name, entry in entries.items()}
 
 
-def without_folders(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Cut the path of every encoder that is a local folder down to the folder's name, so that it is not published.
-
-    Args:
-        content: of config.json or processor_config.json, with `encoders`.
-
-    Returns:
-        The same content with the shortened `model_id` entries.
-    """
-    encoders = dict(content["encoders"])
-    for row in encoder_rows(content):
-        if not row["published"]:
-            encoders[row["name"]] = {**encoders[row["name"]], "model_id": Path(row["model_id"]).name}
-    return {**content, "encoders": encoders}
-
-
 def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Describe the models behind the features for a card.
 

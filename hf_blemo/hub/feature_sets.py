@@ -9,8 +9,8 @@ from huggingface_hub import DatasetCardData
 
 from hf_blemo import blemore
 
-from .card import merge_card, render_template
-from .encoder_models import PROVENANCE_FILE, encoder_rows, without_folders
+from .card import merge_card, render_template, without_local_paths
+from .encoder_models import PROVENANCE_FILE, encoder_rows
 from .uploads import upload
 
 if TYPE_CHECKING:
@@ -47,13 +47,10 @@ def push_features(
     """
     dataset.push_to_hub(repo_id, split=split, private=private, token=token)
     card = _card(dataset, repo_id, encoders)
-    files = {}
-    if encoders is not None:
-        content = without_folders({"encoders": encoders})["encoders"]
-        files[PROVENANCE_FILE] = (json.dumps(content, indent=2) + "\n").encode()
+    provenance = json.dumps(without_local_paths(encoders), indent=2) + "\n"
     return upload(
         repo_id,
-        files,
+        {} if encoders is None else {PROVENANCE_FILE: provenance.encode()},
         "Bring the card up to date",
         lambda on_hub: merge_card(on_hub, card),
         repo_type="dataset",

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from hf_blemo.files import read_json
 
 from .card import CARD_FILE, FAMILIES, merge_card, render_card, render_template, without_local_paths
-from .encoder_models import encoder_rows, without_folders
+from .encoder_models import encoder_rows
 from .uploads import upload
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ _WEIGHTS_FILE = "model.safetensors"
 _WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 _METRICS_FILE = "metrics.json"
 _EVAL_RESULTS_FOLDER = ".eval_results"
-# The files that name the models behind a fusion's features.
-_ENCODERS_FILES = ("config.json", "processor_config.json")
+# The files that may name folders of this machine: where data lies, or the models behind a fusion's features.
+_FILES_WITH_PATHS = ("config.json", "processor_config.json", _METRICS_FILE)
 # The card as last published to each repository: shows which side was edited since.
 _PUBLISHED_CARDS_FOLDER = ".published_cards"
 _OPTIONAL_FILES = (
@@ -236,18 +236,12 @@ def _upload(
 
     _warn_of_local_encoders(folder)
     contents: dict[str, Path | bytes] = {name: folder / name for name in files}
-    for name in _ENCODERS_FILES:
+    for name in _FILES_WITH_PATHS:
         content = read_json(folder / name) if name in contents else {}
-        if content.get("encoders") and without_folders(content) != content:
-            contents[name] = _json(without_folders(content))
-    if _METRICS_FILE in contents:
-        contents[_METRICS_FILE] = _json(without_local_paths(read_json(folder / _METRICS_FILE)))
+        if without_local_paths(content) != content:
+            contents[name] = (json.dumps(without_local_paths(content), indent=2) + "\n").encode()
     message = message or f"Publish {read_json(folder / 'config.json')['model_type']} with hf_blemo"
     return upload(repo_id, contents, message, checked_card, **options)
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _warn_of_local_encoders(folder: Path) -> None:

@@ -9,8 +9,8 @@ from sample_metrics import FUSION
 from tiny_extraction import fusion_entries, save_encoders, save_fusion
 
 from hf_blemo.hub import publish, write_card
-from hf_blemo.hub.card import render_card
-from hf_blemo.hub.encoder_models import encoder_rows, without_folders
+from hf_blemo.hub.card import render_card, without_local_paths
+from hf_blemo.hub.encoder_models import encoder_rows
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB = {"model_id": "you/student", "revision": COMMIT, "extraction": {"frames_per_second": 5.0}}
@@ -51,8 +51,8 @@ def test_rows_name_model_and_revision(config):
 
 
 def test_paths_of_this_machine_are_not_told(config):
-    shown = without_folders(config)
-    assert shown["encoders"]["folder"] == {"model_id": "small"} and shown["encoders"]["clip"] is HUB
+    shown = without_local_paths(config)
+    assert shown["encoders"]["folder"] == {"model_id": "small"} and shown["encoders"]["clip"] == HUB
     assert "someone" in json.dumps(config) and "someone" not in json.dumps(shown)
 
 
