@@ -94,7 +94,7 @@ def test_the_config_follows_data_and_settings(make_data):
 
 @pytest.mark.parametrize("key", ["hidden_sise", "encoders", "encoder_order", "torch_dtype"])
 def test_settings_that_are_none_of_the_models_are_refused(make_data, key):
-    with pytest.raises(ValueError, match=f"model.{key} "):
+    with pytest.raises(ValueError, match=f"model: unknown setting '{key}'"):
         model_config(make_data(4), FusionSettings(model={key: 1}))
 
 
