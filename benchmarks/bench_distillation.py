@@ -20,9 +20,8 @@ from hf_blemo import CLIPRDConfig, CLIPRDDistiller, CLIPRDLoss, CLIPRDModel
 from hf_blemo.built_in import synthetic_tokenizer
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.embedding import embed
-from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.run import make_optimizer
-from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.clip_rd_training.settings import DistillationSettings, EmbeddingSettings
 from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.clip_rd_training.teachers import open_store
 from hf_blemo.pairs.clip_models import load_clip

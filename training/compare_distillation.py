@@ -4,7 +4,7 @@ Example:
     python training/compare_distillation.py --config training/configs/clip_rd_comparison.yaml
 """
 
-from hf_blemo.clip_rd_training.comparison_settings import ComparisonSettings
+from hf_blemo.clip_rd_training.settings import ComparisonSettings
 from hf_blemo.errors import one_line_errors
 from hf_blemo.programs.settings import parse_settings
 

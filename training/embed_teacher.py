@@ -4,7 +4,7 @@ Example:
     accelerate launch training/embed_teacher.py --config training/configs/embed_vit_b_16.yaml --output_dir out/store
 """
 
-from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
+from hf_blemo.clip_rd_training.settings import EmbeddingSettings
 from hf_blemo.errors import one_line_errors
 from hf_blemo.programs.settings import parse_settings
 

@@ -1,20 +1,22 @@
 """Tasks to evaluate CLIP-like models on: any labelled images, any image-caption pairs, and the built-in ones."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
+from huggingface_hub.dataclasses import strict
 
 from hf_blemo.built_in import EMOJI, PAIRS, SYNTHETIC
 from hf_blemo.clip_evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
 from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
-from hf_blemo.errors import MissingExtraError, check_known
+from hf_blemo.errors import MissingExtraError
 from hf_blemo.files import read_json
-from hf_blemo.pairs.pair_sources import PairSourceSettings, PairStream, PairTable, open_source
+from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
+from hf_blemo.pairs.settings import PairSourceSettings
+from hf_blemo.programs.settings import not_negative, settings_of
 
-KINDS = ("zero_shot", "retrieval", *PAIRS)
 IMAGENET = "imagenet"
 # Fit any class names that name something visible.
 TEMPLATES = (
@@ -28,6 +30,7 @@ TEMPLATES = (
 )
 
 
+@strict
 @dataclass
 class _TaskSettings:
     """Data and prompts of one task.
@@ -46,7 +49,7 @@ class _TaskSettings:
             `emoji`.
     """
 
-    kind: str = "retrieval"
+    kind: Literal["zero_shot", "retrieval", "synthetic", "emoji"] = "retrieval"
     data: str = SYNTHETIC
     split: str = "test"
     name: str | None = None
@@ -56,17 +59,13 @@ class _TaskSettings:
     label_column: str = "label"
     classes: str | None = None
     templates: list[str] | None = None
-    limit: int = 0
+    limit: int = not_negative(0)
     streaming: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(KINDS)}")
         if self.kind not in PAIRS and self.data in PAIRS:
             raise ValueError(f"kind {self.kind!r} needs data; the built-in tasks are of kind {self.data!r}")
-        if self.limit < 0:
-            raise ValueError(f"limit must be at least 0, found {self.limit}")
         if self.streaming and not self.limit:
             raise ValueError("streaming needs limit, how many images to take from the stream")
 
@@ -87,20 +86,12 @@ def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     """
     tasks: dict[str, Task] = {}
     for name, entries in settings.items():
-        made = _make(name, _parsed(name, entries))
+        made = _make(name, settings_of(_TaskSettings, entries, f"evaluation.{name}"))
         for task in made:
             if task in tasks:
                 raise ValueError(f"evaluation.{name}: there is a task {task!r} already")
         tasks |= made
     return tasks
-
-
-def _parsed(name: str, entries: Mapping[str, Any]) -> _TaskSettings:
-    check_known(f"evaluation.{name}", entries, (entry.name for entry in fields(_TaskSettings)))
-    try:
-        return _TaskSettings(**entries)
-    except ValueError as error:
-        raise ValueError(f"evaluation.{name}: {error}") from None
 
 
 def _make(name: str, settings: _TaskSettings) -> dict[str, Task]:

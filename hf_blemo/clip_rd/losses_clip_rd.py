@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch
 import torch.distributed as dist
@@ -14,9 +13,9 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from .gathering_clip_rd import Processes
-from .tiles_clip_rd import TERMS, TiledTerms, TilesCall
+from .tiles_clip_rd import TiledTerms, TilesCall
+from .weights_clip_rd import CLIP_RD_WEIGHTS, TERMS, check_weights
 
-CLIP_RD_WEIGHTS = {**dict.fromkeys(TERMS, 1.0), "fd": 2000.0}
 CLIP_KD_WEIGHTS = {"task": 1.0, "fd": 2000.0, "icl": 1.0, "hrd": 1.0}
 AFFINITY_MIMICKING_WEIGHTS = {"task": 1.0, "hrd": 1.0}
 INITIAL_SCALE = math.log(1 / 0.07)
@@ -61,28 +60,6 @@ class CLIPRDLossOutput(ModelOutput):
     vrd_image: torch.Tensor | None = None
     vrd_text: torch.Tensor | None = None
     xrd: torch.Tensor | None = None
-
-
-def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """Completes weights of the terms with zeros.
-
-    Args:
-        weights: term -> weight.
-
-    Returns:
-        The weight of every term of `TERMS`.
-
-    Raises:
-        ValueError: an unknown term, or a weight that is negative or not finite.
-    """
-    for name, weight in weights.items():
-        if name not in TERMS:
-            nearest = get_close_matches(str(name), TERMS, 1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"weights: unknown term {name!r}, expected some of {', '.join(TERMS)}{hint}")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weights: {name} must be a finite number of at least 0, found {weight}")
-    return {name: float(weights.get(name, 0.0)) for name in TERMS}
 
 
 class CLIPRDLoss(nn.Module):

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from .gathering_clip_rd import Processes
-
-TERMS = ("task", "fd", "icl", "hrd", "vrd", "vrd_image", "vrd_text", "xrd")
+from .weights_clip_rd import TERMS
 
 # Sums of exponentials of at most 1 that are larger lose nothing that float32 could hold; log-sum-exps that differ by
 # less have a ratio that neither overflows nor meets an underflow that matters.

@@ -10,9 +10,8 @@ import numpy as np
 
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
-from hf_blemo.clip_rd_training.comparison_settings import METHODS, ComparisonSettings
 from hf_blemo.clip_rd_training.run import FREE_IN_RESUME, distill
-from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.clip_rd_training.settings import METHODS, ComparisonSettings, DistillationSettings
 from hf_blemo.files import read_json, write_json
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.programs.checkpoints import check_same_run

@@ -30,8 +30,7 @@ from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
 from hf_blemo.programs.checkpoints import Checkpoints, begin_checkpoints, check_resumable
 from hf_blemo.programs.processes import end_training
-from hf_blemo.programs.push_settings import PUSH_SETTINGS
-from hf_blemo.programs.setting_checks import check_output_folder
+from hf_blemo.programs.settings import PUSH_SETTINGS, check_output_folder
 
 FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", *PUSH_SETTINGS}
 

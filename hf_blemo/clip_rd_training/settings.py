@@ -1,14 +1,114 @@
-"""Settings of the distillation of a CLIP."""
+"""Settings of the programs that distil a CLIP: their pairs, the distillation, stored teachers, the comparison."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
-from hf_blemo.clip_rd.losses_clip_rd import CLIP_RD_WEIGHTS, check_weights
-from hf_blemo.clip_rd_training.data_settings import PairDataSettings
-from hf_blemo.programs.push_settings import PushSettings
-from hf_blemo.programs.setting_checks import check_at_least_one, check_choices, check_not_negative
+from huggingface_hub.dataclasses import strict
+
+from hf_blemo import built_in
+from hf_blemo.clip_rd.weights_clip_rd import CLIP_RD_WEIGHTS, check_weights
+from hf_blemo.errors import check_known
+from hf_blemo.pairs.settings import PairSourceSettings
+from hf_blemo.programs.settings import (
+    PushSettings,
+    at_least_one,
+    different_seeds,
+    not_negative,
+    repository,
+    settings_of,
+)
+
+Precision = Literal["no", "bf16", "fp16"]
+_AUGMENTATION = ("scale", "ratio", "flip", "variants", "seed")
+
+CLIP_KD = ("task", "fd", "icl", "hrd")
+VERTICAL = ("vrd", "vrd_image", "vrd_text")
+METHODS = {
+    "no distillation": ("task",),
+    "affinity mimicking": ("task", "hrd"),
+    "CLIP-KD": CLIP_KD,
+    "CLIP-KD + vertical relations": (*CLIP_KD, *VERTICAL),
+    "CLIP-KD + cross relations": (*CLIP_KD, "xrd"),
+    "CLIP-RD": (*CLIP_KD, *VERTICAL, "xrd"),
+}
 
 
+@strict
+@dataclass
+class PairDataSettings:
+    """Which pairs are read, and how.
+
+    Args:
+        data: `synthetic`, `emoji`, a Hub id, a folder (`save_to_disk`, Parquet, images with `metadata.csv`, WebDataset
+            shards) or a file (.parquet, .csv with paths of images, .tar).
+        split: split of the data.
+        image_column, caption_column: columns of the data (found by name in WebDataset shards). Captions may be
+            lists; each visit of an image draws one.
+        streaming: read shards in turn instead of a table by row numbers.
+        sources: several data sets instead of `data`, each a dict with `data` and, as needed, `weight` (its share of
+            every batch), `split`, `name`, `revision`, `image_column`, `caption_column`, `streaming`, `options`.
+        shuffle_block: consecutive pairs of a stream that are shuffled together; the order of shards is random, too.
+        num_workers: processes that read and decode, per training process; 0 reads in the training process.
+        max_broken_share: largest share of unreadable pairs; they are skipped and reported, more of them end the run.
+        augmentation: RandomResizedCrop: `scale` (share of the area, [0.9, 1.0]), `ratio` (of width to height,
+            [0.75, 1.3333]), `flip` (probability, 0), `variants` (different crops per image, 0 for a new one on every
+            visit) and `seed`. Empty: the image processors resize and crop, without chance.
+        image_size: pixels of a new student's images (default: those of its vision tower's config, else 224).
+        synthetic, emoji: settings of the built-in pairs.
+    """
+
+    data: str = built_in.SYNTHETIC
+    split: str = "train"
+    image_column: str = "image"
+    caption_column: str = "caption"
+    streaming: bool = False
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    shuffle_block: int = at_least_one(1000)
+    num_workers: int = not_negative(0)
+    max_broken_share: float | int = not_negative(0.05)
+    augmentation: dict[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    synthetic: dict[str, Any] = field(default_factory=dict)
+    emoji: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.max_broken_share > 1:
+            raise ValueError(f"max_broken_share: expected a number from 0 to 1, found {self.max_broken_share}")
+        check_known("augmentation", self.augmentation, _AUGMENTATION)
+        # As JSON gives it back: a store and the checkpoints of a run are compared with what they were made with.
+        self.augmentation = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in self.augmentation.items()
+        }
+        for name in ("variants", "seed"):
+            value = self.augmentation.get(name, 0)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"augmentation.{name}: expected a whole number from 0, found {value!r}")
+        for name in built_in.PAIRS:
+            built_in.check_options(name, getattr(self, name))
+        if self.sources and self.data != built_in.SYNTHETIC:
+            raise ValueError(
+                f"data {self.data!r}: sources are given, too, {len(self.sources)} of them; expected one of both "
+                "(--sources '[]' leaves those of a config out)"
+            )
+        for source in self.pair_sources():
+            if source.data in built_in.PAIRS:
+                built_in.check_options(source.data, source.options or {})
+
+    def pair_sources(self) -> list[PairSourceSettings]:
+        """The settings of every source."""
+        if self.sources:
+            return [settings_of(PairSourceSettings, entry, "sources") for entry in self.sources]
+        names = {entry.name for entry in fields(PairSourceSettings)} & {entry.name for entry in fields(self)}
+        options = getattr(self, self.data) if self.data in built_in.PAIRS else None
+        return [PairSourceSettings(**{name: getattr(self, name) for name in names}, options=options)]
+
+    def described_sources(self) -> list[dict[str, Any]]:
+        """The settings of every source as plain values."""
+        # No options and an empty dict of them are the same data.
+        return [{**asdict(source), "options": source.options or None} for source in self.pair_sources()]
+
+
+@strict
 @dataclass
 class DistillationSettings(PushSettings, PairDataSettings):
     """Settings of `training/distill_clip_rd.py`.
@@ -46,7 +146,6 @@ class DistillationSettings(PushSettings, PairDataSettings):
             `split`, `image_column`, `caption_column`, `label_column`, `classes`, `templates`, `limit`, `options`.
         evaluate_every: steps between evaluations; 0 evaluates only at the end.
         evaluate_teacher: also evaluate the teacher once; not with a store.
-        checkpoint_every: steps between checkpoints; 0 writes none.
         resume: resume an interrupted run of the same settings from its newest checkpoint in `output_dir`; it ends with
             the weights of an uninterrupted run.
         trackers: trackers of Accelerate, for instance `[tensorboard]`.
@@ -60,43 +159,33 @@ class DistillationSettings(PushSettings, PairDataSettings):
     student: str = "vit-t-16"
     student_config: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
-    weights: dict[str, float] = field(default_factory=lambda: dict(CLIP_RD_WEIGHTS))
+    weights: dict[str, float | int] = field(default_factory=lambda: dict(CLIP_RD_WEIGHTS))
     weight_schedule: dict[str, list] = field(default_factory=dict)
-    scales: str = "released"
-    num_steps: int = 1000
-    batch_size: int = 256
-    chunk_size: int = 0
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
-    warmup_steps: int = 100
-    max_grad_norm: float = 0.0
-    ema_decay: float = 0.0
-    mixed_precision: str = "no"
-    dtype: str = "float32"
-    seed: int = 0
-    log_every: int = 10
+    scales: Literal["released", "exponentiated"] = "released"
+    num_steps: int = at_least_one(1000)
+    batch_size: int = at_least_one(256)
+    chunk_size: int = not_negative(0)
+    learning_rate: float | int = not_negative(1e-3)
+    weight_decay: float | int = not_negative(0.1)
+    warmup_steps: int = not_negative(100)
+    max_grad_norm: float | int = not_negative(0.0)
+    ema_decay: float | int = not_negative(0.0)
+    mixed_precision: Precision = "no"
+    dtype: Literal["float32", "float64"] = "float32"
+    seed: int = not_negative(0)
+    log_every: int = at_least_one(10)
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evaluate_every: int = 0
+    evaluate_every: int = not_negative(0)
     evaluate_teacher: bool = False
-    checkpoint_every: int = 0
     resume: bool = False
     trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        super().__post_init__()
-        choices = {
-            "scales": ("released", "exponentiated"),
-            "mixed_precision": ("no", "bf16", "fp16"),
-            "dtype": ("float32", "float64"),
-        }
-        check_choices(self, choices)
-        check_at_least_one(self, ("num_steps", "batch_size", "log_every"))
-        names = ("chunk_size", "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "seed")
-        check_not_negative(self, (*names, "checkpoint_every", "evaluate_every"))
+        PairDataSettings.__post_init__(self)
+        PushSettings.__post_init__(self)
         weights = check_weights(self.weights)
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be at least 0 and below 1, found {self.ema_decay}")
-        self.check_push_settings(self.checkpoint_every)
+        if self.ema_decay >= 1:
+            raise ValueError(f"ema_decay: expected a number below 1, found {self.ema_decay}")
         if self.teacher_store is None and self.teacher_name is not None:
             raise ValueError("teacher_name needs teacher_store")
         if self.evaluate_teacher and (self.teacher is None or self.teacher_store is not None or not self.evaluation):
@@ -108,3 +197,93 @@ class DistillationSettings(PushSettings, PairDataSettings):
             self.weights = {"task": weights["task"]}
         if not any(self.weights.values()):
             raise ValueError(f"weights: expected a weight above 0 for some term, found {self.weights}")
+
+
+@strict
+@dataclass
+class EmbeddingSettings(PairDataSettings):
+    """What `training/embed_teacher.py` reads from YAML and command line.
+
+    Args:
+        output_dir: folder of the store; an interrupted run of the same settings resumes.
+        teachers: name -> a folder or Hub id of any CLIP-like model of transformers, or `open_clip:NAME/PRETRAINED`;
+            the name begins the columns of the store.
+        revisions: name -> commit, branch or tag of a teacher on the Hub.
+        image_size: pixels of the largest images that students will see (default: those of the largest teacher); with
+            augmentation, JPEGs are decoded for the largest of these and the teachers'.
+        batch_size: pairs that a process embeds at once.
+        rows_per_shard: pairs of a shard.
+        mixed_precision: precision of the towers; the stored embeddings are always float16.
+        push_to_hub: data set repository (owner/name) to upload the store to; a new one is private.
+    """
+
+    output_dir: str = "out/teacher_store"
+    teachers: dict[str, str] = field(default_factory=dict)
+    revisions: dict[str, str] = field(default_factory=dict)
+    batch_size: int = at_least_one(64)
+    rows_per_shard: int = at_least_one(4096)
+    mixed_precision: Precision = "no"
+    push_to_hub: str | None = repository(None)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.teachers:
+            raise ValueError("teachers: expected at least one, as --teachers.NAME FOLDER_OR_HUB_ID")
+        for name in self.teachers:
+            if not name.isidentifier():
+                raise ValueError(f"teachers: expected names of letters, digits and underscores, found {name!r}")
+        for name in self.revisions:
+            if name not in self.teachers:
+                raise ValueError(f"revisions: no teacher {name!r}, found {', '.join(self.teachers)}")
+        if self.augmentation and not self.augmentation.get("variants"):
+            raise ValueError("augmentation.variants: expected the number of crops to embed of each image, at least 1")
+        for source in self.pair_sources():
+            if source.streaming:
+                raise ValueError(f"data {source.data!r}: embeddings are found by row, which a stream does not have")
+
+
+@strict
+@dataclass
+class ComparisonSettings(DistillationSettings):
+    """What `training/compare_distillation.py` reads: the settings of every student.
+
+    Args:
+        output_dir: where teacher, students and the tables go, method by method.
+        teacher: a folder (default: train one there first, without distillation).
+        teacher_config: entries of `student_config` that differ in the teacher.
+        teacher_steps: optimizer steps of that teacher.
+        seeds: one student of every method for each.
+        evaluation: tasks (default: the built-in ones of `synthetic` or `emoji` data).
+        methods: methods to train (default: all).
+        resume: keep the students that a run of the same settings left in `output_dir`.
+    """
+
+    output_dir: str = "out/comparison"
+    teacher_config: dict[str, Any] = field(default_factory=dict)
+    teacher_steps: int = at_least_one(600)
+    seeds: list[int] = different_seeds(default_factory=lambda: [0, 1, 2, 3, 4])
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+
+    def __post_init__(self):
+        weights = dict(self.weights)
+        super().__post_init__()
+        # The teacher is made on the way: all terms have their weights.
+        self.weights = weights
+        for name in self.methods:
+            if name not in METHODS:
+                raise ValueError(f"methods: expected some of {', '.join(METHODS)}, found {name!r}")
+        if not self.evaluation and self.data not in built_in.PAIRS:
+            raise ValueError(
+                f"evaluation: expected tasks, which only the built-in data brings, found data {self.data!r}"
+            )
+        missing = [name for name in METHODS["CLIP-RD"] if not self.weights.get(name)]
+        if missing:
+            raise ValueError(f"weights: expected one above 0 for every term, found none for {', '.join(missing)}")
+
+    def comparison_tasks(self) -> dict[str, dict[str, Any]]:
+        """Settings of the tasks that teacher and students are evaluated on."""
+        if self.evaluation:
+            return self.evaluation
+        own = getattr(self, self.data)
+        options = {name: own[name] for name in ("image_size", "combinations", "font") if name in own}
+        return {self.data: {"kind": self.data, "options": options}}

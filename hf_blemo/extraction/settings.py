@@ -1,14 +1,17 @@
 """Settings of the extraction of features."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
 
 from hf_blemo.built_in import SYNTHETIC
-from hf_blemo.encoders.encoder_options import DTYPES, ENCODER_KEYS, IMAGE_BACKENDS
+from hf_blemo.encoders.encoder_options import ENCODER_KEYS, Dtype, ImageBackend
 from hf_blemo.errors import check_known
-from hf_blemo.programs.setting_checks import check_choices, check_not_negative, check_repository
+from hf_blemo.programs.settings import not_negative, repository
 
 
+@strict
 @dataclass
 class ExtractionSettings:
     """Settings of `training/extract_features.py`.
@@ -42,17 +45,17 @@ class ExtractionSettings:
     encoders: dict[str, dict] = field(default_factory=dict)
     model: str | None = None
     imported: dict[str, str] = field(default_factory=dict)
-    frames_per_second: float | None = None
-    image_backend: str | None = None
+    frames_per_second: float | int | None = None
+    image_backend: ImageBackend | None = None
     split: str = "train"
     video_column: str | None = None
     audio_column: str | None = None
-    dtype: str = "float32"
-    feature_dtype: str = "auto"
-    num_threads: int = 0
+    dtype: Dtype = "float32"
+    feature_dtype: Literal["auto", "float16", "float32"] = "auto"
+    num_threads: int = not_negative(0)
     overwrite: bool = False
     trust_remote_code: bool = False
-    push_to_hub: str | None = None
+    push_to_hub: str | None = repository(None)
     hub_private: bool = True
     synthetic: dict[str, Any] = field(default_factory=dict)
 
@@ -63,7 +66,7 @@ class ExtractionSettings:
                 f"expected encoders (--encoders.NAME.model_id ID) or the model that names them, found {found}"
             )
         for name, entry in self.encoders.items():
-            if not isinstance(entry, dict) or not entry.get("model_id"):
+            if not entry.get("model_id"):
                 raise ValueError(f"encoders.{name}: expected a model_id, found {entry!r}")
             check_known(f"encoders.{name}", entry, ENCODER_KEYS)
         for name in (*self.encoders, *self.imported):
@@ -72,13 +75,8 @@ class ExtractionSettings:
         for name in self.imported:
             if name in self.encoders:
                 raise ValueError(f"imported: encoder {name!r} is among the encoders too, expected different names")
-        check_choices(self, {"dtype": DTYPES, "feature_dtype": ("auto", "float16", "float32")})
-        check_not_negative(self, ("num_threads",))
-        check_repository("push_to_hub", self.push_to_hub)
         for name in ("frames_per_second", "image_backend"):
             if getattr(self, name) is not None and self.model is not None:
                 raise ValueError(f"{name} cannot be combined with `model`, whose config sets it")
-        if self.image_backend is not None:
-            check_choices(self, {"image_backend": IMAGE_BACKENDS})
         if self.synthetic and self.data != SYNTHETIC:
             raise ValueError(f"synthetic is about data {SYNTHETIC!r}, found data {self.data!r}")

@@ -30,7 +30,7 @@ from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.prediction.fusion import predict_blends
 from hf_blemo.programs.checkpoints import begin_checkpoints, check_resumable
 from hf_blemo.programs.processes import end_training
-from hf_blemo.programs.setting_checks import check_output_folder
+from hf_blemo.programs.settings import check_output_folder
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor

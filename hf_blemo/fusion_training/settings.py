@@ -1,15 +1,16 @@
 """Settings of the programs that train the fusion."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
-from hf_blemo.encoders.encoder_options import DTYPES
+from huggingface_hub.dataclasses import strict
+
+from hf_blemo.encoders.encoder_options import Dtype
 from hf_blemo.errors import check_known
-from hf_blemo.fusion_training.protocol import PROTOCOLS
-from hf_blemo.programs.push_settings import PUSH_SETTINGS, PushSettings
-from hf_blemo.programs.setting_checks import check_at_least_one, check_choices, check_not_negative, check_seeds
+from hf_blemo.programs.settings import PUSH_SETTINGS, PushSettings, at_least_one, different_seeds, not_negative
 
 
+@strict
 @dataclass
 class ExperimentSettings:
     """Settings shared by all programs that train the fusion.
@@ -49,36 +50,25 @@ class ExperimentSettings:
     transform: str = "none"
     align_folds: bool = False
     model: dict[str, Any] = field(default_factory=dict)
-    protocol: str = "honest"
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    seeds_at_once: int = 0
-    num_epochs: int = 30
-    patience: int = 8
-    selection: str = "loss"
-    decoding: str = "expected_score"
-    batch_size: int = 64
-    unlabelled_batch_size: int = 64
-    evaluation_batch_size: int = 512
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.1
-    schedule: str = "constant"
-    max_grad_norm: float = 1.0
-    checkpoint_every: int = 0
+    protocol: Literal["honest", "published_style", "none"] = "honest"
+    seeds: list[int] = different_seeds(default_factory=lambda: [0, 1, 2])
+    seeds_at_once: int = not_negative(0)
+    num_epochs: int = at_least_one(30)
+    patience: int = not_negative(8)
+    selection: Literal["loss", "score"] = "loss"
+    decoding: Literal["expected_score", "thresholds"] = "expected_score"
+    batch_size: int = at_least_one(64)
+    unlabelled_batch_size: int = at_least_one(64)
+    evaluation_batch_size: int = at_least_one(512)
+    learning_rate: float | int = not_negative(2e-3)
+    weight_decay: float | int = not_negative(0.1)
+    schedule: Literal["constant", "cosine"] = "constant"
+    max_grad_norm: float | int = not_negative(1.0)
+    checkpoint_every: int = not_negative(0)
     resume: bool = False
     synthetic: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        choices = {
-            "protocol": tuple(PROTOCOLS),
-            "selection": ("loss", "score"),
-            "decoding": ("expected_score", "thresholds"),
-            "schedule": ("constant", "cosine"),
-        }
-        check_choices(self, choices)
-        check_at_least_one(self, ("num_epochs", "batch_size", "unlabelled_batch_size", "evaluation_batch_size"))
-        names = ("patience", "checkpoint_every", "seeds_at_once", "max_grad_norm", "learning_rate", "weight_decay")
-        check_not_negative(self, names)
-        check_seeds(self.seeds)
         if self.encoders is not None and (not self.encoders or len(set(self.encoders)) != len(self.encoders)):
             raise ValueError(f"encoders must be different names, at least one, found {self.encoders}")
 
@@ -89,6 +79,7 @@ class ExperimentSettings:
         return free | {"num_epochs"} if self.schedule == "constant" else free
 
 
+@strict
 @dataclass
 class FusionSettings(PushSettings, ExperimentSettings):
     """Settings of `training/train_fusion.py`.
@@ -105,8 +96,8 @@ class FusionSettings(PushSettings, ExperimentSettings):
     trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        super().__post_init__()
-        self.check_push_settings(self.checkpoint_every)
+        ExperimentSettings.__post_init__(self)
+        PushSettings.__post_init__(self)
         if self.unlabelled_data is not None and self.model.get("domain_adaptation", "none") == "none":
             raise ValueError(
                 "unlabelled_data needs domain adaptation, but model.domain_adaptation is none; choose mmd, coral or "
@@ -122,6 +113,7 @@ ADAPTATION_WEIGHTS = {
 }
 
 
+@strict
 @dataclass
 class AblationSettings(ExperimentSettings):
     """Settings of `training/ablate_fusion.py`: those of a training. Each row changes one.
@@ -135,9 +127,9 @@ class AblationSettings(ExperimentSettings):
     """
 
     output_dir: str = "out/ablation"
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    seeds: list[int] = different_seeds(default_factory=lambda: [0, 1, 2, 3, 4])
     only: list[str] = field(default_factory=list)
-    adaptation_weights: dict[str, dict[str, float]] = field(
+    adaptation_weights: dict[str, dict[str, float | int]] = field(
         default_factory=lambda: {level: dict(weights) for level, weights in ADAPTATION_WEIGHTS.items()}
     )
 
@@ -154,6 +146,7 @@ class AblationSettings(ExperimentSettings):
                 )
 
 
+@strict
 @dataclass
 class EncoderAblationSettings:
     """Settings of `training/ablate_encoders.py`.
@@ -176,16 +169,13 @@ class EncoderAblationSettings:
     encoders: dict[str, dict] = field(default_factory=dict)
     sets: dict[str, list] = field(default_factory=dict)
     fusion: dict[str, Any] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-    timed_clips: int = 24
-    timing_rounds: int = 5
-    dtype: str = "float32"
+    seeds: list[int] = different_seeds(default_factory=lambda: [0, 1, 2, 3, 4])
+    timed_clips: int = at_least_one(24)
+    timing_rounds: int = at_least_one(5)
+    dtype: Dtype = "float32"
     synthetic: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_seeds(self.seeds)
-        check_at_least_one(self, ("timed_clips", "timing_rounds"))
-        check_choices(self, {"dtype": DTYPES})
         if not self.sets:
             raise ValueError("sets: expected at least one, as a name with a list of encoders")
         for name, encoders in self.sets.items():

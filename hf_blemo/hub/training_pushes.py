@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from huggingface_hub import HfApi
 
-from hf_blemo.programs.push_settings import PushSettings
+from hf_blemo.programs.settings import PushSettings
 
 from .card import CARD_FILE
 from .publishing import publish

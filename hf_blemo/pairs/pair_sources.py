@@ -1,7 +1,6 @@
 """Where image-caption pairs come from: tables read by row number, and shards read in a shuffled stream."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,53 +8,14 @@ import datasets
 import numpy as np
 
 from hf_blemo import built_in
-from hf_blemo.errors import check_known
 from hf_blemo.loading import load_dataset
+from hf_blemo.pairs.settings import PairSourceSettings
 
 # What `datasets` reads each kind of file by; folders it looks into itself.
 READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".arrow": "arrow"}
 READ_AT_ONCE = 8
 # As of WebDataset shards on the Hub, taken where neither column is in the data.
 WEBDATASET_COLUMNS = (("jpg", "jpeg", "png", "webp"), ("txt", "caption"))
-
-
-@dataclass
-class PairSourceSettings:
-    """One source of image-caption pairs.
-
-    Args:
-        data: `synthetic`, `emoji`, a Hub id, a folder (`save_to_disk`, Parquet, images with `metadata.csv`, WebDataset
-            shards) or a file (.parquet, .csv with paths of images, .tar).
-        weight: share of a batch, in proportion to the other sources' weights.
-        split: of the data.
-        name: of a configuration of a Hub data set.
-        revision: of a Hub data set: a commit, branch or tag.
-        image_column, caption_column: of the data; a column of captions may hold lists, of which each visit draws one.
-        streaming: whether to read shards in turn, instead of a table by row numbers.
-        options: of the built-in data.
-    """
-
-    data: str = built_in.SYNTHETIC
-    weight: float = 1.0
-    split: str = "train"
-    name: str | None = None
-    revision: str | None = None
-    image_column: str = "image"
-    caption_column: str = "caption"
-    streaming: bool = False
-    options: dict[str, Any] | None = None
-
-    def __post_init__(self):
-        if not self.weight > 0:
-            raise ValueError(f"source {self.data!r}: weight must be above 0, found {self.weight}")
-        if self.streaming and self.data in built_in.PAIRS:
-            raise ValueError(f"source {self.data!r}: the built-in data is a table, found streaming")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PairSourceSettings":
-        """Makes the settings of a source from a dict; an unknown key is an error that names the nearest one."""
-        check_known("sources", values, (entry.name for entry in fields(cls)))
-        return cls(**values)
 
 
 class PairTable:

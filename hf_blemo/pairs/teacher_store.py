@@ -101,12 +101,6 @@ def shard_schema(teachers: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
     return pa.schema(columns)
 
 
-def check_teacher_name(name: str) -> None:
-    """Refuses a name that cannot begin a column's."""
-    if not name.isidentifier():
-        raise ValueError(f"teachers: expected names of letters, digits and underscores, found {name!r}")
-
-
 def write_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> None:
     """Writes a shard so that it appears whole.
 

@@ -1,4 +1,8 @@
-"""Settings of a program: any dataclass, filled from a YAML file whose values the command line overrides."""
+"""Settings of a program: any dataclass, filled from a YAML file whose values the command line overrides.
+
+The types, choices and bounds of a setting are those of its field, checked by `@strict` of huggingface_hub wherever the
+dataclass is made; what stands here reads text into them and says where a wrong value came from.
+"""
 
 import copy
 import inspect
@@ -10,23 +14,80 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
+from huggingface_hub.dataclasses import as_validated_field, strict, type_validator
 
 from hf_blemo.errors import check_known, one_line, one_line_errors
 
 Settings = TypeVar("Settings")
 
 CONFIG_OPTION = "--config"
+PUSH_SETTINGS = ("push_to_hub", "hub_strategy", "hub_private", "hub_tag")
 
 _SCALARS = {int: "int", float: "float", str: "str", bool: "bool"}
 _NULLS = ("null", "~")
 _DOCUMENTED = re.compile(r"(?P<names>\w+(?:, \w+)*)(?: \([^)]*\))?: *(?P<text>.*)")
 _HELP_WIDTH = 100
+
+
+@as_validated_field
+def at_least_one(value: float) -> None:
+    """A field for numbers from 1."""
+    if not value >= 1:
+        raise ValueError(f"expected at least 1, found {value}")
+
+
+@as_validated_field
+def not_negative(value: float) -> None:
+    """A field for numbers from 0."""
+    if not value >= 0:
+        raise ValueError(f"expected at least 0, found {value}")
+
+
+@as_validated_field
+def different_seeds(value: list[int]) -> None:
+    """A field for the seeds of several runs."""
+    if not value or len(set(value)) != len(value) or min(value) < 0:
+        raise ValueError(f"expected different numbers from 0, at least one, found {value}")
+
+
+@as_validated_field
+def repository(value: str | None) -> None:
+    """A field for the id of a Hub repository that is written to."""
+    if value is not None and value.count("/") != 1:
+        raise ValueError(f"expected owner/name, found {value!r}")
+
+
+@strict
+@dataclass
+class PushSettings:
+    """Where, when and how a model is pushed.
+
+    Args:
+        push_to_hub: repository (owner/name) to publish to; the token and its rights are checked before training.
+        hub_strategy: `end` publishes model, card and results after training; `every_save` also pushes the model at
+            every checkpoint.
+        hub_private: make a new repository private.
+        hub_tag: tag of the release at the end, for instance `v1.0` (default: none).
+        checkpoint_every: epochs or steps between checkpoints; 0 writes none.
+    """
+
+    push_to_hub: str | None = repository(None)
+    hub_strategy: Literal["end", "every_save"] = "end"
+    hub_private: bool = True
+    hub_tag: str | None = None
+    checkpoint_every: int = not_negative(0)
+
+    def __post_init__(self):
+        if self.push_to_hub is None and (self.hub_strategy != "end" or self.hub_tag is not None):
+            raise ValueError("hub_strategy and hub_tag need push_to_hub")
+        if self.hub_strategy == "every_save" and self.checkpoint_every == 0:
+            raise ValueError("hub_strategy 'every_save' needs checkpoint_every of at least 1")
 
 
 def parse_settings(
@@ -39,8 +100,7 @@ def parse_settings(
     bool alone means true.
 
     Args:
-        settings_class: a dataclass whose fields are int, float, str, bool, list, dict or one of these or None; the
-            Args of its docstring are the help.
+        settings_class: a dataclass; the Args of its docstring are the help.
         argv: the arguments; those of the process by default.
         description: what the program does, shown by `--help`.
 
@@ -49,8 +109,6 @@ def parse_settings(
 
     Raises:
         SystemExit: code 0 after `--help`, code 2 after an error.
-
-    Source: this project's choice.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if "--help" in arguments or "-h" in arguments:
@@ -67,6 +125,37 @@ def command_line() -> str:
     return shlex.join([*launcher, *sys.argv])
 
 
+def check_output_folder(folder: str) -> Path:
+    """Refuses a file in the place of the folder to write; returns its path."""
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"output_dir {folder!r}: found a file, expected a folder")
+    return path
+
+
+def settings_of(settings_class: type[Settings], entries: Mapping[str, Any], where: str) -> Settings:
+    """Makes settings from a dict.
+
+    Args:
+        settings_class: the dataclass.
+        entries: its values by name.
+        where: they were found, for messages.
+
+    Returns:
+        An instance of `settings_class`.
+
+    Raises:
+        ValueError: an unknown name, or a value that its field or the dataclass refuses.
+    """
+    known = _fields(settings_class)
+    check_known(where, entries, known)
+    values = {key: _accepted(known[key], value, f"{where}.{key}") for key, value in entries.items()}
+    try:
+        return settings_class(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
 def read_settings(settings_class: type[Settings], arguments: Sequence[str]) -> Settings:
     """Reads settings from arguments, as `parse_settings` does, with errors that a caller can catch.
 
@@ -79,23 +168,19 @@ def read_settings(settings_class: type[Settings], arguments: Sequence[str]) -> S
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an unknown key, a value of another type than the field's, or one the dataclass refuses.
-        TypeError: the dataclass has a field of a type that no text can be read into.
-
-    Source: this project's choice.
+        ValueError: an unknown key, or a value that its field or the dataclass refuses.
     """
-    types = _types(settings_class)
+    known = _fields(settings_class)
     overrides = _overrides(arguments)
     files = [texts for key, texts in overrides if key == CONFIG_OPTION]
     if len(files) > 1 or (files and len(files[0]) != 1):
         raise ValueError(f"command line: expected one file after {CONFIG_OPTION}, found {_listed(sum(files, []))}")
-    values = _read_config(Path(files[0][0]), types) if files else {}
-    settings_fields = {field.name: field for field in fields(settings_class)}  # type: ignore[arg-type]
+    values = _read_config(Path(files[0][0]), known) if files else {}
     for key, texts in overrides:
         if key != CONFIG_OPTION:
-            _override(values, key, texts, types, settings_fields)
-    for name in types:
-        if name not in values and _default(settings_fields[name]) is MISSING:
+            _override(values, key, texts, known)
+    for name, field in known.items():
+        if name not in values and _default(field) is MISSING:
             raise ValueError(f"setting {name!r} has no default: pass --{name} or put it into the file of settings")
     return settings_class(**values)
 
@@ -109,8 +194,6 @@ def settings_help(settings_class: type, description: str | None = None) -> str:
 
     Returns:
         The text that `--help` prints.
-
-    Source: this project's choice.
     """
     documentation = _documentation(settings_class)
     lines = [f"usage: {Path(sys.argv[0]).name} [{CONFIG_OPTION} FILE.yaml] [--key value ...]", ""]
@@ -121,26 +204,26 @@ def settings_help(settings_class: type, description: str | None = None) -> str:
         "",
         "settings:",
     ]
-    types = _types(settings_class)
-    for field in fields(settings_class):
-        if field.name not in types:
-            continue
+    for name, field in _fields(settings_class).items():
         default = _default(field)
         shown = "required" if default is MISSING else f"default: {_shown(default)}"
-        lines.append(f"  --{field.name}  {_type_name(types[field.name])}, {shown}")
-        text = documentation.get(field.name, "")
+        lines.append(f"  --{name}  {_type_name(field.type)}, {shown}")
+        text = documentation.get(name, "")
         lines += textwrap.wrap(text, _HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number, as in YAML 1.2, and a key that comes twice is an error."""
+    """Safe YAML in which 1e-4 is a number, as in YAML 1.2, and every key is text that comes once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} comes twice", node.start_mark)
+        found: set[str] = set()
+        for key, _ in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} is no text", key.start_mark)
+            if key.value in found:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} comes twice", key.start_mark)
+            found.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -159,7 +242,7 @@ def _load_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where}: expected YAML, found: {one_line(error)}") from None
 
 
-def _read_config(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
+def _read_config(path: Path, known: Mapping[str, Field]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected settings in YAML")
     try:
@@ -171,8 +254,8 @@ def _read_config(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected settings as 'key: value' lines, found {type(content).__name__}")
-    check_known(str(path), content, types)
-    return {key: _checked(value, types[key], f"{path}: {key}") for key, value in content.items()}
+    check_known(str(path), content, known)
+    return {key: _accepted(known[key], value, f"{path}: {key}") for key, value in content.items()}
 
 
 def _overrides(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -189,27 +272,22 @@ def _overrides(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     return overrides
 
 
-def _override(
-    values: dict[str, Any],
-    key: str,
-    texts: Sequence[str],
-    types: Mapping[str, Any],
-    settings_fields: Mapping[str, Field],
-) -> None:
+def _override(values: dict[str, Any], key: str, texts: Sequence[str], known: Mapping[str, Field]) -> None:
     """Sets one field, or one entry of a dict, from the command line."""
     first, *path = key.removeprefix("--").split(".")
     name, where = first.replace("-", "_"), f"command line: {key}"
-    check_known("command line", [f"--{name}"], [*(f"--{known}" for known in types), CONFIG_OPTION])
+    check_known("command line", [f"--{name}"], [*(f"--{other}" for other in known), CONFIG_OPTION])
+    field = known[name]
     if not path:
-        values[name] = _checked(_parsed(texts, types[name], where), types[name], where)
+        values[name] = _accepted(field, _parsed(texts, field.type, where), where)
         return
-    annotation = _without_none(types[name])
-    if (get_origin(annotation) or annotation) is not dict:
-        raise ValueError(f"{where}: {name} is {_type_name(types[name])}, only a dict has entries of its own")
+    annotation = _plain(field.type)
+    if _kind(annotation) is not dict:
+        raise ValueError(f"{where}: {name} is {_type_name(field.type)}, only a dict has entries of its own")
     if not all(path):
         raise ValueError(f"{where}: expected the name of an entry after each dot")
     if name not in values:
-        default = _default(settings_fields[name])
+        default = _default(field)
         values[name] = {} if default is MISSING else copy.deepcopy(default)
     if values[name] is None:
         values[name] = {}
@@ -222,13 +300,13 @@ def _override(
             entries = entries.setdefault(part, {})
             if not isinstance(entries, dict):
                 raise ValueError(f"{where}: {'.'.join([name, *path[: number + 1]])} is {entries!r}, expected a dict")
-    values[name] = _checked(values[name], types[name], f"command line: --{name}")
+    values[name] = _accepted(field, values[name], where)
 
 
 def _parsed(texts: Sequence[str], annotation: Any, where: str) -> Any:
     """The words after a key as a value that has still to be checked: text stays text only where text is expected."""
-    nullable, annotation = annotation != _without_none(annotation), _without_none(annotation)
-    kind = get_origin(annotation) or annotation
+    nullable, annotation = _nullable(annotation), _plain(annotation)
+    kind = _kind(annotation)
     if kind is bool and not texts:
         return True
     if not texts:
@@ -242,85 +320,81 @@ def _parsed(texts: Sequence[str], annotation: Any, where: str) -> Any:
         return [_parsed([text], element, where) for text in texts]
     if len(texts) > 1:
         raise ValueError(f"{where}: found {_listed(texts)}, expected {_type_name(annotation)}")
-    return texts[0] if kind is str else _load_yaml(texts[0], where)
+    return texts[0] if kind in (str, Literal) else _load_yaml(texts[0], where)
 
 
-def _checked(value: Any, annotation: Any, where: str) -> Any:
-    """A value as the type its field has; the only conversion is that of a number to a float."""
-    if annotation is Any or (value is None and annotation != _without_none(annotation)):
+def _accepted(field: Field, value: Any, where: str) -> Any:
+    """A value that passed the checks of its field; numbers are floats where the field is one."""
+    value = _with_floats(value, field.type)
+    try:
+        type_validator(field.name, value, field.type)
+        for validator in field.metadata.get("validator", ()):
+            validator(value)
+    except TypeError:
+        wants_text = _kind(_plain(field.type)) in (str, Literal) and not isinstance(value, (str, dict, list))
+        hint = "; put text in quotes" if wants_text else ""
+        raise ValueError(f"{where}: found {value!r}, expected {_type_name(field.type)}{hint}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return value
+
+
+def _with_floats(value: Any, annotation: Any) -> Any:
+    annotation = _plain(annotation)
+    kind = _kind(annotation)
+    if kind is list and isinstance(value, list) and get_args(annotation):
+        return [_with_floats(entry, get_args(annotation)[0]) for entry in value]
+    if kind is dict and isinstance(value, dict):
+        return {key: _with_floats(entry, _entry_type(annotation)) for key, entry in value.items()}
+    if kind is not float or isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return value
-    annotation = _without_none(annotation)
-    kind = get_origin(annotation) or annotation
-    if kind is float:
-        number = _as_float(value)
-        if number is not None:
-            return number
-    elif kind is list and isinstance(value, list):
-        element = next(iter(get_args(annotation)), Any)
-        return [_checked(entry, element, f"{where}[{index}]") for index, entry in enumerate(value)]
-    elif kind is dict and isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise ValueError(f"{where}: found the key {key!r}, expected text; put it in quotes")
-        return {key: _checked(entry, _entry_type(annotation), f"{where}.{key}") for key, entry in value.items()}
-    elif kind in (int, str, bool) and type(value) is kind:
-        return value
-    hint = "; put text in quotes" if kind is str and not isinstance(value, (dict, list)) else ""
-    raise ValueError(f"{where}: found {value!r}, expected {_type_name(annotation)}{hint}")
-
-
-def _as_float(value: Any) -> float | None:
-    """A number, or text that is one, as a float; None for anything else, not-a-number included."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
-        return None
-    return None if math.isnan(number) else number
+        return value
+    # As text, which no field for numbers takes.
+    return "not a number" if math.isnan(number) else number
 
 
-def _types(settings_class: type) -> dict[str, Any]:
-    """Field -> type, for every field that can be set."""
-    hints = get_type_hints(settings_class)
-    types = {field.name: hints[field.name] for field in fields(settings_class) if field.init}
-    for name, annotation in types.items():
-        if not _readable(annotation):
-            raise TypeError(f"{settings_class.__name__}.{name}: no text can be read into a field of type {annotation}")
-    return types
+def _fields(settings_class: type) -> dict[str, Field]:
+    return {field.name: field for field in fields(settings_class)}
 
 
-def _readable(annotation: Any) -> bool:
-    annotation = _without_none(annotation)
-    kind = get_origin(annotation) or annotation
-    return (
-        annotation is Any or kind in _SCALARS or (kind in (list, dict) and all(map(_readable, get_args(annotation))))
-    )
+def _nullable(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation)
 
 
-def _without_none(annotation: Any) -> Any:
-    if get_origin(annotation) in (Union, UnionType):
-        others = [entry for entry in get_args(annotation) if entry is not NoneType]
-        return others[0] if len(others) == 1 else annotation
-    return annotation
+def _plain(annotation: Any) -> Any:
+    """A type without None; `float | int` is float."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation
+    others = [entry for entry in get_args(annotation) if entry is not NoneType]
+    return float if float in others else others[0]
+
+
+def _kind(annotation: Any) -> Any:
+    return get_origin(annotation) or annotation
 
 
 def _entry_type(annotation: Any) -> Any:
     """Type of the values of a dict, whatever is known of it."""
-    arguments = get_args(_without_none(annotation))
+    arguments = get_args(_plain(annotation))
     return arguments[1] if len(arguments) == 2 else Any
 
 
 def _type_name(annotation: Any) -> str:
-    inner = _without_none(annotation)
-    kind = get_origin(inner) or inner
+    inner = _plain(annotation)
+    kind, elements = _kind(inner), get_args(inner)
     if inner is Any:
         return "a value"
-    elements = get_args(inner)
-    name = _SCALARS.get(kind, kind.__name__)
-    if kind is list and elements:
+    name = _SCALARS.get(kind, getattr(kind, "__name__", str(kind)))
+    if kind is Literal:
+        name = " or ".join([", ".join(elements[:-1]), elements[-1]])
+    elif kind is list and elements:
         name = f"list of {_type_name(elements[0])}"
-    return name if inner is annotation else f"{name} or null"
+    elif kind is dict and _entry_type(inner) is not Any:
+        name = f"dict of {_type_name(_entry_type(inner))}"
+    return f"{name} or null" if _nullable(annotation) else name
 
 
 def _default(field: Field) -> Any:

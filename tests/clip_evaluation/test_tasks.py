@@ -93,10 +93,13 @@ def test_the_first_of_a_stream_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "retreival"}, "evaluation.a: kind 'retreival' is not one of zero_shot, retrieval, synthetic, emoji"),
+        (
+            {"kind": "retreival"},
+            "evaluation.a.kind: found 'retreival', expected zero_shot, retrieval, synthetic or emoji",
+        ),
         ({"kind": "retrieval"}, "evaluation.a: kind 'retrieval' needs data"),
         ({"knd": "retrieval"}, "evaluation.a: unknown setting 'knd'; the nearest known one is 'kind'"),
-        ({"kind": "retrieval", "data": "x/y", "limit": -1}, "evaluation.a: limit must be at least 0, found -1"),
+        ({"kind": "retrieval", "data": "x/y", "limit": -1}, "evaluation.a.limit: expected at least 0, found -1"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -18,7 +18,8 @@ from hf_blemo.clip_rd_training import data_position
 from hf_blemo.clip_rd_training.batches import MOST_IN_A_ROW, PairBatches
 from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.pairs.pair_processor import PairProcessor
-from hf_blemo.pairs.pair_sources import PairSourceSettings, PairTable, open_source
+from hf_blemo.pairs.pair_sources import PairTable, open_source
+from hf_blemo.pairs.settings import PairSourceSettings
 
 CROPS = {"scale": [0.5, 1.0], "flip": 0.5}
 WORDS = ("red", "green", "blue", "yellow", "purple", "orange")

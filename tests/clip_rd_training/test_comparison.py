@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from hf_blemo.clip_rd_training import comparison
 from hf_blemo.clip_rd_training.comparison import compare, markdown
-from hf_blemo.clip_rd_training.comparison_settings import METHODS, ComparisonSettings
+from hf_blemo.clip_rd_training.settings import METHODS, ComparisonSettings
 
 TOWER = {
     "hidden_size": 8,
@@ -103,11 +104,11 @@ def test_finished_students_are_not_trained_again(compared, monkeypatch, tmp_path
             {"data": "owner/pairs", "evaluation": {}},
             "expected tasks, which only the built-in data brings, found data 'owner/pairs'",
         ),
-        ({"seeds": []}, "seeds must be different"),
+        ({"seeds": []}, "seeds"),
         ({"weights": {"task": 1.0, "fd": 1.0}}, "expected one above 0 for every term, found none for icl, hrd"),
-        ({"teacher_steps": 0}, "teacher_steps must be at least 1"),
+        ({"teacher_steps": 0}, "teacher_steps"),
     ],
 )
 def test_bad_settings_are_named(changes, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=message):
         settings_for(tmp_path, **changes)

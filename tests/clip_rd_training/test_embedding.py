@@ -20,12 +20,13 @@ from hf_blemo.built_in import make_synthetic_pairs
 from hf_blemo.clip_rd_training import embedding
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.embedding import embed
-from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.run import distill
+from hf_blemo.clip_rd_training.settings import EmbeddingSettings
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.pairs.images import Crop, open_image, read_crop
 from hf_blemo.pairs.pair_processor import PairProcessor
-from hf_blemo.pairs.pair_sources import PairSourceSettings, open_source
+from hf_blemo.pairs.pair_sources import open_source
+from hf_blemo.pairs.settings import PairSourceSettings
 from hf_blemo.pairs.teacher_store import TeacherStore
 
 ROOT = Path(__file__).resolve().parents[2]

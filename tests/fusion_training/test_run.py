@@ -273,11 +273,11 @@ def test_a_run_killed_in_both_phases_ends_bit_for_bit_as_one_left_alone(settings
 
 BAD_SETTINGS = {
     "unknown encoder": ({"encoders": ["voice", "clip"]}, "unknown encoder 'clip'"),
-    "unknown data": ({"data": "gone/without/trace"}, "no such file or folder"),
-    "unknown test data": ({"test_data": "gone/without/trace"}, "no such file or folder"),
+    "unknown data": ({"data": "gone/without/trace"}, "not a file, folder or Hub id"),
+    "unknown test data": ({"test_data": "gone/without/trace"}, "not a file, folder or Hub id"),
     "unknown target": (
         {"unlabelled_data": "gone/without/trace", "model": {"domain_adaptation": "mmd"}},
-        "no such file or folder",
+        "not a file, folder or Hub id",
     ),
     "target of nothing": ({"unlabelled_data": "synthetic"}, "model.domain_adaptation is none"),
     "adaptation to nothing": ({"model": {"domain_adaptation": "mmd"}}, "needs unlabelled rows, found none"),

@@ -16,8 +16,8 @@ open_clip = pytest.importorskip("open_clip", reason="needs the extra openclip, a
 
 from hf_blemo.clip_evaluation.tasks import _load_class_table  # noqa: E402
 from hf_blemo.clip_rd_training.embedding import embed  # noqa: E402
-from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings  # noqa: E402
 from hf_blemo.clip_rd_training.run import distill  # noqa: E402
+from hf_blemo.clip_rd_training.settings import EmbeddingSettings  # noqa: E402
 from hf_blemo.pairs.clip_models import fingerprint, load_clip  # noqa: E402
 from hf_blemo.programs.settings import read_settings  # noqa: E402
 

@@ -4,16 +4,28 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from hf_blemo.fusion_training.settings import FusionSettings
-from hf_blemo.programs.settings import parse_settings, read_settings, settings_help
+from hf_blemo.programs.settings import (
+    at_least_one,
+    different_seeds,
+    not_negative,
+    parse_settings,
+    read_settings,
+    repository,
+    settings_help,
+    settings_of,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@strict
 @dataclass
 class Base:
     """Settings that others extend.
@@ -25,6 +37,7 @@ class Base:
     inherited: int = 7
 
 
+@strict
 @dataclass
 class Example(Base):
     """Settings of every kind.
@@ -38,8 +51,8 @@ class Example(Base):
     Source: this project's choice.
     """
 
-    learning_rate: float = 1e-3
-    num_epochs: int = 3
+    learning_rate: float | int = not_negative(1e-3)
+    num_epochs: int = at_least_one(3)
     patience: int = 2
     output_dir: str = "out"
     test_data: str | None = None
@@ -48,11 +61,12 @@ class Example(Base):
     encoders: list[str] | None = None
     model: dict[str, Any] = field(default_factory=lambda: {"top_n": 3})
     encoder_options: dict[str, dict] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float | int] = field(default_factory=dict)
+    schedule: Literal["none", "constant", "cosine"] = "none"
 
     def __post_init__(self):
-        if self.num_epochs < 1:
-            raise ValueError(f"num_epochs must be at least 1, found {self.num_epochs}")
+        if self.schedule == "cosine" and not self.patience:
+            raise ValueError("schedule 'cosine' needs patience")
 
 
 def read(*arguments: str) -> Example:
@@ -151,18 +165,21 @@ ERRORS = {
     "fraction": (["--num_epochs", "1.5"], "--num_epochs: found 1.5, expected int"),
     "bool for int": (["--num_epochs", "true"], "--num_epochs: found True, expected int"),
     "text for float": (["--learning_rate", "fast"], "--learning_rate: found 'fast', expected float"),
-    "not a number": (["--learning_rate", ".nan"], "--learning_rate: found nan, expected float"),
+    "not a number": (["--learning_rate", ".nan"], "--learning_rate: found 'not a number', expected float"),
     "number for bool": (["--resume", "2"], "--resume: found 2, expected bool"),
-    "element": (["--seeds", "0", "x"], r"--seeds\[1\]: found 'x', expected int"),
-    "null": (["--seeds", "[null]"], r"--seeds\[0\]: found None, expected int"),
+    "element": (["--seeds", "0", "x"], r"--seeds: found \[0, 'x'\], expected list of int"),
+    "null": (["--seeds", "[null]"], r"--seeds: found \[None\], expected list of int"),
     "entry of text": (["--output_dir.x", "1"], "output_dir is str, only a dict has entries"),
     "entry of a number": (["--model.top_n.x", "1"], "model.top_n is 3, expected a dict"),
     "nameless entry": (["--model.", "1"], "expected the name of an entry"),
-    "entry's type": (["--weights.mmd", "x"], "--weights.mmd: found 'x', expected float"),
-    "entry no dict": (["--encoder_options", "{a: 1}"], "--encoder_options.a: found 1, expected dict"),
+    "entry's type": (["--weights.mmd", "x"], "--weights.mmd: found {'mmd': 'x'}, expected dict of float"),
+    "entry no dict": (["--encoder_options", "{a: 1}"], "--encoder_options: found {'a': 1}, expected dict of dict"),
     "inline YAML": (["--model", "{a: "], "--model: expected YAML, found"),
     "key twice": (["--model", "{a: 1, a: 2}"], "key 'a' comes twice"),
-    "refused by the class": (["--num_epochs", "0"], "num_epochs must be at least 1, found 0"),
+    "refused by the field": (["--num_epochs", "0"], "command line: --num_epochs: expected at least 1, found 0"),
+    "negative": (["--learning_rate=-1"], "command line: --learning_rate: expected at least 0, found -1"),
+    "no choice": (["--schedule", "linear"], "--schedule: found 'linear', expected none, constant or cosine"),
+    "refused by the class": (["--schedule", "cosine", "--patience", "0"], "schedule 'cosine' needs patience"),
     "two files": (["--config", "a", "--config", "b"], "expected one file after --config"),
 }
 
@@ -177,10 +194,11 @@ FILE_ERRORS = {
     "unknown key": ("patiens: 3", "settings.yaml: unknown setting 'patiens'; the nearest known one is 'patience'"),
     "hyphen": ("output-dir: x", "unknown setting 'output-dir'; the nearest known one is 'output_dir'"),
     "number for text": ("output_dir: 2024", "output_dir: found 2024, expected str; put text in quotes"),
+    "bool for a choice": ("schedule: no", "schedule: found False, expected none, .*; put text in quotes"),
     "list for text": ("output_dir: [a]", "output_dir: found ..a.., expected str$"),
     "text for int": ("num_epochs: '3'", "num_epochs: found '3', expected int"),
     "nothing for a dict": ("model:", "model: found None, expected dict"),
-    "number for a key": ("weights: {1: 2}", "weights: found the key 1, expected text"),
+    "number for a key": ("weights: {1: 2}", "settings.yaml: expected YAML, found: key 1 is no text"),
     "key twice": ("patience: 1\npatience: 2", "key 'patience' comes twice"),
     "no mapping": ("- patience", "expected settings as 'key: value' lines, found list"),
     "no YAML": ("seeds: [1\nmodel: 2", "settings.yaml, line 2: expected YAML"),
@@ -213,13 +231,37 @@ def test_settings_without_default_are_asked_for():
     assert "--data  str, required" in settings_help(Required)
 
 
-def test_fields_that_no_text_can_fill_are_a_bug_of_the_program():
-    @dataclass
-    class Unreadable:
-        path: Path = Path()
+def test_values_from_python_are_checked_too():
+    assert Example(learning_rate=1).learning_rate == 1
+    for changes in ({"num_epochs": 0}, {"num_epochs": "3"}, {"seeds": [0.5]}, {"schedule": "linear"}):
+        with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(changes))):
+            Example(**changes)
+    settings = Example()
+    with pytest.raises(StrictDataclassFieldValidationError):
+        settings.learning_rate = float("nan")
 
-    with pytest.raises(TypeError, match="Unreadable.path"):
-        read_settings(Unreadable, [])
+
+def test_settings_in_a_dict_say_where_they_are():
+    assert settings_of(Example, {"weights": {"mmd": 1}}, "fusion").weights == {"mmd": 1.0}
+    with pytest.raises(ValueError, match="fusion.num_epochs: expected at least 1, found 0"):
+        settings_of(Example, {"num_epochs": 0}, "fusion")
+    with pytest.raises(ValueError, match="fusion: unknown setting 'num'; the nearest known one is 'num_epochs'"):
+        settings_of(Example, {"num": 0}, "fusion")
+
+
+def test_fields_of_several_programs():
+    @strict
+    @dataclass
+    class Shared:
+        seeds: list[int] = different_seeds(default_factory=lambda: [0])
+        push_to_hub: str | None = repository(None)
+
+    assert read_settings(Shared, ["--push_to_hub", "you/model"]).push_to_hub == "you/model"
+    for seeds in ("[]", "[1, 2, 1]", "[0, -1]"):
+        with pytest.raises(ValueError, match="--seeds: expected different numbers from 0, at least one, found"):
+            read_settings(Shared, ["--seeds", seeds])
+    with pytest.raises(ValueError, match="--push_to_hub: expected owner/name, found 'model'"):
+        read_settings(Shared, ["--push_to_hub", "model"])
 
 
 def test_help_lists_every_setting_with_type_default_and_documentation(capsys):
@@ -254,7 +296,7 @@ def test_bad_settings_end_the_program_with_one_line(capsys):
         parse_settings(Example, ["--num_epochs", "0"])
     assert stop.value.code == 2
     captured = capsys.readouterr()
-    assert captured.err.endswith(": error: num_epochs must be at least 1, found 0\n")
+    assert captured.err.endswith(": error: command line: --num_epochs: expected at least 1, found 0\n")
     assert captured.err.count("\n") == 1 and captured.out == ""
 
 

@@ -58,7 +58,7 @@ from huggingface_hub import HfApi
 from tiny_models import save_tiny_model
 from pathlib import Path
 from hf_blemo.clip_rd_training.embedding import embed
-from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
+from hf_blemo.clip_rd_training.settings import EmbeddingSettings
 
 save_tiny_model("clip_rd", Path("teacher"))
 settings = dict(teachers={"tiny": "teacher"}, synthetic={"num_pairs": 12}, push_to_hub="you/store", batch_size=4)

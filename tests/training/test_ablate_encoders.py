@@ -70,8 +70,8 @@ def test_bad_settings_are_refused(config):
         (["--sets", "{picture: []}"], "sets.picture: found None"),
         (["--sets", "{}"], "sets: expected at least one"),
         (["--fusion.num_epoch", "2"], "fusion: unknown setting 'num_epoch'; the nearest known one is 'num_epochs'"),
-        (["--timed_clips", "0"], "timed_clips must be at least 1"),
-        (["--dtype", "int8"], "dtype 'int8' is not one of float32"),
+        (["--timed_clips", "0"], "--timed_clips: expected at least 1"),
+        (["--dtype", "int8"], "--dtype: found 'int8', expected float32"),
     ):
         with pytest.raises(ValueError, match=message.replace("'", ".")):
             read_settings(EncoderAblationSettings, [*arguments, *options])

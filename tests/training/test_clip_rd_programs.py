@@ -8,9 +8,7 @@ from shlex import split
 import pytest
 
 from hf_blemo.clip_rd.configuration_clip_rd import CLIPRDConfig
-from hf_blemo.clip_rd_training.comparison_settings import ComparisonSettings
-from hf_blemo.clip_rd_training.embedding_settings import EmbeddingSettings
-from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.clip_rd_training.settings import ComparisonSettings, DistillationSettings, EmbeddingSettings
 from hf_blemo.programs.settings import read_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
@@ -40,8 +38,16 @@ def test_a_teacher_is_trained_embedded_and_distilled_from_its_store(program, tmp
 
 BAD = {
     "unknown key": ("distill_clip_rd.py", ["--learning_rat", "1"], "unknown setting .*learning_rate"),
-    "unknown teacher": ("distill_clip_rd.py", ["--teacher", "./gone"], "teacher './gone': found no config.json"),
-    "no store": ("distill_clip_rd.py", ["--teacher_store", "./gone"], "teacher_store './gone': found no store.json"),
+    "unknown teacher": (
+        "distill_clip_rd.py",
+        ["--teacher", "./gone"],
+        "teacher './gone': not a file, folder or Hub id",
+    ),
+    "no store": (
+        "distill_clip_rd.py",
+        ["--teacher_store", "./gone"],
+        "teacher_store './gone': not a file, folder or Hub id",
+    ),
     "no pairs": ("distill_clip_rd.py", ["--data", "gone"], "data 'gone': not a file, folder or Hub id"),
     "unknown task": ("distill_clip_rd.py", ["--evaluation.a.kid", "1"], "unknown setting 'kid'.*'kind'"),
     "no teachers": ("embed_teacher.py", [], "teachers: expected at least one"),

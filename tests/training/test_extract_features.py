@@ -41,7 +41,7 @@ def test_a_run_says_what_it_made_and_what_failed(program, entries, clips, tmp_pa
 BAD = {
     "unknown key": (
         ["--encoder.a.model_id", "x"],
-        "unknown setting '--encoder.a.model_id'; the nearest known one is '--encoders'",
+        "unknown setting '--encoder'; the nearest known one is '--encoders'",
     ),
     "no encoder": (
         [],
@@ -51,9 +51,9 @@ BAD = {
     "no model": (["--encoders.a.revision", "x"], "encoders.a: expected a model_id"),
     "unknown option": (["--encoders.a.model_id", "x", "--encoders.a.batch", "2"], "encoders.a.*batch"),
     "bad name": (["--encoders", "{a/b: {model_id: x}}"], "encoders: 'a/b' cannot name a folder"),
-    "bad dtype": (["--encoders.a.model_id", "x", "--dtype", "int8"], "dtype 'int8' is not one of float32"),
+    "bad dtype": (["--encoders.a.model_id", "x", "--dtype", "int8"], "--dtype: found 'int8', expected float32"),
     "gone encoder": (["--encoders.a.model_id", "gone"], "encoder 'a': gone: not a file, folder or Hub id"),
-    "gone data": (["--encoders.a.model_id", "x", "--data", "gone"], "gone: no such file or folder"),
+    "gone data": (["--encoders.a.model_id", "x", "--data", "gone"], "gone: not a file, folder or Hub id"),
     "synthetic": (["--encoders.a.model_id", "x", "--synthetic.num_clips", "3"], "synthetic is about data 'synthetic'"),
     "gone model": (["--model", "gone"], "gone: not a file, folder or Hub id"),
     "imported twice": (["--encoders.a.model_id", "x", "--imported.a", "y"], "imported: encoder 'a' is among the enc"),

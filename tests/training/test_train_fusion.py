@@ -31,11 +31,11 @@ def test_a_run_prints_its_table_and_where_it_wrote(program, table, tmp_path, cap
 
 BAD = {
     "unknown key": (["--learning_rat", "1"], "unknown setting .*learning_rate"),
-    "bad value": (["--protocol", "fair"], "protocol 'fair' is not one of"),
+    "bad value": (["--protocol", "fair"], "--protocol: found 'fair', expected honest"),
     "bad type": (["--num_epochs", "many"], "expected int"),
     "unknown config": (["--config", "gone.yaml"], "gone.yaml: no such file"),
     "unknown encoder": (["--encoders", "voice", "clip"], "unknown encoder 'clip': the data has voice, face"),
-    "unknown data": (["--data", "gone"], "'gone': no such file or folder"),
+    "unknown data": (["--data", "gone"], "'gone': not a file, folder or Hub id"),
     "unknown model setting": (["--model.top", "1"], "model: unknown setting 'top'; the nearest known one is 'top_n'"),
     "bad model value": (["--model.top_n", "0"], "top_n must be at least 1"),
     "bad model type": (["--model.gate", "hard"], "gate"),
