@@ -78,7 +78,7 @@ def test_what_is_no_image_says_so_and_where(tmp_path):
         (5, "row 7: .*found int"),
         (b"", "row 7: .*zero bytes"),
         (b"no image at all", "row 7: 15 bytes of no known image format"),
-        ({"bytes": b"text", "path": "a.jpg"}, r"row 7 \(a.jpg\): 4 bytes that are no known"),
+        ({"bytes": b"text", "path": "a.jpg"}, r"row 7 \(a.jpg\): 4 bytes of no known"),
         (torn, "row 7: 15 bytes that cannot be opened as an image: Truncated"),
         (bomb, "row 7: .*decompression bomb"),
         (tmp_path / "absent.jpg", r"row 7 \(.*absent.jpg\): .*No such file"),
