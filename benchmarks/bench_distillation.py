@@ -23,8 +23,7 @@ from hf_blemo.clip_rd_training.embedding import embed
 from hf_blemo.clip_rd_training.run import make_optimizer
 from hf_blemo.clip_rd_training.settings import DistillationSettings, EmbeddingSettings
 from hf_blemo.clip_rd_training.students import make_student
-from hf_blemo.clip_rd_training.teachers import open_store
-from hf_blemo.pairs.clip_models import load_clip
+from hf_blemo.clip_rd_training.teachers import open_teacher
 from hf_blemo.pairs.pair_sources import open_source
 
 # CLIP's vocabulary size, independent of the tokenizer of the drawn captions.
@@ -73,27 +72,12 @@ def bench_stored_teacher(batch_size: int, rounds: int, folder: Path) -> None:
             **taught,
         )
         sources = [open_source(source) for source in settings.pair_sources()]
-        stored = open_store(settings)
-        teacher = load_clip(teacher_folder) if stored is None else None
+        teacher = open_teacher(settings)
         torch.manual_seed(0)
-        student, processor = make_student(settings, None if teacher is None else teacher.processor)
-        if stored is not None:
-            stored.check(settings, sources, processor)
-        batches = PairBatches(
-            sources,
-            processor,
-            None if teacher is None else teacher.processor,
-            batch_size,
-            settings.num_steps,
-            augmentation=settings.augmentation,
-            store=None if stored is None else stored.store,
-        )
-        distiller = CLIPRDDistiller(
-            student,
-            None if teacher is None else teacher.model,
-            CLIPRDLoss(512),
-            teacher_logit_scale=None if stored is None else stored.store.logit_scale,
-        )
+        student, processor = make_student(settings, teacher.processor)
+        teacher.check(settings, sources, processor)
+        batches = PairBatches(settings, sources, processor, teacher)
+        distiller = CLIPRDDistiller(student, teacher.model, CLIPRDLoss(512), teacher_logit_scale=teacher.logit_scale)
         optimizer = make_optimizer(distiller, settings)
         return lambda step: training_step(distiller, optimizer, batches[step])
 

@@ -1,4 +1,4 @@
-"""What a run has read of its data, on all processes: the positions in streams, and the pairs that were broken."""
+"""How far all processes have read their data: positions in streams, and counts of broken pairs."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,21 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from hf_blemo.pairs.pair_sources import PairStream, PairTable
+
 logger = logging.getLogger(__name__)
 
 SHOWN = 5
-# A share of fewer pairs says little.
+# The share of broken pairs says little about fewer.
 LEAST_SEEN = 100
 
 
 class DataPosition:
-    """Counts of the pairs that were read, and every consumer's position; part of the checkpoint.
+    """Counts the pairs that were read, and keeps every consumer's position; part of the checkpoint.
 
     Args:
         accelerator: of the run.
-        max_broken_share: a larger share of broken pairs ends the run.
+        max_broken_share: largest share of broken pairs that does not end the run.
     """
 
     def __init__(self, accelerator: Accelerator, max_broken_share: float):
@@ -31,7 +33,7 @@ class DataPosition:
         self._new: dict[str, Any] = {"seen": 0, "broken": 0, "examples": []}
 
     def take(self, report: Mapping[str, Any]) -> None:
-        """Takes the report that came with a batch of this process."""
+        """Adds the report that came with a batch of this process."""
         self.count(report["seen"], report["broken"], report["examples"])
         own = self.states.setdefault(self.accelerator.process_index, {})
         own[report["consumer"]] = [dict(state) for state in report["states"]]
@@ -43,8 +45,22 @@ class DataPosition:
         self._new["examples"] += examples
 
     def own_states(self) -> dict[int, list[dict[str, int]]]:
-        """This process's positions."""
+        """Returns this process's positions."""
         return self.states.get(self.accelerator.process_index, {})
+
+    def description(self, sources: Sequence[PairTable | PairStream]) -> dict[str, Any]:
+        """Returns the entry of `metrics.json`: the sources, and the pairs seen and broken."""
+        pairs = [len(source) if isinstance(source, PairTable) else None for source in sources]
+        return {
+            "sources": [
+                {"data": source.settings.data, "weight": source.settings.weight, "pairs": count}
+                for source, count in zip(sources, pairs, strict=True)
+            ],
+            "pairs": None if None in pairs else sum(count or 0 for count in pairs),
+            "seen": self.seen,
+            "broken": self.broken,
+            "broken_examples": self.examples,
+        }
 
     def share(self) -> None:
         """Adds up what the processes have read; all of them must call this together.
@@ -78,14 +94,14 @@ class DataPosition:
         """Restores [`state_dict`].
 
         Raises:
-            ValueError: positions in streams, of another number of processes.
+            ValueError: another number of processes read the streams.
         """
         found = self.accelerator.num_processes
         positions = [state for own in state["states"].values() for states in own.values() for state in states]
         if any(positions) and len(state["states"]) != found:
             raise ValueError(
                 f"resume: the streams were read by {len(state['states'])} processes, found {found}; every process "
-                "goes on from a position of its own"
+                "resumes from a position of its own"
             )
         self.seen, self.broken, self.examples = state["seen"], state["broken"], list(state["examples"])
         self.states = state["states"]

@@ -17,15 +17,15 @@ from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadP
 from hf_blemo.clip_rd_training.settings import EmbeddingSettings
 from hf_blemo.hub.teacher_stores import push_store, store_card
 from hf_blemo.hub.uploads import hub_errors, prepare_repository
-from hf_blemo.pairs.clip_models import Clip, fingerprint, load_clip
+from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
-from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription, shard_schema, write_shard
+from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription
 from hf_blemo.programs.processes import end_training
 
 SHOWN = 3
 
 
-class ShardPairs(torch.utils.data.Dataset):
+class _ShardPairs(torch.utils.data.Dataset):
     """Batches of a shard's pairs, each visit of each row in order.
 
     Args:
@@ -70,7 +70,7 @@ class ShardPairs(torch.utils.data.Dataset):
         for (row, variant), pair in zip(visits, pairs, strict=True):
             found = None
             try:
-                found = self.reader.read(pair, self.source, variant)
+                found = self.reader.read({**pair, "visit": variant}, self.source)
                 read.append(found)
             except BrokenPairError as error:
                 problems.append(str(error))
@@ -125,10 +125,8 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
             name: {
                 "source": settings.teachers[name],
                 "revision": settings.revisions.get(name),
-                "fingerprint": fingerprint(clip),
-                "parameters": sum(values.numel() for values in clip.model.parameters()),
+                **clip.description(),
                 "dim": clip.dim,
-                "logit_scale": clip.model.logit_scale.detach().float().exp().item(),
                 "image_size": size,
             }
             for name, clip, size in zip(names, clips, sizes, strict=True)
@@ -152,7 +150,6 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     for clip in clips:
         clip.model.to(accelerator.device)
-    schema = shard_schema(description.teachers)
     position = DataPosition(accelerator, settings.max_broken_share)
     shards = description.shards()
     missing = [number for number in range(len(shards)) if not description.shard_path(output, number).is_file()]
@@ -167,10 +164,10 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
                 source, rows = shards[own[turn]]
                 table = sources[source]
                 assert isinstance(table, PairTable)
-                part = ShardPairs(table, source, rows, description.variants, reader, clips, settings.batch_size)
+                part = _ShardPairs(table, source, rows, description.variants, reader, clips, settings.batch_size)
                 columns = _embedded(accelerator, part, names, settings.num_workers, position, bar)
                 columns["source"] = [source] * len(part.visits)
-                write_shard(description.shard_path(output, own[turn]), schema, columns)
+                description.write_shard(output, own[turn], columns)
             position.share()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -197,7 +194,7 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
 @torch.no_grad()
 def _embedded(
     accelerator: Accelerator,
-    part: ShardPairs,
+    part: _ShardPairs,
     names: list[str],
     num_workers: int,
     position: DataPosition,

@@ -1,4 +1,4 @@
-"""Pairs turned into pixels and a caption, the same wherever and whenever a pair is read."""
+"""Pairs as pixels and a caption, the same wherever and whenever a pair is read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,15 +11,15 @@ from hf_blemo.pairs.pair_processor import PairProcessor
 
 
 class BrokenPairError(ValueError):
-    """A pair that cannot be read."""
+    """A pair that cannot be read; the message says why and where it is."""
 
 
 class ReadPair(NamedTuple):
-    """A pair as it was read.
+    """Pixels, caption and crop of a pair.
 
     Args:
-        pixels: (H, W, 3) uint8 of the crop, one per processor; without augmentation the RGB image alone.
-        caption: the one that was chosen.
+        pixels: (H, W, 3) uint8 of the crop, one per processor; without augmentation only the RGB image.
+        caption: one of the pair's.
         crop: of the image; None without augmentation.
     """
 
@@ -29,41 +29,47 @@ class ReadPair(NamedTuple):
 
 
 class PairReader:
-    """Reads pairs for some models at once: all see the same crop of the same picture.
+    """Reads pairs for one or more models, which all see the same crop of the same picture.
 
-    Crop and caption depend on the augmentation's seed, the pair and the number of its visit alone, so that what a
-    teacher has embedded can be read again by its students.
+    Crop and caption depend only on the augmentation's seed, the pair and the number of its visit, so that students
+    can read again what a teacher has embedded.
 
     Args:
         processors: of the models.
         augmentation: settings of the crop; empty for the image processors' own rule.
-        decode_size: the least side at which the crop of a JPEG is decoded; the largest model's by default.
+        decode_size: least side at which the crop of a JPEG is decoded; the largest model's by default.
+        variants: different visits of a pair, 0 for any number; those of the augmentation by default.
     """
 
     def __init__(
-        self, processors: Sequence[PairProcessor], augmentation: Mapping[str, Any], decode_size: int | None = None
+        self,
+        processors: Sequence[PairProcessor],
+        augmentation: Mapping[str, Any],
+        decode_size: int | None = None,
+        variants: int | None = None,
     ):
         self.processors = list(processors)
         given = dict(augmentation)
-        self.variants, self.seed = given.pop("variants", 0), given.pop("seed", 0)
+        own, self.seed = given.pop("variants", 0), given.pop("seed", 0)
+        self.variants = own if variants is None else variants
         self.augmentation: Augmentation | None = None
         self.decode_size = decode_size
         if augmentation:
             self.augmentation = Augmentation(**given)
             self.decode_size = decode_size or max(max(processor.image_size) for processor in self.processors)
 
-    def read(self, pair: Mapping[str, Any], source: int, visit: int) -> ReadPair:
+    def read(self, pair: Mapping[str, Any], source: int) -> ReadPair:
         """Reads a pair.
 
         Args:
-            pair: `image`, `caption`, `key` (numbers that tell it from the others of its source) and `where`.
+            pair: `image`, `caption`, `key` (numbers that identify it within its source), `visit` (how often it was
+                read before) and `where` (for messages).
             source: number of its source.
-            visit: how often it was read before.
 
         Raises:
-            BrokenPairError: it has no caption, or no image that can be read; the message says where it is.
+            BrokenPairError: it has no caption or no readable image; the message says where it is.
         """
-        variant = visit % self.variants if self.variants else visit
+        variant = pair["visit"] % self.variants if self.variants else pair["visit"]
         generator = np.random.default_rng([self.seed, source, *pair["key"], variant])
         caption = pair["caption"]
         if isinstance(caption, list | tuple) and caption:
@@ -81,7 +87,7 @@ class PairReader:
         return ReadPair(pixels, caption, crop)
 
     def stacked(self, pairs: Sequence[ReadPair], number: int) -> torch.Tensor:
-        """Images of pairs as one of the models takes them, (n, 3, H, W) float32."""
+        """Returns the images of pairs as one of the models takes them, (n, 3, H, W) float32."""
         processor = self.processors[number]
         if self.augmentation is None:
             return processor.images([pair.pixels[0] for pair in pairs])

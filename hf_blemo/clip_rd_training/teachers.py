@@ -1,66 +1,144 @@
-"""A teacher that is there by its stored embeddings alone."""
+"""The teacher of a distillation: a model that runs beside the student, a store of its embeddings, or none."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import torch
+
+from hf_blemo.clip_rd_training.reading import PairReader, ReadPair
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.loading import download_errors, load_part, local_path
+from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable
 from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, TeacherStore
 
 
-class StoredTeacher(NamedTuple):
-    """A store and the tokenizer that came with it.
+class Teacher:
+    """No teacher: the student learns from the contrastive loss alone. The other two kinds override their parts.
 
-    Args:
-        store: of the teacher.
-        processor: the teacher's tokenizer, without an image processor; None where the teacher's was none of
-            transformers.
+    Attributes:
+        dim: width of the embeddings; None without a teacher.
+        processor: of the teacher's pairs; None without one. That of a store has a tokenizer and no image processor.
+        model: runs beside the student; None without one.
+        logit_scale: CLIP scale, exponentiated; None without a teacher, or if `model` has it.
+        description: entry of `metrics.json`.
     """
 
-    store: TeacherStore
-    processor: PairProcessor | None
+    dim: int | None = None
+    processor: PairProcessor | None = None
+    model: Any = None
+    logit_scale: float | None = None
+    description: dict[str, Any] | None = None
 
     def check(
         self, settings: DistillationSettings, sources: Sequence[PairTable | PairStream], student: PairProcessor
     ) -> None:
-        """Refuses a store that was made of other pairs, crops, sizes of images or of another teacher.
+        """Refuses a run for which this teacher has no embeddings.
 
         Raises:
-            ValueError: the first difference.
+            ValueError: a store made from other pairs, crops or sizes of images, or from another teacher.
         """
+
+    def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
+        """Makes the reader of pairs for the student and this teacher."""
+        return PairReader([student], augmentation)
+
+    def place(self, source: int, pair: Mapping[str, Any], read: ReadPair) -> Any:
+        """Returns what [`inputs`] needs beside a pair as it was read."""
+        return None
+
+    def inputs(self, reader: PairReader, read: Sequence[ReadPair], places: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Returns the teacher's part of a batch."""
+        return {}
+
+
+class _LiveTeacher(Teacher):
+    """A model that runs beside the student."""
+
+    def __init__(self, clip: Clip, description: dict[str, Any]):
+        self.model, self.processor, self.dim = clip
+        self.own_tokens = True
+        self.description = description
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers that read batches need no weights.
+        return {**vars(self), "model": None}
+
+    def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
+        assert self.processor is not None
+        self.own_tokens = not self.processor.same_tokens(student)
+        processors = [student] if self.processor.same_images(student) else [student, self.processor]
+        return PairReader(processors, augmentation)
+
+    def inputs(self, reader: PairReader, read: Sequence[ReadPair], places: Sequence[Any]) -> dict[str, torch.Tensor]:
+        inputs: dict[str, torch.Tensor] = {}
+        if len(reader.processors) > 1:
+            inputs["teacher_pixel_values"] = reader.stacked(read, 1)
+        if self.own_tokens and self.processor is not None:
+            tokens = self.processor.captions([pair.caption for pair in read])
+            inputs |= {f"teacher_{name}": values for name, values in tokens.items()}
+        return inputs
+
+
+class _StoredTeacher(Teacher):
+    """Embeddings that `training/embed_teacher.py` wrote, and the tokenizer that came with them."""
+
+    def __init__(self, store: TeacherStore, processor: PairProcessor | None):
+        self.store, self.processor = store, processor
+        self.dim, self.logit_scale = store.teacher["dim"], store.teacher["logit_scale"]
+        kept = ("source", "fingerprint", "parameters", "logit_scale")
+        self.description = {**{key: store.teacher[key] for key in kept}, "stored": True}
+
+    def check(
+        self, settings: DistillationSettings, sources: Sequence[PairTable | PairStream], student: PairProcessor
+    ) -> None:
         where = f"teacher_store {settings.teacher_store!r}"
         made = self.store.teacher
         if settings.teacher is not None and settings.teacher != made["source"]:
             raise ValueError(f"{where}: made with teacher {made['source']!r}, the run names {settings.teacher!r}")
-        if settings.teacher_revision is not None and settings.teacher_revision not in (
-            made["revision"],
-            made["fingerprint"],
-        ):
+        if settings.teacher_revision not in (None, made["revision"], made["fingerprint"]):
             raise ValueError(
                 f"{where}: made with revision {made['revision']!r} of the teacher, the run names "
                 f"{settings.teacher_revision!r}"
             )
-        described = [
-            {**entry, "pairs": len(source) if isinstance(source, PairTable) else None}
-            for entry, source in zip(settings.described_sources(), sources, strict=True)
-        ]
+        described = []
+        for entry, source in zip(settings.described_sources(), sources, strict=True):
+            if isinstance(source, PairStream):
+                raise ValueError(f"data {entry['data']!r}: stored embeddings are found by row, not in a stream")
+            described.append({**entry, "pairs": len(source)})
         sizes = [teacher["image_size"] for teacher in self.store.description.teachers.values()]
         self.store.check(described, settings.augmentation, max(max(student.image_size), *sizes))
 
+    def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
+        # Without crops, too, a visit may only draw a caption that was embedded.
+        description = self.store.description
+        return PairReader([student], augmentation, description.decode_size, description.variants)
 
-def open_store(settings: DistillationSettings) -> StoredTeacher | None:
-    """Opens the store that the settings name; downloads it where it is on the Hub.
+    def place(self, source: int, pair: Mapping[str, Any], read: ReadPair) -> int:
+        return self.store.place(source, pair, read.caption, read.crop)
+
+    def inputs(self, reader: PairReader, read: Sequence[ReadPair], places: Sequence[Any]) -> dict[str, torch.Tensor]:
+        return self.store.embeddings(places)
+
+
+def open_teacher(settings: DistillationSettings) -> Teacher:
+    """Loads the teacher, or opens the store, that the settings name; a store on the Hub is downloaded.
 
     Raises:
-        FileNotFoundError: it is neither a store's folder nor the id of one on the Hub.
-        ValueError: no such teacher in it.
+        FileNotFoundError: there is no such model or store.
+        ValueError: the model is not a CLIP, or the store has no such teacher.
     """
-    source = settings.teacher_store
-    if source is None:
-        return None
+    if settings.teacher_store is not None:
+        return _open_store(settings.teacher_store, settings.teacher_name)
+    if settings.teacher is None:
+        return Teacher()
+    clip = load_clip(settings.teacher, "teacher", settings.teacher_revision)
+    return _LiveTeacher(clip, {"source": settings.teacher, **clip.description(), "stored": False})
+
+
+def _open_store(source: str, teacher: str | None) -> Teacher:
     where = f"teacher_store {source!r}"
     folder = local_path(source, where)
     if folder is None:
@@ -70,11 +148,11 @@ def open_store(settings: DistillationSettings) -> StoredTeacher | None:
             folder = Path(snapshot_download(source, repo_type="dataset"))
     if not (folder / STORE_FILE).is_file():
         raise FileNotFoundError(f"{where}: found no {STORE_FILE} there")
-    store = TeacherStore(folder, settings.teacher_name)
+    store = TeacherStore(folder, teacher)
     tokenizer = folder / TOKENIZERS / store.name
     processor = None
     if tokenizer.is_dir():
         from transformers import AutoTokenizer
 
         processor = PairProcessor(load_part(AutoTokenizer, str(tokenizer), f"{where}, tokenizer"), None)
-    return StoredTeacher(store, processor)
+    return _StoredTeacher(store, processor)

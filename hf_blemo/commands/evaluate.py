@@ -163,16 +163,12 @@ def _evaluate_clip(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     from hf_blemo.clip_evaluation.evaluator import BATCH_SIZE, ClipEvaluator
     from hf_blemo.clip_evaluation.tasks import make_tasks
-    from hf_blemo.pairs.clip_models import fingerprint, load_clip
+    from hf_blemo.pairs.clip_models import load_clip
 
     evaluator = ClipEvaluator(make_tasks(tasks_of), arguments.batch_size or BATCH_SIZE)
     clip = load_clip(arguments.model, "--model", arguments.revision)
-    result: dict[str, Any] = {
-        "model": arguments.model,
-        "revision": arguments.revision,
-        "fingerprint": fingerprint(clip),
-        "parameters": sum(values.numel() for values in clip.model.parameters()),
-    }
+    described = {name: value for name, value in clip.description().items() if name != "logit_scale"}
+    result: dict[str, Any] = {"model": arguments.model, "revision": arguments.revision, **described}
     model = clip.model.to("cuda" if torch.cuda.is_available() else "cpu")
     tasks = evaluator.evaluate(model, clip.processor, progress=sys.stderr.isatty())
     result["tasks"] = tasks

@@ -18,7 +18,7 @@ _RESAMPLES = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 class Clip(NamedTuple):
-    """A CLIP-like model with what prepares its inputs.
+    """A CLIP-like model with its processor.
 
     Args:
         model: has `get_image_features`, `get_text_features` and `logit_scale`.
@@ -29,6 +29,18 @@ class Clip(NamedTuple):
     model: Any
     processor: PairProcessor
     dim: int
+
+    def description(self) -> dict[str, Any]:
+        """Returns `fingerprint` (a hash of the weights), number of `parameters` and `logit_scale`, exponentiated."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return {
+            "fingerprint": digest.hexdigest(),
+            "parameters": sum(values.numel() for values in self.model.parameters()),
+            "logit_scale": self.model.logit_scale.detach().float().exp().item(),
+        }
 
 
 def load_clip(source: str, what: str = "model", revision: str | None = None) -> Clip:
@@ -85,16 +97,7 @@ def load_processor(source: str, what: str, text_config: Any, revision: str | Non
     return PairProcessor(tokenizer, image_processor, text_config)
 
 
-def fingerprint(clip: Clip) -> str:
-    """What tells a model from another of the same name: a hash of its weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(clip.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-class OpenCLIPModel(nn.Module):
+class _OpenCLIPModel(nn.Module):
     """A model of open_clip under the names of transformers' CLIPModel.
 
     Args:
@@ -120,7 +123,7 @@ class OpenCLIPModel(nn.Module):
         return self.model.encode_text(input_ids)
 
 
-class OpenCLIPTokenizer:
+class _OpenCLIPTokenizer:
     """A tokenizer of open_clip under the names of transformers' tokenizers; it pads to the full context.
 
     Args:
@@ -136,7 +139,7 @@ class OpenCLIPTokenizer:
         return {"input_ids": self.tokenizer(captions)}
 
 
-def _load_open_clip(name: str, what: str) -> tuple[OpenCLIPModel, PairProcessor]:
+def _load_open_clip(name: str, what: str) -> tuple[_OpenCLIPModel, PairProcessor]:
     try:
         import open_clip
     except ImportError as error:
@@ -161,4 +164,4 @@ def _load_open_clip(name: str, what: str) -> tuple[OpenCLIPModel, PairProcessor]
         image_std=list(settings["std"]),
         resample=_RESAMPLES[settings.get("interpolation", "bicubic")],
     )
-    return OpenCLIPModel(model), PairProcessor(OpenCLIPTokenizer(tokenizer), image_processor)
+    return _OpenCLIPModel(model), PairProcessor(_OpenCLIPTokenizer(tokenizer), image_processor)

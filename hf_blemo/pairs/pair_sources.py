@@ -159,7 +159,7 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
         FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set that can be loaded.
         ValueError: it lacks one of the two columns or the split, or is empty.
     """
-    data = load_source(settings)
+    data = _load_source(settings)
     image, caption = _columns(settings, data)
     # Before all else: a stream whose columns are renamed first decodes its images and encodes them anew, with loss.
     if isinstance((data.features or {}).get(image), datasets.Image):
@@ -173,7 +173,7 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
     return PairTable(settings, data, root)
 
 
-def load_source(settings: PairSourceSettings) -> Any:
+def _load_source(settings: PairSourceSettings) -> Any:
     """The data set of a source as it is, columns and all."""
     source = settings.data
     if source in built_in.PAIRS:
@@ -243,22 +243,3 @@ def _located(pair: dict[str, Any], root: Path | None, where: str) -> dict[str, A
     if isinstance(image, str) and root is not None and "://" not in image:
         image = str(root / image)
     return {**pair, "image": image, "where": where}
-
-
-def quotas(weights: Sequence[float], batch_size: int) -> list[int]:
-    """How many pairs of each source a batch takes: whole numbers nearest to the shares of the weights.
-
-    Args:
-        weights: of the sources.
-        batch_size: pairs per batch.
-
-    Raises:
-        ValueError: a source would have no pair in a batch.
-    """
-    shares = np.array(weights) / sum(weights) * batch_size
-    counts = np.floor(shares).astype(int)
-    for index in np.argsort(counts - shares, kind="stable")[: batch_size - counts.sum()]:
-        counts[index] += 1
-    if (counts < 1).any():
-        raise ValueError(f"weights {list(weights)}: a source has less than one pair in a batch of {batch_size}")
-    return counts.tolist()

@@ -59,6 +59,33 @@ class StoreDescription:
         """Where a shard is."""
         return folder / SHARD_FOLDER / f"train-{number:05d}-of-{len(self.shards()):05d}.parquet"
 
+    def write_shard(self, folder: Path, number: int, columns: Mapping[str, Any]) -> None:
+        """Writes a shard so that it appears whole.
+
+        Args:
+            folder: of the store.
+            number: of the shard.
+            columns: `source`, `row`, `variant`, `crop`, `flip`, `caption` and `broken`, a list each; and per teacher
+                NAME `NAME_image_embeds` and `NAME_text_embeds`, (n, d), normalised.
+        """
+        types = [
+            ("source", pa.int32()),
+            ("row", pa.int64()),
+            ("variant", pa.int32()),
+            ("crop", pa.list_(pa.int32(), 4)),
+            ("flip", pa.bool_()),
+            ("caption", pa.string()),
+            ("broken", pa.bool_()),
+        ]
+        arrays = [pa.array(columns[name], type=kind) for name, kind in types]
+        for name, teacher in self.teachers.items():
+            for side in ("image", "text"):
+                types.append((f"{name}_{side}_embeds", pa.list_(pa.float16(), teacher["dim"])))
+                flat = pa.array(columns[types[-1][0]].reshape(-1), type=pa.float16())
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, teacher["dim"]))
+        with whole_file(self.shard_path(folder, number)) as temporary:
+            pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(types)), temporary, compression="zstd")
+
     def save(self, folder: Path) -> None:
         """Writes the JSON file."""
         write_json({folder / STORE_FILE: asdict(self)})
@@ -85,40 +112,6 @@ class StoreDescription:
             raise ValueError(f"{path}: not what describes a store: {error}") from None
 
 
-def shard_schema(teachers: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
-    """Columns of a shard; two per teacher, L2-normalised embeddings in float16."""
-    columns = [
-        ("source", pa.int32()),
-        ("row", pa.int64()),
-        ("variant", pa.int32()),
-        ("crop", pa.list_(pa.int32(), 4)),
-        ("flip", pa.bool_()),
-        ("caption", pa.string()),
-        ("broken", pa.bool_()),
-    ]
-    for name, teacher in teachers.items():
-        columns += [(f"{name}_{side}_embeds", pa.list_(pa.float16(), teacher["dim"])) for side in ("image", "text")]
-    return pa.schema(columns)
-
-
-def write_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> None:
-    """Writes a shard so that it appears whole.
-
-    Args:
-        path: of the shard.
-        schema: of [`shard_schema`].
-        columns: name -> list, or (n, d) array.
-    """
-    arrays = []
-    for entry in schema:
-        values = columns[entry.name]
-        if isinstance(values, np.ndarray) and values.ndim == 2:
-            flat = pa.array(values.reshape(-1), type=entry.type.value_type)
-            arrays.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
-        else:
-            arrays.append(pa.array(values, type=entry.type))
-    with whole_file(path) as temporary:
-        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), temporary, compression="zstd")
 
 
 def _damaged(paths: Sequence[Path]) -> str:
@@ -177,21 +170,6 @@ class TeacherStore:
         if len(data) != self.first[-1]:
             raise ValueError(f"teacher_store {str(folder)!r}: expected {self.first[-1]} rows, found {len(data)}")
 
-    @property
-    def dim(self) -> int:
-        """Width of the embeddings."""
-        return self.teacher["dim"]
-
-    @property
-    def logit_scale(self) -> float:
-        """The teacher's CLIP scale, exponentiated."""
-        return self.teacher["logit_scale"]
-
-    @property
-    def decode_size(self) -> int | None:
-        """The least side at which JPEGs were decoded."""
-        return self.description.decode_size
-
     def check(self, sources: Sequence[Mapping[str, Any]], augmentation: Mapping[str, Any], decode_size: int) -> None:
         """Refuses a store whose embeddings are not those of the pixels a run would see.
 
@@ -223,19 +201,19 @@ class TeacherStore:
                 f"with image_size {decode_size}"
             )
 
-    def place(self, source: int, row: int, visit: int, caption: str, crop: Crop | None, where: str) -> int:
-        """Where the embeddings of a visit of a pair are.
+    def place(self, source: int, pair: Mapping[str, Any], caption: str, crop: Crop | None) -> int:
+        """Returns the row of the embeddings of a visit of a pair.
 
         Args:
-            source, row: of the pair.
-            visit: how often it was read before.
-            caption, crop: what this visit saw, which must be what was embedded.
-            where: the pair is, for messages.
+            source: number of the pair's source.
+            pair: its `key`, `visit` (how often it was read before) and `where` (for messages).
+            caption, crop: of this visit, which must be those that were embedded.
 
         Raises:
-            ValueError: the store saw another caption or crop there.
+            ValueError: another caption or crop was embedded.
         """
-        place = int(self.first[source]) + row * self.description.variants + visit % self.description.variants
+        variants = self.description.variants
+        place = int(self.first[source]) + pair["key"][1] * variants + pair["visit"] % variants
         found = self.meta[place]
         stored = None
         if found["crop"] is not None:
@@ -244,8 +222,8 @@ class TeacherStore:
         if found["broken"] or (found["caption"], stored) != (caption, crop):
             seen = "a broken pair" if found["broken"] else f"{found['caption']!r} and {stored}"
             raise ValueError(
-                f"teacher_store {str(self.folder)!r}: {where}: embedded {seen}, found {caption!r} and {crop}; the "
-                "data has changed since"
+                f"teacher_store {str(self.folder)!r}: {pair['where']}: embedded {seen}, found {caption!r} and {crop}; "
+                "the data has changed since"
             )
         return place
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_blemo.clip_rd_training import report
+from hf_blemo.clip_rd_training import results
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.programs.settings import read_settings
 
@@ -23,7 +23,7 @@ def leave_plots_out() -> Callable[[pytest.MonkeyPatch], None]:
 
     def patched(patch: pytest.MonkeyPatch) -> None:
         for name in ("plot_loss_terms", "plot_evaluations", "plot_similarity"):
-            patch.setattr(report, name, lambda *_: None)
+            patch.setattr(results, name, lambda *_: None)
 
     return patched
 

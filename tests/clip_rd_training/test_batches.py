@@ -15,8 +15,11 @@ from transformers import CLIPImageProcessorPil
 
 from hf_blemo.built_in.synthetic_pairs import MAX_TOKENS, synthetic_tokenizer
 from hf_blemo.clip_rd_training import data_position
-from hf_blemo.clip_rd_training.batches import MOST_IN_A_ROW, PairBatches
+from hf_blemo.clip_rd_training.batches import MOST_IN_A_ROW, PairBatches, _quotas
 from hf_blemo.clip_rd_training.data_position import DataPosition
+from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.clip_rd_training.teachers import Teacher, _LiveTeacher
+from hf_blemo.pairs.clip_models import Clip
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairTable, open_source
 from hf_blemo.pairs.settings import PairSourceSettings
@@ -54,9 +57,10 @@ def table() -> PairTable:
     return table_of([encoded(picture(number)) for number in range(24)], [caption(number) for number in range(24)])
 
 
-def batches_of(sources, batch_size=8, num_steps=6, **options) -> PairBatches:
+def batches_of(sources, batch_size=8, num_steps=6, rank=0, world=1, teacher=None, **settings) -> PairBatches:
+    settings = DistillationSettings(batch_size=batch_size, num_steps=num_steps, **settings)
     sources = sources if isinstance(sources, list) else [sources]
-    return PairBatches(sources, options.pop("student", processor()), None, batch_size, num_steps, **options)
+    return PairBatches(settings, sources, processor(), teacher or Teacher(), rank, world)
 
 
 def read(batches: PairBatches, workers: int = 0):
@@ -126,7 +130,7 @@ def test_every_step_can_be_begun_with(table):
     batches = batches_of(table, augmentation=CROPS)
     expected = [batch for batch, _ in read(batches)]
     later = batches_of(table, augmentation=CROPS)
-    later.go_on(4, {})
+    later.resume(4, {})
     for (batch, _), same in zip(read(later), expected[4:], strict=True):
         assert_same(batch, same)
 
@@ -140,6 +144,17 @@ def test_sources_have_their_share_of_every_batch(table):
         assert (batch["input_ids"] == unlike).all(1).tolist() == [False] * 2 + [True] * 6
     with pytest.raises(ValueError, match="the share of 15 pairs in a batch is larger than the data 'here', 6 pairs"):
         batches_of([table, others], batch_size=20)
+
+
+def test_quotas_are_whole_and_in_proportion():
+    assert _quotas([1.0], 7) == [7]
+    assert _quotas([3, 1], 16) == [12, 4]
+    assert sum(_quotas([0.2, 0.3, 0.5], 7)) == 7
+    for size in range(10, 30):
+        shares = np.array([1.0, 2.0, 4.0])
+        assert np.abs(np.array(_quotas(shares, size)) - shares / 7 * size).max() < 1
+    with pytest.raises(ValueError, match="a source has less than one pair in a batch of 8"):
+        _quotas([100, 1], 8)
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(table):
@@ -172,12 +187,11 @@ def test_variants_of_a_stream_come_again_pass_by_pass(tmp_path):
 
 
 def test_a_teacher_of_another_size_sees_the_same_crop(table):
-    batches = PairBatches([table], processor(16), processor(32), 8, 1, augmentation=CROPS)
-    batch = batches[0]
+    batch = batches_of(table, augmentation=CROPS, teacher=_LiveTeacher(Clip(None, processor(32), 8), {}))[0]
     assert batch["teacher_pixel_values"].shape == (8, 3, 32, 32)
     halves = torch.nn.functional.avg_pool2d(batch["teacher_pixel_values"], 2)
     assert (halves - batch["pixel_values"]).abs().mean() < 0.5 * (halves - batch["pixel_values"].flip(0)).abs().mean()
-    same = PairBatches([table], processor(16), processor(16), 8, 1, augmentation=CROPS)[0]
+    same = batches_of(table, augmentation=CROPS, teacher=_LiveTeacher(Clip(None, processor(16), 8), {}))[0]
     assert "teacher_pixel_values" not in same and "teacher_input_ids" not in same
 
 
@@ -357,7 +371,7 @@ def test_a_stream_goes_on_where_it_was(tmp_path, workers):
     for done in (1, 7, 8):
         states = {report["consumer"]: report["states"] for _, report in expected[:done]}
         later = batches()
-        later.go_on(done, states)
+        later.resume(done, states)
         for (batch, _), (same, _) in zip(read(later, workers), expected[done:], strict=True):
             assert_same(batch, same)
     texts = synthetic_tokenizer().batch_decode(
@@ -387,7 +401,7 @@ def test_processes_with_workers_go_on_from_the_checkpoint_of_the_first(tmp_path,
     for rank in range(2):
         position, later = position_of(rank, 2), batches(rank)
         position.load_state_dict(kept)
-        later.go_on(done, position.own_states())
+        later.resume(done, position.own_states())
         for (batch, report), (same, as_before) in zip(read(later, 2), expected[rank][done:], strict=True):
             assert_same(batch, same)
             assert report == as_before

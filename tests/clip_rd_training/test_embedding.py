@@ -21,7 +21,8 @@ from hf_blemo.clip_rd_training import embedding
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.embedding import embed
 from hf_blemo.clip_rd_training.run import distill
-from hf_blemo.clip_rd_training.settings import EmbeddingSettings
+from hf_blemo.clip_rd_training.settings import DistillationSettings, EmbeddingSettings
+from hf_blemo.clip_rd_training.teachers import Teacher, _LiveTeacher, open_teacher
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.pairs.images import Crop, open_image, read_crop
 from hf_blemo.pairs.pair_processor import PairProcessor
@@ -163,7 +164,7 @@ def test_a_damaged_shard_is_named_and_made_anew(teacher, store):
         TeacherStore(store)
     damaged.unlink()
     assert embed(embed_settings(store, teacher, num_workers=1))["written"] == 1 and shards(store) == whole
-    assert TeacherStore(store).dim == 48
+    assert TeacherStore(store).teacher["dim"] == 48
 
 
 def test_processes_write_the_store_of_one(teacher, store, tmp_path):
@@ -256,10 +257,11 @@ def test_a_smaller_student_sees_the_pixels_it_would_beside_the_live_teacher(teac
     clip = load_clip(str(teacher))
     size = {"height": 16, "width": 16}
     small = PairProcessor(clip.processor.tokenizer, CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=size))
-    live = PairBatches([source], small, clip.processor, 8, 4, augmentation=CROPS)
-    store = TeacherStore(tmp_path / "store")
-    stored = PairBatches([source], small, None, 8, 4, augmentation=CROPS, store=store)
-    unlike = PairBatches([source], small, None, 8, 4, augmentation=CROPS)
+    settings = DistillationSettings(batch_size=8, num_steps=4, augmentation=CROPS)
+    taught = dataclasses.replace(settings, teacher_store=str(tmp_path / "store"))
+    live = PairBatches(settings, [source], small, _LiveTeacher(clip, {}))
+    stored = PairBatches(settings, [source], small, open_teacher(taught))
+    unlike = PairBatches(settings, [source], small, Teacher())
     for step in range(4):
         one, other = live[step], stored[step]
         assert torch.equal(one["pixel_values"], other["pixel_values"])

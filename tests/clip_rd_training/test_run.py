@@ -23,7 +23,7 @@ from hf_blemo.built_in import make_synthetic_pairs, synthetic_tokenizer
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
-from hf_blemo.clip_rd_training.run import Evaluations, History, Training, distill, learning_rate, parameter_groups
+from hf_blemo.clip_rd_training.run import History, _Evaluations, _learning_rate, _Training, distill, make_optimizer
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.pairs.clip_models import load_clip
@@ -209,7 +209,7 @@ def test_a_finished_run_resumed_trains_no_more(teacher, tmp_path, settings_for, 
     arguments = ("--teacher", teacher, "--checkpoint_every", 4)
     metrics = distill(settings_for(tmp_path / "student", *arguments))
     weights = (tmp_path / "student" / "model.safetensors").read_bytes()
-    monkeypatch.setattr(Training, "_step", lambda *_: pytest.fail("a step was trained"))
+    monkeypatch.setattr(_Training, "_step", lambda *_: pytest.fail("a step was trained"))
     # Tables are read alike by any number of workers.
     again = distill(settings_for(tmp_path / "student", *arguments, "--resume", "true", "--num_workers", 1))
     assert (tmp_path / "student" / "model.safetensors").read_bytes() == weights
@@ -231,7 +231,7 @@ def test_the_average_is_what_is_evaluated(teacher, tmp_path, settings_for, monke
     tasks = {"drawn": {"kind": "synthetic", "options": {"images": 8}}}
     arguments = ("--teacher", teacher, "--ema_decay", 0.9, "--evaluation", json.dumps(tasks))
     features = []
-    original = Evaluations.add
+    original = _Evaluations.add
 
     def add(self, student, step):
         tokens = self.processor.captions(["one small red ring", "two large striped red rings on the left"])
@@ -239,7 +239,7 @@ def test_the_average_is_what_is_evaluated(teacher, tmp_path, settings_for, monke
             features.append((student.eval().get_text_features(**tokens), tokens))
         return original(self, student, step)
 
-    monkeypatch.setattr(Evaluations, "add", add)
+    monkeypatch.setattr(_Evaluations, "add", add)
     found = distill(settings_for(tmp_path / "student", *arguments))["evaluation"]["tasks"]
     clip = load_clip(str(tmp_path / "student"))
     # To the last bit the same towers, with positions that no average has moved.
@@ -265,14 +265,14 @@ def test_data_that_cannot_be_read_ends_a_run_with_one_line(teacher, tmp_path, se
 
 def test_the_saved_student_may_be_a_moving_average(tmp_path, settings_for, monkeypatch):
     seen = []
-    original = Training._step
+    original = _Training._step
 
     def step(self, *arguments):
         terms = original(self, *arguments)
         seen.append({name: value.clone() for name, value in self.distiller.student.state_dict().items()})
         return terms
 
-    monkeypatch.setattr(Training, "_step", step)
+    monkeypatch.setattr(_Training, "_step", step)
     distill(settings_for(tmp_path / "student", "--num_steps", 3, "--ema_decay", 0.5))
     saved = load_file(tmp_path / "student" / "model.safetensors")
     for name, value in saved.items():
@@ -482,15 +482,16 @@ def test_captions_are_padded_to_the_longest_of_the_batch_and_images_converted(tm
 
 def test_the_rate_rises_then_falls_to_nothing():
     settings = DistillationSettings(num_steps=20, warmup_steps=5, learning_rate=1.0)
-    rates = [learning_rate(step, settings) for step in range(21)]
+    rates = [_learning_rate(step, settings) for step in range(21)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[5] == 1 and all(later < earlier for earlier, later in zip(rates[5:], rates[6:], strict=False))
     assert rates[20] == pytest.approx(0)
 
 
 def test_matrices_alone_decay(tmp_path, settings_for):
-    student, _ = make_student(settings_for(tmp_path))
-    decayed, others = parameter_groups(student, 0.3)
+    settings = settings_for(tmp_path, "--weight_decay", 0.3)
+    student, _ = make_student(settings)
+    decayed, others = make_optimizer(student, settings).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     assert "logit_scale" in {names[id(parameter)] for parameter in others["params"]}

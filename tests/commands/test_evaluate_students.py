@@ -13,7 +13,7 @@ from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.commands.evaluate import _MODEL_OPTIONS
-from hf_blemo.pairs.clip_models import fingerprint, load_clip
+from hf_blemo.pairs.clip_models import load_clip
 
 TOWER = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
 TOWERS = {
@@ -44,7 +44,7 @@ def test_a_clip_is_evaluated_on_data_and_on_the_built_in_tasks(student, shards, 
     assert main(["evaluate", *arguments, "--batch-size", "5", "--output", str(output)]) == 0
     found = json.loads(output.read_text())
     clip = load_clip(str(student))
-    assert (found["model"], found["fingerprint"]) == (str(student), fingerprint(clip))
+    assert (found["model"], found["fingerprint"]) == (str(student), clip.description()["fingerprint"])
     assert found["parameters"] == clip.model.num_parameters()
     common = {"data": str(shards), "split": "train"}
     templates = ["a {}", "{} on the left"]

@@ -15,7 +15,7 @@ from transformers import (
 
 from hf_blemo import CLIPRDConfig, CLIPRDModel
 from hf_blemo.built_in import synthetic_tokenizer
-from hf_blemo.pairs.clip_models import fingerprint, load_clip
+from hf_blemo.pairs.clip_models import load_clip
 
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT = {**TOWER, "vocab_size": 44, "max_position_embeddings": 16, "bos_token_id": 2, "eos_token_id": 3}
@@ -68,11 +68,13 @@ def test_a_fingerprint_tells_weights_apart(tmp_path):
     torch.manual_seed(0)
     model = CLIPModel(clip_config())
     folder = saved(tmp_path / "one", model)
-    first = fingerprint(load_clip(folder))
-    assert fingerprint(load_clip(folder)) == first and len(first) == 64
+    first = load_clip(folder).description()
+    assert load_clip(folder).description() == first and len(first["fingerprint"]) == 64
+    assert first["parameters"] == model.num_parameters()
+    assert first["logit_scale"] == pytest.approx(model.logit_scale.exp().item())
     with torch.no_grad():
         model.visual_projection.weight[0, 0] += 1e-3
-    assert fingerprint(load_clip(saved(tmp_path / "other", model))) != first
+    assert load_clip(saved(tmp_path / "other", model)).description()["fingerprint"] != first["fingerprint"]
 
 
 def test_what_is_no_clip_says_why(tmp_path):

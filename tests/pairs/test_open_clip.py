@@ -18,7 +18,7 @@ from hf_blemo.clip_evaluation.tasks import _load_class_table  # noqa: E402
 from hf_blemo.clip_rd_training.embedding import embed  # noqa: E402
 from hf_blemo.clip_rd_training.run import distill  # noqa: E402
 from hf_blemo.clip_rd_training.settings import EmbeddingSettings  # noqa: E402
-from hf_blemo.pairs.clip_models import fingerprint, load_clip  # noqa: E402
+from hf_blemo.pairs.clip_models import load_clip  # noqa: E402
 from hf_blemo.programs.settings import read_settings  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def test_embeddings_are_those_of_open_clip(weights, reference):
         found = clip.model.get_text_features(**clip.processor.captions(texts))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert clip.model.logit_scale.item() == model.logit_scale.item()
-    assert fingerprint(clip) == fingerprint(load_clip(f"open_clip:{NAME}/{weights}"))
+    assert clip.description() == load_clip(f"open_clip:{NAME}/{weights}").description()
 
 
 @pytest.mark.parametrize("name", ["no-such-model/openai", f"{NAME}/no-such-weights", NAME])

@@ -6,12 +6,11 @@ import json
 import tarfile
 
 import datasets
-import numpy as np
 import pytest
 from PIL import Image
 
 from hf_blemo.built_in import make_synthetic_pairs
-from hf_blemo.pairs.pair_sources import PairSourceSettings, PairStream, PairTable, open_source, quotas
+from hf_blemo.pairs.pair_sources import PairSourceSettings, PairStream, PairTable, open_source
 
 COUNT = 12
 
@@ -144,15 +143,6 @@ def test_built_in_pairs_take_their_options():
     assert [pair["caption"] for pair in table.pairs(range(3))] == list(make_synthetic_pairs(3, 5)["caption"])
 
 
-def test_quotas_are_whole_and_in_proportion():
-    assert quotas([1.0], 7) == [7]
-    assert quotas([3, 1], 16) == [12, 4]
-    assert sum(quotas([0.2, 0.3, 0.5], 7)) == 7
-    for size in range(10, 30):
-        shares = np.array([1.0, 2.0, 4.0])
-        assert np.abs(np.array(quotas(shares, size)) - shares / 7 * size).max() < 1
-
-
 # --- Bad input ---
 
 
@@ -218,8 +208,3 @@ def test_an_empty_shard_is_named_on_opening(tmp_path):
 def test_bad_settings_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         PairSourceSettings.from_dict(values)
-
-
-def test_a_source_too_light_for_a_batch_is_named():
-    with pytest.raises(ValueError, match="a source has less than one pair in a batch of 8"):
-        quotas([100, 1], 8)

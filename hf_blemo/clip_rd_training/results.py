@@ -1,4 +1,4 @@
-"""What a distillation leaves beside the student: metrics, plots and the card."""
+"""The results of a distillation beside the student: metrics, plots and the card."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ SHOWN_PAIRS = 48
 
 
 class SimilarityMaps:
-    """Image-text similarities of some pairs of the first batch, of the student as it is and of the teacher.
+    """Image-text similarities of some pairs of the first batch, for the current student and the teacher.
 
     Args:
         distiller: of the run.
@@ -31,7 +31,7 @@ class SimilarityMaps:
 
     @torch.no_grad()
     def now(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines (n, n) of images (rows) and texts: the student's and the teacher's."""
+        """Returns the cosines (n, n) of images (rows) and texts: the student's and the teacher's."""
         training = self.distiller.training
         self.distiller.eval()
         device = self.distiller.step.device
@@ -41,7 +41,7 @@ class SimilarityMaps:
         return (image @ text.T).numpy(), (teacher[0] @ teacher[1].T).numpy()
 
 
-def write_report(
+def write_results(
     output: Path, metrics: dict[str, Any], maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None
 ) -> None:
     """Writes `metrics.json`, the plots and the card.
@@ -60,7 +60,7 @@ def write_report(
     if len(metrics["evaluations"]) > 1:
         teacher = metrics["teacher_evaluation"]
         plot_evaluations(metrics["evaluations"], plots / "evaluations.png", teacher)
-    # Nothing can be drawn of a student that has diverged.
+    # A student that has diverged has nothing to draw.
     if maps is not None and all(np.isfinite(values).all() for values in maps):
         plot_similarity(*maps, plots / "similarity.png")
     write_card(output, metrics)
