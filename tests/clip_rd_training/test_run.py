@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate.accelerator as accelerator_module
 import pytest
@@ -23,6 +24,7 @@ from hf_blemo.built_in import make_synthetic_pairs, synthetic_tokenizer
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
+from hf_blemo.clip_rd_training import run
 from hf_blemo.clip_rd_training.run import History, _Evaluations, _learning_rate, _Training, distill, make_optimizer
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
@@ -163,13 +165,13 @@ def killed_at(patch, moment):
         calls.append(path)
         if len(calls) == last:
             raise Killed
-        return path_rename(path, target)
+        return os_rename(path, target)
 
-    shutil_rmtree, path_rename = shutil.rmtree, Path.rename
+    shutil_rmtree, os_rename = shutil.rmtree, os.rename
     if moment == "a checkpoint is written":
         patch.setattr("accelerate.accelerator.save_custom_state", after_a_part(accelerator_module.save_custom_state))
     elif moment == "a checkpoint gets its name":
-        patch.setattr(Path, "rename", never)
+        patch.setattr(os, "rename", never)
     elif moment == "an old checkpoint is dropped":
         patch.setattr("hf_blemo.programs.checkpoints.shutil.rmtree", half_dropped)
     else:
@@ -536,6 +538,24 @@ def test_what_cannot_be_used_is_named_and_nothing_is_written(arguments, message,
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         distill(settings_for(tmp_path / "output", *arguments))
     assert not (tmp_path / "output").exists()
+
+
+def test_bad_tasks_end_all_processes_though_the_first_alone_makes_them(tmp_path, settings_for, monkeypatch):
+    sent = []
+
+    def broadcast(found):
+        sent.extend(found)
+        return list(sent)
+
+    monkeypatch.setattr(run, "broadcast_object_list", broadcast)
+    settings = settings_for(tmp_path, "--evaluation.drawn.kind", "retrieval")
+    for first in (True, False):
+        with pytest.raises(ValueError, match="evaluation.drawn: kind 'retrieval' needs data"):
+            run._tasks_of_first_process(SimpleNamespace(is_main_process=first), settings)
+    sent.clear()
+    made = settings_for(tmp_path, "--evaluation", "{drawn: {kind: synthetic, options: {images: 2}}}")
+    assert len(run._tasks_of_first_process(SimpleNamespace(is_main_process=True), made)) == 3
+    assert run._tasks_of_first_process(SimpleNamespace(is_main_process=False), made) == {}
 
 
 def test_a_file_in_the_place_of_the_folder_is_found_before_training(tmp_path, settings_for):
