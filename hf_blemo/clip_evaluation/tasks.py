@@ -165,11 +165,11 @@ def _zero_shot_task(name: str, settings: _TaskSettings, source: PairSourceSettin
                 f"evaluation.{name}: {settings.data} row {row}: label {label!r} is none of {len(names)} classes"
             )
         labels.append(number)
-    templates = settings.templates or templates or TEMPLATES
-    for template in templates:
+    chosen = settings.templates or templates or TEMPLATES
+    for template in chosen:
         if template.count("{}") != 1:
             raise ValueError(f"evaluation.{name}: template {template!r}: expected one {{}} for the class name")
-    prompts = [[template.replace("{}", label) for template in templates] for label in names]
+    prompts = [[template.replace("{}", label) for template in chosen] for label in names]
     return ZeroShotTask(images, labels, prompts, settings.data)
 
 

@@ -214,9 +214,9 @@ def _tasks_of_first_process(accelerator: Accelerator, settings: DistillationSett
             tasks = make_tasks(settings.evaluation)
         except USER_ERRORS as error:
             problem = [error]
-    error = broadcast_object_list(problem)[0]
-    if error is not None:
-        raise error
+    found = broadcast_object_list(problem)[0]
+    if found is not None:
+        raise found
     return tasks
 
 
