@@ -112,8 +112,6 @@ class StoreDescription:
             raise ValueError(f"{path}: not what describes a store: {error}") from None
 
 
-
-
 def _damaged(paths: Sequence[Path]) -> str:
     """Name of the first shard that cannot be read."""
     for path in paths:
