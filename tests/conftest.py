@@ -21,7 +21,6 @@ os.environ["HF_ENDPOINT"] = local_hub().endpoint
 os.environ["HF_TOKEN"] = "hf_of_you"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
 IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -90,10 +89,10 @@ def hub():
 
 @pytest.fixture
 def on_hub(hub, tmp_path) -> Callable[..., Any]:
-    """Runs code in fresh processes that know this Hub alone; see `hub_programs.run_on_hub`."""
-    from hub_programs import run_on_hub
+    """Runs code in a fresh process that knows this Hub alone; see `fresh_processes.run_code`."""
+    from fresh_processes import run_code
 
-    return partial(run_on_hub, tmp_path)
+    return partial(run_code, tmp_path)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import doc_preparations as prepare
 import pytest
 from doc_pages import ROOT, missing_line, read_page, read_pages
 from fresh_processes import run_python
-from hub_programs import environment
 from hub_server import HubServer
 
 from hf_blemo.cli import make_parser
@@ -143,7 +142,7 @@ def test_the_program_of_a_page_does_what_the_page_says(name, hub, tmp_path):
     with hub.emptied():
         if example.prepare is not None:
             example.prepare(hub, work, scratch)
-        process = run_python([tmp_path / "program.py"], cwd=work, env=environment())
+        process = run_python([tmp_path / "program.py"], cwd=work)
         assert process.returncode == 0, process.stderr
         missing = missing_line(page.printed, process.stdout)
         assert missing is None, f"{name} says that this is printed: {missing}\nfound:\n{process.stdout}"

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from hub_programs import run_on_hub
+from fresh_processes import run_code
 from safetensors.torch import load_file
 
 CODE = """
@@ -129,7 +129,7 @@ def found(hub, checkpoint, tmp_path_factory):
         "you/no-weights": str(no_weights),
         "you/pickled": str(pickled),
     }
-    return run_on_hub(work, PROGRAM, json.dumps({"folders": folders, "code": CODE}))
+    return run_code(work, PROGRAM, json.dumps({"folders": folders, "code": CODE}))
 
 
 def total_of(folder):

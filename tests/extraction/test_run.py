@@ -9,7 +9,7 @@ import sys
 import datasets
 import numpy as np
 import pytest
-from hub_programs import PACKAGE_FOLDER
+from fresh_processes import PACKAGE_FOLDER
 from tiny_extraction import (
     BROKEN,
     CLIPS,

@@ -1,6 +1,9 @@
-"""`hf-blemo` run in this process, as tests do."""
+"""`hf-blemo` and the programs of `training/`, run in this process."""
 
+import runpy
 from typing import Any
+
+from fresh_processes import PACKAGE_FOLDER
 
 from hf_blemo import cli
 
@@ -17,3 +20,10 @@ def refused(capsys: Any, *arguments: object) -> str:
     code, _, err = run(capsys, *arguments)
     assert code == 2 and err.count("\n") == 1 and err.startswith("hf-blemo"), err
     return err
+
+
+def run_training(monkeypatch: Any, name: str, *arguments: object) -> None:
+    """Runs `python training/NAME ARGUMENTS`; its exit code is that of the SystemExit raised, if any."""
+    path = str(PACKAGE_FOLDER / "training" / name)
+    monkeypatch.setattr("sys.argv", [path, *map(str, arguments)])
+    runpy.run_path(path, run_name="__main__")

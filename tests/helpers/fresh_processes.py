@@ -36,15 +36,16 @@ WITH_HUB = (
     *("transformers.modeling_utils", "transformers.pipelines", "transformers.trainer", "datasets", "accelerate"),
     *("peft", "evaluate", "transformers.models.clip.modeling_clip", "transformers.models.clip.processing_clip"),
 )
-HUB_VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS")
+PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
 
 
 def run_python(
     arguments: Sequence[Any],
     cwd: Path | str,
-    env: Mapping[str, str],
+    env: Mapping[str, str] | None = None,
     timeout: float = 240,
     processes: int = 1,
+    installed: bool = True,
     bare: bool = False,
 ) -> subprocess.CompletedProcess:
     """Runs `python ARGUMENTS`, as `subprocess.run` with `capture_output` and `text` does.
@@ -52,9 +53,10 @@ def run_python(
     Args:
         arguments: `-c CODE ...`, `-m MODULE ...` or `FILE ...`.
         cwd: folder it runs in.
-        env: its environment, but for the address and the cache of the Hub.
+        env: variables on top of those of the tests; the address of the Hub and an empty cache stay the server's.
         timeout: in seconds.
         processes: how many run it together, set up as torchrun does; where one fails, the others are killed.
+        installed: whether it can import this package.
         bare: whether it starts without transformers imported, for tests of the order of imports.
 
     Returns:
@@ -65,14 +67,19 @@ def run_python(
     """
     server = _server(bare)
     given = [str(argument) for argument in arguments]
-    environments = [dict(env)]
+    common = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{PACKAGE_FOLDER}:{Path(__file__).parent}"}
+    common |= env or {}
+    if not installed:
+        del common["PYTHONPATH"]
+    environments = [common]
     if processes > 1:
-        common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
-        common["MASTER_PORT"] = _free_port()
-        ranks = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
-        environments = [{**env, **{name: str(value) for name, value in own.items()}} for own in ranks]
+        sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+        sizes["MASTER_PORT"] = _free_port()
+        ranks = [{**sizes, "RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
+        environments = [{**common, **{name: str(value) for name, value in own.items()}} for own in ranks]
     with tempfile.TemporaryDirectory(prefix="fresh_process_") as folder:
-        request = {"arguments": given, "cwd": str(cwd), "envs": environments, "folder": folder, "timeout": timeout}
+        request = {"arguments": given, "cwd": str(cwd), "envs": environments, "folder": folder}
+        request |= {"timeout": timeout, "installed": installed}
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
@@ -86,6 +93,14 @@ def run_python(
     return subprocess.CompletedProcess(given, code, printed, errors)
 
 
+def run_code(work: Path, code: str, *arguments: Any, installed: bool = True) -> Any:
+    """Runs Python code in a fresh process and an empty folder in `work`; returns its last line of output, as JSON."""
+    folder = tempfile.mkdtemp(prefix="empty_", dir=work)
+    process = run_python(["-c", code, *arguments], cwd=folder, installed=installed)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.strip().splitlines()[-1])
+
+
 def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -94,13 +109,9 @@ def _free_port() -> int:
 
 @lru_cache
 def _server(bare: bool) -> subprocess.Popen:
-    from hub_server import local_hub
-
     folder = tempfile.mkdtemp(prefix="fresh_processes_")
-    dropped = ("PYTHONPATH", "HF_HUB_OFFLINE", "HF_TOKEN")
-    env = {name: value for name, value in os.environ.items() if name not in dropped}
-    env |= {"HF_ENDPOINT": local_hub().endpoint, "HF_HOME": f"{folder}/home"}
-    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env["HF_HOME"] = f"{folder}/home"
     command = [sys.executable, __file__, *(BARE if bare else BARE + WITH_HUB)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
@@ -163,10 +174,9 @@ def _become(request: Mapping[str, Any], rank: int) -> None:
     """Gives this process the folder, environment, files and arguments of a program."""
     os.setsid()
     os.chdir(request["cwd"])
-    hub = {name: os.environ[name] for name in HUB_VARIABLES}
+    home = os.environ["HF_HOME"]
     os.environ.clear()
-    os.environ.update({**request["envs"][rank], **hub})
-    os.environ.pop("HF_HUB_OFFLINE", None)
+    os.environ.update({**request["envs"][rank], "HF_HOME": home})
     nothing = os.open(os.devnull, os.O_RDONLY)
     paths = [Path(request["folder"], f"{name}_{rank}") for name in ("stdout", "stderr")]
     files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in paths]
@@ -176,7 +186,17 @@ def _become(request: Mapping[str, Any], rank: int) -> None:
     sys.argv = list(request["arguments"])
     first = str(Path(sys.argv[0]).parent) if not sys.argv[0].startswith("-") else ""
     # What this file itself was found by gives way to what a program's would be.
+    if not request["installed"]:
+        sys.meta_path.insert(0, _NotInstalled())
     sys.path[:1] = [first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+
+
+class _NotInstalled:
+    """Makes this package unimportable, wherever it may be installed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.split(".")[0] == "hf_blemo":
+            raise ImportError("hf_blemo is not installed here")
 
 
 def run_program() -> None:

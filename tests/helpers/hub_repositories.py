@@ -129,6 +129,14 @@ class Repository:
             raise HubError(404, f"Entry not found: {path}", "EntryNotFound", headers)
         return commit, commit.files[path]
 
+    def edit(self, path: str, content: bytes | None) -> None:
+        """Replaces or deletes a file of main, as somebody does on the Hub's pages."""
+        head = self.branches["main"]
+        files = {name: blob for name, blob in head.files.items() if name != path}
+        if content is not None:
+            files[path] = Blob(content, False)
+        self.branches["main"] = make_commit(files, "edit", self.owner, head)
+
     def card_data(self, commit: Commit) -> dict[str, Any]:
         """Metadata of the README.md."""
         card = commit.files.get("README.md")

@@ -8,7 +8,7 @@ entity tags and ranges. Faults can be asked for: see [`Faults`].
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -86,17 +86,25 @@ class HubServer:
         finally:
             self.repositories = kept
 
-    def put(self, name: str, folder: Path, private: bool = False) -> None:
+    def put(self, name: str, folder: Path, private: bool = False) -> Repository:
         """Publishes a folder as a model, whoever owns the name."""
-        owner = name.split("/")[0]
-        repository = self.repositories.create("model", name, private, owner)
         files = {
             path.relative_to(folder).as_posix(): Blob(path.read_bytes(), path.suffix in LARGE_SUFFIXES)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
         self.repositories.objects |= {blob.sha256: blob.content for blob in files.values() if blob.large}
+        return self._publish(name, files, private)
+
+    def copy(self, name: str, to: str) -> Repository:
+        """Publishes the files of a model under another name."""
+        return self._publish(to, self.repository(name).branches["main"].files, False)
+
+    def _publish(self, name: str, files: Mapping[str, Blob], private: bool) -> Repository:
+        owner = name.split("/")[0]
+        repository = self.repositories.create("model", name, private, owner)
         repository.branches["main"] = make_commit(files, "publish", owner, repository.branches["main"])
+        return repository
 
     def files(self, name: str, revision: str = "main", kind: str = "model") -> dict[str, bytes]:
         """Path -> content of a revision."""

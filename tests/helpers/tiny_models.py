@@ -1,6 +1,7 @@
 """A tiny model of each family in a folder, with what prepares its inputs."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
@@ -40,13 +41,14 @@ def make_fusion(seed: int = 0) -> tuple[RankAwareFusionModel, RankAwareFusionPro
     return model.eval(), RankAwareFusionProcessor(config.encoders, decoding="thresholds", alpha=0.12, beta=0.2)
 
 
-def make_student(seed: int = 0) -> tuple[CLIPRDModel, CLIPProcessor]:
-    """A student with two CLIP towers."""
+def make_student(seed: int = 0, vision: dict[str, Any] | None = None) -> tuple[CLIPRDModel, CLIPProcessor]:
+    """A student with two CLIP towers, or with another vision tower."""
     torch.manual_seed(seed)
     tokenizer = clip_tokenizer()
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = CLIPRDConfig(
-        vision_config={"model_type": "clip_vision_model", **tower, "image_size": IMAGE_SIZE, "patch_size": 8},
+        vision_config=vision
+        or {"model_type": "clip_vision_model", **tower, "image_size": IMAGE_SIZE, "patch_size": 8},
         text_config={
             "model_type": "clip_text_model",
             **tower,
@@ -72,14 +74,3 @@ def save_tiny_model(family: str, folder: Path, seed: int = 0, **options: object)
     model.save_pretrained(folder, **options)
     processor.save_pretrained(folder)
     return model
-
-
-def fingerprints(model: torch.nn.Module) -> dict[str, str]:
-    """Name -> digest of every parameter and buffer."""
-    import hashlib
-
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {
-        name: hashlib.sha256(values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-        for name, values in ((name, value.reshape(-1)) for name, value in tensors.items())
-    }

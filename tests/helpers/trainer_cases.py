@@ -34,14 +34,16 @@ class Case:
     collator: Any
     options: dict[str, Any] = field(default_factory=dict)
 
-    def trainer(self, folder: Path, model: torch.nn.Module | None = None, **arguments: Any) -> Trainer:
+    def trainer(
+        self, folder: Path, model: torch.nn.Module | None = None, trainer_class: type = Trainer, **arguments: Any
+    ) -> Trainer:
         """A plain Trainer of 32 rows that evaluates on the other 16."""
         settings = {
             "max_steps": 6, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 6, "learning_rate": 3e-3,
             "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "max_grad_norm": 0.0,
             **arguments,
         }  # fmt: skip
-        return Trainer(
+        return trainer_class(
             model=self.make_model() if model is None else model,
             args=TrainingArguments(output_dir=str(folder), **settings),
             data_collator=self.collator,

@@ -1,49 +1,16 @@
 """A clip goes in and a blend comes out, by a fusion and encoders that lie on the Hub at revisions of their own."""
 
 import json
+from pathlib import Path
 
 import pytest
+from fresh_processes import run_code
 from tiny_extraction import CLIPS, make_clips, make_fusion, save_encoders
+from transformers import pipeline
 
+from hf_blemo.hub import push_model
 from hf_blemo.prediction.clips import fusion_encoders, predict_clips
 
-# Encoders first; their later versions are others, so that only a commit finds those that the fusion was made with.
-PUBLISH = """
-import json, logging, sys
-from pathlib import Path
-from huggingface_hub import HfApi
-from tiny_extraction import make_fusion
-from hf_blemo.hub import push_model
-entries, local = json.loads(sys.argv[1]), json.loads(sys.argv[1])
-api = HfApi()
-for name, entry in entries.items():
-    folder, repo_id = entry["model_id"], f"you/clips-{name}"
-    api.create_repo(repo_id)
-    api.upload_folder(repo_id=repo_id, folder_path=folder)
-    entry |= {"model_id": repo_id, "revision": api.model_info(repo_id).sha}
-    api.upload_file(path_or_fileobj=b"spoiled", path_in_repo="model.safetensors", repo_id=repo_id)
-push_model(*make_fusion(entries), "you/clips-fusion", license="mit")
-gone = {**entries, "hubert": {**entries["hubert"], "revision": 40 * "0"}}
-push_model(*make_fusion(gone), "you/clips-gone", license="mit")
-push_model(*make_fusion({**entries, "student": {"model_id": "you/clips-nothing"}}), "you/clips-lost", license="mit")
-push_model(*make_fusion(local), "you/clips-local", license="mit")
-print(json.dumps(entries))
-"""
-RECOGNISE = """
-import json, sys
-import hf_blemo
-from transformers import pipeline
-clip, bad = sys.argv[1:]
-recognise = pipeline("blended-emotion-recognition", model="you/clips-fusion")
-found = [recognise(clip), recognise([bad, clip])]
-errors = []
-for name in ("gone", "lost", "local"):
-    try:
-        pipeline("blended-emotion-recognition", model=f"you/clips-{name}")(clip)
-    except (ValueError, FileNotFoundError) as error:
-        errors.append(str(error))
-print(json.dumps([found, errors, {n: e.source.options() for n, e in recognise.encoders.items()}]))
-"""
 WITHOUT = """
 import json, sys
 from transformers import pipeline
@@ -69,35 +36,54 @@ def entries(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def published(hub, entries, tmp_path_factory):
-    """Entries of the encoders on the Hub."""
-    from hub_programs import run_on_hub
+def published(hub, entries):
+    """Entries of the encoders on the Hub, whose latest revisions are spoiled, and a fusion of them."""
+    found = {}
+    for name, entry in entries.items():
+        repository = hub.put(f"you/clips-{name}", Path(entry["model_id"]))
+        found[name] = {**entry, "model_id": repository.name, "revision": repository.branches["main"].oid}
+        repository.edit("model.safetensors", b"spoiled")
+    push_model(*make_fusion(found), "you/clips-fusion", license="mit")
+    return found
 
-    return run_on_hub(tmp_path_factory.mktemp("work"), PUBLISH, json.dumps(entries))
 
-
-def test_a_clip_goes_in_and_a_blend_comes_out(hub, on_hub, published, entries, clips, tmp_path):
-    (tmp_path / "bad.mp4").write_bytes(b"none")
-    path = clips / f"{CLIPS[1]}.mp4"
-    [found, several], errors, encoders = on_hub(RECOGNISE, path, tmp_path / "bad.mp4")
+def test_a_clip_goes_in_and_a_blend_comes_out(published, entries, clips, tmp_path):
+    bad, path = tmp_path / "bad.mp4", clips / f"{CLIPS[1]}.mp4"
+    bad.write_bytes(b"none")
+    recognise = pipeline("blended-emotion-recognition", model="you/clips-fusion")
+    found = recognise(str(path))
     member = make_fusion(entries)
     [expected] = predict_clips([path], [member], fusion_encoders([member]))
     assert found["clip"] == CLIPS[1] and found["blend"] == expected["blend"]
     for name in ("probabilities", "presence", "salience", "encoder_weights"):
         assert found[name] == pytest.approx(expected[name], abs=1e-5), name
-    assert several[1] == found and several[0]["clip"] == "bad" and "bad.mp4" in several[0]["error"]
-    assert encoders == published
-    # One line each, which names the encoder and where it was looked for.
-    gone, lost, local = errors
-    assert gone.startswith(f"encoder 'hubert': you/clips-hubert, revision {'0' * 40}: ") and "\n" not in gone
-    assert lost.startswith("encoder 'student': you/clips-nothing: ") and "\n" not in lost
-    assert local.startswith("encoder 'student': student: not a file, folder or Hub id")
+    broken, again = recognise([str(bad), str(path)])
+    assert again == found and broken["clip"] == "bad" and "bad.mp4" in broken["error"]
+    assert {name: encoder.source.options() for name, encoder in recognise.encoders.items()} == published
+
+
+def test_an_encoder_that_cannot_be_loaded_is_named_with_where_it_was_looked_for(hub, published, entries, clips):
+    changes = {
+        "gone": {"hubert": {**published["hubert"], "revision": 40 * "0"}},
+        "lost": {"student": {"model_id": "you/clips-nothing"}},
+        "local": entries,
+    }
+    messages = {}
+    for name, change in changes.items():
+        push_model(*make_fusion({**published, **change}), f"you/clips-{name}", license="mit")
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            pipeline("blended-emotion-recognition", model=f"you/clips-{name}")(str(clips / f"{CLIPS[1]}.mp4"))
+        messages[name] = str(error.value)
+        assert "\n" not in messages[name]
+    assert messages["gone"].startswith(f"encoder 'hubert': you/clips-hubert, revision {'0' * 40}: ")
+    assert messages["lost"].startswith("encoder 'student': you/clips-nothing: ")
+    assert messages["local"].startswith("encoder 'student': student: not a file, folder or Hub id")
     config = hub.files("you/clips-local")["config.json"].decode()
     assert str(clips.parent) not in config and json.loads(config)["encoders"]["student"]["model_id"] == "student"
 
 
-def test_without_the_package_it_says_what_to_install(on_hub, published, clips):
-    errors, blend = on_hub(WITHOUT, clips / f"{CLIPS[0]}.mp4", installed=False)
+def test_without_the_package_it_says_what_to_install(published, clips, tmp_path):
+    errors, blend = run_code(tmp_path, WITHOUT, clips / f"{CLIPS[0]}.mp4", installed=False)
     assert blend and len(errors) == 2
     for error in errors:
         assert f"{CLIPS[0]}.mp4: a file, expected a folder of features" in error

@@ -1,16 +1,14 @@
 """Runs the programs of training/ as `python program.py ...` does, in this process."""
 
-import runpy
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run_training
 
 from hf_blemo import blemore
-
-TRAINING = Path(__file__).resolve().parents[2] / "training"
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +19,7 @@ def start_fresh(fresh_accelerate_state) -> None:
 @pytest.fixture
 def program(monkeypatch) -> Callable[..., None]:
     """Runs `training/<name>` with arguments."""
-
-    def run(name: str, *arguments: object) -> None:
-        monkeypatch.setattr(sys, "argv", [str(TRAINING / name), *map(str, arguments)])
-        runpy.run_path(str(TRAINING / name), run_name="__main__")
-
-    return run
+    return partial(run_training, monkeypatch)
 
 
 @pytest.fixture(scope="session")
