@@ -272,7 +272,8 @@ def _assemble(
             sources.append(ClipSource(clip.name, clip.labels, clip.fold, files))
     if not sources:
         first = next(iter(failed.values()))
-        raise ValueError(f"none of the {len(clips)} clips could be encoded, the first because of: {first}")
+        which = "the clip" if len(clips) == 1 else f"any of {len(clips)} clips; the first error"
+        raise ValueError(f"could not encode {which}: {first}")
     names = [name for name in (*encoders, *imported) if any(name in source.files for source in sources)]
     reader = FeatureFileReader(sources, names, settings.feature_dtype, aggregate=None)
     plan = {

@@ -182,13 +182,13 @@ def test_features_refuses_what_it_cannot_use(capsys, shared, tmp_path):
     features = ("features", shared / "clips", "--output", tmp_path / "out")
     assert "expected NAME=MODEL" in refused(capsys, *features, "--encoder", "student")
     assert "found 'a' twice" in refused(capsys, *features, "--encoder", "a=x/y", "a=x/z")
-    assert "--public is about" in refused(capsys, *features, "--encoder", "a=x/y", "--public")
+    assert "--public needs --push-to-hub" in refused(capsys, *features, "--encoder", "a=x/y", "--public")
     assert "not a file, folder or Hub id" in refused(capsys, *features, "--encoder", f"a={tmp_path / 'gone'}")
     good = f"student={shared / 'encoders' / 'student'}"
     code, _, err = run(
         capsys, "features", shared / "broken", "--output", tmp_path / "out", "--encoder", good
     )  # fmt: skip
-    assert code == 2 and "none of the 1 clips could be encoded" in err.splitlines()[-1]
+    assert code == 2 and "could not encode the clip: " in err.splitlines()[-1]
 
 
 def test_demo_refuses_what_it_cannot_use(capsys, shared, tmp_path):

@@ -221,13 +221,13 @@ def test_without_a_single_good_clip_nothing_is_made(entries, tmp_path):
     (tmp_path / "clips" / "b.mp4").write_bytes(b"")
     settings = settings_of(entries, tmp_path / "clips", tmp_path / "made")
     lines = []
-    with pytest.raises(ValueError, match="none of the 2 clips could be encoded, the first because of: .*a.mp4"):
+    with pytest.raises(ValueError, match="could not encode any of 2 clips; the first error: .*a.mp4"):
         extract(settings, lines)
     assert len(lines) == 2 and not (tmp_path / "made").exists()
     # What there was before is as it was.
     make_clips(tmp_path / "good", broken=False)
     extract(settings_of(entries, tmp_path / "good", tmp_path / "made", overwrite=True))
-    with pytest.raises(ValueError, match="none of the 2 clips"):
+    with pytest.raises(ValueError, match="could not encode any of 2 clips"):
         extract(settings_of(entries, tmp_path / "clips", tmp_path / "made", overwrite=True))
     assert len(datasets.Dataset.load_from_disk(str(tmp_path / "made"))) == 4
 

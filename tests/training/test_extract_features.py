@@ -55,12 +55,12 @@ BAD = {
     "gone encoder": (["--encoders.a.model_id", "gone"], "encoder 'a': gone: not a file, folder or Hub id"),
     "gone data": (["--encoders.a.model_id", "x", "--data", "gone"], "gone: not a file, folder or Hub id"),
     "synthetic": (["--encoders.a.model_id", "x", "--synthetic.num_clips", "3"], "synthetic is about data 'synthetic'"),
-    "gone model": (["--model", "gone"], "gone: not a file, folder or Hub id"),
+    "gone model": (["--model", "gone"], "model 'gone': not a file, folder or Hub id"),
     "imported twice": (["--encoders.a.model_id", "x", "--imported.a", "y"], "imported: encoder 'a' is among the enc"),
     "bad repository": (["--encoders.a.model_id", "x", "--push_to_hub", "mine"], "push_to_hub.*mine"),
     "no good clip": (
         ["--encoders.a.model_id", "{student}", "--data", "{bad}"],
-        "none of the 1 clips could be encoded",
+        "could not encode the clip: ",
     ),
 }
 
