@@ -15,14 +15,14 @@ _TASK_NAMES = {"zero_shot": "Zero-shot image classification", "retrieval": "Imag
 # Data that a program of this package makes: it says nothing about photographs.
 _BUILT_IN_DATA = {"synthetic": "synthetic drawn scenes of hf_blemo", "emoji": "emoji pairs of hf_blemo"}
 _TERMS = {
-    "task": "student's images against its own texts: the contrastive loss of CLIP",
-    "fd": "squared distance of embeddings, student to teacher",
-    "icl": "student's embeddings of one modality against the teacher's of the other, contrastive",
-    "hrd": "image-text similarities, student's like the teacher's",
-    "vrd": "student-teacher similarities, the images' like the texts'",
-    "vrd_image": "student's images against the teacher's images, contrastive",
-    "vrd_text": "student's texts against the teacher's texts, contrastive",
-    "xrd": "student's texts against teacher's images, like student's images against teacher's texts",
+    "task": "the student's images against its own texts: the contrastive loss of CLIP",
+    "fd": "squared distance between the student's and the teacher's embeddings",
+    "icl": "the student's embeddings of one modality against the teacher's of the other, contrastive",
+    "hrd": "the student's image-text similarities against the teacher's",
+    "vrd": "student-teacher similarities of images against those of texts",
+    "vrd_image": "the student's images against the teacher's images, contrastive",
+    "vrd_text": "the student's texts against the teacher's texts, contrastive",
+    "xrd": "similarities of student texts to teacher images against those of student images to teacher texts",
 }
 _PUBLISHED_WEIGHTS = {**dict.fromkeys(_TERMS, 1.0), "fd": 2000.0}
 _METHODS = {
@@ -143,7 +143,7 @@ def _tasks(metrics: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
 
 
 def _measured(task: Mapping[str, Any]) -> dict[str, float]:
-    """Return the accuracies or recalls of a task under names that say the protocol."""
+    """The accuracies or recalls of a task, under names that say the protocol."""
     found = {}
     for key, value in task.items():
         if value is None:
@@ -161,7 +161,7 @@ def _dataset_type(data: Any, metrics: Mapping[str, Any]) -> str:
 
 
 def _data_name(data: Any) -> str:
-    """Name data by its Hub id or the last part of its folder."""
+    """Names data by its Hub id or the last part of its folder."""
     if data in _BUILT_IN_DATA:
         return _BUILT_IN_DATA[data]
     text = str(data or "local data")
@@ -169,7 +169,7 @@ def _data_name(data: Any) -> str:
 
 
 def _is_model(student: str) -> bool:
-    """Tell a checkpoint that a student started from by its slash; presets and `custom` have none."""
+    """Tells a checkpoint that a student started from by its slash; presets and `custom` have none."""
     return "/" in student or Path(student).is_dir()
 
 
@@ -182,7 +182,7 @@ def _model_name(source: str, metrics: Mapping[str, Any]) -> str:
 def _rows(
     tasks: Mapping[str, Mapping[str, Any]], teacher_tasks: Mapping[str, Mapping[str, Any]], kind: str
 ) -> list[dict[str, Any]]:
-    """Pair every evaluated task of a kind with the teacher's numbers, where known."""
+    """Pairs every evaluated task of a kind with the teacher's numbers, where known."""
     return [
         {**task, "task": name, "data": _data_name(task.get("data")), "teacher": teacher_tasks.get(name)}
         for name, task in tasks.items()
@@ -191,7 +191,7 @@ def _rows(
 
 
 def _course(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the evaluations during training as a table of a few numbers, empty where there was only one."""
+    """The evaluations during training as a table of a few numbers, empty where there was only one."""
     evaluations = metrics.get("evaluations") or []
     if len(evaluations) < 2:
         return {"columns": [], "rows": []}
@@ -205,7 +205,7 @@ def _course(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weight(config: Mapping[str, Any], term: str) -> list[tuple[int, float]]:
-    """Return a term's weight as a schedule of steps and weights, of one entry where it stays the same."""
+    """A term's weight as a schedule of steps and weights, with one entry where it stays the same."""
     schedule = (config.get("weight_schedule") or {}).get(term)
     return schedule or [(0, (config.get("weights") or {}).get(term, 0.0))]
 
@@ -216,12 +216,12 @@ def _method(config: Mapping[str, Any]) -> str:
 
 
 def _digits(value: float | None) -> str:
-    """Write a loss with four digits: some are near 5, some near 0.001."""
+    """Writes a loss with four digits: some are near 5, some near 0.001."""
     return "–" if value is None else f"{value:.4g}"
 
 
 def _terms(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Describe each term: its weight, the published one, and its unweighted value at both ends of training."""
+    """Describes each term: its weight, the published one, and its unweighted value at both ends of training."""
     history = metrics.get("history") or [{}]
     rows = []
     for term, meaning in _TERMS.items():
