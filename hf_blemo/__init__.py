@@ -6,8 +6,7 @@ transformers' auto classes when those are imported, whether before or after this
 
 from typing import TYPE_CHECKING
 
-from hf_blemo._registration import AutoClassRegistrar
-from hf_blemo.loading import lazy_names
+from hf_blemo._registration import AutoClassRegistrar, lazy_names
 
 if TYPE_CHECKING:
     from hf_blemo import blemore

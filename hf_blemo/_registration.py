@@ -1,8 +1,8 @@
-"""Registration of the model families with transformers' auto classes, without importing transformers.
+"""What `import hf_blemo` does: its names load on first use, and transformers' auto classes learn the model families.
 
 `AutoModel.register` needs the model class, hence torch, and importing transformers takes a second of its own. So each
-registration waits until both of its sides have been imported: the module of the auto class and that of the family's
-class. Python calls the registrar when one of these modules is imported, as it is a finder on `sys.meta_path`.
+registration of a family waits until both of its sides have been imported: the module of the auto class and that of the
+family's class. Python calls the registrar when one of these modules is imported, as it is a finder on `sys.meta_path`.
 """
 
 import sys
@@ -23,6 +23,31 @@ AUTO_MODULES = {
     "AutoProcessor": "transformers.models.auto.processing_auto",
 }
 PIPELINES_MODULE = "transformers.pipelines"
+
+
+def lazy_names(module_name: str, definers: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Makes the `__getattr__` and `__dir__` (PEP 562) of a module whose public names load on first use.
+
+    Args:
+        module_name: `__name__` of the module.
+        definers: public name -> full name of the module that defines it; for a submodule, its own full name.
+
+    Returns:
+        `__getattr__` and `__dir__`.
+    """
+
+    def load(name: str) -> Any:
+        if name not in definers:
+            raise AttributeError(f"module {module_name!r} has no attribute {name!r}")
+        definer = import_module(definers[name])
+        value = definer if definers[name] == f"{module_name}.{name}" else getattr(definer, name)
+        setattr(sys.modules[module_name], name, value)
+        return value
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[module_name]), *definers})
+
+    return load, names
 
 
 class Registration(NamedTuple):

@@ -2,8 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
-import hf_blemo
 from hf_blemo.commands.dataset import add_dataset
 from hf_blemo.commands.demo import add_demo
 from hf_blemo.commands.evaluate import add_evaluate
@@ -41,7 +41,7 @@ def make_parser() -> Parser:
         The parser; `handler` of its result is the function to call with that result.
     """
     parser = Parser(prog="hf-blemo", description="Blended emotion recognition by rank-aware fusion, on BlEmoRE.")
-    parser.add_argument("--version", action="version", version=f"hf_blemo {hf_blemo.__version__}")
+    parser.add_argument("--version", action="version", version=f"hf_blemo {version('hf_blemo')}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for add in (
         add_predict,

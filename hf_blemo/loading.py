@@ -1,38 +1,11 @@
-"""Loading by name: public names on first use, and data and models from a folder or the Hub."""
+"""Loading data and models from a folder or the Hub."""
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from hf_blemo.errors import one_line
-
-
-def lazy_names(module_name: str, definers: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Makes the `__getattr__` and `__dir__` (PEP 562) of a module whose public names load on first use.
-
-    Args:
-        module_name: `__name__` of the module.
-        definers: public name -> full name of the module that defines it; for a submodule, its own full name.
-
-    Returns:
-        `__getattr__` and `__dir__`.
-    """
-
-    def load(name: str) -> Any:
-        if name not in definers:
-            raise AttributeError(f"module {module_name!r} has no attribute {name!r}")
-        definer = import_module(definers[name])
-        value = definer if definers[name] == f"{module_name}.{name}" else getattr(definer, name)
-        setattr(sys.modules[module_name], name, value)
-        return value
-
-    def names() -> list[str]:
-        return sorted({*vars(sys.modules[module_name]), *definers})
-
-    return load, names
 
 
 def is_hub_id(source: str) -> bool:

@@ -14,8 +14,8 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hf_blemo._registration import lazy_names
 from hf_blemo.errors import check_known
-from hf_blemo.loading import lazy_names
 
 if TYPE_CHECKING:
     from hf_blemo.built_in.emoji_pairs import emoji_tokenizer, make_emoji_pairs

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-import hf_blemo
 from hf_blemo import blemore
 from hf_blemo.fusion_training.protocol import PROTOCOLS
 from hf_blemo.fusion_training.selection import KEPT, Choice, Selection, measure, negative_log_likelihood
@@ -18,8 +17,8 @@ DECODINGS = ("expected_score", "thresholds")
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    found = {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")}
-    return {"hf_blemo": hf_blemo.__version__, **found, "python": platform.python_version()}
+    found = {name: version(name) for name in ("hf_blemo", "torch", "transformers", "datasets", "accelerate")}
+    return {**found, "python": platform.python_version()}
 
 
 def spread(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
