@@ -14,6 +14,7 @@ from hf_blemo.commands.predict import add_predict
 from hf_blemo.commands.publish import add_publish
 from hf_blemo.commands.submit import add_submit
 from hf_blemo.errors import one_line_errors
+from hf_blemo.programs.progress import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = make_parser().parse_args(argv)
+        quiet_libraries()
         with one_line_errors(arguments.program):
             arguments.handler(arguments)
     except SystemExit as stop:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from hf_blemo.clip_evaluation.retrieval import one_caption_recall, retrieval_recall
 from hf_blemo.clip_evaluation.zero_shot import class_embeddings, zero_shot_accuracy
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.pairs.images import BrokenImageError
 from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.programs.progress import Progress
 
 BATCH_SIZE = 64
 SHOWN = 3
@@ -87,11 +87,10 @@ class ClipEvaluator:
         device = device or next(model.parameters()).device
         training = model.training
         model.eval()
-        bar = tqdm(disable=not progress, unit="input")
+        bar = Progress("evaluation", "input", shown=progress)
 
         def embed_texts(texts: Sequence[str]) -> torch.Tensor:
             parts = []
-            bar.set_description("texts")
             for start in range(0, len(texts), self.batch_size):
                 batch = list(texts[start : start + self.batch_size])
                 bar.update(len(batch))
@@ -130,7 +129,6 @@ class ClipEvaluator:
         rows: list[int] = []
         problems: list[str] = []
         parts: list[torch.Tensor] = []
-        bar.set_description("images")
         for start in range(0, len(images), self.batch_size):
             numbers = range(start, min(start + self.batch_size, len(images)))
             bar.update(len(numbers))

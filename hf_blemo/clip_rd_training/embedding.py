@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.clip_rd_training.data_position import DataPosition
@@ -21,6 +20,7 @@ from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
 from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription
 from hf_blemo.programs.processes import end_training
+from hf_blemo.programs.progress import Progress
 
 SHOWN = 3
 
@@ -157,7 +157,7 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     missing = broadcast_object_list([missing])[0]
     own = missing[accelerator.process_index :: accelerator.num_processes]
     total = sum(len(shards[number][1]) for number in own) * description.variants
-    with tqdm(total=total, desc="embedding", unit="pair", disable=not accelerator.is_main_process) as bar:
+    with Progress("embedding", "pair", total, shown=accelerator.is_main_process) as bar:
         # Every process comes by here as often, so that they can add up what they have read.
         for turn in range(-(-len(missing) // accelerator.num_processes)):
             if turn < len(own):

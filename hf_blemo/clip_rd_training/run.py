@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 from transformers import set_seed
 
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator, Task, flat_metrics
@@ -31,6 +30,7 @@ from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, open_source
 from hf_blemo.programs.checkpoints import Checkpoints, begin_checkpoints, check_resumable
 from hf_blemo.programs.processes import end_training
+from hf_blemo.programs.progress import Progress
 from hf_blemo.programs.settings import PUSH_SETTINGS, check_output_folder
 
 FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", *PUSH_SETTINGS}
@@ -279,13 +279,7 @@ class _Training:
         settings, accelerator = self.settings, self.accelerator
         begin = checkpoints.restore(settings.num_steps) if settings.resume else 0
         self.batches.resume(begin, self.position.own_states())
-        with tqdm(
-            total=settings.num_steps,
-            initial=begin,
-            desc="distillation",
-            unit="step",
-            disable=not accelerator.is_main_process,
-        ) as bar:
+        with Progress("distillation", "step", settings.num_steps, begin, accelerator.is_main_process) as bar:
             loader = iter(self._loader()) if begin < settings.num_steps else None
             for step in range(begin, settings.num_steps):
                 self._train(step, loader, checkpoints, bar)
@@ -306,7 +300,7 @@ class _Training:
             self.position.share()
             scale = self.distiller.student.logit_scale.exp().item()
             logged = self.history.close(done, logit_scale=scale, learning_rate=_learning_rate(step, settings))
-            bar.set_postfix(loss=f"{logged['loss']:.3f}")
+            bar.update(0, loss=f"{logged['loss']:.3f}")
         if last or (settings.evaluate_every and done % settings.evaluate_every == 0):
             found = self.evaluations.add(self.student, done) if accelerator.is_main_process else {}
             accelerator.wait_for_everyone()

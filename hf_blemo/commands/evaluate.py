@@ -1,7 +1,6 @@
 """`hf-blemo evaluate`: scores of predictions, and of CLIPs."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,7 @@ def _evaluate_clip(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     described = {name: value for name, value in clip.description().items() if name != "logit_scale"}
     result: dict[str, Any] = {"model": arguments.model, "revision": arguments.revision, **described}
     model = clip.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tasks = evaluator.evaluate(model, clip.processor, progress=sys.stderr.isatty())
+    tasks = evaluator.evaluate(model, clip.processor, progress=True)
     result["tasks"] = tasks
     if metrics is not None:
         _update_card(folder, metrics, tasks)

@@ -125,9 +125,7 @@ def _features(arguments: argparse.Namespace) -> None:
 
     from hf_blemo.extraction.run import extract_features
 
-    result = extract_features(
-        settings, report_line=lambda line: print(line, file=sys.stderr), progress=sys.stderr.isatty()
-    )
+    result = extract_features(settings, report_line=lambda line: print(line, file=sys.stderr))
     if result:
         widths = ", ".join(f"{name} {width}" for name, width in result["encoders"].items())
         print(f"{result['clips']} clips, {len(result['failed'])} failed; {widths}: {arguments.output}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_blemo.commands.parsing import add_command, output_path, positive
 from hf_blemo.encoders.encoder_options import DTYPES
 from hf_blemo.files import whole_file, write_json
+from hf_blemo.programs.progress import Progress
 
 if TYPE_CHECKING:
     from hf_blemo.prediction.fusion import FusionMember
@@ -95,8 +96,6 @@ def _predict(arguments: argparse.Namespace) -> None:
     # Inputs are checked before the models are loaded, which takes long.
     inputs = _clips(arguments.clips) if arguments.features is None else _features(arguments.features)
 
-    from tqdm.auto import tqdm
-
     from hf_blemo.prediction.fusion import load_fusion
 
     members = [load_fusion(model, arguments.revision) for model in arguments.model]
@@ -104,7 +103,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     predict = _predict_clips if arguments.features is None else _predict_features
     found = predict(arguments, inputs, members, {"decoding": decoding["name"], **_without(decoding, "name")})
     results = []
-    with tqdm(total=len(inputs), desc="predicting", unit="clip", disable=not sys.stderr.isatty()) as bar:
+    with Progress("predicting", "clip", len(inputs)) as bar:
         for result in found:
             results.append(result)
             notes = [f"{result['clip']}: {note}" for note in result.get("notes", ())]

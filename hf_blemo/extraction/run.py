@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from hf_blemo import built_in
 from hf_blemo.blemore.dataset_writing import refuse_existing, write_dataset
@@ -25,6 +24,7 @@ from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.files import read_json, replace_folder, write_json
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE
 from hf_blemo.loading import load_part
+from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 
 Result = TypeVar("Result")
@@ -226,7 +226,7 @@ def _extract(
     failed: dict[str, str] = {}
     media_seconds = 0.0
     start = time.perf_counter()
-    with tqdm(total=len(clips), desc="encoding", unit="clip", disable=not progress) as bar:
+    with Progress("encoding", "clip", len(clips), shown=progress) as bar:
         for clip in encode_clips(clips, encoders, num_threads):
             problem = clip.problem
             if problem is None:
@@ -237,11 +237,9 @@ def _extract(
                 failed[clip.name] = problem
                 lines = [problem]
             for line in lines:
-                if progress:
-                    bar.clear()
+                bar.clear()
                 report_line(line)
-            bar.update()
-            bar.set_postfix_str(f"{media_seconds / max(time.perf_counter() - start, 1e-9):.1f} x real time")
+            bar.update(speed=f"{media_seconds / max(time.perf_counter() - start, 1e-9):.1f} x real time")
     return {"failed": failed, "media_seconds": media_seconds}
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from hf_blemo.fusion_training.encoder_ranking import probe_scores
 from hf_blemo.fusion_training.feature_store import FeatureStore
@@ -17,6 +16,7 @@ from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.selection import Selection
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.programs.checkpoints import Checkpoints
+from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
@@ -84,6 +84,11 @@ def _static_scores(
     return [scores[member.held_out] for member in members]
 
 
+def _bar(accelerator: Accelerator, lockstep: Lockstep, description: str, num_epochs: int) -> Progress:
+    steps = lockstep.steps_per_epoch
+    return Progress(description, "step", num_epochs * steps, lockstep.epoch * steps, accelerator.is_main_process)
+
+
 def cross_validate(
     accelerator: Accelerator,
     config: RankAwareFusionConfig,
@@ -135,13 +140,7 @@ def cross_validate(
             )
             return lockstep.epoch >= settings.num_epochs or bool(stale)
 
-        bar = tqdm(
-            total=settings.num_epochs * lockstep.steps_per_epoch,
-            initial=lockstep.epoch * lockstep.steps_per_epoch,
-            desc=f"{description}, {len(members)} models",
-            unit="step",
-            disable=not accelerator.is_main_process,
-        )
+        bar = _bar(accelerator, lockstep, f"{description}, {len(members)} models", settings.num_epochs)
         while not finished():
             losses = lockstep.train_epoch(bar)
             report = selection.update(lockstep.epoch, lockstep.predict_held_out(labelled))
@@ -155,7 +154,7 @@ def cross_validate(
                 "validation_loss": float(np.mean([values["validation_loss"] for values in report.values()])),
                 "validation_score": float(np.mean([values["validation_score"] for values in report.values()])),
             }
-            bar.set_postfix(epoch=lockstep.epoch, **{name: f"{value:.3f}" for name, value in means.items()})
+            bar.update(0, epoch=lockstep.epoch, **{name: f"{value:.3f}" for name, value in means.items()})
             if log is not None:
                 # Groups of seeds run one after the other: each has its own steps, so each its own curves.
                 prefix = f"seeds_from_{group[0]}/" if len(groups) > 1 else ""
@@ -198,16 +197,10 @@ def train_on_all(
     )
     if settings.resume:
         lockstep.epoch = checkpoints.restore(num_epochs)
-    bar = tqdm(
-        total=num_epochs * lockstep.steps_per_epoch,
-        initial=lockstep.epoch * lockstep.steps_per_epoch,
-        desc=f"final training, {len(members)} models",
-        unit="step",
-        disable=not accelerator.is_main_process,
-    )
+    bar = _bar(accelerator, lockstep, f"final training, {len(members)} models", num_epochs)
     while lockstep.epoch < num_epochs:
         losses = lockstep.train_epoch(bar)
-        bar.set_postfix(epoch=lockstep.epoch, train_loss=f"{losses.mean():.3f}")
+        bar.update(0, epoch=lockstep.epoch, train_loss=f"{losses.mean():.3f}")
         last = lockstep.epoch == num_epochs
         checkpoints.save(lockstep.epoch, last)
         if on_save is not None and checkpoints.due(lockstep.epoch, last) and not last and accelerator.is_main_process:

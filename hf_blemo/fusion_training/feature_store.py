@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import datasets
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from hf_blemo import blemore
+from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusionPooling
@@ -62,7 +62,7 @@ class FeatureStore:
                 self.pooled[name] = torch.zeros(num_rows, size)
         labels = dataset["labels"] if "labels" in dataset.column_names else [None] * num_rows
         self.labels = torch.full((num_rows, 6), -100.0)
-        bar = tqdm(total=num_rows, desc="reading features", unit="clip", disable=not progress, leave=False)
+        bar = Progress("reading features", "clip", num_rows, shown=progress)
         for start in range(0, num_rows, ROWS_AT_ONCE):
             rows = list(range(start, min(start + ROWS_AT_ONCE, num_rows)))
             batch = self._process(rows, [labels[row] for row in rows])

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 from transformers import set_seed
 
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.protocol import Member, row_stream
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.fusion_training.stacked_models import StackedModels
+from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
@@ -123,7 +123,7 @@ class Lockstep:
                 columns.append(np.stack(part)[:, rank::world])
         return np.concatenate(columns, 1)
 
-    def train_epoch(self, bar: tqdm) -> np.ndarray:
+    def train_epoch(self, bar: Progress) -> np.ndarray:
         """One pass over the largest member's rows.
 
         Returns:

@@ -23,6 +23,7 @@ import yaml
 from huggingface_hub.dataclasses import as_validated_field, strict, type_validator
 
 from hf_blemo.errors import check_known, one_line, one_line_errors
+from hf_blemo.programs.progress import quiet_libraries
 
 Settings = TypeVar("Settings")
 
@@ -116,6 +117,7 @@ def parse_settings(
         raise SystemExit(0)
     with one_line_errors():
         settings = read_settings(settings_class, arguments)
+    quiet_libraries()
     return settings
 
 

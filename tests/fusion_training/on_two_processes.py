@@ -11,7 +11,6 @@ def work(folder: str) -> None:
     import numpy as np
     import torch
     from accelerate import Accelerator
-    from tqdm.auto import tqdm
 
     from hf_blemo.fusion_training.cross_validation import cross_validate
     from hf_blemo.fusion_training.data import model_config
@@ -19,6 +18,7 @@ def work(folder: str) -> None:
     from hf_blemo.fusion_training.lockstep import Lockstep
     from hf_blemo.fusion_training.protocol import Member
     from hf_blemo.fusion_training.settings import FusionSettings
+    from hf_blemo.programs.progress import Progress
 
     accelerator = Accelerator()
     number = accelerator.num_processes
@@ -28,7 +28,7 @@ def work(folder: str) -> None:
         settings = FusionSettings(**values)
         store = FeatureStore(data, model_config(data, settings), progress=False)
         lockstep = Lockstep(accelerator, store.config, [Member(3, (0,)), Member(1, (1, 2))], store, settings)
-        with tqdm(disable=True) as bar:
+        with Progress("test", "step", shown=False) as bar:
             losses = [lockstep.train_epoch(bar) for _ in range(2)]
         found[f"{name}/losses"] = torch.from_numpy(np.array(losses))
         for index in range(2):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from hf_blemo.fusion_training.data import with_unlabelled
 from hf_blemo.fusion_training.lockstep import Lockstep
 from hf_blemo.fusion_training.protocol import Member, cross_validation_members
+from hf_blemo.programs.progress import Progress
 
 ALL_TERMS = {"encoder_loss_weight": 0.3, "gate_loss_weight": 0.2}
 
@@ -18,7 +18,7 @@ def train(make_store, accelerator):
     def trained(data, settings, members, epochs=2, static_scores=None):
         store = make_store(data, settings)
         lockstep = Lockstep(accelerator, store.config, members, store, settings, static_scores)
-        with tqdm(disable=True) as bar:
+        with Progress("test", "step", shown=False) as bar:
             losses = [lockstep.train_epoch(bar) for _ in range(epochs)]
         return lockstep, np.array(losses)
 
@@ -106,7 +106,7 @@ def test_the_loss_falls(make_data, make_settings, make_store, model, mixed_preci
     store = make_store(make_data(120, noise_std=0.1), settings)
     members = cross_validation_members("published_style", range(5), [0])
     lockstep = Lockstep(accelerator, store.config, members, store, settings)
-    with tqdm(disable=True) as bar:
+    with Progress("test", "step", shown=False) as bar:
         losses = [lockstep.train_epoch(bar) for _ in range(6)]
     assert (losses[-1] < 0.9 * losses[0]).all()
     predictions = lockstep.predict_held_out(np.arange(120))
@@ -172,7 +172,7 @@ def test_dropout_is_off_in_prediction_and_on_again_in_training(make_data, make_s
     first, second = lockstep.predict(rows), lockstep.predict(rows)
     np.testing.assert_array_equal(first["joint_probabilities"], second["joint_probabilities"])
     batch = lockstep.store.batch(rows[None], torch.device("cpu"))
-    with tqdm(disable=True) as bar:
+    with Progress("test", "step", shown=False) as bar:
         lockstep.train_epoch(bar)
     noisy = [lockstep.model(batch)["loss"].item() for _ in range(2)]
     assert noisy[0] != noisy[1]

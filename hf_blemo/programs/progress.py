@@ -1,0 +1,99 @@
+"""Progress of long jobs on stderr: one bar on a terminal, elsewhere a line every ten seconds."""
+
+import os
+import sys
+import time
+from typing import Any
+
+SECONDS_BETWEEN_LINES = 10.0
+
+_program_is_quiet = False
+
+
+def quiet_libraries() -> None:
+    """Turns off the bars of transformers and datasets in a program, and off a terminal those of downloads, too."""
+    global _program_is_quiet
+    _program_is_quiet = True
+    # Libraries that are imported later, and child processes, read these.
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    if not sys.stderr.isatty():
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if "datasets" in sys.modules:
+        import datasets
+
+        datasets.disable_progress_bars()
+    if "transformers" in sys.modules:
+        from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+        from transformers.utils import logging
+
+        shows_downloads = sys.stderr.isatty() and not are_progress_bars_disabled()
+        # Turns off those of downloads as well.
+        logging.disable_progress_bar()
+        if shows_downloads:
+            enable_progress_bars()
+
+
+class Progress:
+    """How far a job is: a bar on a terminal; elsewhere a line every ten seconds, so none for a short job.
+
+    Args:
+        description: of the job, at the start of bar or line.
+        unit: of what is counted, in the singular.
+        total: how many there are; None where that is not known.
+        done: how many were done before.
+        shown: whether to show anything; False on all processes but the first.
+    """
+
+    def __init__(self, description: str, unit: str, total: int | None = None, done: int = 0, shown: bool = True):
+        self.description, self.unit, self.total, self.done, self.shown = description, unit, total, done, shown
+        self._values: dict[str, Any] = {}
+        self._bar: Any = None
+        self._begun = self._last_line = time.monotonic()
+        self._done_before = done
+        if shown and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=description, unit=unit, file=sys.stderr)
+        if _program_is_quiet:
+            # By now the libraries have been imported.
+            quiet_libraries()
+
+    def update(self, count: int = 1, **values: Any) -> None:
+        """Counts what has been done since the last call.
+
+        Args:
+            count: how many.
+            values: name -> value to show beside the numbers from now on.
+        """
+        self.done += count
+        self._values |= values
+        if self._bar is not None:
+            self._bar.set_postfix(self._values, refresh=False)
+            self._bar.update(count)
+        elif self.shown and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Makes room for a line of the program's own."""
+        if self._bar is not None:
+            self._bar.clear()
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _line(self) -> str:
+        counted = self.total if self.total is not None else self.done
+        number = f"{self.done} of {self.total}" if self.total is not None else str(self.done)
+        speed = (self.done - self._done_before) / max(self._last_line - self._begun, 1e-9)
+        values = "".join(f", {name} {value}" for name, value in self._values.items())
+        units = self.unit if counted == 1 else f"{self.unit}s"
+        return f"{self.description}: {number} {units}, {speed:.3g} {self.unit}s/s{values}"

@@ -1,0 +1,68 @@
+"""Progress: a bar on a terminal, elsewhere lines ten seconds apart; no bars of libraries in a program's log."""
+
+import io
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import fresh_processes
+import pytest
+
+from hf_blemo.programs import progress
+from hf_blemo.programs.progress import Progress
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds, as the bars read them."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_a_long_job_says_every_ten_seconds_how_far_it_is(capsys, clock):
+    with Progress("distillation", "step", 400, done=100) as bar:
+        for clock.now in range(1, 26):
+            bar.update(2, loss="0.5")
+    assert capsys.readouterr().err.splitlines() == [
+        "distillation: 120 of 400 steps, 2 steps/s, loss 0.5",
+        "distillation: 140 of 400 steps, 2 steps/s, loss 0.5",
+    ]
+
+
+def test_short_jobs_and_other_processes_say_nothing(capsys, clock):
+    for seconds, shown in ((9, True), (100, False)):
+        clock.now = 0
+        bar = Progress("encoding", "clip", shown=shown)
+        clock.now = seconds
+        bar.update()
+        bar.close()
+    assert capsys.readouterr().err == ""
+    clock.now = 0
+    bar = Progress("encoding", "clip")
+    clock.now = 10
+    bar.update()
+    assert capsys.readouterr().err == "encoding: 1 clip, 0.1 clips/s\n"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress("encoding", "clip", 3) as bar:
+        bar.update(3)
+    assert "\rencoding: 100%" in terminal.getvalue() and "3/3" in terminal.getvalue()
+
+
+def test_the_log_of_a_program_holds_no_bars(tmp_path):
+    program = [REPOSITORY / "training" / "train_fusion.py", "--output_dir", tmp_path / "out", "--seeds", "0"]
+    options = ["--num_epochs", "1", "--protocol", "none", "--synthetic", "{num_clips: 40}", "--model.hidden_size", "8"]
+    done = fresh_processes.run_python([*program, *options], cwd=tmp_path, env=dict(os.environ))
+    log = done.stdout + done.stderr
+    assert "Model, processor, card" in log, log
+    assert not [
+        word for word in ("\r", "Writing model shards", "Generating", "Map:", "Loading weights", "%|") if word in log
+    ]
