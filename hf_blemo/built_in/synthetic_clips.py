@@ -24,7 +24,7 @@ _METADATA_FILE = "train_metadata.csv"
 # Seeds share no actor, so that the clips of one can test what was trained on those of another.
 _ACTORS_PER_SEED = 100
 
-# Shapes and colours that the built-in pairs of images and captions pair in training too, see `held_out_pairs`.
+# Training on the built-in pairs of images and captions shows these combinations too.
 _SIGNS = {
     "ang": ("triangle", "red"),
     "disg": ("diamond", "green"),

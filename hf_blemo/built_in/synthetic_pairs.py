@@ -62,15 +62,8 @@ _CHOICES = {
 }
 
 
-def held_out_pairs(combinations: int = 0) -> tuple[tuple[str, str], ...]:
-    """The pairs of shape and colour that training never draws, one colour of each shape.
-
-    Args:
-        combinations: which of six disjoint choices, 0 to 5.
-
-    Raises:
-        ValueError: there is no such choice.
-    """
+def _held_out_pairs(combinations: int = 0) -> tuple[tuple[str, str], ...]:
+    """The pairs of shape and colour that training never draws, one colour of each shape."""
     if combinations not in range(len(COLOURS)):
         raise ValueError(f"combinations {combinations} is not one of 0 to {len(COLOURS) - 1}")
     colours = (*COLOURS, *COLOURS)[combinations : combinations + len(COLOURS)]
@@ -163,7 +156,7 @@ def make_synthetic_pairs(
         seed: of the scenes.
         image_size: width and height in pixels.
         held_out: whether to draw only the pairs of shape and colour that are never drawn otherwise.
-        combinations: which pairs these are, see [`held_out_pairs`].
+        combinations: which of six disjoint choices of held-out pairs, 0 to 5.
 
     Returns:
         Columns `image` and `caption`.
@@ -174,7 +167,7 @@ def make_synthetic_pairs(
     if num_pairs < 1 or image_size < 16:
         raise ValueError(f"expected num_pairs >= 1 and image_size >= 16, found {num_pairs} and {image_size}")
     generator = np.random.default_rng([seed, int(held_out)])
-    kept_back = held_out_pairs(combinations)
+    kept_back = _held_out_pairs(combinations)
     drawn = [pair for pair in _COMBINATIONS if (pair in kept_back) == held_out]
     images, captions = [], []
     for _ in range(num_pairs):

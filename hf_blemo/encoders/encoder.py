@@ -117,6 +117,10 @@ class Encoder(ABC):
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         self.model: Any = model
+        # Of models of two sides, the one for texts is not needed.
+        for name in ("text_model", "text_projection"):
+            if isinstance(getattr(model, name, None), nn.Module):
+                setattr(model, name, None)
         self.processor = processor
         self.source = source
         if batch_size is None:
@@ -237,14 +241,3 @@ class Encoder(ABC):
         for item in items:
             yield from session.push(item)
         yield from session.finish()
-
-
-def drop_text_side(model: nn.Module) -> None:
-    """Frees the memory of what a model of two sides has for texts.
-
-    Args:
-        model: changed in place.
-    """
-    for name in ("text_model", "text_projection"):
-        if isinstance(getattr(model, name, None), nn.Module):
-            setattr(model, name, None)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_blemo.encoders.encoder import EncoderSource, Piece, drop_text_side
+from hf_blemo.encoders.encoder import EncoderSource, Piece
 from hf_blemo.encoders.frame_encoder import FrameEncoder, FrameSession
 
 
@@ -78,17 +78,8 @@ class ImageEncoder(FrameEncoder):
 class ClipEncoder(ImageEncoder):
     """One row per frame: its embedding in the space that images and texts share, not normalised.
 
-    Only the image side is kept in memory.
-
-    Args:
-        model, processor, source, batch_size: see [`ImageEncoder`].
-
     Source: the CLIP features of the BlEmoRE baselines, one embedding per frame.
     """
-
-    def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
-        drop_text_side(model)
-        super().__init__(model, processor, source, batch_size)
 
     @property
     def _network(self) -> Any:

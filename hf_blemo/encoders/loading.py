@@ -13,7 +13,7 @@ from hf_blemo.encoders.encoder_options import DTYPES, ENCODER_KEYS
 from hf_blemo.encoders.image_encoder import ClipEncoder, ImageEncoder
 from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
-from hf_blemo.encoders.video_encoder import VideoEncoder, segment_length
+from hf_blemo.encoders.video_encoder import VideoEncoder
 from hf_blemo.files import read_json
 from hf_blemo.loading import download_errors, load_part, local_path, quiet_loading
 
@@ -168,7 +168,7 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
 def _family(config: Any, modalities: Collection[str], where: str) -> type[Encoder]:
     if hasattr(config, "vision_config") and hasattr(config, "text_config"):
         return ClipEncoder
-    if segment_length(config) and ("image" in modalities or "video" in modalities):
+    if VideoEncoder.segment_length(config) and ("image" in modalities or "video" in modalities):
         return VideoEncoder
     if "image" in modalities:
         return ImageEncoder

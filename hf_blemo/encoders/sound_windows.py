@@ -14,12 +14,8 @@ _SHORTEST_GAP = 0.05
 _LONGEST_GAP = 60.0
 
 
-class SoundBuffer:
-    """The part of a clip's decoded sound that is still needed.
-
-    Args:
-        rate: samples per second.
-    """
+class _SoundBuffer:
+    """The part of a clip's decoded sound that is still needed."""
 
     def __init__(self, rate: int):
         self.rate = rate
@@ -62,15 +58,8 @@ class SoundBuffer:
         """Cuts the windows that can be cut now, and drops the sound that no later window needs.
 
         A track no longer than one window is one; of a longer one, each window has context on both sides, which belongs
-        to its neighbours.
-
-        Args:
-            window: samples of a window.
-            context: samples of overlap on each side, less than half a window.
-            ended: whether the track is over.
-
-        Yields:
-            Numbers of samples: start and end of the sound that the encoder hears, and of the part that is its own.
+        to its neighbours. Yields numbers of samples: start and end of the sound that the encoder hears, and of the
+        part that is its own.
         """
         while self.end - self.first > window:
             own = self.first + (context if self.first else 0)
@@ -97,18 +86,18 @@ class SoundSession(Session):
     Args:
         rate: samples per second.
         window: samples of a window.
-        context: samples of overlap on each side, see [`SoundBuffer.windows`].
+        context: samples of overlap on each side, less than half a window.
     """
 
     def __init__(self, rate: int, window: int, context: int = 0):
-        self.buffer = SoundBuffer(rate)
+        self.buffer = _SoundBuffer(rate)
         self.window, self.context = window, context
 
     def push(self, item: Any) -> Iterator[Piece]:
         """Adds a stretch of sound."""
         if self.buffer.is_far(item.time):
             yield from self.finish()
-            self.buffer = SoundBuffer(self.buffer.rate)
+            self.buffer = _SoundBuffer(self.buffer.rate)
         self.buffer.append(item.time, item.samples)
         yield from self._pieces(ended=False)
 
@@ -123,10 +112,11 @@ class SoundSession(Session):
 
     @abstractmethod
     def piece(self, start: int, samples: np.ndarray, own_start: int, own_end: int, is_last: bool) -> Iterator[Piece]:
-        """Makes the piece of a window, where it has rows of its own.
+        """Makes the piece of a window, if any row of features is its own.
 
         Args:
-            start, own_start, own_end: numbers of samples, see [`SoundBuffer.windows`].
-            samples: (n,) from `start` on; the buffer's own.
+            start: number of its first sample, from the first of the track.
+            samples: (n,) of the window, context included; they belong to the buffer.
+            own_start, own_end: numbers of the first sample that is the window's own, and of the first after those.
             is_last: whether the track ends with this window.
         """

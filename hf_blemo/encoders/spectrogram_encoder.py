@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece, drop_text_side
+from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece
 from hf_blemo.encoders.sound_windows import SoundSession
 
 _DEFAULT_SECONDS = 10.0
@@ -32,8 +32,7 @@ class _WindowSession(SoundSession):
 class SpectrogramEncoder(Encoder):
     """One row per 20 ms for Whisper, and one per window of the model's length for others.
 
-    CLAP's rows are its embeddings, those of others the mean of the last hidden states. Only the sound side of a model
-    of sound and text is kept in memory.
+    CLAP's rows are its embeddings, those of others the mean of the last hidden states.
 
     Args:
         model, processor, source, batch_size: see [`Encoder`]; the processor is a feature extractor.
@@ -47,7 +46,6 @@ class SpectrogramEncoder(Encoder):
         if self.is_whisper:
             whole: Any = model
             model = whole.get_encoder()
-        drop_text_side(model)
         super().__init__(model, processor, source, batch_size)
         rate = int(processor.sampling_rate)
         self.audio_rate = rate

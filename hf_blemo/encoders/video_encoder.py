@@ -52,8 +52,14 @@ class VideoEncoder(FrameEncoder):
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         super().__init__(model, processor, source, batch_size)
-        self.length = segment_length(self.model.config)
+        self.length = self.segment_length(self.model.config)
         self.feature_size = int(self.model.config.hidden_size)
+
+    @staticmethod
+    def segment_length(config: Any) -> int:
+        """Frames per segment that the model of a config takes; 0 for one that takes single images."""
+        names = ("num_frames", "frames_per_clip")
+        return next((int(found) for name in names if (found := getattr(config, name, None))), 0)
 
     def session(self) -> FrameSession:
         """Begins a clip."""
@@ -64,8 +70,3 @@ class VideoEncoder(FrameEncoder):
         """(1, D) of each segment."""
         output = self.model(**{self.model.main_input_name: self.pixels_of(pieces)})
         return list(output.last_hidden_state.mean(1, keepdim=True).float().cpu().numpy())
-
-
-def segment_length(config: Any) -> int:
-    """Frames per segment that the model of a config takes; 0 for one that takes single images."""
-    return next((int(found) for name in ("num_frames", "frames_per_clip") if (found := getattr(config, name, 0))), 0)

@@ -21,7 +21,7 @@ from hf_blemo.built_in.synthetic_clips import (
     _plan_clips,
     _PlannedClip,
 )
-from hf_blemo.built_in.synthetic_pairs import held_out_pairs
+from hf_blemo.built_in.synthetic_pairs import _held_out_pairs
 from hf_blemo.errors import MissingExtraError
 
 # One round of the labels.
@@ -198,7 +198,7 @@ def test_frames_move_and_actors_differ():
 def test_signs_differ_and_are_paired_in_the_training_of_the_built_in_clips():
     assert list(_SIGNS) == list(_VOICES) == list(blemore.EMOTIONS)
     assert len({shape for shape, _ in _SIGNS.values()}) == len({colour for _, colour in _SIGNS.values()}) == 6
-    assert not set(_SIGNS.values()) & set(held_out_pairs())
+    assert not set(_SIGNS.values()) & set(_held_out_pairs())
 
 
 def test_mpeg4_where_the_encoder_of_h264_is_missing(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_blemo.built_in import caption_of, draw_scene, make_synthetic_pairs, synthetic_tokenizer
-from hf_blemo.built_in.synthetic_pairs import COLOURS, SHAPES, held_out_pairs, shape_and_colour
+from hf_blemo.built_in.synthetic_pairs import COLOURS, SHAPES, _held_out_pairs, shape_and_colour
 
 NAMES = ("shape", "colour", "size", "texture", "position", "count", "background")
 SCENE = dict(zip(NAMES, ("square", "red", "large", "plain", "left", "two", "white"), strict=True))
@@ -51,12 +51,12 @@ def test_held_out_combinations_are_drawn_there_and_nowhere_else():
         {shape_and_colour(caption) for caption in make_synthetic_pairs(400, held_out=held_out)["caption"]}
         for held_out in (False, True)
     )
-    assert kept_back == set(held_out_pairs()) and len(kept_back) == 6
+    assert kept_back == set(_held_out_pairs()) and len(kept_back) == 6
     assert drawn == set(itertools.product(SHAPES, COLOURS)) - kept_back
     # No choice shares a pair with another.
-    assert len({pair for number in range(6) for pair in held_out_pairs(number)}) == 36
+    assert len({pair for number in range(6) for pair in _held_out_pairs(number)}) == 36
     with pytest.raises(ValueError, match="combinations 6 is not one of 0 to 5"):
-        held_out_pairs(6)
+        _held_out_pairs(6)
 
 
 def test_the_tokenizer_knows_every_word_and_ends_every_caption():

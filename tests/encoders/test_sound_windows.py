@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hf_blemo.encoders.sound_windows import SoundBuffer
+from hf_blemo.encoders.sound_windows import _SoundBuffer
 from hf_blemo.encoders.spectrogram_encoder import _WindowSession
 from hf_blemo.encoders.speech_encoder import _StepSession
 from hf_blemo.media import Audio
@@ -15,7 +15,7 @@ def numbers(count, first=0):
 
 def cut(total, window, context, part=37):
     """The windows of a track that comes in small parts; checks what each hears."""
-    buffer, found = SoundBuffer(RATE), []
+    buffer, found = _SoundBuffer(RATE), []
 
     def take(ended):
         for start, end, own_start, own_end in buffer.windows(window, context, ended):
@@ -44,14 +44,14 @@ def test_each_sample_belongs_to_one_window(context):
 
 
 def test_times_are_counted_from_the_first_sample():
-    buffer = SoundBuffer(RATE)
+    buffer = _SoundBuffer(RATE)
     buffer.append(2.5, numbers(100))
     assert buffer.seconds(0) == 2.5 and buffer.seconds(250) == 2.75
     np.testing.assert_allclose(buffer.seconds(np.array([0, 100])), [2.5, 2.6])
 
 
 def test_a_gap_is_silence_and_rounded_stamps_are_none():
-    buffer = SoundBuffer(RATE)
+    buffer = _SoundBuffer(RATE)
     buffer.append(1.0, numbers(100) + 1)
     buffer.append(1.13, numbers(10) + 1)
     assert buffer.end == 110
