@@ -27,13 +27,6 @@ def test_rows_are_what_transformers_gives_for_each_frame(name, way, checkpoint, 
         np.testing.assert_allclose(times, np.arange(len(clip.frames)) / 25, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "size"), [("clip", 12), ("student", 12), ("siglip", 16)])
-def test_only_the_image_side_of_a_clip_is_kept(name, size, checkpoint):
-    encoder = load_encoder(checkpoint(name), device="cpu")
-    assert isinstance(encoder, ClipEncoder) and encoder.feature_size == size and encoder.modality == "video"
-    assert not [key for key, _ in encoder.model.named_parameters() if key.startswith("text_")]
-
-
 class PatchModel(torch.nn.Module):
     """Gives a row per patch, as models that describe pictures do."""
 

@@ -23,23 +23,26 @@ FAMILIES = {
     ),
     SpectrogramEncoder: {"whisper": 16, "ast": 16, "clap": 12, "wav2vec2_bert": 16},
 }
-KINDS = [(name, family, size) for family, sizes in FAMILIES.items() for name, size in sizes.items()]
 
 
-def test_every_tiny_model_has_a_family():
-    assert {name for name, _, _ in KINDS} == set(MODELS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_and_widths(family, checkpoint):
+    assert {name for names in FAMILIES.values() for name in names} == set(MODELS)
+    for name, size in FAMILIES[family].items():
+        encoder = load_encoder(checkpoint(name), device="cpu")
+        assert type(encoder) is family and encoder.feature_size == size
+        assert encoder.source.options() == {"model_id": checkpoint(name)}
+        assert not encoder.model.training and encoder.device == torch.device("cpu")
+        assert encoder.model.dtype == torch.float32
+        is_video = family in (ClipEncoder, ImageEncoder, VideoEncoder)
+        assert encoder.modality == ("video" if is_video else "audio")
+        assert encoder.audio_rate == (None if is_video else 48000 if name == "clap" else 16000)
+        # Only the side that sees or hears is kept.
+        kept = [key for key, _ in encoder.model.named_parameters()]
+        assert not [key for key in kept if key.startswith(("text_", "decoder"))]
 
 
-@pytest.mark.parametrize(("name", "family", "size"), KINDS)
-def test_families_and_widths(name, family, size, checkpoint):
-    encoder = load_encoder(checkpoint(name), device="cpu")
-    assert type(encoder) is family and encoder.feature_size == size
-    assert encoder.source.options() == {"model_id": checkpoint(name)}
-    assert not encoder.model.training and encoder.device == torch.device("cpu")
-    assert encoder.model.dtype == torch.float32
-
-
-def test_loading_says_nothing(checkpoint, capfd):
+def test_loading_prints_nothing(checkpoint, capfd):
     load_encoder(checkpoint("vit"), device="cpu")
     assert capfd.readouterr() == ("", "")
 
@@ -55,94 +58,79 @@ def changed(checkpoint, tmp_path):
     return copy
 
 
-def change_json(path, **entries):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
-
-
-def one_line(caught):
+def refused(kind, folder, **options):
+    """The one line of the error with which a model is refused."""
+    with pytest.raises(kind) as caught:
+        load_encoder(str(folder), device="cpu", **options)
     text = str(caught.value)
-    assert "\n" not in text
-    return text
+    assert type(caught.value) is kind and "\n" not in text and text.startswith(f"{folder}: ")
+    return text.removeprefix(f"{folder}: ")
+
+
+def keep_weights(folder, keep):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    lacking = sorted(name for name in weights if not keep(name))
+    kept = {name: values for name, values in weights.items() if keep(name)}
+    save_file(kept, path, metadata={"format": "pt"})
+    assert lacking
+    return lacking
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(changed):
     folder = changed("hubert")
-    weights = load_file(folder / "model.safetensors")
-    lacking = [name for name in weights if "layers.1.attention" in name]
-    save_file(
-        {name: values for name, values in weights.items() if name not in lacking},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    with pytest.raises(ValueError) as caught:
-        load_encoder(str(folder), device="cpu")
-    assert one_line(caught) == (
-        f"{folder}: the checkpoint lacks {len(lacking)} weights, the first is {sorted(lacking)[0]}; expected all"
+    lacking = keep_weights(folder, lambda name: "layers.1.attention" not in name)
+    assert refused(ValueError, folder) == (
+        f"the checkpoint lacks {len(lacking)} weights, the first is {lacking[0]}; expected all"
     )
 
 
-def test_weights_that_nothing_needs_may_lack(changed):
-    folder = changed("hubert")
-    weights = load_file(folder / "model.safetensors")
-    assert weights.pop("masked_spec_embed") is not None
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert load_encoder(str(folder), device="cpu").feature_size == 16
-
-    folder = changed("clip")
-    weights = load_file(folder / "model.safetensors")
-    kept = {name: values for name, values in weights.items() if not name.startswith("text_model.")}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    assert load_encoder(str(folder), device="cpu").feature_size == 12
+@pytest.mark.parametrize(("name", "unused"), [("hubert", "masked_spec_embed"), ("clip", "text_model.")])
+def test_a_checkpoint_may_lack_weights_that_features_do_not_need(name, unused, changed):
+    folder = changed(name)
+    keep_weights(folder, lambda key: not key.startswith(unused))
+    assert load_encoder(str(folder), device="cpu").feature_size in (12, 16)
 
 
-def test_weights_of_other_shapes_are_refused(changed):
-    folder = changed("vit")
-    change_json(folder / "config.json", hidden_size=8)
-    with pytest.raises(ValueError, match="vit: AutoModel cannot be loaded: "):
-        load_encoder(str(folder), device="cpu")
+def lose(name):
+    return lambda folder: (folder / name).unlink()
 
 
-def test_damaged_weights_are_refused(changed):
-    folder = changed("vit")
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[:100])
-    with pytest.raises(FileNotFoundError) as caught:
-        load_encoder(str(folder), device="cpu")
-    assert one_line(caught).startswith(f"{folder}: AutoModel found nothing to load: ")
+def shrink(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_size": 8}))
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
 
 
 @pytest.mark.parametrize(
-    ("file", "part"),
+    ("damage", "kind", "message"),
     [
-        ("config.json", "AutoConfig"),
-        ("model.safetensors", "AutoModel"),
-        ("preprocessor_config.json", "AutoImageProcessor"),
+        (lose("config.json"), FileNotFoundError, "AutoConfig found nothing to load: "),
+        (lose("model.safetensors"), FileNotFoundError, "AutoModel found nothing to load: "),
+        (lose("preprocessor_config.json"), FileNotFoundError, "AutoImageProcessor found nothing to load: "),
+        (truncate, FileNotFoundError, "AutoModel found nothing to load: "),
+        (pickle, FileNotFoundError, "AutoModel found nothing to load: "),
+        (shrink, ValueError, "AutoModel cannot be loaded: "),
     ],
 )
-def test_a_folder_that_lacks_a_file_is_refused(file, part, changed):
+def test_damaged_checkpoints_are_refused(damage, kind, message, changed):
     folder = changed("vit")
-    (folder / file).unlink()
-    with pytest.raises(FileNotFoundError) as caught:
-        load_encoder(str(folder), device="cpu")
-    assert one_line(caught).startswith(f"{folder}: {part} found nothing to load: ")
+    damage(folder)
+    assert refused(kind, folder).startswith(message)
 
 
-def test_pickled_weights_are_not_read(changed):
-    folder = changed("vit")
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="vit: AutoModel found nothing to load: .*model.safetensors"):
-        load_encoder(str(folder), device="cpu")
-
-
-def test_a_model_of_texts_is_refused(tmp_path):
+def test_models_of_texts_or_of_more_than_one_piece_are_refused(tmp_path):
     hf.BertModel(hf.BertConfig(**HIDDEN, vocab_size=20)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError) as caught:
-        load_encoder(str(tmp_path), device="cpu")
-    assert one_line(caught) == f"{tmp_path}: bert is not a model of images, videos or sound"
-
-
-def test_a_model_that_needs_more_than_one_piece_is_refused(tmp_path):
+    assert refused(ValueError, tmp_path) == "bert is not a model of images, videos or sound"
     config = hf.SpeechT5Config(
         hidden_size=16, encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2, decoder_layers=1,
         decoder_ffn_dim=16, decoder_attention_heads=2, conv_dim=[8] * 7, num_conv_pos_embeddings=16,
@@ -150,27 +138,46 @@ def test_a_model_that_needs_more_than_one_piece_is_refused(tmp_path):
     )  # fmt: skip
     hf.SpeechT5ForSpeechToText(config).save_pretrained(tmp_path)
     speech_extractor(False).save_pretrained(tmp_path)
-    with pytest.raises(ValueError) as caught:
-        load_encoder(str(tmp_path), device="cpu")
-    assert str(tmp_path) in one_line(caught)
+    refused(ValueError, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "extraction", "message"),
+    ("name", "options", "message"),
     [
-        ("vit", {"layer": 2}, "vit has no option 'layer' of extraction, it has: frames_per_second"),
-        ("hubert", {"frames_per_second": 5}, "hubert has no option 'frames_per_second' of extraction, it has: layer"),
-        ("ast", {"layer": 1}, "has no option 'layer' of extraction, it has: none"),
-        ("vit", {"frames_per_second": -5}, "frames_per_second must be a positive number or null, found -5"),
-        ("videomae", {"frames_per_second": "all"}, "frames_per_second must be a positive number or null, found 'all'"),
-        ("hubert", {"layer": 3}, "layer must be from 0 to 2 or null, found 3"),
-        ("hubert", "layer", "extraction must be options by name, found 'layer'"),
+        (
+            "vit",
+            {"extraction": {"layer": 2}},
+            "vit has no option 'layer' of extraction, it has: frames_per_second, im",
+        ),
+        (
+            "hubert",
+            {"extraction": {"frames_per_second": 5}},
+            "no option 'frames_per_second' of extraction, it has: la",
+        ),
+        ("ast", {"extraction": {"layer": 1}}, "has no option 'layer' of extraction, it has: none"),
+        (
+            "videomae",
+            {"extraction": {"frames_per_second": "all"}},
+            "frames_per_second must be a positive number or nu",
+        ),
+        (
+            "vit",
+            {"extraction": {"image_backend": "fast"}},
+            "image_backend must be one of pil, torchvision, found 'fas",
+        ),
+        ("hubert", {"extraction": "layer"}, "extraction must be options by name, found 'layer'"),
+        *(("hubert", {"extraction": {"layer": layer}}, "layer must be from 0 to 2 or null") for layer in (3, -1, "1")),
+        *(("hubert", {"extraction": {"layer": layer}}, "layer must be from 0 to 2 or null") for layer in (1.0, True)),
+        *(("vit", {"batch_size": size}, "batch_size must be a positive whole number") for size in (0, 2.0, True, "8")),
+        ("vit", {"dtype": "float8"}, "dtype 'float8' is not one of float32, bfloat16, float16"),
+        ("vit", {"revision": "main"}, "a folder has no revisions, found revision 'main'"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(name, extraction, message, checkpoint):
+def test_invalid_options_are_refused(name, options, message, checkpoint):
     with pytest.raises(ValueError) as caught:
-        load_encoder(checkpoint(name), extraction=extraction, device="cpu")
-    assert one_line(caught).startswith(f"{checkpoint(name)}: ") and message in one_line(caught)
+        load_encoder(checkpoint(name), device="cpu", **options)
+    text = str(caught.value)
+    assert text.startswith(checkpoint(name)) and message in text and "\n" not in text
 
 
 def test_options_stay_with_the_encoder(checkpoint):
@@ -179,22 +186,13 @@ def test_options_stay_with_the_encoder(checkpoint):
     assert encoder.model.dtype == torch.bfloat16
 
 
-def test_places_that_are_none(checkpoint):
-    with pytest.raises(ValueError, match="/vit: a folder has no revisions, found revision 'main'"):
-        load_encoder(checkpoint("vit"), revision="main", device="cpu")
+def test_invalid_model_ids_are_refused():
     for name in ("no_such_folder", "./not/there", "/not/there", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match=f"{name}: not a file, folder or Hub id"):
-            load_encoder(name, device="cpu")
-    with pytest.raises(ValueError, match="dtype 'float8' is not one of float32, bfloat16, float16"):
-        load_encoder(checkpoint("vit"), dtype="float8", device="cpu")
-    with pytest.raises(FileNotFoundError, match="you/unknown: AutoConfig found nothing to load: "):
-        load_encoder("you/unknown", device="cpu")
-
-
-@pytest.mark.parametrize("revision", [None, "main", "abc1234"])
-def test_code_of_a_repository_runs_only_at_a_commit(revision):
-    with pytest.raises(ValueError, match="you/model.*: remote code is only run at a commit, expected 40 hexadecimal"):
-        load_encoder("you/model", revision=revision, trust_remote_code=True, device="cpu")
+        assert refused(FileNotFoundError, name) == "not a file, folder or Hub id (owner/name)"
+    assert refused(FileNotFoundError, "you/unknown").startswith("AutoConfig found nothing to load: ")
+    for revision in (None, "main", "abc1234"):
+        with pytest.raises(ValueError, match="you/model.*: remote code is only run at a commit, expected 40 hexadeci"):
+            load_encoder("you/model", revision=revision, trust_remote_code=True, device="cpu")
 
 
 def test_a_device_without_memory_for_the_model_is_named(checkpoint, monkeypatch):
@@ -202,8 +200,7 @@ def test_a_device_without_memory_for_the_model_is_named(checkpoint, monkeypatch)
         raise torch.OutOfMemoryError("no memory is left")
 
     monkeypatch.setattr(hf.ViTModel, "to", full)
-    with pytest.raises(EncoderMemoryError, match="/vit: cpu is out of memory for the model"):
-        load_encoder(checkpoint("vit"), device="cpu")
+    assert refused(EncoderMemoryError, checkpoint("vit")) == "cpu is out of memory for the model"
 
 
 def test_several_encoders(checkpoint):
@@ -211,12 +208,17 @@ def test_several_encoders(checkpoint):
         "face": {"model_id": checkpoint("vit"), "feature_size": 16, "pooling": "attention", "batch_size": 5},
         "voice": {"model_id": checkpoint("hubert"), "modality": "audio", "extraction": {"layer": 1}},
     }
-    found = load_encoders(entries, device="cpu", dtype="bfloat16")
-    assert list(found) == ["face", "voice"] and found["face"].batch_size == 5 and found["voice"].layer == 1
+    options = {"device": "cpu", "dtype": "bfloat16"}
+    found = load_encoders(entries, **options, defaults={"layer": 0, "frames_per_second": 2})
+    assert list(found) == ["face", "voice"] and found["face"].batch_size == 5
+    # What an entry says wins over the defaults.
+    assert found["voice"].layer == 1 and found["face"].frames_per_second == 2
     assert all(encoder.model.dtype == torch.bfloat16 for encoder in found.values())
+    with pytest.raises(ValueError, match="layer: found for face, none of which knows it"):
+        load_encoders({"face": entries["face"]}, **options, defaults={"layer": 0})
 
 
-def test_several_encoders_name_the_one_that_is_wrong(checkpoint):
+def test_errors_name_the_encoder(checkpoint):
     vit = checkpoint("vit")
     for entry, kind, message in (
         ({}, ValueError, "found no model_id, expected the model that extracts its features"),
@@ -224,6 +226,5 @@ def test_several_encoders_name_the_one_that_is_wrong(checkpoint):
         ({"model_id": vit, "extraction": {"layer": 1}}, ValueError, "vit has no option 'layer'"),
         ({"model_id": vit, "feature_size": 768}, ValueError, "gives features of width 16, expected 768"),
     ):
-        with pytest.raises(kind) as caught:
+        with pytest.raises(kind, match=f"^encoder 'face': .*{message}"):
             load_encoders({"voice": {"model_id": checkpoint("hubert")}, "face": entry}, device="cpu")
-        assert one_line(caught).startswith("encoder 'face': ") and message in one_line(caught)
