@@ -48,7 +48,7 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
 
     def evaluate(folder: str) -> dict[str, float]:
         clip = load_clip(folder)
-        return scores(evaluator.evaluate(clip.model, clip.processor))
+        return _scores(evaluator.evaluate(clip.model, clip.processor))
 
     own = {entry.name: getattr(settings, entry.name) for entry in fields(DistillationSettings)}
     # Resuming is done student by student, evaluation once for all of them.
@@ -85,7 +85,7 @@ def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def scores(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def _scores(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """The numbers that are compared: top-1 of zero-shot tasks and R@1 of retrieval, by the names of their columns."""
     return {
         f"{name.replace('_', ' ')}{column}": found[metric]

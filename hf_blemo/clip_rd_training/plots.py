@@ -11,9 +11,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
-from numpy.typing import ArrayLike
 
-from hf_blemo.programs.figures import DPI, heat_map, matrix_of, save
+from hf_blemo.programs.figures import DPI, heat_map, save
 
 TERMS = ("loss", "task", "fd", "icl", "hrd", "vrd", "vrd_image", "vrd_text", "xrd")
 TOTAL_COLOUR = "#222222"
@@ -34,36 +33,22 @@ LONGEST_NAME = 46
 LOG_RATIO = 20
 
 
-def plot_loss_terms(
-    history: Iterable[Mapping[str, Any]], path: str | Path, title: str = "Losses of the distillation"
-) -> Path:
-    """Draw the total loss and every unweighted term over the steps, each in its own panel.
+def plot_loss_terms(history: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
+    """Draw the total loss and every unweighted term over the steps, each in a panel of its own.
 
-    A panel's axis is logarithmic where its values are positive and span more than a factor of 20.
+    A panel's axis is logarithmic if its values are positive and span more than a factor of 20.
 
     Args:
-        history: rows with "step" and "loss", and the terms "task", "fd", "icl", "hrd", "vrd", "vrd_image", "vrd_text"
-            and "xrd" where known; a term is drawn at the steps whose rows hold it.
+        history: rows with "step", "loss" and the terms computed at that step.
         path: the PNG to write.
-        title: of the figure.
 
     Returns:
         The path written.
-
-    Raises:
-        ValueError: if there is no row, or a row lacks "step" or "loss".
     """
-    rows = list(history)
-    for index, row in enumerate(rows):
-        for key in ("step", "loss"):
-            if row.get(key) is None:
-                raise ValueError(f"history row {index}: expected the key {key!r}, found {sorted(row)}")
-    if not rows:
-        raise ValueError("history: expected at least one row, found none")
-    rows.sort(key=lambda row: row["step"])
+    rows = sorted(history, key=itemgetter("step"))
     names = [name for name in TERMS if any(row.get(name) is not None for row in rows)]
     num_columns = min(3, len(names))
-    figure, panels = _panels(len(names), num_columns, title, height=2.5)
+    figure, panels = _panels(len(names), num_columns, "Losses of the distillation", height=2.5)
     for axes, name in zip(panels, names, strict=True):
         points = [(row["step"], float(row[name])) for row in rows if row.get(name) is not None]
         steps, values = np.array(points).T
@@ -88,39 +73,28 @@ def plot_loss_terms(
 
 
 def plot_evaluations(
-    evaluations: Sequence[Mapping[str, Any]],
-    path: str | Path,
-    teacher: Mapping[str, Any] | None = None,
-    title: str = "Evaluations during training",
+    evaluations: Sequence[Mapping[str, Any]], path: str | Path, teacher: Mapping[str, Any] | None = None
 ) -> Path:
     """Draw zero-shot accuracies and recalls of both directions over the steps, a panel per task and direction.
 
     Args:
-        evaluations: in any order, each with "step" and "tasks": name -> "kind" ("zero_shot" or "retrieval"), "data",
-            "images" where known, and shares between 0 and 1: "top_1", "top_5", or "image_to_text_r@k" and
-            "text_to_image_r@k" for k of 1, 5 and 10. A task need not be in all of them.
+        evaluations: each with "step" and "tasks", name -> metrics of `ClipEvaluator`. A task need not be in all of
+            them.
         path: the PNG to write.
-        teacher: an evaluation of the teacher, drawn as dashed lines where it holds the same task.
-        title: of the figure.
+        teacher: an evaluation of the teacher, drawn as dashed lines for the tasks that both hold.
 
     Returns:
         The path written.
-
-    Raises:
-        ValueError: if there is no evaluation or task, a key is missing, a kind is unknown or a share is not between 0
-            and 1.
     """
-    rows = sorted(
-        (_checked(row, f"evaluation {index}") for index, row in enumerate(evaluations)), key=itemgetter("step")
-    )
-    teacher_tasks = _checked({"step": 0, **teacher}, "teacher")["tasks"] if teacher is not None else {}
+    rows = sorted(evaluations, key=itemgetter("step"))
+    teacher_tasks = teacher["tasks"] if teacher is not None else {}
     found = {name: task for row in rows for name, task in row["tasks"].items()}
-    if not found:
-        raise ValueError("evaluations: expected at least one with a task, found none")
     # Pairs of panels first, so that both directions of a task stand side by side.
     tasks = dict(sorted(found.items(), key=lambda item: -len(PANELS[item[1]["kind"]])))
     num_panels = sum(len(PANELS[task["kind"]]) for task in tasks.values())
-    figure, panels = _panels(num_panels, num_panels if num_panels <= 3 else 2, title, height=3.3)
+    figure, panels = _panels(
+        num_panels, num_panels if num_panels <= 3 else 2, "Evaluations during training", height=3.3
+    )
     remaining = iter(panels)
     for name, task in tasks.items():
         size = f"\n{task['images']:,} images" if task.get("images") is not None else ""
@@ -165,43 +139,22 @@ def plot_evaluations(
     return save(figure, path)
 
 
-def plot_similarity(
-    teacher: ArrayLike,
-    before: ArrayLike,
-    after: ArrayLike,
-    path: str | Path,
-    title: str = "Cosines of images (rows) and captions (columns)",
-) -> Path:
+def plot_similarity(teacher: np.ndarray, before: np.ndarray, after: np.ndarray, path: str | Path) -> Path:
     """Draw the image-caption cosines of teacher and student, before and after the distillation, in the same colours.
 
-    Below each panel stands the share of rows whose diagonal entry is larger than all others, and, for the student,
-    Pearson's correlation of the entries off the diagonal with the teacher's.
+    Below each panel stands the share of rows with their largest entry on the diagonal and, for the student, Pearson's
+    correlation of the entries off the diagonal with the teacher's.
 
     Args:
-        teacher: (N, N) cosines of N images (rows) and their N captions (columns) in the same order, N at least 2.
+        teacher: (N, N) cosines of N images (rows) and their N captions (columns) in the same order.
         before: (N, N), of the student before training.
         after: (N, N), of the student after it.
         path: the PNG to write.
-        title: of the figure.
 
     Returns:
         The path written.
-
-    Raises:
-        ValueError: if a matrix is not square, differs in shape from the teacher's, or holds NaN, infinity or numbers
-            beyond -1 and 1.
     """
-    first = np.asarray(teacher, dtype=np.float64)
-    if first.ndim != 2 or first.shape[0] != first.shape[1] or len(first) < 2:
-        raise ValueError(f"teacher: expected shape (N, N) with N of at least 2, found {first.shape}")
-    named = {
-        name: matrix_of(values, name, first.shape)
-        for name, values in (("teacher", first), ("before", before), ("after", after))
-    }
-    for name, matrix in named.items():
-        # Rounding puts the cosine of equal vectors a little beyond 1.
-        if not (np.abs(matrix) <= 1 + 1e-3).all():
-            raise ValueError(f"{name}: expected cosines between -1 and 1, found NaN or a number beyond them")
+    named = {"teacher": teacher, "before": before, "after": after}
     titles = {"teacher": "teacher", "before": "student before training", "after": "student after training"}
     norm = Normalize(min(matrix.min() for matrix in named.values()), max(matrix.max() for matrix in named.values()))
     figure = Figure(figsize=(12.6, 4.9), dpi=DPI, layout="constrained")
@@ -212,7 +165,7 @@ def plot_similarity(
         axes.set_title(titles[name], fontsize=12)
         text = f"{_diagonal_share(matrix):.0%} of rows have the diagonal largest"
         if name != "teacher":
-            correlation = _off_diagonal_correlation(matrix, first)
+            correlation = _off_diagonal_correlation(matrix, teacher)
             found = "undefined" if correlation is None else f"{correlation:.3f}"
             text += f"\ncorrelation with the teacher off the diagonal: {found}"
         axes.set_xlabel(text, fontsize=9.5, labelpad=6)
@@ -220,7 +173,7 @@ def plot_similarity(
             axis.set_major_locator(MaxNLocator(5, integer=True, steps=TICK_STEPS))
         axes.tick_params(labelsize=8.5)
     figure.colorbar(image, ax=panels, label="cosine", shrink=0.8, pad=0.02)
-    figure.suptitle(title, fontsize=12.5)
+    figure.suptitle("Cosines of images (rows) and captions (columns)", fontsize=12.5)
     return save(figure, path)
 
 
@@ -242,21 +195,6 @@ def _finish(axes: Axes) -> None:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
-
-
-def _checked(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Return an evaluation, or say what cannot be drawn of it."""
-    for key in ("step", "tasks"):
-        if row.get(key) is None:
-            raise ValueError(f"{where}: expected the key {key!r}, found {sorted(row)}")
-    for name, task in row["tasks"].items():
-        if task.get("kind") not in PANELS:
-            raise ValueError(f"{where}, task {name!r}: expected a kind of {list(PANELS)}, found {task.get('kind')!r}")
-        for _, pattern, cutoffs in PANELS[task["kind"]]:
-            for key in map(pattern.format, cutoffs):
-                if task.get(key) is not None and not 0 <= task[key] <= 1:
-                    raise ValueError(f"{where}, task {name!r}: expected {key} between 0 and 1, found {task[key]!r}")
-    return row
 
 
 def _diagonal_share(matrix: np.ndarray) -> float:

@@ -35,7 +35,7 @@ METHODS = {
 
 @strict
 @dataclass
-class PairDataSettings:
+class _PairDataSettings:
     """Which pairs are read, and how.
 
     Args:
@@ -110,7 +110,7 @@ class PairDataSettings:
 
 @strict
 @dataclass
-class DistillationSettings(PushSettings, PairDataSettings):
+class DistillationSettings(PushSettings, _PairDataSettings):
     """Settings of `training/distill_clip_rd.py`.
 
     Args:
@@ -181,7 +181,7 @@ class DistillationSettings(PushSettings, PairDataSettings):
     trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        PairDataSettings.__post_init__(self)
+        _PairDataSettings.__post_init__(self)
         PushSettings.__post_init__(self)
         weights = check_weights(self.weights)
         if self.ema_decay >= 1:
@@ -201,7 +201,7 @@ class DistillationSettings(PushSettings, PairDataSettings):
 
 @strict
 @dataclass
-class EmbeddingSettings(PairDataSettings):
+class EmbeddingSettings(_PairDataSettings):
     """What `training/embed_teacher.py` reads from YAML and command line.
 
     Args:

@@ -54,14 +54,14 @@ def test_every_term_of_the_loss_has_a_panel(tmp_path, figures):
         for step in (20, 10)
     ]
     history[0] |= {"fd": 0.001, "hrd": 0.0, "xrd": None}
-    path = plot_loss_terms(history, tmp_path / "plots" / "loss.png", "a run")
+    path = plot_loss_terms(history, tmp_path / "plots" / "loss.png")
     panels = panels_of(figures[0])
     assert list(panels) == ["total, weighted", *LOSS_TERMS]
     assert points_of(panels["total, weighted"].lines[0]) == [(10, 20.0), (20, 20.0)]
     assert points_of(panels["fd"].lines[0]) == [(10, 1.0), (20, 0.001)]
     assert points_of(panels["xrd"].lines[0]) == [(10, 1.0)]  # a term that was not computed leaves no zero
     assert {name for name, axes in panels.items() if axes.get_yscale() == "log"} == {"fd"}  # 0 has no logarithm
-    assert figures[0].get_suptitle() == "a run"
+    assert figures[0].get_suptitle() == "Losses of the distillation"
     with Image.open(path) as image:
         assert image.format == "PNG"
 
@@ -73,13 +73,6 @@ def test_a_logarithmic_axis_of_little_more_than_a_decade_is_labelled(tmp_path, f
     low, high = axes.get_ylim()
     shown = [tick.get_text() for tick in axes.get_yticklabels() if low <= tick.get_position()[1] <= high]
     assert {"0.05", "0.1", "0.2", "0.5"} <= set(shown)
-
-
-def test_bad_histories_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"history row 1: expected the key 'loss', found \['step', 'task'\]"):
-        plot_loss_terms([{"step": 1, "loss": 1.0}, {"step": 2, "task": 1.0}], tmp_path / "a.png")
-    with pytest.raises(ValueError, match="at least one row"):
-        plot_loss_terms([], tmp_path / "a.png")
 
 
 def test_evaluations_over_steps_with_the_teacher_dashed(tmp_path, figures):
@@ -113,21 +106,6 @@ def test_zero_shot_alone_has_no_recall_in_its_legend(tmp_path, figures):
     assert [text.get_text() for text in figures[0].legends[0].texts] == ["top-1", "top-5"]
 
 
-@pytest.mark.parametrize(
-    ("evaluations", "message"),
-    [
-        ([], "evaluations: expected at least one with a task"),
-        ([{"step": 1, "tasks": {}}], "evaluations: expected at least one with a task"),
-        ([{"tasks": {}}], "evaluation 0: expected the key 'step'"),
-        ([{"step": 1, "tasks": {"a": {"kind": "ocr"}}}], "evaluation 0, task 'a': expected a kind of .* found 'ocr'"),
-        ([{"step": 1, "tasks": {"a": zero_shot(17.0, 50.0)}}], "task 'a': expected top_1 between 0 and 1, found 17.0"),
-    ],
-)
-def test_bad_evaluations_are_refused(tmp_path, evaluations, message):
-    with pytest.raises(ValueError, match=message):
-        plot_evaluations(evaluations, tmp_path / "a.png")
-
-
 def test_similarities_share_colours_and_are_compared_off_the_diagonal(tmp_path, figures):
     rng = np.random.default_rng(0)
     teacher = rng.uniform(-0.2, 0.4, (5, 5))
@@ -153,28 +131,12 @@ def test_similarities_share_colours_and_are_compared_off_the_diagonal(tmp_path, 
     ]
 
 
-def test_correlation_equals_numpys(tmp_path, figures):
+def test_the_correlation_is_pearsons(tmp_path, figures):
     teacher, before, after = np.random.default_rng(1).uniform(-1, 1, (3, 7, 7))
     plot_similarity(teacher, before, after, tmp_path / "similarity.png")
     off = ~np.eye(7, dtype=bool)
     expected = np.corrcoef(teacher[off], after[off])[0, 1]
     assert panels_of(figures[0])["student after training"].get_xlabel().endswith(f": {expected:.3f}")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"teacher": np.zeros((3, 4))}, r"teacher: expected shape \(N, N\) with N of at least 2, found \(3, 4\)"),
-        ({"teacher": np.zeros((1, 1))}, r"teacher: expected shape .* found \(1, 1\)"),
-        ({"after": np.zeros((4, 4))}, r"after: expected shape \(3, 3\), found \(4, 4\)"),
-        ({"before": np.full((3, 3), np.nan)}, "before: expected cosines between -1 and 1, found NaN"),
-        ({"after": np.full((3, 3), 100.0)}, "after: expected cosines between -1 and 1"),
-    ],
-)
-def test_bad_similarities_are_refused(tmp_path, change, message):
-    matrices = {name: np.zeros((3, 3)) for name in ("teacher", "before", "after")} | change
-    with pytest.raises(ValueError, match=message):
-        plot_similarity(**matrices, path=tmp_path / "a.png")
 
 
 def test_equal_numbers_give_equal_files(tmp_path):
