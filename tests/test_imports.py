@@ -1,0 +1,131 @@
+"""The direction of imports: which room of the package may import which."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "hf_blemo"
+
+# Room -> rooms that it imports, from the ground up. `__init__` and `cli` are files of the package's root.
+_TABLE = {
+    "_registration": "",
+    "blemore": "",
+    "clip_rd": "",
+    "errors": "",
+    "files": "",
+    "rank_aware_fusion": "",
+    "built_in": "_registration blemore errors",
+    "loading": "errors",
+    "media": "errors",
+    "metrics": "blemore",
+    "programs": "errors files",
+    "encoders": "_registration files loading media",
+    "pairs": "built_in clip_rd errors files loading",
+    "clip_evaluation": "built_in clip_rd errors files pairs programs",
+    "hub": "_registration blemore clip_rd errors files loading pairs programs rank_aware_fusion",
+    "clip_rd_training": "built_in clip_evaluation clip_rd errors files hub loading pairs programs",
+    "extraction": "blemore built_in encoders errors files hub loading media programs rank_aware_fusion",
+    "trainer": "blemore clip_rd hub pairs rank_aware_fusion",
+    "prediction": "blemore encoders errors extraction files loading media rank_aware_fusion",
+    "__init__": "_registration blemore clip_rd prediction rank_aware_fusion",
+    "commands": "blemore built_in clip_evaluation clip_rd encoders extraction files hub loading media pairs "
+    "prediction programs",
+    "fusion_training": "blemore built_in encoders errors extraction files hub loading prediction programs "
+    "rank_aware_fusion",
+    "cli": "commands errors",
+}
+MAY_IMPORT = {room: others.split() for room, others in _TABLE.items()}
+# A floor stands above all that its rooms import; `training/` and `benchmarks/` stand above the package.
+FLOORS, ROOMS = 8, 23
+
+
+def _module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_module_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def _room(module: str) -> str:
+    return (module.split(".") + ["__init__"])[1]
+
+
+@cache
+def _imports() -> frozenset[tuple[str, str]]:
+    """(module, imported module) of the package's own imports, wherever in a file they stand."""
+    found = set()
+    for module, path in MODULES.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                source = ".".join([*above, *([node.module] if node.module else [])])
+                names = [f"{source}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                while name and name not in MODULES:
+                    name = name.rpartition(".")[0]
+                if name and name != module:
+                    found.add((module, name))
+    return frozenset(found)
+
+
+def test_rooms_import_only_rooms_that_the_table_allows():
+    arrows = {(_room(source), _room(target)): (source, target) for source, target in _imports()}
+    wrong = [
+        f"{source} imports {target}"
+        for (room, other), (source, target) in arrows.items()
+        if room != other and other not in MAY_IMPORT.get(room, ())
+    ]
+    assert not wrong, "; ".join(wrong)
+    unused = [(room, other) for room, others in MAY_IMPORT.items() for other in others if (room, other) not in arrows]
+    assert not unused, f"the table allows what no file does: {unused}"
+    assert {_room(module) for module in MODULES} == set(MAY_IMPORT)
+
+
+def test_rooms_and_files_import_no_circle():
+    for edges in (_imports(), {(_room(a), _room(b)) for a, b in _imports() if _room(a) != _room(b)}):
+        graph: dict[str, set[str]] = {}
+        for source, target in edges:
+            graph.setdefault(source, set()).add(target)
+        TopologicalSorter(graph).prepare()
+
+
+def test_no_file_imports_a_private_name_of_another():
+    private = [
+        f"{path.relative_to(PACKAGE)}: {alias.name}"
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("hf_blemo"))
+        for alias in node.names
+        if alias.name.startswith("_")
+    ]
+    assert not private
+
+
+def test_the_house_stays_low_and_small():
+    @cache
+    def floor(room: str) -> int:
+        return 1 + max((floor(other) for other in MAY_IMPORT[room]), default=0)
+
+    assert max(map(floor, MAY_IMPORT)) <= FLOORS and len(MAY_IMPORT) <= ROOMS
+
+
+@pytest.mark.parametrize("room", ["rank_aware_fusion", "clip_rd", "blemore"])
+def test_closed_rooms_import_nothing_of_the_package(room):
+    assert {target for source, target in _imports() if _room(source) == room and _room(target) != room} == set()
+
+
+def test_the_benchmark_and_the_package_load_no_torch():
+    code = "import sys, hf_blemo; from hf_blemo import blemore; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"
