@@ -1,15 +1,12 @@
 """Whole extractions: the data set, what is kept of a run that ended early, several processes, and the Hub."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import datasets
 import numpy as np
 import pytest
-from fresh_processes import PACKAGE_FOLDER
+from fresh_processes import run_python
+from huggingface_hub import HfApi
 from tiny_extraction import (
     BROKEN,
     CLIPS,
@@ -20,44 +17,39 @@ from tiny_extraction import (
     save_fusion,
 )
 
-from hf_blemo import blemore
-from hf_blemo.encoders import load_encoders
+from hf_blemo import RankAwareFusionConfig, blemore
+from hf_blemo.encoders.loading import load_encoders
 from hf_blemo.extraction import run as extraction_run
+from hf_blemo.extraction.clip_sources import find_clips
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.run import extract_features
 from hf_blemo.extraction.settings import ExtractionSettings
+from hf_blemo.fusion_training.run import train_fusion
+from hf_blemo.fusion_training.settings import FusionSettings
 
-# Makes several runs' features as one of several processes, and notes who encoded what; ends at once after some clips,
-# if asked to.
+# Makes several runs' features as one of several processes, and notes who encoded what.
 PROGRAM = """
-import json, os, signal, sys
+import json, os, sys
 from pathlib import Path
 from accelerate import Accelerator
 from hf_blemo.extraction import run as extraction_run
 from hf_blemo.extraction.settings import ExtractionSettings
 
-runs, log, killed_after = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+runs, log = json.loads(sys.argv[1]), Path(sys.argv[2])
 write_clip, end_training = extraction_run._write_clip, Accelerator.end_training
-
-def noted(work, clip):
-    if len(report["encoded"]) == killed_after:
-        extraction_run.write_json = lambda contents: os.kill(os.getpid(), signal.SIGKILL)
-    write_clip(work, clip)
-    report["encoded"].append(clip.name)
-
-extraction_run._write_clip = noted
+extraction_run._write_clip = lambda work, clip: report["encoded"].append(clip.name) or write_clip(work, clip)
 reports = []
 for number, run in enumerate(runs, start=1):
     # Only the last run ends the group of the processes.
     Accelerator.end_training = end_training if number == len(runs) else lambda accelerator: None
     report = {"encoded": [], "lines": []}
     reports.append(report)
-    settings = ExtractionSettings(**run)
     try:
+        settings = ExtractionSettings(**run)
         report["result"] = extraction_run.extract_features(settings, report["lines"].append, progress=False)
     except (ValueError, FileExistsError) as error:
         report["error"] = str(error)
-(log / f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(reports))
+(log / f"{os.environ['RANK']}.json").write_text(json.dumps(reports))
 """
 
 
@@ -93,26 +85,14 @@ def extract(settings, lines=None):
     return extract_features(settings, report_line=(lines if lines is not None else []).append, progress=False)
 
 
-def on_processes(count, runs, log, killed_after=-1):
-    """Runs the program on some processes; what each says of each run, or the exit code where there is none."""
-    log.mkdir()
-    (log / "program.py").write_text(PROGRAM)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
-    arguments = [json.dumps([vars(settings) for settings in runs]), str(log), str(killed_after)]
-    process = subprocess.run(
-        [sys.executable, *launcher, str(log / "program.py"), *arguments],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(PACKAGE_FOLDER)},
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    if process.returncode:
-        return process.returncode
-    return [json.loads((log / f"{rank}.json").read_text()) for rank in range(count)]
+def made(output):
+    return datasets.Dataset.load_from_disk(str(output))
 
 
 def test_the_data_set_holds_what_the_encoders_give(entries, clips, expected, tmp_path):
     lines = []
     result = extract(settings_of(entries, clips, tmp_path / "made"), lines)
-    data = datasets.Dataset.load_from_disk(str(tmp_path / "made"))
+    data = made(tmp_path / "made")
     assert data.column_names == ["clip", "features", "labels", "fold"]
     assert_same_features(features_by_clip(data), expected)
     assert set(expected[CLIPS[2]]) == {"student"} and len(expected[CLIPS[0]]["student"]) == 5
@@ -147,7 +127,7 @@ def test_features_of_other_programs_are_merged_by_clip(entries, clips, tmp_path)
     settings = settings_of({"student": entries["student"]}, clips, tmp_path / "made", imported=imported)
     result = extract(settings)
     assert result["encoders"] == {"student": 12, "HiCMAE": 7, "ImageBind": 5, "OpenFace": 11}
-    found = features_by_clip(datasets.Dataset.load_from_disk(str(tmp_path / "made")))
+    found = features_by_clip(made(tmp_path / "made"))
     # A clip that cannot be read is left out, whatever else there is of it.
     assert list(found) == list(CLIPS)
     for name in CLIPS:
@@ -177,7 +157,7 @@ def test_imported_features_that_belong_to_no_clip_are_refused(entries, clips, tm
 def test_a_fusion_names_the_encoders(entries, clips, expected, tmp_path):
     save_fusion(tmp_path / "fusion", entries)
     extract(settings_of({}, clips, tmp_path / "made", model=str(tmp_path / "fusion")))
-    assert_same_features(features_by_clip(datasets.Dataset.load_from_disk(str(tmp_path / "made"))), expected)
+    assert_same_features(features_by_clip(made(tmp_path / "made")), expected)
     unknown = {"student": entries["student"], "hubert": {}}
     save_fusion(tmp_path / "unknown", unknown)
     settings = settings_of({}, clips, tmp_path / "other", model=str(tmp_path / "unknown"))
@@ -196,7 +176,7 @@ def test_folds_and_labels_come_from_the_metadata(entries, clips, tmp_path):
     paths = make_synthetic_clips(tmp_path / "drawn", num_clips=6, num_actors=5, seconds=(1.0, 1.0), size=32)
     settings = settings_of({"student": entries["student"]}, tmp_path / "drawn", tmp_path / "made")
     extract(settings)
-    data = datasets.Dataset.load_from_disk(str(tmp_path / "made"))
+    data = made(tmp_path / "made")
     assert data["clip"][:] == [path.stem for path in paths] and set(data["fold"]) == set(range(5))
     np.testing.assert_allclose(data["labels"][:], [blemore.soft_label(path.stem) for path in paths], atol=1e-6)
     # The built-in clips are drawn, and drawn again where a run goes on.
@@ -208,7 +188,7 @@ def test_folds_and_labels_come_from_the_metadata(entries, clips, tmp_path):
     (tmp_path / "again").rmdir()
     make_synthetic_clips(tmp_path / "again.drawn", num_clips=2)
     extract(built_in)
-    again = datasets.Dataset.load_from_disk(str(tmp_path / "again"))
+    again = made(tmp_path / "again")
     assert_same_features(features_by_clip(again), features_by_clip(data), 0)
     built_in.overwrite, built_in.synthetic = True, {"num_clip": 6}
     with pytest.raises(ValueError, match="synthetic: unknown setting 'num_clip'; the nearest known one is 'num_c"):
@@ -229,7 +209,7 @@ def test_without_a_single_good_clip_nothing_is_made(entries, tmp_path):
     extract(settings_of(entries, tmp_path / "good", tmp_path / "made", overwrite=True))
     with pytest.raises(ValueError, match="could not encode any of 2 clips"):
         extract(settings_of(entries, tmp_path / "clips", tmp_path / "made", overwrite=True))
-    assert len(datasets.Dataset.load_from_disk(str(tmp_path / "made"))) == 4
+    assert len(made(tmp_path / "made")) == 4
 
 
 def test_features_that_are_no_numbers_fail_their_clip_alone(entries, clips, tmp_path, monkeypatch):
@@ -245,15 +225,22 @@ def test_features_that_are_no_numbers_fail_their_clip_alone(entries, clips, tmp_
     assert result["failed"][CLIPS[1]].startswith(f"{CLIPS[1]}: encoder 'student' gave NaN or infinity")
 
 
-def test_a_killed_run_goes_on_where_it_stopped(entries, clips, expected, tmp_path):
-    settings = settings_of(entries, clips, tmp_path / "made")
-    # The third clip has its features, but the record that says so is not written any more.
-    code = on_processes(1, [settings], tmp_path / "log", killed_after=2)
-    assert code == -signal.SIGKILL and not (tmp_path / "made").exists()
-    work = tmp_path / "made.clips"
-    kept = {path: path.stat().st_mtime_ns for path in work.rglob("*.npy")}
+def test_an_interrupted_run_resumes(entries, clips, expected, tmp_path, monkeypatch):
+    settings, work = settings_of(entries, clips, tmp_path / "made"), tmp_path / "made.clips"
+    write_json = extraction_run.write_json
+
+    def interrupted(contents):
+        # The third clip has its features, but not yet the record that says so.
+        if len(list((work / "records").glob("*"))) == 2:
+            raise KeyboardInterrupt
+        write_json(contents)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(extraction_run, "write_json", interrupted)
+        extract(settings)
+    assert not (tmp_path / "made").exists()
     records = {path.stem: path.stat().st_mtime_ns for path in (work / "records").glob("*.json")}
-    assert sorted(records) == sorted(CLIPS[:2]) and len(kept) == 5
+    assert sorted(records) == sorted(CLIPS[:2]) and len(list(work.rglob("*.npy"))) == 5
 
     other = settings_of({"student": {**entries["student"], "extraction": {}}}, clips, tmp_path / "made")
     with pytest.raises(ValueError, match="an unfinished extraction with encoders .*, this run has .*; finish it with"):
@@ -268,13 +255,12 @@ def test_a_killed_run_goes_on_where_it_stopped(entries, clips, expected, tmp_pat
         seen.update({path.stem: path.stat().st_mtime_ns for path in (work / "records").glob("*.json")})
         return original(*arguments)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction_run, "_assemble", watched)
-        # Who only wants other numbers stored loses nothing.
-        result = extract(settings_of(entries, clips, tmp_path / "made", feature_dtype="float32"))
+    monkeypatch.setattr(extraction_run, "_assemble", watched)
+    # Another dtype of what is stored needs no new features.
+    result = extract(settings_of(entries, clips, tmp_path / "made", feature_dtype="float32"))
     assert {name: seen[name] for name in records} == records and sorted(seen) == sorted(CLIPS)
     assert result["clips"] == 4 and result["media_seconds"] < 3.2
-    assert_same_features(features_by_clip(datasets.Dataset.load_from_disk(str(tmp_path / "made"))), expected, 1e-5)
+    assert_same_features(features_by_clip(made(tmp_path / "made")), expected, 1e-5)
     assert not work.exists()
 
 
@@ -299,83 +285,60 @@ def test_two_processes_make_what_one_makes_and_none_waits_for_ever(entries, clip
     all_clips = settings_of(entries, clips, tmp_path / "made")
     one_clip = settings_of({"student": entries["student"]}, clips / f"{CLIPS[0]}.mp4", tmp_path / "one")
     # The last is refused by the first process alone, as the output is there.
-    first, second = on_processes(2, [all_clips, one_clip, one_clip], tmp_path / "log")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    runs = json.dumps([vars(settings) for settings in (all_clips, one_clip, one_clip)])
+    process = run_python([tmp_path / "program.py", runs, tmp_path], cwd=tmp_path, env={}, processes=2)
+    assert process.returncode == 0, process.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     # Shares are uneven: three clips, of which one is broken, and two; then one clip and none.
     assert sorted(first[0]["encoded"] + second[0]["encoded"]) == sorted(CLIPS)
     assert len(first[0]["encoded"]) == len(second[0]["encoded"]) == 2
     assert [len(report["lines"]) for report in (first[0], second[0])] == [1, 0]
     assert first[0]["result"]["clips"] == 4 and list(first[0]["result"]["failed"]) == [BROKEN]
     assert second[0]["result"] == {} and 4 < first[0]["result"]["media_seconds"] < 8
-    assert_same_features(features_by_clip(datasets.Dataset.load_from_disk(str(tmp_path / "made"))), expected)
+    assert_same_features(features_by_clip(made(tmp_path / "made")), expected)
     assert [report[1]["encoded"] for report in (first, second)] == [[CLIPS[0]], []]
-    assert len(datasets.Dataset.load_from_disk(str(tmp_path / "one"))) == 1
+    assert len(made(tmp_path / "one")) == 1
     assert "one: already exists" in first[2]["error"]
     assert (
         second[2]["error"].startswith("ended, as another process failed: ") and "already exists" in second[2]["error"]
     )
 
 
-# Encoders and clips lie on the Hub, as do the features that are made of them, and a fusion learns of these.
-ON_HUB = """
-import json, sys
-from pathlib import Path
-import datasets
-from huggingface_hub import HfApi
-from hf_blemo import RankAwareFusionConfig
-from hf_blemo.extraction.clip_sources import find_clips
-from hf_blemo.extraction.run import extract_features
-from hf_blemo.extraction.settings import ExtractionSettings
-from hf_blemo.fusion_training.run import train_fusion
-from hf_blemo.fusion_training.settings import FusionSettings
+# huggingface_hub uploads large files as raw bytes, which httpx wants named so.
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
+def test_a_fusion_learns_from_the_hub_where_its_features_come_from(hub, entries, clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    api, paths = HfApi(), sorted(clips.glob("*.mp4"))
+    for name, entry in entries.items():
+        api.create_repo(f"you/tiny-{name}")
+        api.upload_folder(repo_id=f"you/tiny-{name}", folder_path=entry["model_id"])
+    encoders = {name: {**entry, "model_id": f"you/tiny-{name}"} for name, entry in entries.items()}
+    # A branch is remembered as the commit it was.
+    encoders["hubert"]["revision"] = "main"
 
-encoders, clips = json.loads(sys.argv[1]), sorted(Path(sys.argv[2]).glob("*.mp4"))
-api = HfApi()
-for name, entry in encoders.items():
-    api.create_repo(f"you/tiny-{name}")
-    api.upload_folder(repo_id=f"you/tiny-{name}", folder_path=entry["model_id"])
-    encoders[name] = {**entry, "model_id": f"you/tiny-{name}"}
-# A branch is remembered as the commit it was.
-encoders["hubert"]["revision"] = "main"
+    films = [{"path": str(path), "bytes": None} for path in paths]
+    voices = [None, {"path": None, "bytes": paths[0].read_bytes()}, *[None] * (len(paths) - 2)]
+    data = datasets.Dataset.from_dict({"film": films, "voice": voices})
+    data = data.cast_column("film", datasets.Video()).cast_column("voice", datasets.Audio())
+    data.push_to_hub("you/films", split="test")
+    found = find_clips("you/films", split="test")
+    contents = [path.read_bytes() for path in paths]
+    assert [clip.name for clip in found] == [path.stem for path in paths]
+    assert [[source for source, _ in clip.files()] for clip in found] == [
+        [contents[0]], [contents[1], contents[0]], *([content] for content in contents[2:])
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="^you/films: .*train"):
+        find_clips("you/films")
+    with pytest.raises(FileNotFoundError, match="^you/nothing: no such folder, and "):
+        find_clips("you/nothing")
 
-films = [{"path": str(path), "bytes": None} for path in clips]
-voices = [None, {"path": None, "bytes": clips[0].read_bytes()}, *[None] * (len(clips) - 2)]
-data = datasets.Dataset.from_dict({"film": films, "voice": voices})
-data = data.cast_column("film", datasets.Video()).cast_column("voice", datasets.Audio())
-data.push_to_hub("you/films", split="test")
-entries = find_clips("you/films", split="test")
-loaded = [[source for source, _ in entry.files()] for entry in entries]
-contents = [path.read_bytes() for path in clips]
-assert [entry.name for entry in entries] == [path.stem for path in clips]
-assert loaded == [[contents[0]], [contents[1], contents[0]], *([content] for content in contents[2:])]
-errors = []
-for name in ("you/films", "you/nothing"):
-    try:
-        find_clips(name)
-    except (ValueError, FileNotFoundError) as error:
-        errors.append(str(error))
-
-settings = dict(data="you/films", split="test", output_dir="made", encoders=encoders, push_to_hub="you/clip-features")
-try:
-    extract_features(ExtractionSettings(**settings), progress=False)
-except ValueError as error:
-    errors.append(str(error))
-settings |= {"data": sys.argv[2], "split": "train", "overwrite": True}
-extract_features(ExtractionSettings(**settings), progress=False)
-train_fusion(FusionSettings(
-    data="you/clip-features", output_dir="run", seeds=[0], num_epochs=1, protocol="none", model={"hidden_size": 8}
-))
-commits = {name: api.model_info(f"you/tiny-{name}").sha for name in encoders}
-print(json.dumps([errors, commits, RankAwareFusionConfig.from_pretrained("run").encoders]))
-"""
-
-
-def test_a_pushed_data_set_teaches_a_fusion_where_its_features_come_from(hub, on_hub, entries, clips):
-    errors, commits, encoders = on_hub(ON_HUB, json.dumps(entries), clips)
-    assert errors[0].startswith("you/films: ") and "train" in errors[0]
-    assert "you/nothing: no such folder, and from the Hub:" in errors[1] and len(errors) == 2
-    repository = hub.repository("you/clip-features", "dataset")
+    pushed = {"encoders": encoders, "output_dir": "made", "push_to_hub": "you/clip-features"}
+    extract(ExtractionSettings(data="you/films", split="test", **pushed))
+    extract(ExtractionSettings(data=str(clips), overwrite=True, **pushed))
+    commits = {name: api.model_info(f"you/tiny-{name}").sha for name in encoders}
     files = hub.files("you/clip-features", kind="dataset")
-    assert repository.private and "extraction.json" not in files
+    assert hub.repository("you/clip-features", "dataset").private and "extraction.json" not in files
     assert sorted(path for path in files if path.endswith(".parquet")) == [
         "data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet",
     ]  # fmt: skip
@@ -386,7 +349,10 @@ def test_a_pushed_data_set_teaches_a_fusion_where_its_features_come_from(hub, on
     assert "4 clips in the split" in card
     link = "[you/tiny-student](https://huggingface.co/you/tiny-student)"
     assert f"| `student` | 12 | {link} | `{commits['student'][:7]}` | frames_per_second 5.0 |" in card
-    for name, options in encoders.items():
-        assert options["model_id"] == f"you/tiny-{name}" and options["revision"] == commits[name]
-    assert encoders["student"]["extraction"] == {"frames_per_second": 5.0}
-    assert [encoders[name]["modality"] for name in ("student", "hubert")] == ["video", "audio"]
+
+    options = {"seeds": [0], "num_epochs": 1, "protocol": "none", "model": {"hidden_size": 8}}
+    train_fusion(FusionSettings(data="you/clip-features", output_dir="run", **options))
+    for name, entry in RankAwareFusionConfig.from_pretrained("run").encoders.items():
+        assert (entry["model_id"], entry["revision"]) == (f"you/tiny-{name}", commits[name])
+        assert entry["modality"] == {"student": "video", "hubert": "audio"}[name]
+        assert entry.get("extraction", {}) == ({"frames_per_second": 5.0} if name == "student" else {})
