@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process by default.
 
     Returns:
-        The exit code: 0, or 2 after a one-line error on stderr.
+        The exit code: 0, or 2 after one line on stderr that says what is wrong.
     """
     try:
-        arguments = make_parser().parse_args(argv)
+        arguments = _make_parser().parse_args(argv)
         quiet_libraries()
         with one_line_errors(arguments.program):
             arguments.handler(arguments)
@@ -36,25 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_parser() -> Parser:
-    """Makes the parser of the command and of all its subcommands.
-
-    Returns:
-        The parser; `handler` of its result is the function to call with that result.
-    """
-    parser = Parser(prog="hf-blemo", description="Blended emotion recognition by rank-aware fusion, on BlEmoRE.")
+def _make_parser() -> Parser:
+    parser = Parser(prog="hf-blemo", description="Recognise blended emotions by rank-aware fusion, on BlEmoRE.")
     parser.add_argument("--version", action="version", version=f"hf_blemo {version('hf_blemo')}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (
-        add_predict,
-        add_demo,
-        add_features,
-        add_dataset,
-        add_evaluate,
-        add_submit,
-        add_publish,
-        add_export,
-    ):
+    for add in (add_predict, add_demo, add_features, add_dataset, add_evaluate, add_submit, add_publish, add_export):
         add(commands)
     return parser
 

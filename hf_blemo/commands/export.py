@@ -16,11 +16,11 @@ def add_export(commands: Any) -> None:
     parser = add_command(
         commands,
         "export",
-        export_model,
+        _export,
         "write a model as ONNX files (extra onnx)",
         """\
-Writes model.onnx of a fusion, or image_model.onnx and text_model.onnx of a student, with free batch and time axes, and
-onnx.json with what the inputs are called.
+Reads MODEL: a fusion, a student or a CLIP. Writes model.onnx of a fusion, or image_model.onnx and text_model.onnx of a
+student or CLIP, with free batch and time axes, and onnx.json with the names of their inputs.
 
 Example:
   hf-blemo export out/fusion --output out/fusion_onnx --int8""",
@@ -28,19 +28,11 @@ Example:
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a fusion, a student or a CLIP")
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write into")
-    parser.add_argument("--overwrite", action="store_true", help="replace ONNX files that are in DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing ONNX files in DIR")
     parser.add_argument("--int8", action="store_true", help="also write every file quantised to int8")
 
 
-def export_model(arguments: argparse.Namespace) -> None:
-    """Exports what the command line names and prints the files.
-
-    Args:
-        arguments: `model`, `revision`, `output`, `overwrite`, `int8`.
-
-    Raises:
-        MissingExtraError, FileNotFoundError, ValueError: as the loaders and the exporter; nothing is written then.
-    """
+def _export(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"--output {output}: found a file, expected a folder")

@@ -12,6 +12,7 @@ from command_line import refused, run
 from tiny_extraction import BROKEN, CLIPS, make_clips, save_encoders, save_fusion
 
 from hf_blemo import blemore
+from hf_blemo.prediction import demo_page
 from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
 
 
@@ -191,7 +192,17 @@ def test_features_refuses_what_it_cannot_use(capsys, shared, tmp_path):
     assert code == 2 and "could not encode the clip: " in err.splitlines()[-1]
 
 
-def test_demo_refuses_what_it_cannot_use(capsys, shared, tmp_path):
-    demo = ("demo", "--model", shared / "fusion")
+def test_demo_serves_a_page_that_recognises_clips(capsys, shared, member, tmp_path, monkeypatch):
+    made, served = [], []
+    monkeypatch.setattr(demo_page, "make_demo", lambda *arguments: made.append(arguments) or "page")
+    monkeypatch.setattr(demo_page, "launch_demo", lambda *arguments: served.append(arguments))
+    clip, demo = paths(shared)[0], ("demo", "--model", shared / "fusion")
+    assert run(capsys, *demo, "--port", "7001", "--example", clip)[0] == 0
+    [(recognise, model, examples)] = made
+    assert (model, examples) == (str(shared / "fusion"), [str(clip)])
+    assert served == [("page", "127.0.0.1", 7001, False)]
+    [expected] = predict_clips([clip], [member], fusion_encoders([member]))
+    found = recognise(str(clip))
+    assert len(found.pop("thumbnails")) == 8 and found == expected
     assert "no such file, expected a clip" in refused(capsys, *demo, "--example", tmp_path / "gone.mp4")
-    assert "not a file, folder or Hub id" in refused(capsys, "demo", "--model", tmp_path / "gone")
+    assert "gone: not a file, folder or Hub id" in refused(capsys, "demo", "--model", tmp_path / "gone")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -10,25 +11,14 @@ from pair_files import write_shards
 from hf_blemo.cli import main
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
-from hf_blemo.clip_rd_training.run import distill
-from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.commands.evaluate import _MODEL_OPTIONS
 from hf_blemo.pairs.clip_models import load_clip
 
-TOWER = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-TOWERS = {
-    "projection_dim": 8,
-    "vision_config": {**TOWER, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 16},
-    "text_config": {**TOWER, "model_type": "clip_text_model", "max_position_embeddings": 16},
-}
-
 
 @pytest.fixture
-def student(tmp_path, fresh_accelerate_state):
-    output = tmp_path / "student"
-    settings = {"synthetic": {"num_pairs": 16}, "batch_size": 8, "num_steps": 2, "warmup_steps": 1}
-    distill(DistillationSettings(output_dir=str(output), student="custom", student_config=TOWERS, **settings))
-    return output
+def student(trained_student, tmp_path):
+    """A copy, for what is written into it."""
+    return shutil.copytree(trained_student, tmp_path / "student")
 
 
 @pytest.fixture
@@ -41,7 +31,7 @@ def test_a_clip_is_evaluated_on_data_and_on_the_built_in_tasks(student, shards, 
     output = tmp_path / "found.json"
     data = ["--retrieval", str(shards), "--zero-shot", str(shards), "--split", "train", "--label-column", "txt"]
     arguments = ["--model", str(student), "--benchmark", "synthetic", *data, "--template", "a {}", "{} on the left"]
-    assert main(["evaluate", *arguments, "--batch-size", "5", "--output", str(output)]) == 0
+    assert main(["evaluate", *arguments, "--batch-size", "48", "--output", str(output)]) == 0
     found = json.loads(output.read_text())
     clip = load_clip(str(student))
     assert (found["model"], found["fingerprint"]) == (str(student), clip.description()["fingerprint"])
@@ -53,7 +43,7 @@ def test_a_clip_is_evaluated_on_data_and_on_the_built_in_tasks(student, shards, 
         "birds_retrieval": {"kind": "retrieval", **common},
         "synthetic": {"kind": "synthetic"},
     }
-    expected = ClipEvaluator(make_tasks(tasks), 5).evaluate(clip.model, clip.processor)
+    expected = ClipEvaluator(make_tasks(tasks), 48).evaluate(clip.model, clip.processor)
     assert found["tasks"] == expected
     assert set(expected) == {"birds_zero_shot", "birds_retrieval", "zero_shot", "held_out_zero_shot", "retrieval"}
     printed = capsys.readouterr().out
@@ -73,7 +63,7 @@ def test_results_go_into_the_card_beside_what_people_wrote(student, shards):
     assert main(["evaluate", "--model", str(student), "--card", *data, "--limit", "4"]) == 0
     assert main(["evaluate", "--model", str(student), "--card", "--benchmark", "synthetic"]) == 0
     evaluation = json.loads((student / "metrics.json").read_text())["evaluation"]
-    assert evaluation["step"] == 2
+    assert evaluation["step"] == 20
     assert list(evaluation["tasks"]) == ["birds_retrieval", "zero_shot", "held_out_zero_shot", "retrieval"]
     assert evaluation["tasks"]["birds_retrieval"]["images"] == 4
     text = card.read_text()

@@ -13,7 +13,7 @@ from doc_pages import ROOT, missing_line, read_page, read_pages
 from fresh_processes import run_python
 from hub_server import HubServer
 
-from hf_blemo.cli import make_parser
+from hf_blemo.cli import _make_parser
 from hf_blemo.programs import settings
 
 PAGES = read_pages()
@@ -159,7 +159,7 @@ def test_every_command_is_understood(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, *arguments = command
     if program == "hf-blemo":
-        assert callable(make_parser().parse_args(arguments).handler)
+        assert callable(_make_parser().parse_args(arguments).handler)
         return
 
     class Understood(Exception):

@@ -305,8 +305,6 @@ def test_two_processes_make_what_one_makes_and_none_waits_for_ever(entries, clip
     )
 
 
-# huggingface_hub uploads large files as raw bytes, which httpx wants named so.
-@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
 def test_a_fusion_learns_from_the_hub_where_its_features_come_from(hub, entries, clips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     api, paths = HfApi(), sorted(clips.glob("*.mp4"))
