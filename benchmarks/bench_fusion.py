@@ -16,8 +16,7 @@ from accelerate import Accelerator
 from hf_blemo import blemore
 from hf_blemo.built_in import SYNTHETIC_ENCODERS, make_synthetic_blends
 from hf_blemo.fusion_training.feature_store import FeatureStore
-from hf_blemo.fusion_training.lockstep import Lockstep
-from hf_blemo.fusion_training.protocol import Member
+from hf_blemo.fusion_training.lockstep import Lockstep, Member
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
@@ -96,7 +95,7 @@ def bench_lockstep() -> None:
     accelerator = Accelerator()
 
     def train(group: list[Member]) -> None:
-        Lockstep(accelerator, config, group, store, settings).train_epoch(Progress("benchmark", "step", shown=False))
+        Lockstep(accelerator, group, store, settings).train_epoch(Progress("benchmark", "step", shown=False))
         accelerator.free_memory()
 
     ours, baseline = interleaved(lambda: train(members), lambda: [train([member]) for member in members], 3)

@@ -11,9 +11,9 @@ from hf_blemo.programs.settings import parse_settings
 
 def main() -> None:
     settings = parse_settings(EncoderAblationSettings, description=__doc__)
-    from hf_blemo.fusion_training.encoder_ablation import ablate_encoders, markdown
+    from hf_blemo.fusion_training.encoder_ablation import ablate_encoders
 
-    print(f"\n{markdown(ablate_encoders(settings))}\nWritten to {settings.output_dir}/encoders.md and encoders.json")
+    ablate_encoders(settings)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main() -> None:
 
     from hf_blemo import blemore
     from hf_blemo.built_in import make_synthetic_blends
-    from hf_blemo.fusion_training.report import results_table
+    from hf_blemo.fusion_training.results import results_table
     from hf_blemo.fusion_training.run import train_fusion
     from hf_blemo.fusion_training.settings import FusionSettings
     from hf_blemo.hub import files_to_publish, publish

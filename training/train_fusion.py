@@ -11,7 +11,7 @@ from hf_blemo.programs.settings import command_line, parse_settings
 
 def main() -> None:
     settings = parse_settings(FusionSettings, description=__doc__)
-    from hf_blemo.fusion_training.report import results_table
+    from hf_blemo.fusion_training.results import results_table
     from hf_blemo.fusion_training.run import train_fusion
 
     metrics = train_fusion(settings, command=command_line())

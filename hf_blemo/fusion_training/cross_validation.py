@@ -1,6 +1,7 @@
 """Cross-validation and final training of one config, with checkpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,40 +9,26 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_blemo.fusion_training.encoder_ranking import probe_scores
 from hf_blemo.fusion_training.feature_store import FeatureStore
-from hf_blemo.fusion_training.lockstep import Lockstep
-from hf_blemo.fusion_training.protocol import Member, cross_validation_members
+from hf_blemo.fusion_training.lockstep import Lockstep, Member
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.selection import Selection
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.programs.checkpoints import Checkpoints
 from hf_blemo.programs.progress import Progress
-from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
-
-class History:
-    """Rows of the learning curves; part of the checkpoint."""
-
-    def __init__(self):
-        self.rows: list[dict[str, Any]] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores [`state_dict`]."""
-        self.rows = list(state["rows"])
+_FOLDS_NEEDED = {"honest": 3, "published_style": 2}
+_PROGRESS_FILE = "cross_validation.pt"
+_RIDGE = 10.0
 
 
-def labelled_rows(store: FeatureStore, settings: ExperimentSettings) -> tuple[np.ndarray, np.ndarray]:
+def labelled_rows(store: FeatureStore, protocol: str) -> tuple[np.ndarray, np.ndarray]:
     """The rows with labels and their folds, checked for what a run needs of them.
 
     Args:
         store: the data.
-        settings: of the run.
+        protocol: of the run.
 
     Returns:
         Row numbers (R,) and folds (R,); folds of -1 where the protocol needs none.
@@ -50,48 +37,30 @@ def labelled_rows(store: FeatureStore, settings: ExperimentSettings) -> tuple[np
         ValueError: no labelled row, a labelled row without a fold under a protocol that needs it, too few folds, no
             folds to rank the encoders of a static gate by, or no unlabelled rows to adapt to.
     """
-    rows = np.flatnonzero(~(store.labels == -100).all(-1).numpy())
+    rows = np.flatnonzero(store.labelled)
     if len(rows) == 0:
         raise ValueError(f"none of the {len(store)} clips has labels to train on")
     folds = store.folds[rows]
-    if settings.protocol != "none":
+    names = np.unique(folds).tolist()
+    if protocol != "none":
         if (folds < 0).any():
             clip = store.clips[rows[np.argmax(folds < 0)]]
             raise ValueError(
-                f"protocol {settings.protocol!r} needs a fold for every labelled clip, found none for {clip}; build "
+                f"protocol {protocol!r} needs a fold for every labelled clip, found none for {clip}; build "
                 "the data set from a source with a fold column, or train on all clips with protocol none"
             )
-        cross_validation_members(settings.protocol, np.unique(folds).tolist(), settings.seeds)
+        needed = _FOLDS_NEEDED[protocol]
+        if len(names) < needed:
+            raise ValueError(f"protocol {protocol!r} needs at least {needed} folds, found {len(names)}: {names}")
     if store.config.domain_adaptation != "none" and len(rows) == len(store):
         raise ValueError(f"domain_adaptation {store.config.domain_adaptation!r} needs unlabelled rows, found none")
-    if store.config.gate == "static" and len(np.unique(folds)) < 2:
-        raise ValueError(
-            f"gate 'static' ranks the encoders by cross-validation over folds, found {len(np.unique(folds))}"
-        )
+    if store.config.gate == "static" and len(names) < 2:
+        raise ValueError(f"gate 'static' ranks the encoders by cross-validation over folds, found {len(names)}")
     return rows, folds
-
-
-def _static_scores(
-    config: RankAwareFusionConfig, members: Sequence[Member], store: FeatureStore
-) -> list[dict[str, float]] | None:
-    if config.gate != "static":
-        return None
-    labelled = ~(store.labels == -100).all(-1).numpy()
-    scores: dict[tuple[int, ...], dict[str, float]] = {}
-    for member in members:
-        if member.held_out not in scores:
-            scores[member.held_out] = probe_scores(store, member.training_rows(store.folds, labelled))
-    return [scores[member.held_out] for member in members]
-
-
-def _bar(accelerator: Accelerator, lockstep: Lockstep, description: str, num_epochs: int) -> Progress:
-    steps = lockstep.steps_per_epoch
-    return Progress(description, "step", num_epochs * steps, lockstep.epoch * steps, accelerator.is_main_process)
 
 
 def cross_validate(
     accelerator: Accelerator,
-    config: RankAwareFusionConfig,
     store: FeatureStore,
     settings: ExperimentSettings,
     checkpoint_folder: Path | None = None,
@@ -102,8 +71,7 @@ def cross_validate(
 
     Args:
         accelerator: of this run.
-        config: of every model.
-        store: the data; rows without labels take part in domain adaptation alone.
+        store: the data and the config of every model; rows without labels take part in domain adaptation alone.
         settings: of the run; its `protocol` is `honest` or `published_style`.
         checkpoint_folder: where checkpoints go, if `settings.checkpoint_every` asks for them.
         log: called with mean losses and scores after every epoch.
@@ -116,23 +84,20 @@ def cross_validate(
     Raises:
         ValueError: labelled rows without a fold, or too few folds.
     """
-    labelled, folds = labelled_rows(store, settings)
+    labelled, folds = labelled_rows(store, settings.protocol)
     labels = store.labels.numpy()[labelled].astype(np.float64)
     per_group = settings.seeds_at_once or len(settings.seeds)
     groups = [settings.seeds[start : start + per_group] for start in range(0, len(settings.seeds), per_group)]
     selections, rows = [], []
     for group in groups:
-        members = cross_validation_members(settings.protocol, np.unique(folds).tolist(), group)
-        lockstep = Lockstep(accelerator, config, members, store, settings, _static_scores(config, members, store))
         selection = Selection(
-            members, settings.protocol, folds, labels, settings.selection, settings.decoding, settings.patience
+            settings.protocol, folds, labels, group, settings.selection, settings.decoding, settings.patience
         )
-        history = History()
-        accelerator.register_for_checkpointing(selection, history)
+        members = selection.members
+        lockstep = Lockstep(accelerator, members, store, settings, _static_scores(members, store))
+        history: list[dict[str, Any]] = []
         folder = checkpoint_folder and checkpoint_folder / f"cross_validation_seed_{group[0]}"
         checkpoints = Checkpoints(accelerator, folder, settings.checkpoint_every)
-        if settings.resume:
-            lockstep.epoch = checkpoints.restore(settings.num_epochs)
 
         def finished(lockstep: Lockstep = lockstep, selection: Selection = selection) -> bool:
             stale = (
@@ -140,31 +105,29 @@ def cross_validate(
             )
             return lockstep.epoch >= settings.num_epochs or bool(stale)
 
-        bar = _bar(accelerator, lockstep, f"{description}, {len(members)} models", settings.num_epochs)
-        while not finished():
-            losses = lockstep.train_epoch(bar)
-            report = selection.update(lockstep.epoch, lockstep.predict_held_out(labelled))
-            for (seed, fold), values in report.items():
-                loss = float(losses[selection.position[seed, (fold,)]])
-                history.rows.append(
-                    {"seed": seed, "fold": fold, "epoch": lockstep.epoch, "train_loss": loss, **values}
-                )
-            means = {
-                "train_loss": float(losses.mean()),
-                "validation_loss": float(np.mean([values["validation_loss"] for values in report.values()])),
-                "validation_score": float(np.mean([values["validation_score"] for values in report.values()])),
-            }
-            bar.update(0, epoch=lockstep.epoch, **{name: f"{value:.3f}" for name, value in means.items()})
-            if log is not None:
-                # Groups of seeds run one after the other: each has its own steps, so each its own curves.
-                prefix = f"seeds_from_{group[0]}/" if len(groups) > 1 else ""
-                log({prefix + name: value for name, value in means.items()}, lockstep.epoch)
-            checkpoints.save(lockstep.epoch, last=finished())
-        bar.close()
-        accelerator._custom_objects.clear()
+        with _kept_in_checkpoints(accelerator, selection, history):
+            if settings.resume:
+                lockstep.epoch = checkpoints.restore(settings.num_epochs)
+            bar = _bar(accelerator, lockstep, f"{description}, {len(members)} models", settings.num_epochs)
+            while not finished():
+                losses = lockstep.train_epoch(bar)
+                report = selection.update(lockstep.epoch, lockstep.predict_held_out(labelled))
+                for (seed, fold), values in report.items():
+                    loss = float(losses[selection.position[seed, (fold,)]])
+                    history.append({"seed": seed, "fold": fold, "epoch": lockstep.epoch, "train_loss": loss, **values})
+                means = {"train_loss": float(losses.mean())}
+                for name in ("validation_loss", "validation_score"):
+                    means[name] = float(np.mean([values[name] for values in report.values()]))
+                bar.update(0, epoch=lockstep.epoch, **{name: f"{value:.3f}" for name, value in means.items()})
+                if log is not None:
+                    # Groups of seeds run one after the other: each has its own steps, so each its own curves.
+                    prefix = f"seeds_from_{group[0]}/" if len(groups) > 1 else ""
+                    log({prefix + name: value for name, value in means.items()}, lockstep.epoch)
+                checkpoints.save(lockstep.epoch, last=finished())
+            bar.close()
         accelerator.free_memory()
         selections.append(selection)
-        rows += history.rows
+        rows += history
     chosen = {(seed, fold): choice.epoch for selection in selections for seed, fold, choice in selection}
     rows = [{**row, "selected": chosen[row["seed"], row["fold"]] == row["epoch"]} for row in rows]
     return CrossValidationResults(selections, [store.clips[row] for row in labelled]), rows
@@ -172,7 +135,6 @@ def cross_validate(
 
 def train_on_all(
     accelerator: Accelerator,
-    config: RankAwareFusionConfig,
     store: FeatureStore,
     settings: ExperimentSettings,
     num_epochs: int,
@@ -182,8 +144,8 @@ def train_on_all(
     """Trains one model per seed on all labelled rows.
 
     Args:
-        accelerator, config, store, settings, checkpoint_folder: as in [`cross_validate`].
-        num_epochs: how long.
+        accelerator, store, settings, checkpoint_folder: as in [`cross_validate`].
+        num_epochs: epochs to train.
         on_save: called on the first process after every checkpoint but the last, with the epoch and the model of the
             first seed.
 
@@ -191,7 +153,7 @@ def train_on_all(
         The models in the order of `settings.seeds`, on the CPU.
     """
     members = [Member(seed, ()) for seed in settings.seeds]
-    lockstep = Lockstep(accelerator, config, members, store, settings, _static_scores(config, members, store))
+    lockstep = Lockstep(accelerator, members, store, settings, _static_scores(members, store))
     checkpoints = Checkpoints(
         accelerator, checkpoint_folder and checkpoint_folder / "final", settings.checkpoint_every
     )
@@ -204,7 +166,7 @@ def train_on_all(
         last = lockstep.epoch == num_epochs
         checkpoints.save(lockstep.epoch, last)
         if on_save is not None and checkpoints.due(lockstep.epoch, last) and not last and accelerator.is_main_process:
-            # Making a model draws random numbers, which the training must not miss.
+            # Making a model draws random numbers, which must not change the training.
             with torch.random.fork_rng():
                 model = lockstep.model_of(0)
             on_save(lockstep.epoch, model)
@@ -212,3 +174,68 @@ def train_on_all(
     models = [lockstep.model_of(index) for index in range(len(members))]
     accelerator.free_memory()
     return models
+
+
+def _bar(accelerator: Accelerator, lockstep: Lockstep, description: str, num_epochs: int) -> Progress:
+    steps = lockstep.steps_per_epoch
+    return Progress(description, "step", num_epochs * steps, lockstep.epoch * steps, accelerator.is_main_process)
+
+
+@contextmanager
+def _kept_in_checkpoints(accelerator: Accelerator, selection: Selection, rows: list[dict[str, Any]]) -> Iterator[None]:
+    """Saves and restores the choices so far and the rows of the learning curves with every checkpoint."""
+
+    def save(models: Any, weights: Any, folder: str) -> None:
+        if accelerator.is_main_process:
+            torch.save({"selection": selection.state_dict(), "rows": rows}, Path(folder, _PROGRESS_FILE))
+
+    def restore(models: Any, folder: str) -> None:
+        state = torch.load(Path(folder, _PROGRESS_FILE), weights_only=True)
+        selection.load_state_dict(state["selection"])
+        rows[:] = state["rows"]
+
+    hooks = [accelerator.register_save_state_pre_hook(save), accelerator.register_load_state_pre_hook(restore)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _static_scores(members: Sequence[Member], store: FeatureStore) -> list[dict[str, float]] | None:
+    if store.config.gate != "static":
+        return None
+    scores: dict[tuple[int, ...], dict[str, float]] = {}
+    for member in members:
+        if member.held_out not in scores:
+            scores[member.held_out] = _probe_scores(store, member.training_rows(store.folds, store.labelled))
+    return [scores[member.held_out] for member in members]
+
+
+def _probe_scores(store: FeatureStore, rows: np.ndarray) -> dict[str, float]:
+    """Explained variance of every encoder alone, at most 1, by cross-validation inside the training rows of one model.
+
+    A ridge regression from the standardised vectors to the soft labels; nothing outside the rows is read.
+    """
+    folds = store.folds[rows]
+    labels = store.labels[rows]
+    scores = {}
+    for name in store.config.encoders:
+        values = store.vectors(name)[rows]
+        present = store.present[name][rows]
+        explained = []
+        for fold in np.unique(folds):
+            held_out = torch.from_numpy(folds == fold)
+            train, test = ~held_out & present, held_out & present
+            if train.sum() < 2 or test.sum() < 2:
+                continue
+            mean, std = values[train].mean(0), values[train].std(0).clamp_min(1e-6)
+            inputs, others = (values[train] - mean) / std, (values[test] - mean) / std
+            centre = labels[train].mean(0)
+            # The dual form: wide features cost the number of rows, not the width.
+            kernel = inputs @ inputs.T + _RIDGE * torch.eye(len(inputs))
+            predicted = others @ (inputs.T @ torch.linalg.solve(kernel, labels[train] - centre)) + centre
+            residual = (labels[test] - predicted).square().sum()
+            explained.append(float(1 - residual / (labels[test] - centre).square().sum().clamp_min(1e-12)))
+        scores[name] = float(np.mean(explained)) if explained else -1.0
+    return scores

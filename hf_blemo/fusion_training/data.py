@@ -1,6 +1,8 @@
 """The data sets of a run, from wherever its settings say."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,16 +16,15 @@ from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAware
 
 logger = logging.getLogger(__name__)
 
-MODALITY_BY_PREFIX = (("wavlm", "audio"), ("hubert", "audio"), ("hicmae", "audiovisual"))
+_MODALITY_BY_PREFIX = (("wavlm", "audio"), ("hubert", "audio"), ("hicmae", "audiovisual"))
 
 
-def load_data(source: str, settings: ExperimentSettings, **synthetic) -> datasets.Dataset:
+def load_data(source: str, synthetic: Mapping[str, Any]) -> datasets.Dataset:
     """Loads a data set.
 
     Args:
         source: `synthetic`, a path (built data set, table, folder of feature files) or a Hub id.
-        settings: of the run; `synthetic` settings are read from it.
-        synthetic: further settings of the built-in data.
+        synthetic: settings of the built-in data.
 
     Returns:
         A data set with the columns `clip`, `features`, `labels`, `fold`.
@@ -33,58 +34,11 @@ def load_data(source: str, settings: ExperimentSettings, **synthetic) -> dataset
         ValueError: the built-in data has no such setting.
     """
     if source == built_in.SYNTHETIC:
-        return built_in.load("blends", settings.synthetic, **synthetic)
+        return built_in.load("blends", synthetic)
     where = f"data {source!r}"
     if local_path(source, where) is not None:
         return blemore.load_features(source)
     return load_dataset(source, where, split="train")
-
-
-def encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dict[str, dict]:
-    """Entries of `config.encoders` for a data set.
-
-    Args:
-        data: the data set; its features say the widths, and `encoders.json` beside it where they come from.
-        settings: of the run; what they say of an encoder wins over their defaults.
-
-    Returns:
-        Encoder name -> options, in the order of the data set or, where given, of `settings.encoders`.
-
-    Raises:
-        ValueError: the settings name an encoder that the data set does not have.
-    """
-    widths = blemore.encoder_widths(data)
-    known = {name: entry for name, entry in read_provenance(settings.data).items() if name in widths}
-    for name in list(known):
-        size = known[name].pop("feature_size", widths[name])
-        if size != widths[name]:
-            logger.warning(
-                "%s says that encoder %r is %s wide, the data that it is %d: left out where its features come from",
-                PROVENANCE_FILE, name, size, widths[name],
-            )  # fmt: skip
-            del known[name]
-    chosen = list(widths) if settings.encoders is None else settings.encoders
-    for name in (*chosen, *settings.encoder_options):
-        if name not in widths:
-            raise ValueError(f"unknown encoder {name!r}: the data has {', '.join(widths)}")
-    return {
-        name: {
-            "feature_size": widths[name],
-            "modality": modality_of(name),
-            "pooling": settings.pooling,
-            "transform": settings.transform,
-            **known.get(name, {}),
-            **settings.encoder_options.get(name, {}),
-        }
-        for name in chosen
-    }
-
-
-def modality_of(name: str) -> str:
-    """Modality of an encoder of the BlEmoRE distribution or of the built-in data, by its name; else `video`."""
-    if name in built_in.SYNTHETIC_ENCODERS:
-        return built_in.SYNTHETIC_ENCODERS[name]["modality"]
-    return next((modality for prefix, modality in MODALITY_BY_PREFIX if name.lower().startswith(prefix)), "video")
 
 
 def model_config(data: datasets.Dataset, settings: ExperimentSettings) -> RankAwareFusionConfig:
@@ -95,7 +49,7 @@ def model_config(data: datasets.Dataset, settings: ExperimentSettings) -> RankAw
     """
     known = set(RankAwareFusionConfig.__annotations__) - {"encoders", "encoder_order"}
     check_known("model", settings.model, sorted(known))
-    return RankAwareFusionConfig(encoders=encoder_options(data, settings), **settings.model)
+    return RankAwareFusionConfig(encoders=_encoder_options(data, settings), **settings.model)
 
 
 def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) -> datasets.Dataset:
@@ -129,3 +83,39 @@ def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) ->
     hidden = hidden.add_column("labels", [[-100.0] * 6] * count, feature=source.features["labels"])
     hidden = hidden.add_column("fold", np.full(count, -1).tolist(), feature=source.features["fold"])
     return datasets.concatenate_datasets([source, hidden.cast(source.features)])
+
+
+def _encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dict[str, dict]:
+    """Entries of `config.encoders`: where features come from, then what the settings say of an encoder, wins."""
+    widths = blemore.encoder_widths(data)
+    known = {name: entry for name, entry in read_provenance(settings.data).items() if name in widths}
+    for name in list(known):
+        size = known[name].pop("feature_size", widths[name])
+        if size != widths[name]:
+            logger.warning(
+                "%s says that encoder %r is %s wide, the data that it is %d: left out where its features come from",
+                PROVENANCE_FILE, name, size, widths[name],
+            )  # fmt: skip
+            del known[name]
+    chosen = list(widths) if settings.encoders is None else settings.encoders
+    for name in (*chosen, *settings.encoder_options):
+        if name not in widths:
+            raise ValueError(f"unknown encoder {name!r}: the data has {', '.join(widths)}")
+    return {
+        name: {
+            "feature_size": widths[name],
+            "modality": _modality_of(name),
+            "pooling": settings.pooling,
+            "transform": settings.transform,
+            **known.get(name, {}),
+            **settings.encoder_options.get(name, {}),
+        }
+        for name in chosen
+    }
+
+
+def _modality_of(name: str) -> str:
+    """Known for the encoders of BlEmoRE and of the built-in data; else `video`."""
+    if name in SYNTHETIC_ENCODERS:
+        return SYNTHETIC_ENCODERS[name]["modality"]
+    return next((modality for prefix, modality in _MODALITY_BY_PREFIX if name.lower().startswith(prefix)), "video")

@@ -19,13 +19,13 @@ from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.run import extract_features
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.files import read_json, write_json
-from hf_blemo.fusion_training.ablation import Variant, measure_variant
+from hf_blemo.fusion_training.ablation import measure_variant
 from hf_blemo.fusion_training.data import load_data
 from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationSettings
 from hf_blemo.programs.checkpoints import check_same_run
 from hf_blemo.programs.tables import markdown_head, markdown_row, plus_minus
 
-HEADER = ("encoders", "Score", "presence", "salience", "NLL", "parameters", "ms per clip", "x real time")
+_HEADER = ("encoders", "Score", "presence", "salience", "NLL", "parameters", "ms per clip", "x real time")
 
 
 def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
@@ -37,9 +37,9 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
         settings: of the run.
 
     Returns:
-        What `encoders.json` holds: `settings`, `clips`, and `rows`, one per set: `name`, `encoders`, the metrics of
-        [`measure_variant`], `parameters` of all networks that see or hear a clip, and `milliseconds` per clip and
-        `real_time` (seconds of clip per second) of their extraction, with the decoding.
+        The content of `encoders.json`: `settings`, `clips`, and `rows`, one per set: `encoders`, the entries of
+        [`measure_variant`], `parameters` of all encoders, and `milliseconds` per clip and `real_time` (seconds of clip
+        per second) of their extraction, decoding included.
 
     Raises:
         ValueError, FileNotFoundError: settings, clips or encoders are not usable, or an earlier run had others.
@@ -61,8 +61,10 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
                 synthetic=settings.synthetic if settings.data == SYNTHETIC else {},
             )
         )
-    fusion = AblationSettings(**{**settings.fusion, "data": str(features), "seeds": settings.seeds})
-    data = load_data(str(features), fusion)
+    fusion = AblationSettings(
+        **{**settings.fusion, "data": str(features), "seeds": settings.seeds, "output_dir": str(output)}
+    )
+    data = load_data(str(features), {})
     measured = {row["name"]: row for row in earlier["rows"]}
     missing = [name for name in settings.sets if name not in measured]
     times = {} if not missing else _times(settings, features)
@@ -71,22 +73,19 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
         row = measured.get(name)
         if row is None:
             top_n = min(fusion.model.get("top_n", 3), len(encoders))
-            variant = Variant(name, {"top_n": top_n}, tuple(encoders))
-            row = {
-                **measure_variant(accelerator, data, fusion, variant, output),
-                "encoders": encoders,
-                **times[name],
-            }
+            row = measure_variant(accelerator, data, fusion, name, {"top_n": top_n}, encoders)
+            row |= {"encoders": encoders, **times[name]}
         result["rows"].append(row)
         if accelerator.is_main_process:
-            print(encoder_row(row), flush=True)
+            print(_encoder_row(row), flush=True)
             write_json({output / "encoders.json": result})
-            (output / "encoders.md").write_text(markdown(result))
+            (output / "encoders.md").write_text(_markdown(result))
+    accelerator.print(f"\n{_markdown(result)}\nWritten to {output / 'encoders.md'} and {output / 'encoders.json'}")
     return result
 
 
 def _times(settings: EncoderAblationSettings, features: Path) -> dict[str, dict[str, Any]]:
-    """What the extraction of every set takes: median over interleaved rounds on the same clips, models loaded."""
+    """Cost of the extraction of every set: median over interleaved rounds on the same clips, models loaded."""
     source = features.with_name(f"{features.name}.drawn") if settings.data == SYNTHETIC else settings.data
     clips = list(islice(find_clips(source), settings.timed_clips))
     encoders = load_encoders(settings.encoders, dtype=settings.dtype)
@@ -119,7 +118,7 @@ def _encode(encoders: Mapping[str, Encoder], clips: Sequence[Any]) -> float:
     return seconds
 
 
-def encoder_row(row: Mapping[str, Any]) -> str:
+def _encoder_row(row: Mapping[str, Any]) -> str:
     """A row as Markdown; mean ± std over seeds of the mean over folds."""
     cells = [row["name"]]
     cells += [plus_minus(row["expected_score"][metric]) for metric in ("score", "acc_presence", "acc_salience")]
@@ -127,6 +126,5 @@ def encoder_row(row: Mapping[str, Any]) -> str:
     return markdown_row([*cells, f"{row['milliseconds']:.0f}", f"{row['real_time']:.1f}"])
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """The table of [`ablate_encoders`] as Markdown."""
-    return "\n".join([*markdown_head(HEADER), *map(encoder_row, result["rows"])]) + "\n"
+def _markdown(result: Mapping[str, Any]) -> str:
+    return "\n".join([*markdown_head(_HEADER), *map(_encoder_row, result["rows"])]) + "\n"

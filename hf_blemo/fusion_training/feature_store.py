@@ -16,7 +16,7 @@ from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import (
     RankAwareFusionProcessor,
 )
 
-ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 64
 
 
 class FeatureStore:
@@ -51,8 +51,8 @@ class FeatureStore:
         num_rows = len(dataset)
         self.pooled: dict[str, torch.Tensor] = {}
         self.present = {name: torch.zeros(num_rows, dtype=torch.bool) for name in config.encoders}
-        # Of encoders read on demand: sum, sum of squares and number of steps per row, from which the statistics of any
-        # part follow.
+        # Encoders read on demand have sum, sum of squares and number of steps per row: enough for the statistics of
+        # any rows.
         self._sums: dict[str, torch.Tensor] = {}
         for name, options in config.encoders.items():
             size = self.poolings[name].output_size
@@ -60,11 +60,14 @@ class FeatureStore:
                 self._sums[name] = torch.zeros(3, num_rows, size, dtype=torch.float64)
             else:
                 self.pooled[name] = torch.zeros(num_rows, size)
-        labels = dataset["labels"] if "labels" in dataset.column_names else [None] * num_rows
+        columns = dataset.column_names
+        folds = dataset["fold"][:] if "fold" in columns else [None] * num_rows
+        self.folds = np.array([-1 if fold is None else fold for fold in folds])
+        labels = dataset["labels"] if "labels" in columns else [None] * num_rows
         self.labels = torch.full((num_rows, 6), -100.0)
         bar = Progress("reading features", "clip", num_rows, shown=progress)
-        for start in range(0, num_rows, ROWS_AT_ONCE):
-            rows = list(range(start, min(start + ROWS_AT_ONCE, num_rows)))
+        for start in range(0, num_rows, _ROWS_AT_ONCE):
+            rows = list(range(start, min(start + _ROWS_AT_ONCE, num_rows)))
             batch = self._process(rows, [labels[row] for row in rows])
             self.labels[rows] = batch["labels"]
             for name, values in batch["features"].items():
@@ -79,6 +82,7 @@ class FeatureStore:
                 self._sums[name][:, rows] = torch.stack([pooled.sum(1), pooled.square().sum(1), count])
             bar.update(len(rows))
         bar.close()
+        self.labelled = ~(self.labels == -100).all(-1).numpy()
         if align_folds:
             self._align_folds()
 
@@ -86,11 +90,10 @@ class FeatureStore:
         return len(self.clips)
 
     @property
-    def folds(self) -> np.ndarray:
-        """(N,) fold of each row; -1 where the data set has none."""
-        if "fold" not in self.dataset.column_names:
-            return np.full(len(self), -1)
-        return np.array([-1 if fold is None else fold for fold in self.dataset["fold"]])
+    def blend_share(self) -> float:
+        """Share of blends among the labelled rows; that of BlEmoRE where there are none."""
+        labels = self.labels.numpy()[self.labelled]
+        return float(((labels > 0).sum(1) == 2).mean()) or blemore.BLEND_SHARE
 
     def vectors(self, name: str) -> torch.Tensor:
         """(N, P) one vector per row: the pooled features, or the mean over time of an encoder pooled by attention."""
@@ -103,9 +106,8 @@ class FeatureStore:
         """Gives the features of every fold the mean and deviation of all rows.
 
         Out-of-fold predictions of another model come from a different network in every fold, each with its own scale
-        and offset: a shift between folds that a stacked model should not learn, and that the features alone tell. No
-        label is read, but the moments of a scored fold are those of its own clips (transductive, as AdaBN is).
-        Features of a single network need none of this.
+        and offset, which a stacked model should not learn. No label is read, but a scored fold has the moments of its
+        own clips (transductive, as AdaBN is).
         """
         for name in self.config.encoders:
             if name not in self.pooled:
@@ -190,6 +192,29 @@ class FeatureStore:
 
         return place(batch)
 
+    @torch.inference_mode()
+    def blends(
+        self, models: Sequence[RankAwareFusionModel], processor: RankAwareFusionProcessor
+    ) -> list[list[dict[str, str | float]]]:
+        """Predicts every row by the mean of some models.
+
+        Args:
+            models: on the CPU, in evaluation mode, with the store's encoders.
+            processor: decodes.
+
+        Returns:
+            N blends.
+        """
+        names = ("probabilities", "joint_probabilities")
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(self)))
+            batch = self.batch(rows, torch.device("cpu"), labels=False)
+            outputs = [model(**batch) for model in models]
+            for name in names:
+                parts[name].append(torch.stack([output[name].float() for output in outputs]).mean(0))
+        return processor.post_process_blends({name: torch.cat(part) for name, part in parts.items()})
+
 
 def fit_feature_statistics(
     model: RankAwareFusionModel,
@@ -197,23 +222,22 @@ def fit_feature_statistics(
     encoders: Sequence[str] | None = None,
     progress: bool = False,
 ) -> None:
-    """Fit what a model standardises its features with, as the programs of this package do before they train.
+    """Fits the statistics by which a model standardises its features, as the programs of this package do.
 
-    To be called once, before training in a loop of one's own or under Trainer; the statistics are part of the model.
+    Call it once before your own training loop or Trainer; the statistics are saved with the model.
 
     Args:
-        model: of one's own training.
-        dataset: the training part alone: columns `clip` and `features`, and `labels`, whose unlabelled rows are not
-            counted unless there are no others.
-        encoders: which ones; all by default.
+        model: the model to be trained.
+        dataset: the training part alone: columns `clip` and `features`, and optionally `labels`; unlabelled rows count
+            only where no row is labelled.
+        encoders: which encoders; all by default.
         progress: whether to show a progress bar.
 
     Raises:
         ValueError: a row the processor refuses; the message names the clip.
     """
     store = FeatureStore(dataset, model.config, progress=progress)
-    labelled = ~(store.labels == -100).all(1)
-    rows = np.flatnonzero(labelled.numpy()) if labelled.any() else np.arange(len(store))
+    rows = np.flatnonzero(store.labelled) if store.labelled.any() else np.arange(len(store))
     for name, (mean, std) in store.statistics(rows).items():
         if encoders is None or name in encoders:
             model.set_feature_statistics(name, mean, std)

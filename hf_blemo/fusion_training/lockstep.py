@@ -1,26 +1,113 @@
-"""The training loop: all members of a run in lockstep, on any number of processes."""
+"""The training loop: all models of a run in lockstep, on any number of processes."""
 
+import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import set_seed
 
 from hf_blemo.fusion_training.feature_store import FeatureStore
-from hf_blemo.fusion_training.protocol import Member, row_stream
 from hf_blemo.fusion_training.settings import ExperimentSettings
-from hf_blemo.fusion_training.stacked_models import StackedModels
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
 PREDICTED = ("joint_probabilities", "probabilities", "encoder_weights", "selected_encoders")
-LABELLED, UNLABELLED = 0, 1
+_LABELLED, _UNLABELLED = 0, 1
+_Batch = dict[str, dict[str, torch.Tensor] | torch.Tensor]
 
 
-def initial_model(
+@dataclass(frozen=True)
+class Member:
+    """One model of the run.
+
+    Args:
+        seed: of its initial weights and the order of its rows.
+        held_out: folds it is not trained on: none (final model), one (scored model) or two (inner model).
+    """
+
+    seed: int
+    held_out: tuple[int, ...]
+
+    def training_rows(self, folds: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+        """Row numbers it is trained on, of the labelled ones."""
+        return np.flatnonzero(labelled & ~np.isin(folds, self.held_out))
+
+
+class _StackedModels(nn.Module):
+    """M models of one config with a leading axis on every parameter and buffer, run by `torch.vmap`.
+
+    Folds and seeds of a small model differ in their data and initial weights only; stacked they cost one pass of
+    batched matrix products instead of M small passes. Adam works element by element, so the models stay independent.
+    """
+
+    def __init__(self, models: Sequence[RankAwareFusionModel]):
+        super().__init__()
+        self.num_models = len(models)
+        parameters, buffers = torch.func.stack_module_state(list(models))
+        self.parameter_names = list(parameters)
+        self.buffer_names = list(buffers)
+        self.stacked = nn.ParameterList(nn.Parameter(value.detach().clone()) for value in parameters.values())
+        for index, value in enumerate(buffers.values()):
+            self.register_buffer(f"buffer_{index}", value.clone())
+        # In a tuple, so that it is no submodule: its weights are placeholders that functional_call replaces.
+        self._template = (nn.Module.to(copy.deepcopy(models[0]), "meta"),)
+
+    def train(self, mode: bool = True) -> "_StackedModels":
+        self._template[0].train(mode)
+        return super().train(mode)
+
+    def stacked_buffers(self) -> dict[str, torch.Tensor]:
+        """Name in the model -> buffer with a leading axis of M."""
+        return {name: getattr(self, f"buffer_{index}") for index, name in enumerate(self.buffer_names)}
+
+    def optimizer_groups(self, weight_decay: float) -> list[dict]:
+        """Matrices decay; biases, norms, embeddings and scales do not."""
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, value in zip(self.parameter_names, self.stacked, strict=True):
+            (decayed if name.endswith(".weight") and value.dim() == 3 else others).append(value)
+        return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+    def forward(
+        self, batch: _Batch, shared: bool = False, subset: Sequence[int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Runs every model, or some of them, on batches with a leading axis or on one shared batch without it."""
+        template = self._template[0]
+        parameters: dict[str, torch.Tensor] = dict(zip(self.parameter_names, self.stacked, strict=True))
+        buffers = self.stacked_buffers()
+        if subset is not None:
+            parameters = {name: value[subset] for name, value in parameters.items()}
+            buffers = {name: value[subset] for name, value in buffers.items()}
+
+        def run(parameters, buffers, batch):
+            output = torch.func.functional_call(template, (parameters, buffers), kwargs=batch)
+            return {name: value for name, value in output.items() if value is not None}
+
+        in_dims = (0, 0, None if shared else 0)
+        return torch.vmap(run, in_dims=in_dims, randomness="different")(parameters, buffers, batch)
+
+    def clip_gradients(self, max_norm: float) -> None:
+        """Clips the gradient of each model to `max_norm` on its own."""
+        gradients = [value.grad for value in self.stacked if value.grad is not None]
+        norm = sum(gradient.reshape(self.num_models, -1).square().sum(1) for gradient in gradients).sqrt()
+        scale = (max_norm / norm.clamp_min(1e-12)).clamp_max(1.0)
+        for gradient in gradients:
+            gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+
+    def unstack(self, index: int, model: RankAwareFusionModel) -> RankAwareFusionModel:
+        """Copies the weights and buffers of one of the models into `model`."""
+        state = dict(zip(self.parameter_names, self.stacked, strict=True)) | self.stacked_buffers()
+        model.load_state_dict({name: value[index].detach().cpu() for name, value in state.items()})
+        return model
+
+
+def _initial_model(
     config: RankAwareFusionConfig,
     seed: int,
     statistics: dict[str, tuple[torch.Tensor, torch.Tensor]],
@@ -41,9 +128,9 @@ class Lockstep:
 
     Args:
         accelerator: of this run; every process sees its own columns of every member's batch.
-        config: of all members.
         members: what each is trained on.
-        store: the labelled data, with the unlabelled rows of a domain adaptation at its end.
+        store: the labelled data, with the unlabelled rows of a domain adaptation at its end; its config is that of all
+            members.
         settings: of the run.
         static_scores: per member, encoder name -> validation score, for `gate="static"`.
 
@@ -54,14 +141,13 @@ class Lockstep:
     def __init__(
         self,
         accelerator: Accelerator,
-        config: RankAwareFusionConfig,
         members: Sequence[Member],
         store: FeatureStore,
         settings: ExperimentSettings,
         static_scores: Sequence[dict[str, float]] | None = None,
     ):
+        config = store.config
         self.accelerator = accelerator
-        self.config = config
         self.members = list(members)
         self.store = store
         self.settings = settings
@@ -72,9 +158,8 @@ class Lockstep:
                 raise ValueError(
                     f"{name} {getattr(settings, name)} is not a multiple of the {accelerator.num_processes} processes"
                 )
-        labelled = ~(store.labels == -100).all(-1).numpy()
-        self.unlabelled_rows = np.flatnonzero(~labelled)
-        self.rows = [member.training_rows(store.folds, labelled) for member in self.members]
+        self.unlabelled_rows = np.flatnonzero(~store.labelled)
+        self.rows = [member.training_rows(store.folds, store.labelled) for member in self.members]
         for member, rows in zip(self.members, self.rows, strict=True):
             if len(rows) == 0:
                 raise ValueError(f"no labelled rows to train on without folds {member.held_out}")
@@ -84,10 +169,10 @@ class Lockstep:
         statistics = {rows.tobytes(): store.statistics(rows) for rows in self.rows}
         ranking: Sequence[dict[str, float] | None] = static_scores or [None] * len(self.members)
         models = [
-            initial_model(config, member.seed, statistics[rows.tobytes()], scores)
+            _initial_model(config, member.seed, statistics[rows.tobytes()], scores)
             for member, rows, scores in zip(self.members, self.rows, ranking, strict=True)
         ]
-        stacked = StackedModels(models)
+        stacked = _StackedModels(models)
         optimizer = torch.optim.AdamW(
             stacked.optimizer_groups(settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98)
         )
@@ -96,7 +181,7 @@ class Lockstep:
         set_seed(settings.seeds[0] * 1000 + accelerator.process_index)
 
     @property
-    def stacked(self) -> StackedModels:
+    def stacked(self) -> _StackedModels:
         """The stacked models without the wrapper of distributed training."""
         return self.accelerator.unwrap_model(self.model)
 
@@ -112,11 +197,11 @@ class Lockstep:
         """(M, rows of this process), labelled first."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         columns = []
-        for purpose, size in ((LABELLED, self.settings.batch_size), (UNLABELLED, self.unlabelled_batch_size)):
+        for purpose, size in ((_LABELLED, self.settings.batch_size), (_UNLABELLED, self.unlabelled_batch_size)):
             if size:
                 part = [
-                    row_stream(
-                        member.seed, purpose, rows if purpose == LABELLED else self.unlabelled_rows, step * size, size
+                    _row_stream(
+                        member.seed, purpose, rows if purpose == _LABELLED else self.unlabelled_rows, step * size, size
                     )
                     for member, rows in zip(self.members, self.rows, strict=True)
                 ]
@@ -201,4 +286,12 @@ class Lockstep:
 
     def model_of(self, index: int) -> RankAwareFusionModel:
         """A copy of one member as it stands, on the CPU, in evaluation mode."""
-        return self.stacked.unstack(index, RankAwareFusionModel(self.config)).eval()
+        return self.stacked.unstack(index, RankAwareFusionModel(self.store.config)).eval()
+
+
+def _row_stream(seed: int, purpose: int, rows: np.ndarray, start: int, count: int) -> np.ndarray:
+    """A stretch of an endless sequence of shuffled passes; the same for a resumed run and for more processes."""
+    passes = range(start // len(rows), (start + count - 1) // len(rows) + 1)
+    shuffled = [np.random.default_rng([seed, purpose, number]).permutation(rows) for number in passes]
+    offset = start - passes[0] * len(rows)
+    return np.concatenate(shuffled)[offset : offset + count]

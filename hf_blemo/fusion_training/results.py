@@ -1,40 +1,19 @@
-"""What a cross-validation found, as plain numbers: metrics, ensemble, gate."""
+"""What a cross-validation found, as plain numbers: metrics, ensemble, gate; and as a table for the terminal."""
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 from hf_blemo import blemore
-from hf_blemo.fusion_training.protocol import PROTOCOLS
-from hf_blemo.fusion_training.selection import KEPT, Choice, Selection, measure, negative_log_likelihood
+from hf_blemo.fusion_training.lockstep import PREDICTED
+from hf_blemo.fusion_training.selection import Selection, measure
+from hf_blemo.fusion_training.settings import PROTOCOLS
+from hf_blemo.programs.tables import plus_minus, table
 
-METRICS = ("acc_presence", "acc_salience", "score")
-DECODINGS = ("expected_score", "thresholds")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {name: version(name) for name in ("hf_blemo", "torch", "transformers", "datasets", "accelerate")}
-    return {**found, "python": platform.python_version()}
-
-
-def spread(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of every metric over rows."""
-    return {
-        name: {"mean": float(np.mean([row[name] for row in rows])), "std": float(np.std([row[name] for row in rows]))}
-        for name in METRICS
-    }
-
-
-def mean_predictions(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Mean of probabilities and weights over models; the selection is the first one's, as it has no mean."""
-    return {
-        name: parts[0][name] if name == "selected_encoders" else np.mean([part[name] for part in parts], 0)
-        for name in KEPT
-    }
+_METRICS = ("acc_presence", "acc_salience", "score")
+_DECODINGS = ("expected_score", "thresholds")
 
 
 class CrossValidationResults:
@@ -49,13 +28,14 @@ class CrossValidationResults:
         first = selections[0]
         self.first = first
         self.clips = list(clips)
-        self.choices: dict[tuple[int, int], Choice] = {
-            (seed, fold): choice for selection in selections for seed, fold, choice in selection
-        }
+        self.choices = {(seed, fold): choice for selection in selections for seed, fold, choice in selection}
         self.seeds = sorted({seed for seed, _ in self.choices})
         self.folds = sorted({fold for _, fold in self.choices})
+        # Metrics, files and plots ask for the same decoding.
+        self.fold_rows = cache(self._fold_rows)
+        self.ensemble = cache(self._ensemble)
 
-    def fold_rows(self, decoding: str) -> list[dict[str, Any]]:
+    def _fold_rows(self, decoding: str) -> list[dict[str, Any]]:
         """One row per seed and fold: epoch, settings, metrics."""
         rows = []
         for (seed, fold), choice in sorted(self.choices.items()):
@@ -65,14 +45,14 @@ class CrossValidationResults:
             rows.append({"seed": seed, "fold": fold, "epoch": choice.epoch, **settings, **metrics, "clips": clips})
         return rows
 
-    def ensemble(self, decoding: str) -> tuple[list[dict[str, Any]], list]:
+    def _ensemble(self, decoding: str) -> tuple[list[dict[str, Any]], list]:
         """The mean prediction of all seeds: a row per fold, and the blends of all clips in the order of the data."""
         rows: list[dict[str, Any]] = []
         blends: list = [None] * len(self.clips)
         for fold in self.folds:
             choices = [self.choices[seed, fold] for seed in self.seeds]
-            judging = mean_predictions([choice.judging for choice in choices])
-            scored = mean_predictions([choice.scored for choice in choices])
+            judging = _mean_predictions([choice.judging for choice in choices])
+            scored = _mean_predictions([choice.scored for choice in choices])
             decoded, settings = self.first.decode(scored, fold, decoding, judging)
             where = np.flatnonzero(self.first.folds == fold)
             rows.append({"fold": fold, **settings, **measure(decoded, self.first.labels[where])})
@@ -85,19 +65,25 @@ class CrossValidationResults:
         seeds = self.seeds if seeds is None else seeds
         pooled: dict[str, np.ndarray] = {}
         for fold in self.folds:
-            part = mean_predictions([self.choices[seed, fold].scored for seed in seeds])
+            part = _mean_predictions([self.choices[seed, fold].scored for seed in seeds])
             for name, values in part.items():
                 pooled.setdefault(name, np.zeros((len(self.clips), *values.shape[1:]), values.dtype))
                 pooled[name][self.first.folds == fold] = values
         return pooled
 
-    def seed_means(self, decoding: str) -> list[dict[str, float]]:
-        """For each seed, the mean of every metric over the folds."""
+    def over_seeds(self, decoding: str) -> dict[str, dict[str, float]]:
+        """Mean and standard deviation over the seeds of every metric's mean over the folds."""
         rows = self.fold_rows(decoding)
-        return [
-            {name: float(np.mean([row[name] for row in rows if row["seed"] == seed])) for name in METRICS}
-            for seed in self.seeds
-        ]
+        return _spread(
+            [
+                {name: float(np.mean([row[name] for row in rows if row["seed"] == seed])) for name in _METRICS}
+                for seed in self.seeds
+            ]
+        )
+
+    def over_folds(self, decoding: str) -> dict[str, dict[str, float]]:
+        """Mean and standard deviation over the folds of every metric of the ensemble."""
+        return _spread(self.ensemble(decoding)[0])
 
     def best_epochs(self) -> int:
         """Mean of the chosen epochs, at least 1: how long the final models are trained."""
@@ -106,30 +92,26 @@ class CrossValidationResults:
     def losses(self) -> list[float]:
         """For each seed, the negative log-likelihood of all clips under their out-of-fold joint distribution, in nats.
 
-        A Score counts exact hits and is coarse; the likelihood of the same predictions tells two methods apart long
-        before their Scores do.
+        A Score counts exact hits and is coarse; the likelihood of the same predictions separates two methods much
+        earlier.
         """
-        return [
-            negative_log_likelihood(self.pooled([seed])["joint_probabilities"], self.first.label_indices)
-            for seed in self.seeds
-        ]
+        return [self.first.loss(self.pooled([seed])["joint_probabilities"]) for seed in self.seeds]
 
-    def gate_table(self, encoder_names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Mean gate weight and selection frequency per emotion set and encoder.
-
-        Returns:
-            `weights` and `selected`, (16, E), NaN for a set without clips; `mean_weight` and `mean_selected`, (E,).
-        """
+    @cached_property
+    def gate(self) -> dict[str, np.ndarray]:
+        """Mean gate weight and selection frequency per emotion set and encoder: `weights` and `selected`, (16, E), NaN
+        for a set without clips; `mean_weight` and `mean_selected`, (E,)."""
         weights, chosen = [], []
         for seed in self.seeds:
             pooled = self.pooled([seed])
             weights.append(pooled["encoder_weights"])
-            chosen.append((pooled["selected_encoders"][..., None] == np.arange(len(encoder_names))).any(1))
+            places = np.arange(weights[-1].shape[1])
+            chosen.append((pooled["selected_encoders"][..., None] == places).any(1))
         weight, selected = np.mean(weights, 0), np.mean(chosen, 0)
         sets = blemore.LABEL_SETS[self.first.label_indices]
         table = {"mean_weight": weight.mean(0), "mean_selected": selected.mean(0)}
         for name, values in (("weights", weight), ("selected", selected)):
-            table[name] = np.full((16, len(encoder_names)), np.nan)
+            table[name] = np.full((16, values.shape[1]), np.nan)
             for index in np.unique(sets):
                 table[name][index] = values[sets == index].mean(0)
         return table
@@ -142,9 +124,56 @@ class CrossValidationResults:
             "protocol_description": PROTOCOLS[self.first.protocol],
             "decoding": decoding,
             "seeds": self.seeds,
-            "summary": spread(rows),
-            "over_seeds": spread(self.seed_means(decoding)),
-            "ensemble": spread(self.ensemble(decoding)[0]) if len(self.seeds) > 1 else None,
-            "alternatives": {name: spread(self.fold_rows(name)) for name in DECODINGS},
+            "summary": _spread(rows),
+            "over_seeds": self.over_seeds(decoding),
+            "ensemble": self.over_folds(decoding) if len(self.seeds) > 1 else None,
+            "alternatives": {name: _spread(self.fold_rows(name)) for name in _DECODINGS},
             "folds": rows,
         }
+
+
+def _spread(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of every metric over rows."""
+    return {
+        name: {"mean": float(np.mean([row[name] for row in rows])), "std": float(np.std([row[name] for row in rows]))}
+        for name in _METRICS
+    }
+
+
+def _mean_predictions(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Mean of probabilities and weights over models; the selection is the first one's, as it has no mean."""
+    return {
+        name: parts[0][name] if name == "selected_encoders" else np.mean([part[name] for part in parts], 0)
+        for name in PREDICTED
+    }
+
+
+def results_table(metrics: dict[str, Any]) -> str:
+    """Makes the table of a run for the terminal.
+
+    Args:
+        metrics: content of `metrics.json`.
+
+    Returns:
+        The cross-validation and, where there was one, the test set; a sentence where nothing was scored.
+    """
+    rows = []
+    name = metrics["protocol"].replace("_", " ")
+    if metrics["summary"]:
+        num_seeds, num_folds = len(metrics["seeds"]), len(metrics["data"]["folds"])
+        rows.append([f"{name}, ± over {num_folds} folds x {num_seeds} seeds"])
+        rows[-1] += [plus_minus(metrics["summary"][metric]) for metric in _METRICS]
+        rows.append([f"{name}, mean over folds, ± over {num_seeds} seeds"])
+        rows[-1] += [plus_minus(metrics["over_seeds"][metric]) for metric in _METRICS]
+        if metrics["ensemble"]:
+            rows.append([f"{name}, ensemble of the seeds, ± over folds"])
+            rows[-1] += [plus_minus(metrics["ensemble"][metric]) for metric in _METRICS]
+        for decoding, entry in metrics["alternatives"].items():
+            if decoding != metrics["decoding"]:
+                rows.append([f"{name}, decoded by {decoding}"] + [plus_minus(entry[metric]) for metric in _METRICS])
+    test = metrics.get("test", {})
+    if "score" in test:
+        rows.append([f"test data, {test['clips']} clips"] + [f"{test[metric]:.4f}" for metric in _METRICS])
+    if not rows:
+        return "Trained on all clips; nothing was scored."
+    return table(["", *_METRICS], rows)

@@ -1,13 +1,15 @@
-"""A whole run: data, cross-validation, final models, and a folder with everything that is worth keeping."""
+"""A whole run: data, cross-validation, final models, and the folder with all results."""
 
+import logging
+import platform
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import datasets
 from accelerate import Accelerator
 
 from hf_blemo import blemore
@@ -15,19 +17,12 @@ from hf_blemo.files import write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
-from hf_blemo.fusion_training.plots import (
-    plot_confusion,
-    plot_gate_weights,
-    plot_learning_curves,
-    plot_threshold_grid,
-)
-from hf_blemo.fusion_training.protocol import PROTOCOLS
-from hf_blemo.fusion_training.results import CrossValidationResults, versions
+from hf_blemo.fusion_training.plots import plot_cross_validation
+from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.selection import measure
-from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.fusion_training.settings import PROTOCOLS, FusionSettings
 from hf_blemo.hub import write_card
 from hf_blemo.hub.training_pushes import TrainingPushes
-from hf_blemo.prediction.fusion import predict_blends
 from hf_blemo.programs.checkpoints import begin_checkpoints, check_resumable
 from hf_blemo.programs.processes import end_training
 from hf_blemo.programs.settings import check_output_folder
@@ -35,9 +30,11 @@ from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAware
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
+logger = logging.getLogger(__name__)
+
 
 def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[str, Any]:
-    """Runs what the settings say and fills `settings.output_dir`.
+    """Trains, scores and saves as the settings say, into `settings.output_dir`.
 
     The folder then holds the model of the first seed with its processor and card, the models of the other seeds under
     `seed_<n>/`, `metrics.json`, `predictions.json` (out of fold, the ensemble's), `history.json`, `plots/` and, with
@@ -60,29 +57,21 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         step_scheduler_with_optimizer=False,
     )
     output = check_output_folder(settings.output_dir)
-    labelled = load_data(settings.data, settings)
-    config = model_config(labelled, settings)
+    data = load_data(settings.data, settings.synthetic)
+    config = model_config(data, settings)
+    target = {**settings.synthetic, "domain": "target"}
     seed = settings.synthetic.get("seed", 0)
+    # Everything that can be refused is refused before anything of an earlier run is touched.
     test = None
     if settings.test_data is not None:
-        test = load_data(settings.test_data, settings, domain="target", seed=seed + 2)
-    data = labelled
+        test = _test_store(load_data(settings.test_data, {**target, "seed": seed + 2}), config)
     if settings.unlabelled_data is not None:
-        target = load_data(settings.unlabelled_data, settings, domain="target", seed=seed + 1)
-        data = with_unlabelled(labelled, target)
+        data = with_unlabelled(data, load_data(settings.unlabelled_data, {**target, "seed": seed + 1}))
     store = FeatureStore(data, config, settings.align_folds, progress=accelerator.is_main_process)
-    # Whatever can be refused is refused before anything of an earlier run is touched.
-    labelled_rows(store, settings)
+    labelled_rows(store, settings.protocol)
     checkpoints = output / "checkpoints"
     if settings.resume:
         check_resumable(checkpoints, asdict(settings), settings.free_in_resume)
-    if test is not None:
-        found = list(blemore.encoder_widths(test))
-        if not set(found) & set(config.encoders):
-            raise ValueError(
-                f"test_data: found the encoders {', '.join(found)}, expected some of {', '.join(config.encoders)}"
-            )
-        FeatureStore(test, config, progress=False)
     pushes = TrainingPushes(settings, accelerator)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
@@ -96,9 +85,9 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
     num_epochs = settings.num_epochs
     if settings.protocol != "none":
         log = accelerator.log if settings.trackers else None
-        results, history = cross_validate(accelerator, config, store, settings, checkpoints, log)
+        results, history = cross_validate(accelerator, store, settings, checkpoints, log)
         num_epochs = results.best_epochs()
-    processors = _processors(settings, config, store, results)
+    processors = _processors(settings, store, results)
 
     def on_save(epoch: int, model: RankAwareFusionModel) -> None:
         def save(folder: Path) -> None:
@@ -107,24 +96,35 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
 
         pushes.on_save(f"epoch {epoch}", save)
 
-    models = train_on_all(accelerator, config, store, settings, num_epochs, checkpoints, on_save)
+    models = train_on_all(accelerator, store, settings, num_epochs, checkpoints, on_save)
 
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
-        metrics = _metrics(settings, config, store, results, models[0], num_epochs, command)
+        metrics = _metrics(settings, store, results)
+        metrics |= {
+            "final_epochs": num_epochs,
+            "config": asdict(settings),
+            "command": command,
+            "versions": _versions(),
+            "num_parameters": models[0].num_parameters(),
+        }
         for seed, model, processor in zip(settings.seeds, models, processors, strict=True):
             folder = output if seed == settings.seeds[0] else output / f"seed_{seed}"
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
         if test is not None:
-            metrics["test"] = _predict_test(settings, models, processors, test, output / "test_predictions.json")
+            blends = test.blends(models, processors[0])
+            write_json({output / "test_predictions.json": {"predictions": dict(zip(test.clips, blends, strict=True))}})
+            metrics["test"] = {"source": settings.test_data, "clips": len(test)}
+            if test.labelled.all():
+                metrics["test"] |= measure(blends, test.labels.numpy())
         metrics["wall_seconds"] = round(time.perf_counter() - start, 1)
         write_json({output / "history.json": history})
         if results is not None:
             blends = results.ensemble(settings.decoding)[1]
             predictions = dict(zip(results.clips, blends, strict=True))
             write_json({output / "predictions.json": {"predictions": predictions}})
-            _plots(results, history, config, settings, output / "plots")
+            plot_cross_validation(results, history, settings.decoding, list(config.encoders), output / "plots")
         write_json({output / "metrics.json": metrics})
         _remove_stale(output, settings, results is not None)
         write_card(output, metrics)
@@ -153,15 +153,28 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _blend_share(store: FeatureStore) -> float:
-    labels = store.labels.numpy()
-    labelled = ~(labels == -100).all(1)
-    return float(((labels[labelled] > 0).sum(1) == 2).mean()) or blemore.BLEND_SHARE
+def _test_store(data: datasets.Dataset, config: RankAwareFusionConfig) -> FeatureStore:
+    """The test data, read and checked once."""
+    found = list(blemore.encoder_widths(data))
+    if not set(found) & set(config.encoders):
+        raise ValueError(
+            f"test_data: found the encoders {', '.join(found)}, expected some of {', '.join(config.encoders)}"
+        )
+    store = FeatureStore(data, config, progress=False)
+    if len(set(store.clips)) < len(store):
+        twice = next(clip for clip in store.clips if store.clips.count(clip) > 1)
+        raise ValueError(f"test_data: clip {twice!r} comes more than once, expected each clip once")
+    for text, names in (
+        ("ignored, as the models do not know these encoders of the test data: %s", set(found) - set(config.encoders)),
+        ("predicting without these encoders, which the test data lack: %s", set(config.encoders) - set(found)),
+    ):
+        if names:
+            logger.warning(text, ", ".join(sorted(names)))
+    return store
 
 
 def _processors(
     settings: FusionSettings,
-    config: RankAwareFusionConfig,
     store: FeatureStore,
     results: CrossValidationResults | None,
 ) -> list[RankAwareFusionProcessor]:
@@ -169,7 +182,7 @@ def _processors(
     processors = []
     for seed in settings.seeds:
         processor = RankAwareFusionProcessor(
-            config.encoders, decoding=settings.decoding, blend_share=_blend_share(store)
+            store.config.encoders, decoding=settings.decoding, blend_share=store.blend_share
         )
         if results is not None:
             fitted = blemore.fit_thresholds(results.pooled([seed])["probabilities"], results.first.labels)
@@ -178,25 +191,13 @@ def _processors(
     return processors
 
 
-def _metrics(
-    settings: FusionSettings,
-    config: RankAwareFusionConfig,
-    store: FeatureStore,
-    results: CrossValidationResults | None,
-    model: RankAwareFusionModel,
-    num_epochs: int,
-    command: str | None,
-) -> dict[str, Any]:
-    names = list(config.encoders)
-    gate = None if results is None else results.gate_table(names)
-    encoders = {}
-    for index, name in enumerate(names):
-        options = config.encoders[name]
+def _metrics(settings: FusionSettings, store: FeatureStore, results: CrossValidationResults | None) -> dict[str, Any]:
+    encoders: dict[str, dict[str, Any]] = {}
+    for index, (name, options) in enumerate(store.config.encoders.items()):
         encoders[name] = {key: options[key] for key in ("feature_size", "modality", "pooling")}
-        if gate is not None:
-            encoders[name]["mean_weight"] = float(gate["mean_weight"][index])
-            encoders[name]["selected"] = float(gate["mean_selected"][index])
-    labelled = int((~(store.labels == -100).all(-1)).sum())
+        if results is not None:
+            encoders[name]["mean_weight"] = float(results.gate["mean_weight"][index])
+            encoders[name]["selected"] = float(results.gate["mean_selected"][index])
     scored = {
         "protocol": "none",
         "protocol_description": PROTOCOLS["none"],
@@ -204,9 +205,10 @@ def _metrics(
         "seeds": settings.seeds,
         "summary": {},
     }
+    labelled = int(store.labelled.sum())
     return {
         "schema_version": 1,
-        "model_type": config.model_type,
+        "model_type": store.config.model_type,
         **(scored if results is None else results.summary(settings.decoding)),
         "data": {
             "source": settings.data,
@@ -214,71 +216,14 @@ def _metrics(
             "clips": labelled,
             "unlabelled_clips": len(store) - labelled,
             "folds": [] if results is None else results.folds,
-            "blend_share": _blend_share(store),
+            "blend_share": store.blend_share,
             "folds_aligned": settings.align_folds,
         },
-        "final_epochs": num_epochs,
         "encoders": encoders,
-        "config": asdict(settings),
-        "command": command,
-        "versions": versions(),
-        "num_parameters": model.num_parameters(),
     }
 
 
-def _predict_test(
-    settings: FusionSettings,
-    models: Sequence[RankAwareFusionModel],
-    processors: Sequence[RankAwareFusionProcessor],
-    test: Any,
-    path: Path,
-) -> dict[str, Any]:
-    predicted = predict_blends(list(zip(models, processors, strict=True)), test)
-    blends = {row["clip"]: row["blend"] for row in predicted}
-    write_json({path: {"predictions": blends}})
-    result: dict[str, Any] = {"source": settings.test_data, "clips": len(blends)}
-    labels = np.asarray(test["labels"], dtype=np.float64) if "labels" in test.column_names else None
-    if labels is not None and not (labels == blemore.UNLABELLED).all(1).any():
-        result.update(measure(list(blends.values()), labels))
-    return result
-
-
-def _plots(
-    results: CrossValidationResults,
-    history: list[dict[str, Any]],
-    config: RankAwareFusionConfig,
-    settings: FusionSettings,
-    folder: Path,
-) -> None:
-    folder.mkdir(exist_ok=True)
-    names = list(config.encoders)
-    protocol = settings.protocol.replace("_", " ")
-    labels = results.first.labels
-    blends = results.ensemble(settings.decoding)[1]
-    plot_confusion(
-        blemore.confusion(blends, labels),
-        folder / "confusion.png",
-        f"Emotion sets, out of fold, {protocol} protocol, {len(results.seeds)} seeds",
-    )
-    probabilities = results.pooled()["probabilities"]
-    presence, salience = blemore.threshold_grid(probabilities, labels)
-    fitted = blemore.fit_thresholds(probabilities, labels)
-    plot_threshold_grid(
-        presence,
-        salience,
-        blemore.THRESHOLD_GRID,
-        blemore.THRESHOLD_GRID,
-        (fitted.alpha, fitted.beta),
-        folder / "thresholds.png",
-        f"Thresholds on the pooled out-of-fold predictions, {len(labels):,} clips",
-    )
-    gate = results.gate_table(names)
-    plot_gate_weights(
-        gate["weights"],
-        ["+".join(emotions) for emotions in blemore.EMOTION_SETS],
-        names,
-        folder / "gate_weights.png",
-        selected=gate["selected"],
-        title=f"Mean gate weight by emotion set and encoder, out of fold, {len(labels):,} clips",
-    )
-    plot_learning_curves(history, folder / "learning_curves.png", f"Learning curves, {protocol} protocol")
+def _versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {name: version(name) for name in ("hf_blemo", "torch", "transformers", "datasets", "accelerate")}
+    return {**found, "python": platform.python_version()}

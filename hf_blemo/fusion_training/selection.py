@@ -1,4 +1,4 @@
-"""Choice of epoch and thresholds for every scored fold, and what was predicted for it there."""
+"""Choice of epoch and thresholds for every scored fold, and the predictions made for it there."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,16 +7,9 @@ import numpy as np
 import torch
 
 from hf_blemo import blemore
-from hf_blemo.fusion_training.protocol import Member
+from hf_blemo.fusion_training.lockstep import PREDICTED, Member
 
-KEPT = ("joint_probabilities", "probabilities", "encoder_weights", "selected_encoders")
 Predictions = dict[str, np.ndarray]
-
-
-def negative_log_likelihood(joint: np.ndarray, label_indices: np.ndarray) -> float:
-    """Mean negative log-likelihood of the labels under the joint distribution, in nats."""
-    picked = joint[np.arange(len(joint)), label_indices]
-    return float(-np.log(np.maximum(picked, 1e-30)).mean())
 
 
 def measure(predictions: Sequence, labels: np.ndarray) -> dict[str, float]:
@@ -27,7 +20,7 @@ def measure(predictions: Sequence, labels: np.ndarray) -> dict[str, float]:
 
 
 @dataclass
-class Choice:
+class _Choice:
     """The best epoch so far for one scored fold of one seed.
 
     Args:
@@ -46,24 +39,27 @@ class Choice:
 class Selection:
     """Follows a cross-validation epoch by epoch and keeps, for each seed and fold, the predictions of the best one.
 
+    Its `members` are the models that the protocol asks for: for each seed one per fold and, if honest, one per pair of
+    folds.
+
     Args:
-        members: the models, in the order of the predictions given to [`update`].
         protocol: `honest`: judged by the inner models on all folds but the scored one. `published_style`: judged on
             the scored fold itself.
         folds: (N,) fold of each row.
         labels: (N, 6) soft labels, all rows labelled.
+        seeds: one complete cross-validation each.
         selection: `loss` or `score`; the published style always uses the score.
-        decoding: what the score is of.
-        patience: epochs without a better one after which a fold's choice is closed, whatever other folds still gain
-            from: their judges know its labels; 0 never closes it.
+        decoding: rule that the score is of.
+        patience: epochs without a better one after which a fold's choice is closed, even if other folds still improve:
+            their judges know its labels; 0 never closes it.
     """
 
     def __init__(
         self,
-        members: Sequence[Member],
         protocol: str,
         folds: np.ndarray,
         labels: np.ndarray,
+        seeds: Sequence[int],
         selection: str,
         decoding: str,
         patience: int = 0,
@@ -76,8 +72,12 @@ class Selection:
         self.patience = patience
         self.label_indices = blemore.label_indices(labels)
         self.is_blend = (labels > 0).sum(1) == 2
-        self.position = {(member.seed, member.held_out): index for index, member in enumerate(members)}
-        self.choices = {(member.seed, member.held_out[0]): Choice() for member in members if len(member.held_out) == 1}
+        names = np.unique(folds).tolist()
+        pairs = [(a, b) for a in names for b in names if a < b] if protocol == "honest" else []
+        held_out = [*((fold,) for fold in names), *pairs]
+        self.members = [Member(seed, hidden) for seed in seeds for hidden in held_out]
+        self.position = {(member.seed, member.held_out): index for index, member in enumerate(self.members)}
+        self.choices = {(seed, fold): _Choice() for seed in seeds for fold in names}
 
     def judging_rows(self, fold: int) -> np.ndarray:
         """Rows on which the settings for a scored fold are chosen."""
@@ -88,17 +88,22 @@ class Selection:
         where there are none."""
         return float(self.is_blend[self.folds != fold].mean()) or blemore.BLEND_SHARE
 
-    def judging_predictions(self, predictions: Predictions, seed: int, fold: int) -> Predictions:
-        """What the models that know nothing of a fold predict for the other folds."""
+    def loss(self, joint: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:
+        """Mean negative log-likelihood of the labels of some rows, in nats, under their joint distribution (R, 36)."""
+        picked = joint[np.arange(len(joint)), self.label_indices[rows]]
+        return float(-np.log(np.maximum(picked, 1e-30)).mean())
+
+    def _judging_predictions(self, predictions: Predictions, seed: int, fold: int) -> Predictions:
+        """Predictions of the models trained without a fold for the other folds."""
         if self.protocol == "published_style":
             index = self.position[seed, (fold,)]
-            return {name: predictions[name][index][self.folds == fold] for name in KEPT}
+            return {name: predictions[name][index][self.folds == fold] for name in PREDICTED}
         rows = self.judging_rows(fold)
         owners = {
             other: self.position[seed, (min(other, fold), max(other, fold))] for other in np.unique(self.folds[rows])
         }
         owner = np.array([owners[other] for other in self.folds[rows]])
-        return {name: predictions[name][owner, rows] for name in KEPT}
+        return {name: predictions[name][owner, rows] for name in PREDICTED}
 
     def decode(self, predictions: Predictions, fold: int, decoding: str, judging: Predictions) -> tuple[list, dict]:
         """Decodes predictions with settings fitted on the judging rows.
@@ -126,8 +131,8 @@ class Selection:
         report = {}
         for (seed, fold), choice in self.choices.items():
             rows = self.judging_rows(fold)
-            judging = self.judging_predictions(predictions, seed, fold)
-            loss = negative_log_likelihood(judging["joint_probabilities"], self.label_indices[rows])
+            judging = self._judging_predictions(predictions, seed, fold)
+            loss = self.loss(judging["joint_probabilities"], rows)
             blends, _ = self.decode(judging, fold, self.decoding, judging)
             score = measure(blends, self.labels[rows])["score"]
             report[seed, fold] = {"validation_score": score, "validation_loss": loss}
@@ -136,7 +141,7 @@ class Selection:
             if criterion < choice.criterion and not closed:
                 index = self.position[seed, (fold,)]
                 choice.criterion, choice.epoch, choice.judging = criterion, epoch, judging
-                choice.scored = {name: predictions[name][index][self.folds == fold] for name in KEPT}
+                choice.scored = {name: predictions[name][index][self.folds == fold] for name in PREDICTED}
         return report
 
     def stale_epochs(self, epoch: int) -> int:
@@ -166,6 +171,6 @@ class Selection:
                     if name.startswith(part):
                         target[name.removeprefix(part)] = value.numpy()
 
-    def __iter__(self) -> Iterator[tuple[int, int, Choice]]:
+    def __iter__(self) -> Iterator[tuple[int, int, _Choice]]:
         for (seed, fold), choice in self.choices.items():
             yield seed, fold, choice

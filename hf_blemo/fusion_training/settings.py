@@ -9,6 +9,15 @@ from hf_blemo.encoders.encoder_options import Dtype
 from hf_blemo.errors import check_known
 from hf_blemo.programs.settings import PUSH_SETTINGS, PushSettings, at_least_one, different_seeds, not_negative
 
+PROTOCOLS = {
+    "honest": "Epoch and thresholds are chosen for each scored fold on the other folds alone: models trained without "
+    "two folds predict both of them, the predictions for one choose the settings under which the other is scored. The "
+    "scored predictions come from a model trained on all folds but the scored one.",
+    "published_style": "Epoch and thresholds are chosen on the very fold that is scored, as the published baselines "
+    "do: optimistic.",
+    "none": "No cross-validation: trained on all labelled clips for the given number of epochs.",
+}
+
 
 @strict
 @dataclass

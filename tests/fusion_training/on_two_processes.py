@@ -1,4 +1,4 @@
-"""Run by test_processes.py, which calls `work` on one process and this file on two."""
+"""Run by test_processes.py, which calls `work` in its own process and runs this file on two."""
 
 import json
 import sys
@@ -15,8 +15,7 @@ def work(folder: str) -> None:
     from hf_blemo.fusion_training.cross_validation import cross_validate
     from hf_blemo.fusion_training.data import model_config
     from hf_blemo.fusion_training.feature_store import FeatureStore
-    from hf_blemo.fusion_training.lockstep import Lockstep
-    from hf_blemo.fusion_training.protocol import Member
+    from hf_blemo.fusion_training.lockstep import Lockstep, Member
     from hf_blemo.fusion_training.settings import FusionSettings
     from hf_blemo.programs.progress import Progress
 
@@ -27,7 +26,7 @@ def work(folder: str) -> None:
     for name, values in json.loads(Path(folder, "settings.json").read_text()).items():
         settings = FusionSettings(**values)
         store = FeatureStore(data, model_config(data, settings), progress=False)
-        lockstep = Lockstep(accelerator, store.config, [Member(3, (0,)), Member(1, (1, 2))], store, settings)
+        lockstep = Lockstep(accelerator, [Member(3, (0,)), Member(1, (1, 2))], store, settings)
         with Progress("test", "step", shown=False) as bar:
             losses = [lockstep.train_epoch(bar) for _ in range(2)]
         found[f"{name}/losses"] = torch.from_numpy(np.array(losses))
@@ -41,7 +40,7 @@ def work(folder: str) -> None:
     for changes in ({"num_epochs": 2}, {"num_epochs": 4, "resume": True}):
         settings = FusionSettings(**{**values, "checkpoint_every": 1, **changes})
         checkpoints = Path(folder, f"checkpoints_{number}")
-        results, _ = cross_validate(accelerator, store.config, store, settings, checkpoints)
+        results, _ = cross_validate(accelerator, store, settings, checkpoints)
     for (seed, fold), choice in results.choices.items():
         found[f"cross-validation/{seed}/{fold}/epoch"] = torch.tensor(choice.epoch)
         found[f"cross-validation/{seed}/{fold}/scored"] = torch.from_numpy(choice.scored["joint_probabilities"])
@@ -50,6 +49,4 @@ def work(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    from accelerate import debug_launcher
-
-    debug_launcher(work, args=(sys.argv[1],), num_processes=2)
+    work(sys.argv[1])

@@ -4,16 +4,14 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
 import numpy as np
 import pytest
 from accelerate import Accelerator
 
 from hf_blemo import RankAwareFusionConfig, blemore
 from hf_blemo.fusion_training import ablation
-from hf_blemo.fusion_training.ablation import ablate, adaptation_row, markdown, planted_share, table_row, variants
+from hf_blemo.fusion_training.ablation import _markdown, _planted_share, _variants, ablate
 from hf_blemo.fusion_training.cross_validation import cross_validate
-from hf_blemo.fusion_training.results import spread
 from hf_blemo.fusion_training.settings import AblationSettings
 
 NAMES = ["voice", "face", "noise"]
@@ -38,7 +36,7 @@ def settings_for(make_settings, make_data, tmp_path):
 
 def test_the_rows_for_three_encoders(settings_for):
     settings = settings_for()
-    rows = list(variants(settings, NAMES))
+    rows = list(_variants(settings, NAMES))
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
     assert names[:5] == [*(f"single encoder: {name}" for name in NAMES), "mean of all", "concatenation of all"]
@@ -51,7 +49,7 @@ def test_the_rows_for_three_encoders(settings_for):
     for row in rows:
         RankAwareFusionConfig(encoders=ENCODERS, **{**settings.model, **row.model})
     assert not [name for name in names if "alignment" in name]
-    aligned = variants(settings_for(align_folds=True), NAMES)
+    aligned = _variants(settings_for(align_folds=True), NAMES)
     assert [row.settings for row in aligned if "alignment" in row.name] == [{"align_folds": False}]
 
 
@@ -68,14 +66,12 @@ def test_only_asks_for_rows_by_their_beginning(settings_for, capsys):
     ]
     folder = Path(result["settings"]["output_dir"])
     assert json.loads((folder / "ablation.json").read_text()) == json.loads(json.dumps(result))
-    assert (folder / "ablation.md").read_text() == markdown(result)
+    assert (folder / "ablation.md").read_text() == _markdown(result)
     assert set(result) == {"settings", "rows"}
     printed = capsys.readouterr().out
-    rows = [table_row(row) for row in result["rows"]]
-    lines = markdown(result).splitlines()
-    assert lines[2:] == rows
-    assert printed.startswith("\n".join(rows)) and markdown(result) in printed
-    assert {line.count("|") for line in lines} == {len(ablation.HEADER) + 1}
+    lines = _markdown(result).splitlines()
+    assert printed.startswith("\n".join(lines[2:])) and _markdown(result) in printed
+    assert len(lines) == 2 + 6 and {line.count("|") for line in lines} == {8 + 1}
 
 
 def test_rows_that_do_not_exist_are_refused_before_anything_is_trained(settings_for, tmp_path):
@@ -123,43 +119,39 @@ def test_a_row_is_the_cross_validation_of_its_settings(settings_for, make_store,
     for row, changes in zip(rows, alike, strict=True):
         own = make_settings(seeds=[3, 1], num_epochs=1, **changes)
         store = make_store(blemore.load_features(settings.data), own)
-        results, _ = cross_validate(Accelerator(), store.config, store, own)
-        assert row["expected_score"] == spread(results.seed_means("expected_score"))
-        assert row["thresholds"] == spread(results.seed_means("thresholds"))
-        assert row["ensemble"] == spread(results.ensemble("expected_score")[0])
+        results, _ = cross_validate(Accelerator(), store, own)
+        assert row["expected_score"] == results.over_seeds("expected_score")
+        assert row["thresholds"] == results.over_seeds("thresholds")
+        assert row["ensemble"] == results.over_folds("expected_score")
         assert row["loss"] == {"mean": np.mean(results.losses()), "std": np.std(results.losses())}
     # Only a selection of as many encoders as are planted can be theirs.
     assert [row["planted"] is None for row in rows] == [True, True, False]
 
 
-def test_planted_share_by_hand():
+def test_planted_share_by_hand(make_data):
     """Neither the order within a selection nor that of the clips matters; -1 stands for an encoder too few."""
-    data = datasets.Dataset.from_dict({"clip": list("dcba"), "informative": [[2, -1], [0, 1], [3, 0], [1, 2]]})
+    clips = make_data(4, widths=dict.fromkeys("wxyz", 2))
+    data = clips.select([3, 2, 1, 0]).add_column("informative", [[2, -1], [0, 1], [3, 0], [1, 2]])
     selected = {0: [[2, 1], [0, 3], [1, 0], [1, 2]], 1: [[2, 0], [0, 3], [1, 2], [2, -1]]}
 
     class Results:
-        seeds, clips = [0, 1], list("abcd")
+        seeds, clips = [0, 1], [f"clip_{row:03d}" for row in range(4)]
 
         def pooled(self, seeds):
             return {"selected_encoders": np.array(selected[seeds[0]])}
 
-    assert planted_share(Results(), data) == pytest.approx((3 / 4 + 2 / 4) / 2)
-    assert planted_share(Results(), data.remove_columns("informative")) is None
-    wider = datasets.Dataset.from_dict({"clip": list("abcd"), "informative": [[0, 1, 2]] * 4})
-    assert planted_share(Results(), wider) is None
+    assert _planted_share(Results(), data, list("wxyz")) == pytest.approx((3 / 4 + 2 / 4) / 2)
+    assert _planted_share(Results(), data, list("wxzy")) < 1 / 2
+    assert _planted_share(Results(), clips, list("wxyz")) is None
+    wider = clips.add_column("informative", [[0, 1, 2]] * 4)
+    assert _planted_share(Results(), wider, list("wxyz")) is None
 
 
-@pytest.mark.parametrize(
-    "encoders",
-    [
-        ["voice", "face", "noise"],
-        pytest.param(["noise", "voice", "face"]),
-    ],
-)
+@pytest.mark.parametrize("encoders", [["voice", "face", "noise"], ["noise", "voice", "face"]])
 def test_planted_share_of_a_selection_that_is_always_right(settings_for, encoders, monkeypatch):
     """The static ranking puts noise last; the planted encoders of all clips are the other two."""
     monkeypatch.setattr(
-        "hf_blemo.fusion_training.cross_validation.probe_scores",
+        "hf_blemo.fusion_training.cross_validation._probe_scores",
         lambda store, rows: {name: 0.0 if name == "noise" else 1.0 for name in store.config.encoders},
     )
     result = ablate(settings_for(only=["static top-2"], encoders=encoders))
@@ -180,23 +172,28 @@ SCORES = {
 
 def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys, tmp_path):
     """Scripted scores; what is trained on and what is scored is recorded."""
-    trainings, predicted = [], []
+    trainings, predicted, reads = [], [], []
 
-    def train(accelerator, config, store, settings, num_epochs):
-        trainings.append((config, store, num_epochs))
-        return [SimpleNamespace(kind=config.domain_adaptation, seed=seed) for seed in settings.seeds]
+    def train(accelerator, store, settings, num_epochs):
+        trainings.append((store.config, store, num_epochs))
+        return [SimpleNamespace(kind=store.config.domain_adaptation, seed=seed) for seed in settings.seeds]
 
-    def predict(members, clips):
-        [(model, _)] = members
-        predicted.append(clips)
-        return [{"blend": (model, set(clips["domain"]))}]
+    def blends(store, models, processor):
+        predicted.append(store.dataset)
+        return models[0], set(store.dataset["domain"])
 
     def score(blends, labels):
-        [(model, domain)] = blends
+        model, domain = blends
         return {"score": SCORES[model.kind][0 if domain == {1} else 1][model.seed]}
 
-    for name, function in (("train_on_all", train), ("predict_blends", predict), ("measure", score)):
-        monkeypatch.setattr(ablation, name, function)
+    class Store(ablation.FeatureStore):
+        def __init__(self, data, *arguments, **options):
+            reads.append(len(data))
+            super().__init__(data, *arguments, **options)
+
+    Store.blends = blends
+    for name, replacement in (("train_on_all", train), ("FeatureStore", Store), ("measure", score)):
+        monkeypatch.setattr(ablation, name, replacement)
     settings = AblationSettings(
         seeds=[0, 1],
         num_epochs=7,
@@ -217,10 +214,11 @@ def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys, tmp_pa
     for row, recovered in zip(rows, expected, strict=True):
         assert row["recovered"] == pytest.approx(recovered)
         assert (row["score"], row["unshifted"]) == SCORES[row["kind"]]
-    assert adaptation_row(rows[1]) == "| mmd | fused | 0.25 | 0.3500 ± 0.0500 | 0.5000 ± 0.1000 | 0.250 ± 0.250 |"
-    lines = [adaptation_row(row) for row in rows]
-    assert markdown(result).splitlines()[-7:] == lines
+    lines = _markdown(result).splitlines()[-7:]
+    assert lines[1] == "| mmd | fused | 0.25 | 0.3500 ± 0.0500 | 0.5000 ± 0.1000 | 0.250 ± 0.250 |"
     assert "\n".join(lines) in capsys.readouterr().out
+    # The source once for the check and once per training; the clips to be scored once each.
+    assert reads == [15, 15, 15, 15, *[30] * 6]
 
     assert [len(store) for _, store, _ in trainings] == [15, *[30] * 6]
     assert {epochs for _, _, epochs in trainings} == {7}

@@ -9,11 +9,9 @@ from accelerate import Accelerator
 
 from hf_blemo import blemore
 from hf_blemo.fusion_training import cross_validation
-from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
+from hf_blemo.fusion_training.cross_validation import _probe_scores, cross_validate, train_on_all
 from hf_blemo.fusion_training.data import with_unlabelled
-from hf_blemo.fusion_training.encoder_ranking import probe_scores
-from hf_blemo.fusion_training.lockstep import Lockstep
-from hf_blemo.fusion_training.selection import KEPT
+from hf_blemo.fusion_training.lockstep import PREDICTED, Lockstep
 from hf_blemo.programs.checkpoints import Checkpoints
 
 NOISY = {"dropout": 0.3, "gate_noise": 0.5, "encoder_dropout": 0.2}
@@ -23,7 +21,7 @@ NOISY = {"dropout": 0.3, "gate_noise": 0.5, "encoder_dropout": 0.2}
 def run(make_store):
     def cross_validated(data, settings, *args, **options):
         store = make_store(data, settings)
-        return cross_validate(Accelerator(), store.config, store, settings, *args, **options)
+        return cross_validate(Accelerator(), store, settings, *args, **options)
 
     return cross_validated
 
@@ -32,7 +30,7 @@ def run(make_store):
 def finish(make_store):
     def trained(data, settings, num_epochs, folder=None):
         store = make_store(data, settings)
-        return train_on_all(Accelerator(), store.config, store, settings, num_epochs, folder)
+        return train_on_all(Accelerator(), store, settings, num_epochs, folder)
 
     return trained
 
@@ -69,7 +67,7 @@ def assert_same_choice(found, expected, tolerance=0.0):
     assert found.epoch == expected.epoch
     assert found.criterion == pytest.approx(expected.criterion, abs=tolerance)
     for part in ("scored", "judging"):
-        for name in KEPT:
+        for name in PREDICTED:
             mine, theirs = getattr(found, part)[name], getattr(expected, part)[name]
             np.testing.assert_allclose(mine, theirs, atol=tolerance, rtol=0)
 
@@ -120,7 +118,7 @@ class ScriptedLockstep:
 
     steps_per_epoch = 1
 
-    def __init__(self, accelerator, config, members, store, settings, static_scores):
+    def __init__(self, accelerator, members, store, settings, static_scores):
         self.members, self.store, self.epoch = members, store, 0
 
     def train_epoch(self, bar):
@@ -166,16 +164,16 @@ def test_static_rankings_are_made_without_the_folds_a_member_does_not_see(
     given = {}
 
     class Recorded(Lockstep):
-        def __init__(self, accelerator, config, members, store, settings, static_scores):
+        def __init__(self, accelerator, members, store, settings, static_scores):
             given.update({member.held_out: scores for member, scores in zip(members, static_scores, strict=True)})
-            super().__init__(accelerator, config, members, store, settings, static_scores)
+            super().__init__(accelerator, members, store, settings, static_scores)
 
     monkeypatch.setattr(cross_validation, "Lockstep", Recorded)
     run(data, settings)
     store = make_store(data, settings)
     assert len(given) == 4 + 6
     for held_out, scores in given.items():
-        assert scores == probe_scores(store, np.flatnonzero(~np.isin(store.folds, held_out)))
+        assert scores == _probe_scores(store, np.flatnonzero(~np.isin(store.folds, held_out)))
 
 
 # --- The run ---

@@ -6,8 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_blemo.fusion_training.data import with_unlabelled
-from hf_blemo.fusion_training.lockstep import Lockstep
-from hf_blemo.fusion_training.protocol import Member, cross_validation_members
+from hf_blemo.fusion_training.lockstep import Lockstep, Member
 from hf_blemo.programs.progress import Progress
 
 ALL_TERMS = {"encoder_loss_weight": 0.3, "gate_loss_weight": 0.2}
@@ -17,7 +16,7 @@ ALL_TERMS = {"encoder_loss_weight": 0.3, "gate_loss_weight": 0.2}
 def train(make_store, accelerator):
     def trained(data, settings, members, epochs=2, static_scores=None):
         store = make_store(data, settings)
-        lockstep = Lockstep(accelerator, store.config, members, store, settings, static_scores)
+        lockstep = Lockstep(accelerator, members, store, settings, static_scores)
         with Progress("test", "step", shown=False) as bar:
             losses = [lockstep.train_epoch(bar) for _ in range(epochs)]
         return lockstep, np.array(losses)
@@ -104,8 +103,8 @@ def test_the_loss_falls(make_data, make_settings, make_store, model, mixed_preci
     accelerator = Accelerator(mixed_precision=mixed_precision)
     settings = make_settings(model=model, learning_rate=2e-2)
     store = make_store(make_data(120, noise_std=0.1), settings)
-    members = cross_validation_members("published_style", range(5), [0])
-    lockstep = Lockstep(accelerator, store.config, members, store, settings)
+    members = [Member(0, (fold,)) for fold in range(5)]
+    lockstep = Lockstep(accelerator, members, store, settings)
     with Progress("test", "step", shown=False) as bar:
         losses = [lockstep.train_epoch(bar) for _ in range(6)]
     assert (losses[-1] < 0.9 * losses[0]).all()
@@ -125,9 +124,7 @@ def test_half_precision_is_used_and_stays_near_full_precision(make_data, make_se
     for mixed_precision in ("no", "bf16"):
         accelerator.state._reset_state(reset_partial_state=True)
         store = make_store(data, settings)
-        lockstep = Lockstep(
-            Accelerator(mixed_precision=mixed_precision), store.config, [Member(0, (0,))], store, settings
-        )
+        lockstep = Lockstep(Accelerator(mixed_precision=mixed_precision), [Member(0, (0,))], store, settings)
         found[mixed_precision] = lockstep.predict(np.arange(40))["joint_probabilities"]
     assert 0 < np.abs(found["no"] - found["bf16"]).max() < 0.02
 

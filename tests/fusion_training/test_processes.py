@@ -3,12 +3,11 @@
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_processes import run_python
 
 PROGRAM = Path(__file__).with_name("on_two_processes.py")
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,9 +37,7 @@ def outcome(make_data, make_settings, tmp_path_factory):
         written[name] = vars(make_settings(**options))
     (folder / "settings.json").write_text(json.dumps(written))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    run = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    run = run_python([PROGRAM, folder], cwd=folder, env=environment, processes=2)
     assert run.returncode == 0, run.stderr[-4000:]
     spec = importlib.util.spec_from_file_location(PROGRAM.stem, PROGRAM)
     module = importlib.util.module_from_spec(spec)
@@ -72,11 +69,10 @@ def test_the_runs_did_train(outcome):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(make_data, make_settings, make_store, accelerator, monkeypatch):
-    from hf_blemo.fusion_training.lockstep import Lockstep
-    from hf_blemo.fusion_training.protocol import Member
+    from hf_blemo.fusion_training.lockstep import Lockstep, Member
 
     monkeypatch.setattr(type(accelerator), "num_processes", 3)
     settings = make_settings(batch_size=16)
     store = make_store(make_data(20), settings)
     with pytest.raises(ValueError, match="batch_size 16 is not a multiple of the 3 processes"):
-        Lockstep(accelerator, store.config, [Member(0, ())], store, settings)
+        Lockstep(accelerator, [Member(0, ())], store, settings)

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from hf_blemo import blemore
-from hf_blemo.fusion_training.protocol import cross_validation_members
-from hf_blemo.fusion_training.results import CrossValidationResults, mean_predictions, spread
+from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.selection import Selection, measure
-from hf_blemo.programs.tables import plus_minus, table
 
 FOLDS = np.array([0, 1, 2, 1, 0, 2, 0, 1, 2, 2, 1, 0])
 LABELS = np.array([0, 6, 10, 3, 7, 20, 5, 13, 2, 1, 30, 35])
@@ -35,8 +33,7 @@ def results():
     generator = np.random.default_rng(0)
     selections = []
     for seed in (5, 2):
-        members = cross_validation_members("honest", [0, 1, 2], [seed])
-        selection = Selection(members, "honest", FOLDS, SOFT, "loss", "thresholds")
+        selection = Selection("honest", FOLDS, SOFT, [seed], "loss", "thresholds")
         for fold in range(3):
             choice = selection.choices[seed, fold]
             inside, outside = np.equal(FOLDS, fold), ~np.equal(FOLDS, fold)
@@ -108,8 +105,7 @@ def test_summary_spreads_over_the_right_axis(results):
 
 
 def test_gate_table_counts_by_emotion_set(results):
-    names = ["a", "b", "c", "d"]
-    gate = results.gate_table(names)
+    gate = results.gate
     sets = blemore.LABEL_SETS[LABELS]
     weights = np.mean([results.pooled([seed])["encoder_weights"] for seed in (2, 5)], 0)
     chosen = np.zeros((12, 4))
@@ -130,29 +126,22 @@ def test_gate_table_counts_by_emotion_set(results):
 def test_absent_ranks_are_counted_for_no_encoder(results):
     for choice in results.choices.values():
         choice.scored["selected_encoders"][:, 1] = -1
-    assert results.gate_table(["a", "b", "c", "d"])["mean_selected"].sum() == pytest.approx(1)
+    assert results.gate["mean_selected"].sum() == pytest.approx(1)
 
 
-def test_a_mean_of_selections_is_the_first_ones():
-    parts = [draw(np.random.default_rng(seed), 3, LABELS[:3]) for seed in (0, 1)]
-    mean = mean_predictions(parts)
-    assert mean["selected_encoders"] is parts[0]["selected_encoders"]
-    np.testing.assert_allclose(mean["probabilities"], (parts[0]["probabilities"] + parts[1]["probabilities"]) / 2)
+def test_a_mean_of_selections_is_the_first_ones(results):
+    pooled, first = results.pooled(), results.pooled([2])
+    np.testing.assert_array_equal(pooled["selected_encoders"], first["selected_encoders"])
+    assert (first["selected_encoders"] != results.pooled([5])["selected_encoders"]).any()
 
 
-def test_spread_and_table():
-    rows = [
-        {"acc_presence": 0.1, "acc_salience": 0.5, "score": 0.3},
-        {"acc_presence": 0.3, "acc_salience": 0.5, "score": 0.4},
-    ]
-    found = spread(rows)
-    assert found["acc_presence"] == pytest.approx({"mean": 0.2, "std": 0.1})
-    assert found["acc_salience"] == {"mean": 0.5, "std": 0.0}
-    assert plus_minus({"mean": 0.25, "std": 0.125}) == "0.2500 ± 0.1250"
-    text = table(["", "Score"], [["a", "0.5"], ["longer", "10.25"]])
-    assert text.splitlines() == [
-        "|        | Score |",
-        "|--------|------:|",
-        "| a      |   0.5 |",
-        "| longer | 10.25 |",
-    ]
+def test_a_decoding_is_made_once_for_all_who_ask(results, monkeypatch):
+    decodings = []
+    decode = Selection.decode
+    monkeypatch.setattr(
+        Selection, "decode", lambda self, *arguments: decodings.append(arguments[2]) or decode(self, *arguments)
+    )
+    results.summary("thresholds")
+    results.ensemble("thresholds")
+    assert (decodings.count("thresholds"), decodings.count("expected_score")) == (6 + 3, 6)
+    assert results.gate is results.gate

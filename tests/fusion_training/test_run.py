@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_blemo import blemore
 from hf_blemo.fusion_training import run as run_module
-from hf_blemo.fusion_training.report import results_table
+from hf_blemo.fusion_training.results import results_table
 from hf_blemo.fusion_training.run import train_fusion
 from hf_blemo.prediction.fusion import load_fusion, predict_blends
 
@@ -43,7 +43,7 @@ def settings_for(folder, make_settings, tmp_path):
 
 @pytest.fixture
 def without_plots(monkeypatch):
-    monkeypatch.setattr(run_module, "_plots", lambda *arguments: None)
+    monkeypatch.setattr(run_module, "plot_cross_validation", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_thresholds_of_the_saved_models_are_those_of_their_own_seed(trained, fol
     for seed, where in ((4, output), (1, output / "seed_1")):
         settings = make_settings(seeds=[seed], learning_rate=3e-2, decoding="thresholds")
         store = FeatureStore(data, model_config(data, settings), progress=False)
-        results, _ = cross_validate(Accelerator(), store.config, store, settings)
+        results, _ = cross_validate(Accelerator(), store, settings)
         fitted = blemore.fit_thresholds(results.pooled([seed])["probabilities"], np.asarray(data["labels"]))
         processor = load_fusion(where)[1]
         assert (processor.alpha, processor.beta) == (fitted.alpha, fitted.beta)
@@ -196,13 +196,22 @@ def test_the_table_for_the_terminal_shows_the_numbers(trained):
     assert results_table(nothing) == "Trained on all clips; nothing was scored."
 
 
-def test_unlabelled_test_clips_are_predicted_and_not_scored(
-    settings_for, make_data, with_column, tmp_path, without_plots
+def test_unlabelled_test_clips_are_read_once_predicted_and_not_scored(
+    settings_for, make_data, with_column, tmp_path, without_plots, monkeypatch
 ):
     test = make_data(6, seed=1)
     with_column(test, "labels", np.full((6, 6), -100.0)).save_to_disk(str(tmp_path / "test"))
     settings = settings_for(protocol="none", num_epochs=1, test_data=str(tmp_path / "test"))
+    num_read, original = [], blemore.read_features
+
+    def counted(dataset, rows=None):
+        found = original(dataset, rows)
+        num_read.extend([len(dataset)] * len(found))
+        return found
+
+    monkeypatch.setattr(blemore, "read_features", counted)
     metrics = train_fusion(settings)
+    assert (num_read.count(6), num_read.count(48)) == (6, 48)
     assert metrics["test"] == {"source": settings.test_data, "clips": 6}
     assert len(read(tmp_path / "output" / "test_predictions.json")["predictions"]) == 6
 
@@ -307,15 +316,22 @@ def test_bad_settings_leave_an_output_as_it_was(settings_for, trained, tmp_path,
     [
         pytest.param({"data": "two_folds"}, "needs at least 3 folds"),
         pytest.param({"test_data": "other"}, "test_data: found the encoders other"),
+        pytest.param({"test_data": "repeated"}, "test_data: clip 'clip_001' comes more than once"),
+        pytest.param({"test_data": "damaged"}, "clip_004, encoder 'voice': expected finite values"),
         pytest.param(
             {"unlabelled_data": "other", "model": {"domain_adaptation": "coral"}},
             "unlabelled_data: found the encoders other, expected some of voice, face, noise",
         ),
     ],
 )
-def test_so_does_data_that_does_not_fit(settings_for, trained, make_data, tmp_path, without_plots, changes, message):
+def test_so_does_data_that_does_not_fit(
+    settings_for, trained, make_data, with_features, tmp_path, without_plots, changes, message
+):
     make_data(20, num_folds=2).save_to_disk(str(tmp_path / "two_folds"))
     make_data(6, widths={"other": 3}).save_to_disk(str(tmp_path / "other"))
+    make_data(6).select([0, 1, 2, 1]).save_to_disk(str(tmp_path / "repeated"))
+    damaged = with_features(make_data(6), lambda row, name, steps: steps * (np.nan if row == 4 else 1))
+    damaged.save_to_disk(str(tmp_path / "damaged"))
     shutil.copytree(trained[0], tmp_path / "output")
     before = snapshot(tmp_path / "output")
     with pytest.raises(ValueError, match=message):

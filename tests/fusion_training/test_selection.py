@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hf_blemo import blemore
-from hf_blemo.fusion_training.protocol import cross_validation_members
-from hf_blemo.fusion_training.selection import KEPT, Selection, measure, negative_log_likelihood
+from hf_blemo.fusion_training.lockstep import PREDICTED
+from hf_blemo.fusion_training.selection import Selection, measure
 
 # Ten rows in three folds; fold 0 has singles alone.
 FOLDS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 1])
@@ -44,15 +44,17 @@ def predictions_of(members, share):
 
 
 def make_selection(protocol="honest", selection="loss", decoding="expected_score", seeds=(5,)):
-    members = cross_validation_members(protocol, [0, 1, 2], seeds)
-    return members, Selection(members, protocol, FOLDS, SOFT, selection, decoding)
+    made = Selection(protocol, FOLDS, SOFT, seeds, selection, decoding)
+    return made.members, made
 
 
 def test_negative_log_likelihood_by_hand():
-    assert negative_log_likelihood(joint(0.25), LABELS) == pytest.approx(-np.log(0.25))
-    shares = np.linspace(0.1, 0.9, 10)
-    assert negative_log_likelihood(joint(shares), LABELS) == pytest.approx(-np.log(shares).mean())
-    assert np.isfinite(negative_log_likelihood(joint(0.0), LABELS))
+    _, selection = make_selection()
+    assert selection.loss(joint(0.25)) == pytest.approx(-np.log(0.25))
+    shares, rows = np.linspace(0.1, 0.9, 10), np.array([7, 2])
+    assert selection.loss(joint(shares)) == pytest.approx(-np.log(shares).mean())
+    assert selection.loss(joint(shares)[rows], rows) == pytest.approx(-np.log(shares[rows]).mean())
+    assert np.isfinite(selection.loss(joint(0.0)))
 
 
 def test_measure_by_hand():
@@ -95,12 +97,12 @@ def test_honest_choice_rests_on_the_inner_models_alone():
     for seed, fold, choice in selection:
         assert (seed, choice.epoch) == (5, best[fold])
         scored = members.index(next(member for member in members if member.held_out == (fold,)))
-        for name in KEPT:
+        for name in PREDICTED:
             np.testing.assert_array_equal(choice.scored[name], given[best[fold]][name][scored][in_fold(fold)])
         rows = selection.judging_rows(fold)
         assert rows.tolist() == np.flatnonzero(~in_fold(fold)).tolist()
         owners = [members.index(type(members[0])(5, tuple(sorted((fold, other))))) for other in FOLDS[rows]]
-        for name in KEPT:
+        for name in PREDICTED:
             np.testing.assert_array_equal(choice.judging[name], given[best[fold]][name][owners, rows])
 
 
@@ -205,7 +207,7 @@ def test_state_survives_a_file_without_pickled_objects_and_goes_on_alike(decodin
     for (seed, fold, found), (_, _, expected) in zip(second, whole, strict=True):
         assert (found.epoch, found.criterion) == (expected.epoch, expected.criterion), (seed, fold)
         for part in ("scored", "judging"):
-            for name in KEPT:
+            for name in PREDICTED:
                 mine, theirs = getattr(found, part)[name], getattr(expected, part)[name]
                 assert mine.dtype == theirs.dtype
                 np.testing.assert_array_equal(mine, theirs)

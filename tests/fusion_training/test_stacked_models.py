@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
-from hf_blemo.fusion_training.stacked_models import StackedModels
+from hf_blemo.fusion_training.lockstep import _StackedModels
 
 ENCODERS = {
     "voice": {"feature_size": 4, "modality": "audio", "pooling": "attention"},
@@ -87,7 +87,7 @@ def named_gradients(stack, index):
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_outputs_and_gradients_equal_those_of_separate_models(options, batches):
     models = make_models(**options)
-    stack = StackedModels(models).train()
+    stack = _StackedModels(models).train()
     outputs = stack(stack_batches(batches))
     outputs["loss"].sum().backward()
     for index, (model, batch) in enumerate(zip(models, batches, strict=True)):
@@ -105,7 +105,7 @@ def test_outputs_and_gradients_equal_those_of_separate_models(options, batches):
 
 def test_shared_rows_and_subsets(batches):
     models = make_models(4)
-    stack = StackedModels(models).eval()
+    stack = _StackedModels(models).eval()
     subset = [3, 1]
     with torch.no_grad():
         everyone = stack(batches[1], shared=True)
@@ -122,7 +122,7 @@ def test_shared_rows_and_subsets(batches):
 
 def test_gradients_are_clipped_model_by_model(batches):
     models = make_models()
-    stack = StackedModels(models).train()
+    stack = _StackedModels(models).train()
     # One model far above the limit, one just above, one below.
     scales = torch.tensor([50.0, 1.0, 1e-3])
     (stack(stack_batches(batches))["loss"] * scales).sum().backward()
@@ -140,7 +140,7 @@ def test_gradients_are_clipped_model_by_model(batches):
 
 
 def test_clipping_leaves_zero_gradients_alone(batches):
-    stack = StackedModels(make_models()).train()
+    stack = _StackedModels(make_models()).train()
     (stack(stack_batches(batches))["loss"] * torch.tensor([0.0, 1.0, 0.0])).sum().backward()
     stack.clip_gradients(0.1)
     for value in stack.stacked:
@@ -150,7 +150,7 @@ def test_clipping_leaves_zero_gradients_alone(batches):
 @pytest.mark.parametrize("options", [{}, {"gate": "static"}])
 def test_an_unstacked_model_saves_and_loads_with_its_own_weights(options, batches, tmp_path):
     models = make_models(**options)
-    stack = StackedModels(models)
+    stack = _StackedModels(models)
     with torch.no_grad():
         for value in stack.stacked:
             value.mul_(1.1)
@@ -171,7 +171,7 @@ def test_an_unstacked_model_saves_and_loads_with_its_own_weights(options, batche
 
 def test_the_stack_owns_its_weights_and_nothing_else():
     models = make_models()
-    stack = StackedModels(models)
+    stack = _StackedModels(models)
     assert sum(value.numel() for value in stack.parameters()) == 3 * models[0].num_parameters()
     assert len(list(stack.parameters())) == len(list(models[0].parameters()))
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_the_stack_owns_its_weights_and_nothing_else():
 
 
 def test_only_matrices_decay():
-    stack = StackedModels(make_models(domain_adaptation="adversarial"))
+    stack = _StackedModels(make_models(domain_adaptation="adversarial"))
     decayed, others = stack.optimizer_groups(0.7)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.7, 0.0)
     names = {id(value): name for name, value in zip(stack.parameter_names, stack.stacked, strict=True)}
@@ -202,7 +202,7 @@ def test_only_matrices_decay():
 
 def test_equal_models_draw_different_dropout_and_none_in_evaluation(batches):
     model = make_models(1, dropout=0.5)[0]
-    stack = StackedModels([model, model]).train()
+    stack = _StackedModels([model, model]).train()
     outputs = stack(batches[0], shared=True)["fused_features"]
     assert not torch.allclose(outputs[0], outputs[1])
     outputs = stack.eval()(batches[0], shared=True)["fused_features"]

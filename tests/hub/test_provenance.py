@@ -8,7 +8,7 @@ import pytest
 
 from hf_blemo.blemore.dataset_writing import write_dataset
 from hf_blemo.blemore.features import Clip, dataset_features
-from hf_blemo.fusion_training.data import encoder_options, load_data
+from hf_blemo.fusion_training.data import load_data, model_config
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.hub.encoder_models import read_provenance
 
@@ -37,7 +37,7 @@ def write_provenance(folder, entries):
 
 def options_of(folder, **settings):
     settings = FusionSettings(data=str(folder), **settings)
-    return encoder_options(load_data(settings.data, settings), settings)
+    return model_config(load_data(settings.data, {}), settings).encoders
 
 
 def test_what_was_written_is_read_and_other_keys_are_not(tmp_path):
@@ -92,9 +92,7 @@ def test_what_is_said_of_features_of_another_width_is_not_believed(made, caplog)
 
 
 def test_values_that_make_no_sense_are_refused_with_the_encoder_s_name(made):
-    from hf_blemo.fusion_training.data import model_config
-
     (made / "encoders.json").write_text(json.dumps({"listener": {"modality": "smell"}}))
     settings = FusionSettings(data=str(made))
     with pytest.raises(ValueError, match="listener.*smell"):
-        model_config(load_data(settings.data, settings), settings)
+        model_config(load_data(settings.data, {}), settings)

@@ -15,7 +15,7 @@ QUICK = ("--seeds", 0, "--num_epochs", 1, "--model.hidden_size", 8)
 
 
 def test_a_run_prints_its_table_and_where_it_wrote(program, table, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_module, "_plots", lambda *arguments: None)
+    monkeypatch.setattr(run_module, "plot_cross_validation", lambda *arguments: None)
     output = tmp_path / "output"
     config = next(path for path in CONFIGS if path.name == "fusion_synthetic.yaml")
     program("train_fusion.py", "--config", config, "--data", table, "--output_dir", output, *QUICK)
