@@ -116,6 +116,6 @@ def _encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> di
 
 def _modality_of(name: str) -> str:
     """Known for the encoders of BlEmoRE and of the built-in data; else `video`."""
-    if name in SYNTHETIC_ENCODERS:
-        return SYNTHETIC_ENCODERS[name]["modality"]
+    if name in built_in.SYNTHETIC_ENCODERS:
+        return built_in.SYNTHETIC_ENCODERS[name]["modality"]
     return next((modality for prefix, modality in _MODALITY_BY_PREFIX if name.lower().startswith(prefix)), "video")
