@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from hf_blemo.loading import lazy_names
+from hf_blemo._registration import lazy_names
 
 if TYPE_CHECKING:
     from hf_blemo.fusion_training.feature_store import fit_feature_statistics
