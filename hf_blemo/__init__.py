@@ -64,7 +64,7 @@ _FAMILIES = {
 
 # task -> the class of its pipeline.
 _PIPELINES = {"blended-emotion-recognition": "BlendedEmotionRecognitionPipeline"}
-# The pipeline of features alone, which travels to the Hub with the models.
+# The pipeline for features only, which travels to the Hub with the models.
 _PIPELINE_BASES = {"BlendedEmotionRecognitionPipeline": "hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion"}
 
 __getattr__, __dir__ = lazy_names(__name__, {**_CLASSES, "blemore": "hf_blemo.blemore"})

@@ -118,8 +118,8 @@ class AutoClassRegistrar:
     def register(self, module_name: str) -> None:
         """Makes the registrations that wait for a module, where the other side can be had.
 
-        A class that is missing belongs to a module whose import is still under way, as when the two sides import each
-        other: the end of that import calls this method again.
+        A missing class belongs to a module that is still being imported, as when the two sides import each other. The
+        end of that import calls this method again.
 
         Args:
             module_name: Full name of a module that has just been imported, of an auto class or of a family's class.
@@ -145,7 +145,7 @@ class AutoClassRegistrar:
         for task, name in self.pipelines.items():
             base = sys.modules.get(self.bases.get(name, ""))
             if base is not None and not hasattr(base, name):
-                # Its import is under way, and has just brought in the pipelines: its end calls this method again.
+                # The module is still being imported and has imported the pipelines; its end calls this method again.
                 continue
             pipeline_class = self._find_class(name)
             if pipeline_class is not None and task not in registry.supported_tasks:

@@ -1,4 +1,4 @@
-"""What counts as a user's error, and how it is worded: one line that says what was found, expected and where."""
+"""Errors of users, worded in one line: what was found, what was expected, and where."""
 
 import sys
 from collections.abc import Iterable, Iterator

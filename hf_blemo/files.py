@@ -50,7 +50,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, and moves the file to its place unless an error was raised.
 
     Args:
-        path: of the file; its folder is made where it is missing.
+        path: of the file; its folder is created if missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -19,7 +19,7 @@ def local_path(source: str, where: str | None = None, revision: str | None = Non
     Args:
         source: a path or a Hub id.
         where: what messages call it; `source` by default.
-        revision: that is asked for.
+        revision: requested revision.
 
     Returns:
         Its path, or None for a Hub id.
@@ -39,7 +39,7 @@ def local_path(source: str, where: str | None = None, revision: str | None = Non
 
 @contextmanager
 def download_errors(where: str) -> Iterator[None]:
-    """Words what goes wrong in a download from the Hub in one line.
+    """Words errors of a download from the Hub in one line.
 
     Args:
         where: what messages call the repository.

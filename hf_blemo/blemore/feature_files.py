@@ -35,7 +35,7 @@ class ClipSource(NamedTuple):
 
 
 class FeatureFileReader:
-    """Reads clips from one file per clip and encoder, and knows the types of the data set they make.
+    """Reads clips from one file per clip and encoder, and infers the types of their data set.
 
     The first clip that has an encoder fixes its width and, with "auto", its dtype.
 

@@ -54,7 +54,7 @@ class FeatureType(NamedTuple):
                 sources stay float16 in any case, since widening them adds nothing.
 
         Raises:
-            ValueError: `feature_dtype` is none of the three.
+            ValueError: `feature_dtype` is unknown.
         """
         if feature_dtype not in _FEATURE_DTYPES:
             raise ValueError(f"feature_dtype: found {feature_dtype!r}, expected one of {', '.join(_FEATURE_DTYPES)}")
@@ -206,8 +206,8 @@ def arrow_to_arrays(column: "pa.Array", where: str) -> list[np.ndarray | None]:
 def dataset_features(encoders: Mapping[str, tuple[int, str]]) -> "datasets.Features":
     """The column types of a feature data set.
 
-    A list of fixed-size lists is plain Arrow, so every reader knows it; it states the width in the schema, may be null
-    as a whole, survives Parquet, and reads as fast as `datasets.Array2D`.
+    A list of fixed-size lists is plain Arrow, so every reader supports it. It states the width in the schema, may be
+    null as a whole, survives Parquet, and reads as fast as `datasets.Array2D`.
 
     Args:
         encoders: encoder -> (D, "float16" or "float32"), such as a `FeatureType`.
@@ -288,7 +288,7 @@ def _declared_width(feature: Any) -> int | None:
 
 
 def _starts(column: "pa.Array") -> "range | np.ndarray":
-    """Where each row of a list column begins among its values, N + 1 numbers."""
+    """Offsets of a list column's rows among its values, N + 1 numbers."""
     import pyarrow as pa
 
     if pa.types.is_fixed_size_list(column.type):

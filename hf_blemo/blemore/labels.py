@@ -303,7 +303,7 @@ def prediction_label_indices(predictions: Sequence[Sequence[Mapping[str, Any]]])
         predictions: N lists of {"emotion": str, "salience": per cent}, in any order of emotions.
 
     Returns:
-        (N,) int64, -1 where a prediction is none of the 36 labels.
+        (N,) int64, -1 where a prediction is not one of the 36 labels.
     """
     return np.fromiter((_prediction_label_index(prediction) for prediction in predictions), dtype=np.int64)
 

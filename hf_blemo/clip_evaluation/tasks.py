@@ -162,7 +162,7 @@ def _zero_shot_task(name: str, settings: _TaskSettings, source: PairSourceSettin
         number = numbers.get(label) if isinstance(label, str) else label
         if not isinstance(number, int) or not 0 <= number < len(names):
             raise ValueError(
-                f"evaluation.{name}: {settings.data} row {row}: label {label!r} is none of {len(names)} classes"
+                f"evaluation.{name}: {settings.data} row {row}: label {label!r} is not one of {len(names)} classes"
             )
         labels.append(number)
     chosen = settings.templates or templates or TEMPLATES

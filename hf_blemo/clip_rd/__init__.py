@@ -1,1 +1,1 @@
-"""CLIP-RD, a small CLIP distilled by relational losses: a flat, closed folder that travels to the Hub as it stands."""
+"""CLIP-RD, a small CLIP distilled by relational losses: a flat, closed folder that travels to the Hub unchanged."""

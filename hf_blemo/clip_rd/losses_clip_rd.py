@@ -147,7 +147,7 @@ class CLIPRDLoss(nn.Module):
         parameters = (self.cross_scale, self.image_scale, self.text_scale)
         if self.scales == "released":
             return parameters
-        # Clamped in value alone: a scale that has reached a bound can still come back.
+        # Clamps only the value: a scale at a bound still has a gradient to come back.
         bounded = [value + (value.clamp(0, MAXIMAL_LOG_SCALE) - value).detach() for value in parameters]
         return bounded[0].exp(), bounded[1].exp(), bounded[2].exp()
 
@@ -263,7 +263,7 @@ class CLIPRDLoss(nn.Module):
         if any(scale.numel() != 1 for scale in scales):
             return _SCALE
         with torch.no_grad():
-            # One look at the squared norms tells NaN, infinities and zeros apart; float32, since fp16 overflows here.
+            # The squared norms alone distinguish NaN, infinities and zeros; in float32, since fp16 overflows here.
             norms = [torch.linalg.vector_norm(values, dim=1, dtype=computing_dtype(values)) for values in embeddings]
             found = torch.cat(norms)
             numbers = torch.stack([scale.detach().to(found).reshape(()) for scale in scales])
@@ -301,7 +301,7 @@ def _linear(layer: nn.Linear | None, values: torch.Tensor) -> torch.Tensor:
 def _agree(
     processes: Processes, problem: int, rows: int, weights: Mapping[str, float], device: torch.device
 ) -> list[int]:
-    """Exchanges what each process found, before any of them waits for another's embeddings.
+    """Exchanges the findings of all processes, before any of them waits for another's embeddings.
 
     Returns:
         Number of rows of every process.

@@ -28,7 +28,7 @@ class CLIPRDOutput(ModelOutput):
     """Output of [`CLIPRDModel`] for I images and T texts, with the names and order of CLIPOutput.
 
     Args:
-        loss: scalar float32, when asked for and I = T.
+        loss: scalar float32, if requested and I = T.
         logits_per_image: (I, T), cosines times the exponentiated scale.
         logits_per_text: (T, I), its transpose.
         text_embeds: (T, projection_dim), of length 1.
@@ -57,7 +57,7 @@ class CLIPRDPreTrainedModel(PreTrainedModel):
     base_model_prefix = "clip_rd"
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]
-    # Each tower checks the attention it is asked for itself.
+    # Each tower checks its own attention implementation.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -82,7 +82,7 @@ class CLIPRDPreTrainedModel(PreTrainedModel):
         The config names that code for `AutoModelForZeroShotImageClassification`, too, which the pipeline asks for.
 
         Args:
-            save_directory: folder, made where it is missing.
+            save_directory: folder, created if missing.
             args, kwargs: as in transformers' `PreTrainedModel.save_pretrained`.
         """
         code = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
@@ -277,7 +277,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
                 there are no pairs and the loss is None.
 
         Returns:
-            [`CLIPRDOutput`]; of one side alone its embeddings and nothing else.
+            [`CLIPRDOutput`]; for one side, only its embeddings.
 
         Raises:
             ValueError: neither images nor texts are given, or as the two methods above.
@@ -310,7 +310,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         with torch.autocast(image_embeds.device.type, enabled=False):
             dtype = torch.promote_types(image_embeds.dtype, torch.float32)
             pairs: tuple[torch.Tensor, ...] = (image_embeds.to(dtype), text_embeds.to(dtype))
-            # Where gradients are wanted: one process alone may evaluate.
+            # Only with gradients, since a single process may evaluate.
             if self.training and torch.is_grad_enabled():
                 pairs = gather_pairs(*pairs)
             return _contrastive_loss(pairs[0] @ pairs[1].t() * self.logit_scale.to(dtype).exp())

@@ -51,7 +51,7 @@ _USERS = {
 
 
 class TiledTerms(torch.autograd.Function):
-    """Weighted sum of the terms, and the values of all; the gradients are found on the way and merely handed out."""
+    """Weighted sum of the terms, and the values of all; forward computes the gradients, and backward returns them."""
 
     @staticmethod
     def forward(ctx, own_image, own_text, image, text, teacher_image, teacher_text, multipliers, call: TilesCall):
@@ -97,7 +97,7 @@ class _Tiles:
         self.teacher = (teacher_image, teacher_text)
         student, teacher, cross, vision, language = multipliers.tolist()
         used = [index for index, users in _USERS.items() if any(self.weights[name] for name in users)]
-        # Only what some term reads travels: the student's texts, the teacher's images, the teacher's texts.
+        # Only embeddings that some term reads are gathered: the student's texts, the teacher's images and texts.
         parts = [
             (own_text, _OWN in used),
             (teacher_image, bool({_IMAGE, _TEXT_TO_IMAGE} & set(used))),
@@ -201,7 +201,7 @@ class _Tiles:
         scale_gradients: list[Any] = [0.0] * 5
         logits = {index: self.new_buffer() for index in self.used}
         both = {index: self.new_buffer() for index in self.used}
-        # The softmax over rows alone is read by the two products of `icl`; the others' is added up and forgotten.
+        # Only the two products of `icl` read the softmax over rows alone; that of the others is summed and dropped.
         scratch = self.new_buffer()
         single = {
             index: self.new_buffer() if index in (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT) else scratch for index in self.used

@@ -20,7 +20,7 @@ CUSTOM = "custom"
 def make_student(
     settings: DistillationSettings, teacher_processor: PairProcessor | None = None
 ) -> tuple[CLIPRDModel, PairProcessor]:
-    """Makes the student and what prepares its inputs.
+    """Makes the student and its processor.
 
     A student that starts from a checkpoint keeps that one's tokenizer and image processor.
 
@@ -41,7 +41,7 @@ def make_student(
     where = f"student {settings.student!r}"
     local_path(settings.student, where)
     if settings.student_config:
-        raise ValueError(f"student_config: {settings.student!r} is a checkpoint, whose config is its own")
+        raise ValueError(f"student_config: {settings.student!r} is a checkpoint with its own config")
     student = load_part(AutoModel, settings.student, where)
     if isinstance(student, CLIPModel):
         student = CLIPRDModel.from_clip(student)
@@ -66,13 +66,13 @@ def make_student(
 def _tokenizer(settings: DistillationSettings, teacher_processor: PairProcessor | None) -> Any:
     if settings.tokenizer is not None:
         return load_part(AutoTokenizer, settings.tokenizer, f"tokenizer {settings.tokenizer!r}")
-    # A tokenizer of open_clip is none of transformers, which the student's folder has to hold.
+    # The student's folder needs a tokenizer of transformers, which open_clip's is not.
     if teacher_processor is not None and hasattr(teacher_processor.tokenizer, "save_pretrained"):
         return teacher_processor.tokenizer
     sources = {source.data for source in settings.pair_sources()}
     if len(sources) == 1 and sources <= set(built_in.PAIRS):
         return built_in.load_tokenizer(*sources)
-    raise ValueError("expected tokenizer: there is no teacher of transformers whose tokenizer could be shared")
+    raise ValueError("set `tokenizer`: the teacher has no transformers tokenizer to share")
 
 
 def _new_student(settings: DistillationSettings, tokenizer: Any) -> tuple[CLIPRDModel, PairProcessor]:

@@ -44,7 +44,7 @@ def _add_build(commands: Any) -> None:
 Reads SOURCE: the folder of the distribution (train_metadata.csv and pre_extracted_{train,test}_data/), a table with
 one row per clip (.parquet, .npz, .csv), or the word 'synthetic'.
 Writes the folder DIR, which datasets.load_from_disk, hf-blemo predict and the training programs read. It appears only
-when it is whole; a build of the distribution or of a table that was interrupted goes on where it stopped.
+when it is complete; an interrupted build of the distribution or of a table resumes.
 
 Example:
   hf-blemo dataset build data/BlEmoRE --output out/blemore --encoders ImageBind WavLM_large""",

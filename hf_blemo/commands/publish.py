@@ -40,7 +40,7 @@ def _publish(arguments: argparse.Namespace) -> None:
     if arguments.repo is None:
         for option in ("public", "tag", "message", "create_pr"):
             if getattr(arguments, option):
-                raise ValueError(f"--{option.replace('_', '-')} is about an upload, which needs --repo")
+                raise ValueError(f"--{option.replace('_', '-')} needs --repo")
         files = files_to_publish(arguments.folder)
         print(f"{arguments.folder} can be published; with --repo these files would be uploaded:")
         print("\n".join(f"  {name}" for name in files))

@@ -117,8 +117,8 @@ def find_clips(
         The clips. Labels come from a column `labels`, else from the names where they carry one.
 
     Raises:
-        FileNotFoundError: there is nothing of the kind, or a clip of the metadata is missing.
-        ValueError: no clip, two of one name, a column that is not there, or labels that are none.
+        FileNotFoundError: the source does not exist, or a clip of the metadata is missing.
+        ValueError: no clip, two of one name, a missing column, or invalid labels.
     """
     path = Path(source)
     if path.is_dir() and not is_dataset_folder(path):
@@ -239,7 +239,7 @@ def undecoded(
 def _chosen_columns(
     where: str, names: Iterable[str], types: dict[str, str], video_column: str | None, audio_column: str | None
 ) -> dict[str, str]:
-    """`video`, `audio` or both -> name of the column: as asked for, else named so, else of that type."""
+    """`video`, `audio` or both -> name of the column: the given one, else by name, else by type."""
     names = list(names)
     chosen = {}
     for kind, given in zip(KINDS, (video_column, audio_column), strict=True):

@@ -30,7 +30,7 @@ class ClipFeatures:
         features: encoder -> (T, D) float32, without encoders that found nothing to look at.
         times: encoder -> (T,) float64, seconds from the start of the clip at which each row begins.
         duration: seconds, where known.
-        notes: what is unusual about the file, a sentence each.
+        notes: sentences on anything unusual about the file.
         thumbnails: JPEG files in the order of time, if asked for.
         error: why there are no features; a line that names the clip.
     """

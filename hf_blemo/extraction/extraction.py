@@ -1,4 +1,4 @@
-"""Clips to features: encoders run on batches of what was decoded while decoding continues."""
+"""Clips to features: encoders run on decoded batches while decoding continues."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -47,7 +47,7 @@ def encode_clips(
     if num_threads is None:
         num_threads = min(8, max(1, (os.cpu_count() or 2) // 2))
         if isinstance(clips, Sized):
-            # A clip by itself is decoded by all cores.
+            # All cores decode a single clip.
             num_threads = max(1, min(num_threads, len(clips)))
     if num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, found {num_threads}")

@@ -79,4 +79,4 @@ class ExtractionSettings:
             if getattr(self, name) is not None and self.model is not None:
                 raise ValueError(f"{name} cannot be combined with `model`, whose config sets it")
         if self.synthetic and self.data != SYNTHETIC:
-            raise ValueError(f"synthetic is about data {SYNTHETIC!r}, found data {self.data!r}")
+            raise ValueError(f"synthetic needs data {SYNTHETIC!r}, found data {self.data!r}")

@@ -69,7 +69,7 @@ def render_card(
         encoder_models: of a fusion, as `encoder_rows` returns them; those named in `metrics` by default.
 
     Returns:
-        Metadata and text of a README.md. A model index holds what was measured; data sets and base models are named
+        Metadata and text of a README.md. The model index holds measured results; data sets and base models are named
         where they have a Hub id; the licence is that of code and weights.
 
     Raises:
@@ -121,7 +121,7 @@ def render_template(template: str, metadata: CardData, **values: Any) -> str:
 
 
 def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | None = None) -> str:
-    """Bring a card up to date without losing what people changed in it.
+    """Update a card without losing manual edits.
 
     Text between `<!-- hf_blemo:begin NAME -->` and `<!-- hf_blemo:end NAME -->` is replaced by the generated block of
     that name; all other text stays, and a block that was deleted stays deleted. A card without any of these markers

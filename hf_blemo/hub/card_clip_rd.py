@@ -68,7 +68,7 @@ def card_values(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
             task_name=_TASK_NAMES[task["kind"]],
             dataset_type=_dataset_type(task.get("data"), metrics),
             dataset_name=_data_name(task.get("data")),
-            # The Hub's library leaves out what is None.
+            # The Hub's library omits None.
             dataset_args={"task": name, **{key: task.get(key) for key in ("images", "captions", "classes")}},
             metric_type="accuracy" if task["kind"] == "zero_shot" else "recall",
             metric_name=metric_name,
@@ -114,7 +114,7 @@ def card_values(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 def _check(metrics: Mapping[str, Any]) -> None:
     data = metrics["data"]
     if not isinstance(data, Mapping) or not isinstance(data.get("sources"), list) or not data["sources"]:
-        raise ValueError(f"metrics.json: expected data.sources, a list of what was trained on, found data {data!r}")
+        raise ValueError(f"metrics.json: expected data.sources, a list of training sources, found data {data!r}")
     for source in data["sources"]:
         if not isinstance(source, Mapping) or not source.get("data"):
             raise ValueError(f"metrics.json: expected every entry of data.sources to name its data, found {source!r}")

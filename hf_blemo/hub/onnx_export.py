@@ -40,7 +40,7 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False) -> list[Path
 
     Args:
         model: a [`RankAwareFusionModel`] or a [`CLIPRDModel`]; exported in float32 and evaluation mode.
-        folder: made where it is missing.
+        folder: created if missing.
         int8: whether to write each file once more as `NAME_int8.onnx`, its matrix products quantised dynamically:
             weights when it is written, activations when it runs.
 

@@ -133,10 +133,10 @@ def push_model(
     tag: str | None = None,
     **metadata: Any,
 ) -> str:
-    """Publish a model, what prepares its inputs, its code and a card in one commit.
+    """Publish a model, its processor, its code and a card in one commit.
 
     A card that is on the Hub stays as it is. Without one the model gets a short card that claims no results: write
-    yours on the Hub, or train by the programs of this package, whose cards come from what they measured.
+    yours on the Hub, or train with this package's programs, which write cards from measured results.
 
     Args:
         model: of one of this package's families.
@@ -193,7 +193,7 @@ def files_to_publish(folder: str | Path) -> list[str]:
 
 
 def write_card(folder: str | Path, metrics: Mapping[str, Any], repo_id: str | None = None) -> Path:
-    """Write README.md into a model folder and keep what people wrote in an earlier one.
+    """Write README.md into a model folder and keep manual edits of an earlier one.
 
     Args:
         folder: the model's folder; its config.json says whether code travels along, and the card shows its PNG files.
@@ -386,7 +386,7 @@ def _read_metrics(folder: Path) -> dict[str, Any] | None:
 def _write_eval_results(folder: Path) -> None:
     """Writes the card's results on data sets of the Hub into the Hub's own files, in place of those of earlier runs.
 
-    The Hub makes leaderboards from these files. Results on a local folder or on built-in data stay in the card alone.
+    The Hub makes leaderboards from these files. Results on a local folder or on built-in data stay only in the card.
     """
     entries: dict[str, list[EvalResultEntry]] = {}
     for result in ModelCard.load(folder / CARD_FILE).data.eval_results or []:

@@ -37,7 +37,7 @@ def store_card(folder: Path) -> str:
 def push_store(folder: Path, repo_id: str, token: str | None = None) -> str:
     """Upload a store in one commit to a data set; a new one is private.
 
-    The card keeps what people wrote on the Hub; shards that this store does not have are removed there.
+    Manual edits of the card on the Hub stay; shards that this store does not have are removed there.
 
     Args:
         folder: of the store.

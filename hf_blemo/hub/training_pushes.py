@@ -23,7 +23,7 @@ class TrainingPushes:
 
     Every process makes one, which checks the repository; only the first one uses it. A push in the middle runs beside
     the training, in one commit with model, inputs and code, and leaves card and results alone: the latest revision is
-    always a whole model. Where such a push fails, the training goes on, and so does the next push.
+    always a whole model. If a push fails, the training continues and pushes again later.
 
     Args:
         settings: of the pushes.
@@ -68,7 +68,7 @@ class TrainingPushes:
         if self._push is not None:
             error = self._push.exception()
             if error is not None:
-                logger.warning("a push to %s failed, the training goes on: %s", self.repo_id, error)
+                logger.warning("a push to %s failed, the training continues: %s", self.repo_id, error)
         self._push = None
 
     def at_end(self, folder: Path) -> str | None:

@@ -120,7 +120,7 @@ def prepare_repository(
 
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """Words what the Hub refuses, or that it cannot be reached, in one line.
+    """Words a refusal of the Hub, or a failed connection, in one line.
 
     Args:
         what: did not happen, for instance "out/model was not published to owner/name".

@@ -22,7 +22,7 @@ def metric_info(description: str) -> evaluate.MetricInfo:
     """Describes a metric to `evaluate`.
 
     Args:
-        description: what it measures.
+        description: of the metric.
     """
     saliences = datasets.Sequence(datasets.Value("float64"), length=len(blemore.EMOTIONS))
     return evaluate.MetricInfo(

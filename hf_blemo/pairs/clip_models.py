@@ -1,4 +1,4 @@
-"""CLIP-like models of transformers and of open_clip, with what prepares their inputs."""
+"""CLIP-like models of transformers and of open_clip, with their processors."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -57,7 +57,7 @@ def load_clip(source: str, what: str = "model", revision: str | None = None) -> 
 
     Raises:
         FileNotFoundError: the model, its tokenizer or its image processor cannot be found.
-        MissingExtraError: open_clip is asked for and missing.
+        MissingExtraError: open_clip is needed but missing.
         ValueError: the model is no CLIP: it lacks a method, a scale, or embeds images and texts in different widths.
     """
     if source.startswith(OPEN_CLIP):
@@ -90,7 +90,7 @@ def load_processor(source: str, what: str, text_config: Any, revision: str | Non
     """Loads the tokenizer and the image processor of a model of transformers."""
     where = f"{what} {source!r}"
     tokenizer = load_part(AutoTokenizer, source, where, revision=revision)
-    # What transformers makes of a folder without a tokenizer's files knows its special tokens alone.
+    # From a folder without a tokenizer's files, transformers makes a tokenizer that knows only special tokens.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise FileNotFoundError(f"{where}: AutoTokenizer found nothing to load: a tokenizer without words")
     image_processor = load_part(AutoImageProcessor, source, where, backend="pil", revision=revision)

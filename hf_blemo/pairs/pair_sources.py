@@ -53,7 +53,7 @@ class PairStream:
 
     The shards of a pass are in random order and dealt to the consumers (workers of processes), or, where there are too
     few, read by all of them, each taking its own rows. Consecutive pairs are shuffled in blocks. What a consumer reads
-    depends on seed, number of consumers and its own number alone.
+    depends only on seed, number of consumers and its own number.
 
     Args:
         settings: of the source.
@@ -161,7 +161,7 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
     """
     data = _load_source(settings)
     image, caption = _columns(settings, data)
-    # Before all else: a stream whose columns are renamed first decodes its images and encodes them anew, with loss.
+    # Must come first: renaming the columns of a stream would decode its images and encode them again, with loss.
     if isinstance((data.features or {}).get(image), datasets.Image):
         data = data.cast_column(image, datasets.Image(decode=False))
     data = data.select_columns([image, caption]).rename_columns(

@@ -1,4 +1,4 @@
-"""Teacher embeddings on disk: Parquet shards beside one JSON file that says what they were made of."""
+"""Teacher embeddings on disk: Parquet shards beside one JSON file that describes them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -150,7 +150,7 @@ class TeacherStore:
         if missing:
             raise FileNotFoundError(
                 f"teacher_store {str(folder)!r}: {len(missing)} of {len(paths)} shards are missing, {missing[0]} "
-                "first; run training/embed_teacher.py again, it goes on where it stopped"
+                "first; run training/embed_teacher.py again to resume"
             )
         try:
             data = datasets.load_dataset("parquet", data_files={"train": [str(path) for path in paths]}, split="train")
@@ -159,7 +159,7 @@ class TeacherStore:
                 f"teacher_store {str(folder)!r}: {_damaged(paths)} cannot be read: {error.__cause__}; delete it and "
                 "run training/embed_teacher.py again"
             ) from error
-        # The columns of one teacher alone are read from disk.
+        # Only the columns of one teacher are read from disk.
         self.embeds = [f"{self.name}_{side}_embeds" for side in ("image", "text")]
         self.meta = data.select_columns(["crop", "flip", "caption", "broken"])
         self.data = data.select_columns(self.embeds).with_format("numpy")

@@ -72,7 +72,7 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
         """Saves model and processor; the pipeline comes with this package.
 
         Args:
-            save_directory: folder, made where it is missing.
+            save_directory: folder, created if missing.
             kwargs: of the model's `save_pretrained`.
         """
         self.model.save_pretrained(save_directory, **kwargs)

@@ -76,7 +76,7 @@ def write_report(results: Sequence[Mapping[str, Any]], path: str | Path, model: 
 
     Args:
         results: at least one, each as `result_html` takes it.
-        path: of the file to write, whole or not at all; its folder is made where it is missing.
+        path: of the file to write, whole or not at all; its folder is created if missing.
         model: name of the model.
 
     Raises:
@@ -113,7 +113,7 @@ def _environment() -> Environment:
 
 
 def _clip(result: Mapping[str, Any], anchor: str = "clip") -> dict[str, Any]:
-    """Makes what the templates show of a result: texts, and numbers from 0 to 1 for the lengths of bars."""
+    """Converts a result for the templates: texts, and numbers from 0 to 1 for the lengths of bars."""
     if result.get("error"):
         return {"name": result["clip"], "error": " ".join(str(result["error"]).split()), "duration": None}
     blend, duration = result["blend"], result.get("duration")

@@ -203,7 +203,7 @@ def _warn_of_difference(found: Sequence[str], known: Sequence[str]) -> None:
     if len(ignored) == len(found):
         raise ValueError(f"found the encoders {', '.join(found)} in the data, expected some of {', '.join(known)}")
     if ignored:
-        logger.warning("ignored, as the model does not know these encoders of the data: %s", ", ".join(ignored))
+        logger.warning("ignored these encoders of the data, which the model does not know: %s", ", ".join(ignored))
     if absent:
         logger.warning("predicting without these encoders, which the data lacks: %s", ", ".join(absent))
 
@@ -275,7 +275,7 @@ def _load_model(folder: Path, where: str) -> RankAwareFusionModel:
     except SafetensorError as error:
         raise ValueError(f"{where}: the weights are damaged ({error}), expected safetensors") from None
     model, report = loaded
-    # transformers fills what a checkpoint lacks with random numbers, which would pass for predictions.
+    # transformers fills missing weights with random numbers, which would pass for predictions.
     problems = [
         *(f"{key} is missing" for key in sorted(report["missing_keys"])),
         *(f"{key} is unknown" for key in sorted(report["unexpected_keys"])),

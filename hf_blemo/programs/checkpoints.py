@@ -16,10 +16,10 @@ class Checkpoints:
     """Checkpoints of one phase of a run.
 
     Args:
-        accelerator: saves and restores models, optimizer, random state and what was registered with it.
+        accelerator: saves and restores models, optimizer, random state and registered objects.
         folder: of this phase; `None` writes none.
         every: epochs or steps between checkpoints; 0 writes none.
-        unit: what is counted; begins the names of the checkpoints.
+        unit: name of the counted unit, with which names of checkpoints begin.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path | None, every: int, unit: str = "epoch"):
@@ -59,7 +59,7 @@ class Checkpoints:
         """Restores the newest checkpoint of a training of some length.
 
         Args:
-            at_most: epochs or steps of the training; later checkpoints are passed over.
+            at_most: epochs or steps of the training; later checkpoints are ignored.
 
         Returns:
             The epoch or step it was saved after; 0 without a checkpoint.
@@ -75,7 +75,7 @@ SETTINGS_FILE = "settings.json"
 
 
 def check_resumable(folder: Path, settings: Mapping[str, Any], free: Collection[str]) -> None:
-    """Refuses to go on with the checkpoints that other settings left in a folder; see [`check_same_run`]."""
+    """Refuses to resume from checkpoints of other settings; see [`check_same_run`]."""
     if (folder / SETTINGS_FILE).is_file():
         check_same_run(settings, read_json(folder / SETTINGS_FILE), free, str(folder.parent))
 
@@ -91,7 +91,7 @@ def begin_checkpoints(folder: Path, settings: Mapping[str, Any], every: int, res
 def check_same_run(
     settings: Mapping[str, Any], earlier: Mapping[str, Any], free: Collection[str], output_dir: str
 ) -> None:
-    """Refuses to go on with what other settings began.
+    """Refuses to resume a run of other settings.
 
     Args:
         settings: of this run.

@@ -1,4 +1,4 @@
-"""What the plots of all families share: heat maps, numbers in their cells, and PNG files that depend on data alone."""
+"""Shared by all plots: heat maps, numbers in their cells, and PNG files that depend only on the data."""
 
 from pathlib import Path
 from typing import Literal

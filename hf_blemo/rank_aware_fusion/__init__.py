@@ -1,1 +1,1 @@
-"""Rank-aware selective fusion: a flat, closed folder that travels to the Hub as it stands."""
+"""Rank-aware selective fusion: a flat, closed folder that travels to the Hub unchanged."""

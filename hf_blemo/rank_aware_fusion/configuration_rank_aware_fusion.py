@@ -13,7 +13,7 @@ TRANSFORMS = ("none", "log_softmax")
 NUM_STATISTICS = 7
 EMOTIONS = ("ang", "disg", "fea", "hap", "sad", "neu")
 ENCODER_DEFAULTS = {"modality": "video", "pooling": "mean", "transform": "none"}
-# Read by the packages that extract features, kept with the model so that it knows how to make its own inputs.
+# For packages that extract features; kept with the model, so that it knows how its inputs are extracted.
 ENCODER_PROVENANCE = ("model_id", "revision", "extraction")
 
 
@@ -103,12 +103,12 @@ class RankAwareFusionConfig(PreTrainedConfig):
         joint_loss_weight: weight of the negative log-likelihood of the label under the joint distribution (ours).
         domain_adaptation: `none`, `mmd`, `coral` or `adversarial`, between labelled and unlabelled rows of a batch.
         domain_adaptation_weight: its weight in the loss.
-        domain_adaptation_level: what it aligns: `fused`, the fused features, or `encoders`, the latents of every
+        domain_adaptation_level: aligns `fused`, the fused features, or `encoders`, the latents of every
             encoder, which the gate reads too (ours); there it is the mean over the encoders.
         initializer_range: standard deviation of the rank and encoder embeddings.
 
     Source: "Ordering Matters: Rank-Aware Selective Fusion for Blended Emotion Recognition", arXiv 2605.21417,
-    abstract; what is marked ours is this project's choice.
+    abstract. Choices marked ours are not in it.
     """
 
     model_type = "rank_aware_fusion"
@@ -179,7 +179,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
             raise ValueError(f"head_exponent must be in (0, 1), found {self.head_exponent}")
 
     def validate_losses(self):
-        """Checks that no loss weight is negative and that the gate's target exists where it is asked for."""
+        """Checks that no loss weight is negative and that the gate's target exists if its loss is used."""
         for name in vars(self):
             if name.endswith("_weight") and not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")

@@ -104,7 +104,7 @@ def _correlation_alignment(features: torch.Tensor, source: torch.Tensor, target:
 
 
 class _GradientReversal(torch.autograd.Function):
-    """Identity whose gradient has the other sign."""
+    """Identity with a reversed gradient."""
 
     generate_vmap_rule = True
 
@@ -114,7 +114,7 @@ class _GradientReversal(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        """Nothing is kept: the backward pass needs the gradient alone."""
+        """Keeps nothing: the backward pass needs only the gradient."""
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ class RankAwareFusionOutput(ModelOutput):
         joint_probabilities: (B, 36), over the valid labels in the order of `blemore.LABELS`.
         encoder_weights: (B, E), the gate's softmax over the encoders that are present.
         selected_encoders: (B, top_n) int64, the fused encoders in rank order; -1 where fewer are present.
-        fused_features: (B, H), what the heads and the domain adaptation see.
+        fused_features: (B, H), input of the heads and the domain adaptation.
         domain_adaptation_loss: scalar, unweighted; zero without unlabelled rows or with `domain_adaptation="none"`.
     """
 
@@ -110,7 +110,7 @@ class _Gate(nn.Module):
             if self.training and self.noise > 0:
                 scores = scores + self.noise * torch.randn_like(scores)
         elif self.kind == "static":
-            # The ranking alone: the weights of the selected are equal, as a fixed selection is commonly used.
+            # Only ranks: the selected encoders have equal weights, as usual for a fixed selection.
             scores = self.static_scores.float().expand(latents.shape[0], -1)
         else:
             scores = present.float()
@@ -300,7 +300,7 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
         """Saves weights, config and the code that loads them, and the pipeline, without this package.
 
         Args:
-            save_directory: folder, made where it is missing.
+            save_directory: folder, created if missing.
             args, kwargs: as in transformers' `PreTrainedModel.save_pretrained`.
         """
         # Named here so that its file travels with this one.
@@ -357,7 +357,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         return self
 
     def set_feature_statistics(self, name: str, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Sets what encoder `name` is standardised with; fit it on the training part alone.
+        """Sets what encoder `name` is standardised with; fit it only on the training part.
 
         Args:
             name: an encoder of the config.
@@ -431,7 +431,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         return torch.stack(latents, 1), torch.stack(present, 1)
 
     def _drop_encoders(self, present: torch.Tensor) -> torch.Tensor:
-        """Hides encoders at random in training; a sample keeps what it has where everything would be hidden."""
+        """Hides encoders at random in training; a sample that would lose all encoders keeps them."""
         for rate, columns in (
             (self.config.encoder_dropout, list(range(len(self.encoder_names)))),
             (self.config.modality_dropout, self.modality_indices),
@@ -468,7 +468,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         terms = self.heads.losses(heads, labels)
         loss = sum(getattr(config, f"{name}_loss_weight") * (rows * term).sum() for name, term in terms.items())
         if config.gate == "attention" and config.gate_balance_weight > 0 and len(self.encoder_names) > 1:
-            # Over labelled rows alone, like every other term; an encoder that none of them has cannot be balanced.
+            # Only over labelled rows, like every other term; an encoder that they all lack cannot be balanced.
             count = (present & labelled.unsqueeze(-1)).sum(0)
             share = (weights * labelled.unsqueeze(-1)).sum(0) / count.clamp_min(1)
             seen = (count > 0).float() / (count > 0).sum().clamp_min(1)

@@ -43,7 +43,7 @@ class RankAwareFusionPooling(nn.Module):
     """Transforms, pools over time and standardises the features of one encoder.
 
     `mean` and `statistics` are standardised after pooling, `attention` before it, step by step. The statistics are
-    buffers: they are fitted on the training part alone and travel with the checkpoint.
+    buffers: they are fitted only on the training part and travel with the checkpoint.
 
     Args:
         options: one complete entry of `config.encoders`.

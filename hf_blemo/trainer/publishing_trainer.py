@@ -14,7 +14,7 @@ from hf_blemo.hub.card import CARD_FILE, FAMILIES, merge_card, render_template
 
 
 class ModelCodeCallback(TrainerCallback):
-    """Adds a model's own code to what a plain Trainer pushes in the middle of a training.
+    """Adds a model's own code to the pushes of a plain Trainer during training.
 
     Trainer copies only weights and config from a checkpoint; without the code beside them nobody who lacks this
     package could load such a push.

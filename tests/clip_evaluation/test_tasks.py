@@ -61,7 +61,7 @@ def test_labels_may_be_texts_or_numbers_of_a_table(tmp_path):
     with pytest.raises(ValueError, match="column 'label' holds no class names; expected classes"):
         one(kind="zero_shot", data=numbers)
     table.write_text(json.dumps({"classes": ["wren", "robin"]}))
-    with pytest.raises(ValueError, match="numbers row 1: label 2 is none of 2 classes"):
+    with pytest.raises(ValueError, match="numbers row 1: label 2 is not one of 2 classes"):
         one(kind="zero_shot", data=numbers, classes=str(table))
 
 

@@ -431,8 +431,8 @@ def test_publish_hands_its_options_over(capsys, publishable, monkeypatch):
 
 def test_publish_refuses_what_it_cannot_use(capsys, publishable, tmp_path):
     assert "expected a folder with a model" in refused(capsys, "publish", tmp_path / "gone")
-    assert "--tag is about an upload, which needs --repo" in refused(capsys, "publish", publishable, "--tag", "v1")
-    assert "--create-pr is about" in refused(capsys, "publish", publishable, "--create-pr")
+    assert "--tag needs --repo" in refused(capsys, "publish", publishable, "--tag", "v1")
+    assert "--create-pr needs --repo" in refused(capsys, "publish", publishable, "--create-pr")
     error = refused(capsys, "publish", publishable, "--repo", "owner/name")
     assert f"{publishable} was not published to owner/name: " in error
     (publishable / "model.safetensors").unlink()

@@ -146,7 +146,7 @@ def test_encoders_the_model_does_not_know_are_ignored_with_a_warning(caplog):
         found = list(predict_blends([member], make_dataset()))
     assert [list(clip["encoder_weights"]) for clip in found] == [["videomae", "wavlm"]] * 5
     assert [record.getMessage() for record in caplog.records] == [
-        "ignored, as the model does not know these encoders of the data: imagebind"
+        "ignored these encoders of the data, which the model does not know: imagebind"
     ]
 
 

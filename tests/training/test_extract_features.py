@@ -54,7 +54,7 @@ BAD = {
     "bad dtype": (["--encoders.a.model_id", "x", "--dtype", "int8"], "--dtype: found 'int8', expected float32"),
     "gone encoder": (["--encoders.a.model_id", "gone"], "encoder 'a': gone: not a file, folder or Hub id"),
     "gone data": (["--encoders.a.model_id", "x", "--data", "gone"], "gone: not a file, folder or Hub id"),
-    "synthetic": (["--encoders.a.model_id", "x", "--synthetic.num_clips", "3"], "synthetic is about data 'synthetic'"),
+    "synthetic": (["--encoders.a.model_id", "x", "--synthetic.num_clips", "3"], "synthetic needs data 'synthetic'"),
     "gone model": (["--model", "gone"], "model 'gone': not a file, folder or Hub id"),
     "imported twice": (["--encoders.a.model_id", "x", "--imported.a", "y"], "imported: encoder 'a' is among the enc"),
     "bad repository": (["--encoders.a.model_id", "x", "--push_to_hub", "mine"], "push_to_hub.*mine"),
