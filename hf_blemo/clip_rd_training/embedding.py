@@ -1,6 +1,7 @@
 """Teachers' embeddings of image-caption pairs, written once and read by every student."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,69 +26,46 @@ from hf_blemo.programs.progress import Progress
 SHOWN = 3
 
 
+@dataclass(eq=False)
 class _ShardPairs(torch.utils.data.Dataset):
-    """Batches of a shard's pairs, each visit of each row in order.
+    """Batches of a shard's pairs, every visit (row, variant) in order."""
 
-    Args:
-        table: of pairs.
-        source: its number.
-        rows: of the shard.
-        variants: visits of each row.
-        reader: of pairs.
-        teachers: whose inputs are made.
-        batch_size: pairs at once.
-    """
-
-    def __init__(
-        self,
-        table: PairTable,
-        source: int,
-        rows: range,
-        variants: int,
-        reader: PairReader,
-        teachers: list[Clip],
-        batch_size: int,
-    ):
-        self.table, self.source, self.reader, self.teachers, self.batch_size = (
-            table,
-            source,
-            reader,
-            teachers,
-            batch_size,
-        )
-        self.visits = [(row, variant) for row in rows for variant in range(variants)]
+    table: PairTable
+    source: int
+    visits: list[tuple[int, int]]
+    reader: PairReader
+    batch_size: int
 
     def __len__(self) -> int:
         return -(-len(self.visits) // self.batch_size)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """What is stored of a batch, with the inputs of every teacher for the pairs that can be read."""
+        """Returns a batch's columns, and the inputs of every teacher for the pairs that can be read."""
         visits = self.visits[number * self.batch_size :][: self.batch_size]
-        read: list[ReadPair] = []
+        read: list[ReadPair | None] = []
         problems: list[str] = []
-        columns: dict[str, list] = {name: [] for name in ("row", "variant", "crop", "flip", "caption", "broken")}
-        pairs = self.table.pairs([row for row, _ in visits])
-        for (row, variant), pair in zip(visits, pairs, strict=True):
-            found = None
+        for (_, variant), pair in zip(visits, self.table.pairs([row for row, _ in visits]), strict=True):
             try:
-                found = self.reader.read({**pair, "visit": variant}, self.source)
-                read.append(found)
+                read.append(self.reader.read({**pair, "visit": variant}, self.source))
             except BrokenPairError as error:
+                read.append(None)
                 problems.append(str(error))
-            crop = None if found is None else found.crop
-            columns["row"].append(row)
-            columns["variant"].append(variant)
-            columns["crop"].append(None if crop is None else [crop.left, crop.top, crop.width, crop.height])
-            columns["flip"].append(None if crop is None else crop.flip)
-            columns["caption"].append(None if found is None else found.caption)
-            columns["broken"].append(found is None)
-        inputs: list[dict[str, torch.Tensor]] = []
-        if read:
-            captions = [pair.caption for pair in read]
-            inputs = [
-                {"pixel_values": self.reader.stacked(read, index), **teacher.processor.captions(captions)}
-                for index, teacher in enumerate(self.teachers)
-            ]
+        sound = [pair for pair in read if pair is not None]
+        crops = [None if pair is None else pair.crop for pair in read]
+        columns = {
+            "source": [self.source] * len(visits),
+            "row": [row for row, _ in visits],
+            "variant": [variant for _, variant in visits],
+            "crop": [None if crop is None else [crop.left, crop.top, crop.width, crop.height] for crop in crops],
+            "flip": [None if crop is None else crop.flip for crop in crops],
+            "caption": [None if pair is None else pair.caption for pair in read],
+            "broken": [pair is None for pair in read],
+        }
+        captions = [pair.caption for pair in sound]
+        inputs = [
+            {"pixel_values": self.reader.stacked(sound, index), **processor.captions(captions)}
+            for index, processor in enumerate(self.reader.processors if sound else [])
+        ]
         return {"columns": columns, "inputs": inputs, "problems": problems}
 
 
@@ -112,10 +90,12 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision 'fp16' needs an accelerator; a CPU has bf16")
     sources = [open_source(source) for source in settings.pair_sources()]
-    names = list(settings.teachers)
-    clips = [load_clip(settings.teachers[name], f"teacher {name!r}", settings.revisions.get(name)) for name in names]
-    sizes = [max(clip.processor.image_size) for clip in clips]
-    decode_size = max([*sizes, settings.image_size or 0]) if settings.augmentation else None
+    clips = {
+        name: load_clip(source, f"teacher {name!r}", settings.revisions.get(name))
+        for name, source in settings.teachers.items()
+    }
+    sizes = {name: max(clip.processor.image_size) for name, clip in clips.items()}
+    decode_size = max([*sizes.values(), settings.image_size or 0]) if settings.augmentation else None
     pairs = [len(source) for source in sources if isinstance(source, PairTable)]
     description = StoreDescription(
         sources=[{**entry, "pairs": count} for entry, count in zip(settings.described_sources(), pairs, strict=True)],
@@ -127,28 +107,28 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
                 "revision": settings.revisions.get(name),
                 **clip.description(),
                 "dim": clip.dim,
-                "image_size": size,
+                "image_size": sizes[name],
             }
-            for name, clip, size in zip(names, clips, sizes, strict=True)
+            for name, clip in clips.items()
         },
         rows_per_shard=settings.rows_per_shard,
     )
-    # Whatever is wrong with the settings is found before the folder is begun.
-    reader = PairReader([clip.processor for clip in clips], settings.augmentation, decode_size)
+    # Wrong settings are found before anything is written.
+    reader = PairReader([clip.processor for clip in clips.values()], settings.augmentation, decode_size)
     if (output / STORE_FILE).is_file():
         _check_same(StoreDescription.load(output), description, output)
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"output_dir {settings.output_dir!r}: found something that is no store")
+        raise FileExistsError(f"output_dir {settings.output_dir!r}: found something that is not a store")
     if settings.push_to_hub is not None:
         prepare_repository(settings.push_to_hub, accelerator, repo_type="dataset")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not (output / STORE_FILE).is_file():
-        for name, clip in zip(names, clips, strict=True):
+        for name, clip in clips.items():
             if hasattr(clip.processor.tokenizer, "save_pretrained"):
                 clip.processor.tokenizer.save_pretrained(output / TOKENIZERS / name)
         description.save(output)
     accelerator.wait_for_everyone()
-    for clip in clips:
+    for clip in clips.values():
         clip.model.to(accelerator.device)
     position = DataPosition(accelerator, settings.max_broken_share)
     shards = description.shards()
@@ -158,15 +138,15 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     own = missing[accelerator.process_index :: accelerator.num_processes]
     total = sum(len(shards[number][1]) for number in own) * description.variants
     with Progress("embedding", "pair", total, shown=accelerator.is_main_process) as bar:
-        # Every process comes by here as often, so that they can add up what they have read.
+        # As many turns on every process, since all add up their counts together.
         for turn in range(-(-len(missing) // accelerator.num_processes)):
             if turn < len(own):
                 source, rows = shards[own[turn]]
                 table = sources[source]
                 assert isinstance(table, PairTable)
-                part = _ShardPairs(table, source, rows, description.variants, reader, clips, settings.batch_size)
-                columns = _embedded(accelerator, part, names, settings.num_workers, position, bar)
-                columns["source"] = [source] * len(part.visits)
+                visits = [(row, variant) for row in rows for variant in range(description.variants)]
+                part = _ShardPairs(table, source, visits, reader, settings.batch_size)
+                columns = _embedded(accelerator, part, clips, settings.num_workers, position, bar)
                 description.write_shard(output, own[turn], columns)
             position.share()
     accelerator.wait_for_everyone()
@@ -195,12 +175,12 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
 def _embedded(
     accelerator: Accelerator,
     part: _ShardPairs,
-    names: list[str],
+    teachers: Mapping[str, Clip],
     num_workers: int,
     position: DataPosition,
     bar: Any,
 ) -> dict[str, Any]:
-    """The columns of a shard."""
+    """Embeds the pairs of a shard; returns its columns."""
     columns: dict[str, Any] = {}
     embeds: dict[str, list[np.ndarray]] = {}
     loader = torch.utils.data.DataLoader(
@@ -210,7 +190,7 @@ def _embedded(
         broken = np.array(batch["columns"]["broken"])
         for name, values in batch["columns"].items():
             columns.setdefault(name, []).extend(values)
-        for index, (name, teacher) in enumerate(zip(names, part.teachers, strict=True)):
+        for index, (name, teacher) in enumerate(teachers.items()):
             for side in ("image", "text"):
                 rows = np.zeros((len(broken), teacher.dim), np.float16)
                 if not broken.all():
@@ -223,7 +203,7 @@ def _embedded(
 
 
 def _side(accelerator: Accelerator, model: Any, inputs: dict[str, torch.Tensor], side: str) -> np.ndarray:
-    """Embeddings of images or texts, of length 1."""
+    """Returns the embeddings of images or texts, of length 1."""
     given = {name: values.to(accelerator.device) for name, values in inputs.items()}
     with accelerator.autocast():
         if side == "image":
@@ -234,8 +214,9 @@ def _side(accelerator: Accelerator, model: Any, inputs: dict[str, torch.Tensor],
 
 
 def _check_same(found: StoreDescription, made: StoreDescription, output: Path) -> None:
-    """Refuses to go on with a store of other settings."""
-    one, two = asdict(found), asdict(made)
-    for key, value in two.items():
-        if one[key] != value:
-            raise ValueError(f"output_dir {str(output)!r}: a store with {key} {one[key]}, this run has {value}")
+    """Refuses a store of other settings."""
+    for key, value in asdict(made).items():
+        if getattr(found, key) != value:
+            raise ValueError(
+                f"output_dir {str(output)!r}: a store with {key} {getattr(found, key)}, this run has {value}"
+            )

@@ -49,16 +49,16 @@ def load_clip(source: str, what: str = "model", revision: str | None = None) -> 
     Args:
         source: a folder or Hub id of transformers, or `open_clip:NAME` or `open_clip:NAME/PRETRAINED` with names of
             open_clip, for instance `open_clip:hf-hub:owner/name` or `open_clip:ViT-B-16/laion400m_e32`.
-        what: messages call it.
-        revision: of a model on the Hub: a commit, branch or tag.
+        what: name of the model in messages.
+        revision: commit, branch or tag of a model on the Hub.
 
     Returns:
         Model in float32 and evaluation mode, processor and width.
 
     Raises:
         FileNotFoundError: the model, its tokenizer or its image processor cannot be found.
-        MissingExtraError: open_clip is needed but missing.
-        ValueError: the model is no CLIP: it lacks a method, a scale, or embeds images and texts in different widths.
+        MissingExtraError: the model is of open_clip, which is not installed.
+        ValueError: the model is not a CLIP: it lacks a method or the scale, or has images and texts of unequal widths.
     """
     if source.startswith(OPEN_CLIP):
         model, processor = _load_open_clip(source.removeprefix(OPEN_CLIP), what)
@@ -74,7 +74,7 @@ def load_clip(source: str, what: str = "model", revision: str | None = None) -> 
 
 @torch.no_grad()
 def _width(model: Any, processor: PairProcessor, described: str) -> int:
-    """Width of the embeddings, whatever the model's config calls it."""
+    """Measures the width of the embeddings, which configs state under many names."""
     height, width = processor.image_size
     texts = features_of(model.get_text_features(**processor.captions(["a"])))
     images = features_of(model.get_image_features(pixel_values=torch.zeros(1, 3, height, width)))
@@ -90,7 +90,7 @@ def load_processor(source: str, what: str, text_config: Any, revision: str | Non
     """Loads the tokenizer and the image processor of a model of transformers."""
     where = f"{what} {source!r}"
     tokenizer = load_part(AutoTokenizer, source, where, revision=revision)
-    # From a folder without a tokenizer's files, transformers makes a tokenizer that knows only special tokens.
+    # From a folder without a tokenizer's files, transformers makes one that knows only its special tokens.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise FileNotFoundError(f"{where}: AutoTokenizer found nothing to load: a tokenizer without words")
     image_processor = load_part(AutoImageProcessor, source, where, backend="pil", revision=revision)
@@ -98,11 +98,7 @@ def load_processor(source: str, what: str, text_config: Any, revision: str | Non
 
 
 class _OpenCLIPModel(nn.Module):
-    """A model of open_clip under the names of transformers' CLIPModel.
-
-    Args:
-        model: of open_clip.
-    """
+    """A model of open_clip under the names of transformers' CLIPModel."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -124,11 +120,7 @@ class _OpenCLIPModel(nn.Module):
 
 
 class _OpenCLIPTokenizer:
-    """A tokenizer of open_clip under the names of transformers' tokenizers; it pads to the full context.
-
-    Args:
-        tokenizer: of open_clip.
-    """
+    """A tokenizer of open_clip under the names of transformers' tokenizers; it pads to the full context."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer

@@ -3,7 +3,8 @@
 import io
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,16 @@ def _of(image: Image.Image) -> str:
     return f"{image.width} x {image.height} pixels"
 
 
-def _broken(image: Image.Image, error: Exception) -> BrokenImageError:
-    where, kind = image.info.get("where", "image"), image.format or image.mode
-    return BrokenImageError(f"{where}: {kind} of {_of(image)} that cannot be decoded: {error}")
+@contextmanager
+def _decoding(image: Image.Image) -> Iterator[None]:
+    """Names the image in the errors of its decoder; each of Pillow's has errors of its own."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        where, kind = image.info.get("where", "image"), image.format or image.mode
+        raise BrokenImageError(f"{where}: {kind} of {_of(image)} that cannot be decoded: {error}") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -160,7 +168,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         BrokenImageError: some pixels cannot be decoded.
     """
-    try:
+    with _decoding(image):
         own = _undecoded(image) or image
         turn, _ = _TURNS.get(_orientation(own), _UPRIGHT)
         upright = _rgb(own)
@@ -168,10 +176,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
             upright = upright.transpose(turn)
         elif upright is image:
             upright = upright.copy()
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _broken(image, error) from error
     # The metadata, above all the orientation, has been applied.
     upright.info = {}
     return upright
@@ -183,12 +187,8 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
     Raises:
         BrokenImageError: such a PNG cannot be decoded.
     """
-    try:
+    with _decoding(image):
         _, (swap, _, _) = _TURNS.get(_orientation(image), _UPRIGHT)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _broken(image, error) from error
     return (image.height, image.width) if swap else image.size
 
 
@@ -324,13 +324,9 @@ def read_crop(
     decode_size = max(target) if decode_size is None else decode_size
     if min(target) < 1 or decode_size < 1:
         raise ValueError(f"expected sizes of at least one pixel, found size {size} and decode_size {decode_size}")
-    try:
+    with _decoding(image):
         own = _undecoded(image) or image
         turn, (swap, across, down) = _TURNS.get(_orientation(own), _UPRIGHT)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _broken(image, error) from error
     upright = (own.height, own.width) if swap else own.size
     right, bottom = crop.left + crop.width, crop.top + crop.height
     if min(crop.left, crop.top) < 0 or min(crop.width, crop.height) < 1 or right > upright[0] or bottom > upright[1]:
@@ -341,7 +337,7 @@ def read_crop(
         scale = next((factor for factor in (8, 4, 2) if shorter >= factor * decode_size), 1)
     box = _mirrored((crop.left, crop.top, right, bottom), upright, across, down)
     box = _swapped(box) if swap else box
-    try:
+    with _decoding(image):
         if scale > 1:
             own.draft(None, (own.width // scale, own.height // scale))
         stored = _rgb(own)
@@ -354,10 +350,6 @@ def read_crop(
             part = part.transpose(turn)
             box = _mirrored(_swapped(box) if swap else box, part.size, across, down)
         part = part.resize(target, resample, box)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _broken(image, error) from error
     if crop.flip:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(part)

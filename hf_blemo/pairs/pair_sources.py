@@ -11,10 +11,10 @@ from hf_blemo import built_in
 from hf_blemo.loading import load_dataset
 from hf_blemo.pairs.settings import PairSourceSettings
 
-# What `datasets` reads each kind of file by; folders it looks into itself.
+# Suffix of a file -> its builder in `datasets`, which looks into folders itself.
 READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".arrow": "arrow"}
 READ_AT_ONCE = 8
-# As of WebDataset shards on the Hub, taken where neither column is in the data.
+# Names in WebDataset shards on the Hub, used if the default ones are missing.
 WEBDATASET_COLUMNS = (("jpg", "jpeg", "png", "webp"), ("txt", "caption"))
 
 
@@ -36,7 +36,7 @@ class PairTable:
         return len(self.data)
 
     def pairs(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Of each row `image` as it is stored, `caption`, `key` (0 and the row) and `where` it is, for messages."""
+        """Returns `image` as stored, `caption`, `key` (0 and the row) and `where` (for messages) of each row."""
         rows = [int(row) for row in rows]
         found = self.data[rows]
         return [
@@ -51,14 +51,14 @@ class PairTable:
 class PairStream:
     """Pairs of shards, read in turn; for data that is too large to be indexed.
 
-    The shards of a pass are in random order and dealt to the consumers (workers of processes), or, where there are too
-    few, read by all of them, each taking its own rows. Consecutive pairs are shuffled in blocks. What a consumer reads
-    depends only on seed, number of consumers and its own number.
+    The shards of a pass are in random order and dealt to the consumers (workers of processes). If there are too few,
+    all consumers read all shards, each taking its own rows. Consecutive pairs are shuffled in blocks. The pairs of a
+    consumer depend only on the seed, the number of consumers and its own number.
 
     Args:
         settings: of the source.
         data: columns `image` (not decoded, or the path of a file) and `caption`.
-        block_size: pairs shuffled among each other.
+        block_size: pairs that are shuffled together.
         seed: of both orders.
         root: where relative paths begin.
     """
@@ -88,8 +88,9 @@ class PairStream:
         return pairs
 
     def read(self, consumer: int, consumers: int, state: Mapping[str, int]) -> Iterator[tuple[dict, dict[str, int]]]:
-        """Pairs without end, each with the state from which reading would go on after it; beside what a table's pairs
-        hold they say in which pass (`visit`) they were read.
+        """Yields pairs without end, each with the state to resume from after it.
+
+        The pairs hold what a table's pairs hold, and the number of the pass as `visit`.
 
         Args:
             consumer, consumers: number of this one, and of all.
@@ -119,13 +120,13 @@ class PairStream:
     def _rows(
         self, consumer: int, consumers: int, number: int, shard: int, row: int
     ) -> Iterator[tuple[dict[str, Any] | None, dict[str, int]]]:
-        """Pairs in the order of the shards, each with the place after it, and nothing where a pass ends."""
+        """Yields pairs in the order of the shards, each with the place after it, and None at the end of a pass."""
         count = self.data.num_shards
         while True:
-            # A pass that is gone through from its beginning must have something.
+            # A pass read from its beginning must have a pair.
             found = bool(shard or row)
             order = np.random.default_rng([self.seed, number]).permutation(count).tolist()
-            # Too few shards to deal out: everybody reads all, and takes every so-manyth row.
+            # Too few shards to deal out: every consumer reads all and takes every n-th row.
             shared = count < consumers
             own = order if shared else order[consumer::consumers]
             for position in range(shard, len(own)):
@@ -148,11 +149,11 @@ class PairStream:
 
 
 def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int = 0) -> PairTable | PairStream:
-    """Opens a source of pairs; nothing is decoded.
+    """Opens a source of pairs without decoding anything.
 
     Args:
         settings: of the source.
-        block_size: of a stream: pairs shuffled among each other.
+        block_size: pairs of a stream that are shuffled together.
         seed: of a stream's order.
 
     Raises:
@@ -167,14 +168,15 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
     data = data.select_columns([image, caption]).rename_columns(
         {old: new for old, new in ((image, "image"), (caption, "caption")) if old != new}
     )
-    root = _root(settings)
+    path = Path(settings.data)
+    root = (path if path.is_dir() else path.parent) if path.exists() else None
     if isinstance(data, datasets.IterableDataset):
         return PairStream(settings, data, block_size, seed, root)
     return PairTable(settings, data, root)
 
 
 def _load_source(settings: PairSourceSettings) -> Any:
-    """The data set of a source as it is, columns and all."""
+    """Loads the data set of a source with all its columns."""
     source = settings.data
     if source in built_in.PAIRS:
         return built_in.load(source, settings.options)
@@ -183,13 +185,13 @@ def _load_source(settings: PairSourceSettings) -> Any:
         try:
             data = datasets.load_from_disk(source)
         except IndexError:
-            # What `datasets` makes of a saved data set without rows.
+            # `datasets` fails so on a saved data set without rows.
             raise ValueError(f"data {source!r}: found no pairs") from None
         if isinstance(data, datasets.DatasetDict):
             if settings.split not in data:
                 raise ValueError(f"data {source!r}: expected a split {settings.split!r}, found {', '.join(data)}")
             data = data[settings.split]
-        return data.to_iterable_dataset(_arrow_shards(data)) if settings.streaming else data
+        return data.to_iterable_dataset(max(1, len(data.cache_files))) if settings.streaming else data
     options: dict[str, Any] = {"split": settings.split, "streaming": settings.streaming}
     if path.is_file():
         if path.suffix not in READERS:
@@ -209,12 +211,8 @@ def _rows_of(data: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
             yield dict(zip(batch, values, strict=True))
 
 
-def _arrow_shards(data: datasets.Dataset) -> int:
-    return max(1, len(data.cache_files))
-
-
 def _columns(settings: PairSourceSettings, data: Any) -> tuple[str, str]:
-    """Names of the two columns; those of WebDataset shards where the default ones are not there."""
+    """Finds the two columns, also under the names of WebDataset shards if the default ones are missing."""
     names = data.column_names
     if names is None:
         names = list(next(iter(data.take(1)), {}))
@@ -232,13 +230,8 @@ def _columns(settings: PairSourceSettings, data: Any) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _root(settings: PairSourceSettings) -> Path | None:
-    path = Path(settings.data)
-    return (path if path.is_dir() else path.parent) if path.exists() else None
-
-
 def _located(pair: dict[str, Any], root: Path | None, where: str) -> dict[str, Any]:
-    """A pair that says where it is; paths in a table are meant from where the table is."""
+    """Adds a pair's place for messages; paths in a table start from the table's folder."""
     image = pair["image"]
     if isinstance(image, str) and root is not None and "://" not in image:
         image = str(root / image)

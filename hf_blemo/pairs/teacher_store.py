@@ -16,16 +16,16 @@ from hf_blemo.pairs.images import Crop
 
 SCHEMA_VERSION = 1
 STORE_FILE = "store.json"
-# Of the teachers, one folder each: what a student takes its tokenizer from.
+# One folder per teacher, from which a student takes its tokenizer.
 TOKENIZERS = "tokenizers"
 SHARD_FOLDER = "data"
-# What of a source decides which pairs its rows are.
+# Settings of a source that decide which pairs its rows are.
 SOURCE_KEYS = ("data", "split", "name", "revision", "image_column", "caption_column", "options")
 
 
 @dataclass
 class StoreDescription:
-    """What a store was made of.
+    """The pairs, crops and teachers of a store.
 
     Args:
         sources: settings of every source of pairs, each with its number of `pairs`.
@@ -44,11 +44,11 @@ class StoreDescription:
 
     @property
     def variants(self) -> int:
-        """Crops of every image; 1 without augmentation."""
+        """Number of crops of every image; 1 without augmentation."""
         return self.augmentation.get("variants", 1) if self.augmentation else 1
 
     def shards(self) -> list[tuple[int, range]]:
-        """Source and rows of every shard."""
+        """Returns the source and the rows of every shard."""
         return [
             (number, range(start, min(start + self.rows_per_shard, source["pairs"])))
             for number, source in enumerate(self.sources)
@@ -56,7 +56,7 @@ class StoreDescription:
         ]
 
     def shard_path(self, folder: Path, number: int) -> Path:
-        """Where a shard is."""
+        """Returns the path of a shard."""
         return folder / SHARD_FOLDER / f"train-{number:05d}-of-{len(self.shards()):05d}.parquet"
 
     def write_shard(self, folder: Path, number: int, columns: Mapping[str, Any]) -> None:
@@ -95,8 +95,8 @@ class StoreDescription:
         """Reads the JSON file.
 
         Raises:
-            FileNotFoundError: the folder is no store.
-            ValueError: the store is of another version, or the file of another content.
+            FileNotFoundError: the folder is not a store.
+            ValueError: a store of another version, or a file with other content.
         """
         path = folder / STORE_FILE
         if not path.is_file():
@@ -109,11 +109,11 @@ class StoreDescription:
         try:
             return cls(**content)
         except TypeError as error:
-            raise ValueError(f"{path}: not what describes a store: {error}") from None
+            raise ValueError(f"{path}: not a description of a store: {error}") from None
 
 
 def _damaged(paths: Sequence[Path]) -> str:
-    """Name of the first shard that cannot be read."""
+    """Returns the name of the first shard that cannot be read."""
     for path in paths:
         try:
             pq.read_table(path)
@@ -127,11 +127,11 @@ class TeacherStore:
 
     Args:
         folder: of the store.
-        teacher: its name in the store; may be left out where there is only one.
+        teacher: its name in the store; may be omitted if there is only one.
 
     Raises:
-        FileNotFoundError: the folder is no store, or a shard is missing.
-        ValueError: no such teacher, no teacher named where there are several, or a damaged shard.
+        FileNotFoundError: the folder is not a store, or a shard is missing.
+        ValueError: no such teacher, several teachers and none named, or a damaged shard.
     """
 
     def __init__(self, folder: str | Path, teacher: str | None = None):
@@ -169,7 +169,7 @@ class TeacherStore:
             raise ValueError(f"teacher_store {str(folder)!r}: expected {self.first[-1]} rows, found {len(data)}")
 
     def check(self, sources: Sequence[Mapping[str, Any]], augmentation: Mapping[str, Any], decode_size: int) -> None:
-        """Refuses a store whose embeddings are not those of the pixels a run would see.
+        """Refuses a store that was made from other pixels than a run would see.
 
         Args:
             sources: settings of the run's sources, each with its number of `pairs`.
@@ -226,7 +226,7 @@ class TeacherStore:
         return place
 
     def embeddings(self, places: Sequence[int]) -> dict[str, torch.Tensor]:
-        """`teacher_image_embeds` and `teacher_text_embeds`, (n, d) float32."""
+        """Returns `teacher_image_embeds` and `teacher_text_embeds`, (n, d) float32."""
         rows = self.data[list(places)]
         names = ("teacher_image_embeds", "teacher_text_embeds")
         return {

@@ -387,7 +387,7 @@ def test_what_cannot_be_embedded_is_named(teacher, tmp_path):
         embed_settings(tmp_path / "store", teacher, teachers={"vit-b": str(teacher)})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="found something that is no store"):
+    with pytest.raises(FileExistsError, match="found something that is not a store"):
         embed(embed_settings(tmp_path / "mine", teacher))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hf_blemo.built_in import make_synthetic_pairs
 from hf_blemo.pairs.pair_sources import PairSourceSettings, PairStream, PairTable, open_source
+from hf_blemo.programs.settings import settings_of
 
 COUNT = 12
 
@@ -207,4 +208,4 @@ def test_an_empty_shard_is_named_on_opening(tmp_path):
 )
 def test_bad_settings_are_named(values, message):
     with pytest.raises(ValueError, match=message):
-        PairSourceSettings.from_dict(values)
+        settings_of(PairSourceSettings, values, "sources")
