@@ -1,63 +1,51 @@
-"""What cards and publications say of the models behind a fusion's features."""
+"""The models behind features: kept beside a data set, passed on to what is trained on it, and told in cards."""
 
 import json
 import logging
 import re
 
+import numpy as np
 import pytest
 from sample_metrics import FUSION
 from tiny_extraction import fusion_entries, save_encoders, save_fusion
 
+from hf_blemo.blemore.dataset_writing import write_dataset
+from hf_blemo.blemore.features import Clip, dataset_features
+from hf_blemo.fusion_training.data import load_data, model_config
+from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.hub import publish, write_card
 from hf_blemo.hub.card import render_card, without_local_paths
-from hf_blemo.hub.encoder_models import encoder_rows
+from hf_blemo.hub.encoder_models import encoder_rows, read_provenance
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-HUB = {"model_id": "you/student", "revision": COMMIT, "extraction": {"frames_per_second": 5.0}}
+LISTENER = {
+    "feature_size": 4, "modality": "audio", "model_id": "you/listener", "revision": COMMIT, "extraction": {"layer": 3},
+}  # fmt: skip
+CONFIG = {
+    "encoders": {
+        "clip": {"model_id": "you/student", "revision": COMMIT, "extraction": {"frames_per_second": 5.0}},
+        "folder": {"model_id": "/home/someone/students/small"},
+        "given": {"feature_size": 3},
+        "branch": {"model_id": "you/voice", "revision": "v1|x"},
+    },
+    "encoder_order": ["given", "folder", "clip", "branch"],
+}
 
 
-@pytest.fixture
-def config():
-    return {
-        "encoders": {
-            "clip": HUB, "folder": {"model_id": "/home/someone/students/small"}, "given": {"feature_size": 3},
-            "branch": {"model_id": "you/voice", "revision": "v1|x"},
-        },
-        "encoder_order": ["given", "folder", "clip", "branch"],
-    }  # fmt: skip
-
-
-def test_a_folder_is_told_from_a_repository(tmp_path, monkeypatch):
-    def is_published(model_id):
-        [row] = encoder_rows({"encoders": {"a": {"model_id": model_id}}})
-        return row["published"]
-
-    for model_id in ("/home/x", "./a", "~/a", "a", "a/b/c"):
-        assert not is_published(model_id), model_id
-    monkeypatch.chdir(tmp_path)
-    assert is_published("out/student")
-    (tmp_path / "out" / "student").mkdir(parents=True)
-    assert not is_published("out/student")
-
-
-def test_rows_name_model_and_revision(config):
-    folder, clip, branch = encoder_rows(config)
+def test_rows_name_model_and_revision():
+    folder, clip, branch = encoder_rows(CONFIG)
     assert folder["model"] == "`small`, a folder that is not published" and not folder["published"]
     assert folder["revision"] == folder["options"] == "–"
     assert clip["model"] == "[you/student](https://huggingface.co/you/student)" and clip["published"]
     assert clip["revision"] == "`0123456`" and clip["options"] == "frames_per_second 5.0"
     assert branch["revision"] == "`v1|x`"
     assert encoder_rows({}) == [] == encoder_rows({"encoders": {"a": {"feature_size": 2}}})
+    shown = without_local_paths(CONFIG)
+    assert shown["encoders"] == CONFIG["encoders"] | {"folder": {"model_id": "small"}}
 
 
-def test_paths_of_this_machine_are_not_told(config):
-    shown = without_local_paths(config)
-    assert shown["encoders"]["folder"] == {"model_id": "small"} and shown["encoders"]["clip"] == HUB
-    assert "someone" in json.dumps(config) and "someone" not in json.dumps(shown)
-
-
-def test_the_card_lists_the_encoders_and_how_clips_are_given(config):
-    rows = encoder_rows(config)
+def test_the_card_lists_the_encoders_and_how_clips_are_given():
+    rows = encoder_rows(CONFIG)
     published = [row for row in rows if row["published"]]
     card = render_card(FUSION, repo_id="owner/fusion", encoder_models=published)
     assert "| clip | [you/student](https://huggingface.co/you/student) | `0123456` | frames_per_second 5.0 |" in card
@@ -76,17 +64,66 @@ def test_the_card_lists_the_encoders_and_how_clips_are_given(config):
 
 def test_publishing_warns_of_folders_in_one_line(tmp_path, caplog):
     entries = save_encoders(tmp_path / "encoders")
-    folder = save_fusion(tmp_path / "fusion", entries)
-    write_card(folder, {**FUSION, "encoders": fusion_entries(entries)})
-    with caplog.at_level(logging.WARNING, logger="hf_blemo"):
-        publish(folder)
+    local = save_fusion(tmp_path / "fusion", entries)
+    on_hub = save_fusion(tmp_path / "other", {name: {"model_id": f"you/{name}"} for name in entries})
+    for folder in (local, on_hub):
+        write_card(folder, {**FUSION, "encoders": fusion_entries(entries)})
+        with caplog.at_level(logging.WARNING, logger="hf_blemo"):
+            publish(folder)
     [message] = [record.getMessage() for record in caplog.records]
     assert "others cannot make its features from clips" in message and "\n" not in message
     assert f"student ({entries['student']['model_id']}), hubert (" in message
-    assert "`student`, a folder that is not published" in (folder / "README.md").read_text()
-    caplog.clear()
-    other = save_fusion(tmp_path / "other", {name: {"model_id": f"you/{name}"} for name in entries})
-    write_card(other, {**FUSION, "encoders": fusion_entries(entries)})
-    with caplog.at_level(logging.WARNING, logger="hf_blemo"):
-        publish(other)
-    assert not caplog.records and "| student | [you/student](" in (other / "README.md").read_text()
+    assert "`student`, a folder that is not published" in (local / "README.md").read_text()
+    assert "| student | [you/student](" in (on_hub / "README.md").read_text()
+
+
+def test_a_data_set_may_say_where_its_features_come_from(tmp_path):
+    table = tmp_path / "table.npz"
+    table.write_bytes(b"")
+    # Nothing of these is looked for on the Hub, which is out of reach.
+    for source in (str(tmp_path), str(table), "synthetic", "gone", "./a/b", "/no/where", "owner/name"):
+        assert read_provenance(source) == {}, source
+    path = tmp_path / "encoders.json"
+    path.write_text(json.dumps({"listener": LISTENER, "given": {"feature_size": 3, "note": "mine"}}))
+    assert list(read_provenance(str(tmp_path)).items()) == [("listener", LISTENER), ("given", {"feature_size": 3})]
+    for content, message in (
+        ("{", "encoders.json: expected JSON"),
+        ("[]", "encoders.json: expected a JSON object, found list"),
+        ('{"a": 3}', "encoders.json: encoder 'a': expected an object, found int"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_provenance(str(tmp_path))
+
+
+def test_a_model_learns_where_its_features_come_from(tmp_path, caplog):
+    types = {"listener": (4, "float32"), "given": (3, "float32")}
+    rows = {name: np.ones((2, width), np.float32) for name, (width, _) in types.items()}
+    made = tmp_path / "made"
+    write_dataset(made, dataset_features(types), 3, lambda row: Clip(f"c{row}", rows, np.full(6, -100.0), -1), {})
+
+    def options_of(entries, **settings):
+        (made / "encoders.json").write_text(json.dumps(entries))
+        settings = FusionSettings(data=str(made), **settings)
+        return model_config(load_data(settings.data, {}), settings).encoders
+
+    assert "model_id" not in options_of({})["listener"] and options_of({})["listener"]["modality"] == "video"
+    options = options_of({"listener": LISTENER, "given": {"feature_size": 3}}, pooling="attention")
+    assert options["listener"] == {**LISTENER, "pooling": "attention", "transform": "none"}
+    assert options["given"]["modality"] == "video" and "model_id" not in options["given"]
+    # What the settings say of an encoder wins.
+    own = {"listener": {"modality": "video", "revision": "v2"}}
+    changed = options_of({"listener": LISTENER}, encoder_options=own)["listener"]
+    assert (changed["modality"], changed["revision"], changed["model_id"]) == ("video", "v2", "you/listener")
+
+    # What is said of features of another width is not believed.
+    with caplog.at_level(logging.WARNING):
+        options = options_of({"listener": {**LISTENER, "feature_size": 28}, "other": {"model_id": "you/other"}})
+    assert "encoders.json says that encoder 'listener' is 28 wide, the data that it is 4" in caplog.text
+    assert options["listener"]["feature_size"] == 4 and "model_id" not in options["listener"]
+    assert list(options) == ["listener", "given"]
+
+    (made / "encoders.json").write_text(json.dumps({"listener": {"modality": "smell"}}))
+    settings = FusionSettings(data=str(made))
+    with pytest.raises(ValueError, match="listener.*smell"):
+        model_config(load_data(settings.data, {}), settings)
