@@ -44,6 +44,18 @@ def test_rows_name_model_and_revision():
     assert shown["encoders"] == CONFIG["encoders"] | {"folder": {"model_id": "small"}}
 
 
+def test_a_folder_is_not_taken_for_a_repository(tmp_path, monkeypatch):
+    def published(model_id):
+        return encoder_rows({"encoders": {"a": {"model_id": model_id}}})[0]["published"]
+
+    for model_id in ("/home/x", "./a", "~/a", "a", "a/b/c"):
+        assert not published(model_id), model_id
+    monkeypatch.chdir(tmp_path)
+    assert published("out/student")
+    (tmp_path / "out" / "student").mkdir(parents=True)
+    assert not published("out/student")
+
+
 def test_the_card_lists_the_encoders_and_how_clips_are_given():
     rows = encoder_rows(CONFIG)
     published = [row for row in rows if row["published"]]

@@ -2,19 +2,19 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard, RepoUrl
-from huggingface_hub.errors import EntryNotFoundError
-from huggingface_hub.hf_api import CommitInfo
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.numpy import save_file
 from tiny_models import MAKERS, save_tiny_model
 
-from hf_blemo.hub import files_to_publish, publish, push_model, uploads, write_card
+from hf_blemo.hub import files_to_publish, publish, publishing, push_model, write_card
+from hf_blemo.hub.card import merge_card
 
+NAME = "you/model"
 # What a model needs to read its inputs, by family.
 INPUT_FILES = {
     "rank_aware_fusion": ["processor_config.json"],
@@ -54,51 +54,11 @@ def published(metrics):
     return sorted([*results, *model, *CODE, *INPUT_FILES[metrics["model_type"]]])
 
 
-class RecordingHub(HfApi):
-    """The Hub's answers without the network: one repository in memory, and a list of what was asked of it."""
-
-    files: dict = {}
-    calls: list = []
-    cache = None
-
-    def create_repo(self, repo_id, **options):
-        self.calls.append(("create_repo", repo_id, options))
-        return RepoUrl(f"https://huggingface.co/{repo_id}")
-
-    def list_repo_refs(self, repo_id, repo_type):
-        return SimpleNamespace(tags=[SimpleNamespace(name="v1")])
-
-    def repo_info(self, repo_id, repo_type):
-        return SimpleNamespace(sha="parent")
-
-    def hf_hub_download(self, repo_id, filename, repo_type, revision):
-        assert revision == "parent"
-        if filename not in self.files:
-            raise EntryNotFoundError(filename)
-        path = self.cache / filename
-        path.write_bytes(self.files[filename])
-        return str(path)
-
-    def create_commit(self, repo_id, operations, **options):
-        self.calls.append(("create_commit", repo_id, options))
-        for operation in operations:
-            with operation.as_file() as file:
-                self.files[operation.path_in_repo] = file.read()
-        pull_request = f"https://huggingface.co/{repo_id}/discussions/1" if options["create_pr"] else None
-        url = f"https://huggingface.co/{repo_id}/commit/abc"
-        return CommitInfo(url, options["commit_message"], "", "abc", pr_url=pull_request)
-
-    def create_tag(self, repo_id, **options):
-        self.calls.append(("create_tag", repo_id, options))
-
-
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    monkeypatch.setattr(RecordingHub, "files", {})
-    monkeypatch.setattr(RecordingHub, "calls", [])
-    monkeypatch.setattr(RecordingHub, "cache", tmp_path)
-    monkeypatch.setattr(uploads, "HfApi", RecordingHub)
-    return RecordingHub
+def hub(hub):
+    """The Hub of the process, without a repository."""
+    with hub.emptied():
+        yield hub
 
 
 def edit_here(folder, old, new):
@@ -107,53 +67,64 @@ def edit_here(folder, old, new):
 
 
 def edit_there(hub, old, new):
-    hub.files["README.md"] = hub.files["README.md"].replace(old.encode(), new.encode())
+    hub.repository(NAME).edit("README.md", hub.files(NAME)["README.md"].replace(old.encode(), new.encode()))
 
 
-def test_without_a_repository_the_folder_is_checked_and_gets_its_card(folder, published, hub, caplog):
+def test_without_a_repository_the_folder_is_checked_and_gets_its_card(folder, published, caplog):
     with caplog.at_level("INFO", logger="hf_blemo.hub.publishing"):
         assert publish(folder) == str(folder)
-    assert hub.calls == []
     assert ", ".join(published) in caplog.text
     assert ModelCard.load(folder / "README.md").data.eval_results
     assert files_to_publish(folder) == published
 
 
 def test_one_commit_with_what_belongs_on_the_hub(folder, published, metrics, hub):
-    url = publish(folder, "owner/fusion", message="First", tag="v2")
-    assert url == "https://huggingface.co/owner/fusion/commit/abc"
-    kind = {"repo_type": "model"}
-    assert hub.calls == [
-        ("create_repo", "owner/fusion", {**kind, "private": True, "exist_ok": True}),
-        (
-            "create_commit",
-            "owner/fusion",
-            {**kind, "commit_message": "First", "create_pr": False, "parent_commit": "parent"},
-        ),
-        ("create_tag", "owner/fusion", {**kind, "tag": "v2", "revision": "abc"}),
-    ]
-    assert sorted(hub.files) == published
-    assert hub.files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-    assert hub.files["README.md"].decode() == (folder / "README.md").read_text(encoding="utf-8")
-    assert b'from_pretrained("owner/fusion")' in hub.files["README.md"]
-    for name, content in hub.files.items():
-        assert b"/home" not in content and b"someone/" not in content, name
-    assert json.loads(hub.files["metrics.json"])["config"]["data"] == metrics["config"]["data"].split("/")[-1]
+    url = publish(folder, NAME, message="First", tag="v2")
+    repository, files = hub.repository(NAME), hub.files(NAME)
+    commit = repository.branches["main"]
+    assert [commit.title, commit.parent.title] == ["First", "initial commit"] and url.endswith(f"/commit/{commit.oid}")
+    assert repository.private and repository.tags == {"v2": commit}
+    assert sorted(files) == published
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert files["README.md"].decode() == (folder / "README.md").read_text(encoding="utf-8")
+    assert f'from_pretrained("{NAME}")' in files["README.md"].decode()
+    for path, content in files.items():
+        assert b"/home" not in content and b"someone/" not in content, path
+    assert json.loads(files["metrics.json"])["config"]["data"] == metrics["config"]["data"].split("/")[-1]
     assert "/home/someone" in (folder / "metrics.json").read_text()
 
 
 def test_a_pull_request_leaves_the_folder_as_it_is(folder, metrics, hub):
-    publish(folder, "owner/fusion", private=False)
+    publish(folder, NAME, private=False)
+    assert not hub.repository(NAME).private
     edit_there(hub, "## Data", "Written on the Hub.\n\n## Data")
-    assert publish(folder, "owner/fusion", create_pr=True).endswith("/discussions/1")
-    assert hub.calls[0][2]["private"] is False and hub.calls[-1][2]["create_pr"] is True
-    assert hub.calls[-1][2]["commit_message"] == f"Publish {metrics['model_type']} with hf_blemo"
-    assert b"Written on the Hub." in hub.files["README.md"]
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"wall_seconds": 77.0}))
+    assert publish(folder, NAME, create_pr=True).endswith("/discussions/1")
+    assert hub.repository(NAME).branches["main"].title == "edit"
+    pull_request = hub.files(NAME, "refs/pr/1")["README.md"]
+    assert b"Written on the Hub." in pull_request
     assert "Written on the Hub." not in (folder / "README.md").read_text(encoding="utf-8")
+    publish(folder, NAME)
+    assert hub.repository(NAME).branches["main"].title == f"Publish {metrics['model_type']} with hf_blemo"
+
+
+def test_a_commit_in_between_is_not_overwritten(folder, hub, monkeypatch):
+    publish(folder, NAME)
+
+    def merged_late(*arguments):
+        edit_there(hub, "## Data", "Written on the Hub.\n\n## Data")
+        return merge_card(*arguments)
+
+    monkeypatch.setattr(publishing, "merge_card", merged_late)
+    with pytest.raises(HfHubHTTPError, match="A commit has happened since"):
+        publishing._upload(
+            folder, files_to_publish(folder), NAME, lambda card: publishing.merge_card(card, card), message=None
+        )
+    assert b"Written on the Hub." in hub.files(NAME)["README.md"]
 
 
 def test_edits_on_the_hub_survive_a_new_run(folder, metrics, hub):
-    publish(folder, "owner/fusion")
+    publish(folder, NAME)
     edit_there(hub, "## Data", "Written on the Hub.\n\n## Data")
     edit_there(hub, "license: apache-2.0", "license: mit")
     if metrics["model_type"] == "clip_rd":
@@ -163,8 +134,8 @@ def test_edits_on_the_hub_survive_a_new_run(folder, metrics, hub):
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
     (folder / "README.md").unlink()
-    publish(folder, "owner/fusion")
-    card = ModelCard(hub.files["README.md"].decode())
+    publish(folder, NAME)
+    card = ModelCard(hub.files(NAME)["README.md"].decode())
     assert card.text.count("Written on the Hub.") == 1 and card.data.license == "mit"
     assert card.data.eval_results[0].metric_value == 0.375
     assert "0.3750 ± " in card.text or "| 37.5% |" in card.text
@@ -173,7 +144,7 @@ def test_edits_on_the_hub_survive_a_new_run(folder, metrics, hub):
 
 def test_edits_take_turns(folder, published, hub):
     """Whichever side is edited next, and in whatever way, the other follows."""
-    publish(folder, "owner/fusion")
+    publish(folder, NAME)
     for here, old, new in (
         (True, "## Data", "One.\n\n## Data"),
         (False, "One.", "Two."),
@@ -182,38 +153,41 @@ def test_edits_take_turns(folder, published, hub):
         (True, "Three.", "Four."),
     ):
         edit_here(folder, old, new) if here else edit_there(hub, old, new)
-        publish(folder, "owner/fusion")
-        card = hub.files["README.md"].decode()
+        publish(folder, NAME)
+        card = hub.files(NAME)["README.md"].decode()
         assert card == (folder / "README.md").read_text(encoding="utf-8")
         assert new in card and (old not in card or old == "## Data")
-    assert sorted(hub.files) == published
+    assert sorted(hub.files(NAME)) == published
 
 
 def test_edits_on_both_sides_are_never_dropped(folder, hub):
-    publish(folder, "owner/fusion")
+    publish(folder, NAME)
     edit_here(folder, "## Data", "Written here.\n\n## Data")
     edit_there(hub, "## Data", "Written on the Hub.\n\n## Data")
     with pytest.raises(ValueError, match="changed both in the folder and on the Hub"):
-        publish(folder, "owner/fusion")
-    assert [call[0] for call in hub.calls].count("create_commit") == 1
-    assert b"Written on the Hub." in hub.files["README.md"]
+        publish(folder, NAME)
+    assert len(hub.repository(NAME).branches["main"].history()) == 3
+    assert b"Written on the Hub." in hub.files(NAME)["README.md"]
     assert "Written here." in (folder / "README.md").read_text(encoding="utf-8")
     # What was published elsewhere is no excuse to drop it.
     edit_there(hub, "Written on the Hub.\n\n", "")
-    publish(folder, "owner/fusion")
-    hub.files["README.md"] = b"---\nlicense: mit\n---\n# Another card\n"
+    publish(folder, NAME)
+    hub.repositories.create("model", "you/second", True, "you").edit("README.md", b"# Another card\n")
     with pytest.raises(ValueError, match="changed both in the folder and on the Hub"):
-        publish(folder, "owner/second")
+        publish(folder, "you/second")
 
 
 def test_tags_are_checked_before_anything_is_uploaded(folder, hub):
-    with pytest.raises(ValueError, match="'v1': it exists in owner/fusion"):
-        publish(folder, "owner/fusion", tag="v1")
+    publish(folder, NAME, tag="v1")
+    before = hub.repository(NAME).branches["main"]
+    edit_here(folder, "## Data", "Written here.\n\n## Data")
+    with pytest.raises(ValueError, match=f"'v1': it exists in {NAME}"):
+        publish(folder, NAME, tag="v1")
     with pytest.raises(ValueError, match="pull request"):
-        publish(folder, "owner/fusion", tag="v2", create_pr=True)
+        publish(folder, NAME, tag="v2", create_pr=True)
     with pytest.raises(ValueError, match="expected a repo_id"):
         publish(folder, tag="v2")
-    assert hub.files == {}
+    assert hub.repository(NAME).branches["main"] is before
 
 
 def test_every_missing_file_is_named(folder, metrics, hub, tmp_path):
@@ -225,9 +199,9 @@ def test_every_missing_file_is_named(folder, metrics, hub, tmp_path):
         # For a file of the inputs, nothing else is missed.
         pattern = rf"[^;]*{re.escape(name)}[^;]* is missing$" if name in inputs else f".*{name}.* missing"
         with pytest.raises(ValueError, match=f"cannot be published: {pattern}"):
-            publish(folder, "owner/fusion")
+            publish(folder, NAME)
         (folder / name).write_bytes(content)
-    assert hub.calls == [] and not (folder / "README.md").exists()
+    assert not hub.repositories.all and not (folder / "README.md").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError) as error:
         publish(tmp_path / "empty")
@@ -304,8 +278,8 @@ def test_sharded_weights_and_code_of_another_repository(folder):
 def test_a_card_by_hand_needs_no_metrics_but_metadata(folder, metrics, hub):
     write_card(folder, metrics)
     (folder / "metrics.json").unlink()
-    publish(folder, "owner/fusion")
-    assert "metrics.json" not in hub.files
+    publish(folder, NAME)
+    assert "metrics.json" not in hub.files(NAME)
     for card, message in (
         ("# No metadata\n", "expected metadata between two lines of ---"),
         ("---\nlicense: mit\n---\n# Few\n", r"expected metadata with \['library_name', 'pipeline_tag', 'tags'\]"),
@@ -322,17 +296,17 @@ def test_a_card_by_hand_needs_no_metrics_but_metadata(folder, metrics, hub):
 @pytest.mark.parametrize("family", MAKERS)
 def test_a_model_in_memory_gets_a_card_once(family, hub):
     model, processor = MAKERS[family]()
-    push_model(model, processor, "owner/mine", license="mit", base_model="you/base", tags=["mine", "hf_blemo"])
-    card = ModelCard(hub.files["README.md"].decode())
+    push_model(model, processor, NAME, license="mit", base_model="you/base", tags=["mine", "hf_blemo"])
+    card = ModelCard(hub.files(NAME)["README.md"].decode())
     assert (card.data.license, card.data.base_model) == ("mit", "you/base")
     assert card.data.tags.count("hf_blemo") == 1 and card.data.tags[-1] == "mine"
-    assert 'from_pretrained("owner/mine")' in card.text and "No results are recorded here." in card.text
+    assert f'from_pretrained("{NAME}")' in card.text and "No results are recorded here." in card.text
     edit_there(hub, "is not written yet", "is written here")
-    edited = hub.files["README.md"]
-    push_model(model, processor, "owner/mine", license="apache-2.0")
-    assert hub.files["README.md"] == edited
+    edited = hub.files(NAME)["README.md"]
+    push_model(model, processor, NAME, license="apache-2.0")
+    assert hub.files(NAME)["README.md"] == edited
     with pytest.raises(ValueError, match="found a model of type 'Linear', expected one of clip_rd, rank_aware_fusion"):
-        push_model(torch.nn.Linear(2, 2), processor, "owner/mine", license="mit")
+        push_model(torch.nn.Linear(2, 2), processor, NAME, license="mit")
 
 
 @pytest.mark.parametrize("metrics", MAKERS, indirect=True)
@@ -342,17 +316,13 @@ def test_a_model_is_published_whole_and_the_cards_code_runs(metrics, tmp_path, h
     if family == "rank_aware_fusion":
         metrics["encoders"] = model.config.encoders
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    publish(folder, "owner/tiny")
+    publish(folder, NAME)
     saved = {path.name for path in folder.iterdir() if path.is_file()}
-    assert saved == {name for name in hub.files if "/" not in name} and f"modeling_{family}.py" in saved
-
-    for name, content in hub.files.items():
-        (tmp_path / "downloaded" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "downloaded" / name).write_bytes(content)
-    *codes, with_remote_code = re.findall(r"```python\n(.*?)```", hub.files["README.md"].decode(), re.DOTALL)
+    assert saved == {name for name in hub.files(NAME) if "/" not in name} and f"modeling_{family}.py" in saved
+    *codes, with_remote_code = re.findall(r"```python\n(.*?)```", hub.files(NAME)["README.md"].decode(), re.DOTALL)
     found: dict = {}
     for code in codes:
-        exec(code.replace("owner/tiny", str(tmp_path / "downloaded")), found)
+        exec(code, found)
     assert "trust_remote_code=True" in with_remote_code
     assert type(found["model"]) is type(model)
     output = found["output"]
