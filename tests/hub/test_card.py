@@ -1,5 +1,7 @@
 """Cards of every family: numbers come back out of the metadata, people's words survive, and machines stay unnamed."""
 
+import re
+
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -9,6 +11,10 @@ from hf_blemo.hub.card import FAMILIES, _human_part, merge_card, render_card, wi
 
 # The first number of each family's model index.
 FIRST = {"rank_aware_fusion": 0.3125, "clip_rd": 0.17}
+PHRASES = {
+    "rank_aware_fusion": "58 actors|Article 5(1)(f)|2024/1689|informed and free consent|2605.21417|2601.13225",
+    "clip_rd": "surveillance|recognising faces|English|2603.25383|2307.12732|2103.00020",
+}
 
 
 def first_of(card):
@@ -88,6 +94,36 @@ def test_nothing_that_people_may_edit_depends_on_the_run(metrics):
 def test_no_block_leaves_a_gap_or_a_variable(metrics):
     for card in (render_card(metrics), render_card(metrics, remote_code=False, plots=["a.png", "plots/b.png"])):
         assert "\n\n\n" not in card and "Undefined" not in card and "None" not in card
+
+
+def test_card_names_risks_and_sources(metrics):
+    card = render_card(metrics)
+    for phrase in PHRASES[metrics["model_type"]].split("|"):
+        assert phrase in card, phrase
+
+
+def test_usage_code_names_the_repository(metrics):
+    codes = re.findall(r"```python\n(.*?)```", render_card(metrics, repo_id="owner/model"), re.DOTALL)
+    for code in codes:
+        compile(code, "card", "exec")
+        assert 'from_pretrained("owner/model"' in code
+    own = {"rank_aware_fusion": '"image|bind": np.random.randn(20, 7168)', "clip_rd": ".to_clip()"}
+    assert own[metrics["model_type"]] in codes[-2]
+    assert codes[-1].count("trust_remote_code=True") == 2 and "trust_remote_code" not in codes[-2]
+    assert len(codes) == (3 if metrics["model_type"] == "clip_rd" else 2)
+
+
+def test_the_required_keys_are_enough(metrics):
+    required = {key: metrics[key] for key in FAMILIES[metrics["model_type"]].REQUIRED_KEYS}
+    if metrics["model_type"] == "clip_rd":
+        required |= {"model_type": "clip_rd", "data": {"sources": [{"data": "synthetic"}]}, "config": {}}
+    card = render_card(required)
+    assert "None" not in card and "Undefined" not in card and "\n\n\n" not in card
+    if metrics["model_type"] == "clip_rd":
+        assert "46,116,097" in card and "These weights were not evaluated." in card
+    else:
+        assert "| **mean ± standard deviation** |" in card
+        assert metadata_of(card)["model-index"][0]["results"][0]["metrics"][2]["value"] == 0.22635
 
 
 def test_edits_survive_and_numbers_follow(metrics, tmp_path):

@@ -83,27 +83,3 @@ def test_protocols_are_told_in_plain_words(fusion_metrics):
     assert not rows_of(card, "**mean")
     with pytest.raises(ValueError, match="expected a protocol of .* found 'lucky'"):
         render_card(fusion_metrics | {"protocol": "lucky"})
-
-
-def test_the_four_required_keys_are_enough(fusion_metrics):
-    required = {key: fusion_metrics[key] for key in ("schema_version", "protocol", "summary", "encoders")}
-    card = render_card(required)
-    assert metadata_of(card)["model-index"][0]["results"][0]["metrics"][2]["value"] == 0.22635
-    assert "None" not in card and "Undefined" not in card
-    assert rows_of(card, "**mean")[0][0] == "**mean ± standard deviation**"
-
-
-def test_usage_code_names_repository_and_features(fusion_metrics):
-    codes = re.findall(r"```python\n(.*?)```", render_card(fusion_metrics, repo_id="owner/fusion"), re.DOTALL)
-    assert len(codes) == 2
-    for code in codes:
-        compile(code, "card", "exec")
-        assert 'AutoModel.from_pretrained("owner/fusion"' in code
-    assert '"image|bind": np.random.randn(20, 7168)' in codes[0]
-    assert "trust_remote_code=True" in codes[1]
-
-
-def test_card_names_risks_and_sources(fusion_metrics):
-    card = render_card(fusion_metrics)
-    risks = ("58 actors", "Article 5(1)(f)", "2024/1689", "informed and free consent")
-    assert all(phrase in card for phrase in (*risks, "2605.21417", "2601.13225"))
