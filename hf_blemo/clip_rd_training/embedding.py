@@ -20,7 +20,7 @@ from hf_blemo.hub.uploads import hub_errors, prepare_repository
 from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
 from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription
-from hf_blemo.programs.processes import end_training
+from hf_blemo.programs.checkpoints import end_training
 from hf_blemo.programs.progress import Progress
 
 SHOWN = 3

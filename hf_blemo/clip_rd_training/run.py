@@ -28,19 +28,18 @@ from hf_blemo.errors import USER_ERRORS
 from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, open_source
-from hf_blemo.programs.checkpoints import Checkpoints, begin_checkpoints, check_resumable
-from hf_blemo.programs.processes import end_training
+from hf_blemo.programs.checkpoints import Checkpoints, Rows, begin_checkpoints, check_resumable, end_training
 from hf_blemo.programs.progress import Progress
-from hf_blemo.programs.settings import PUSH_SETTINGS, check_output_folder
+from hf_blemo.programs.settings import PUSH_SETTINGS, check_output_folder, flat_settings
 
 FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", *PUSH_SETTINGS}
 
 
-class History:
+class History(Rows):
     """Means of the terms over the steps between two entries that computed them; part of the checkpoint."""
 
-    def __init__(self):
-        self.rows: list[dict[str, Any]] = []
+    def __init__(self) -> None:
+        super().__init__()
         # Term -> sum and number of steps: a scheduled term may begin or end in between.
         self.sums: dict[str, tuple[float, int]] = {}
 
@@ -64,19 +63,20 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"rows": self.rows, "sums": self.sums}
+        return {**super().state_dict(), "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores [`state_dict`]."""
-        self.rows, self.sums = list(state["rows"]), dict(state["sums"])
+        super().load_state_dict(state)
+        self.sums = dict(state["sums"])
 
 
-class _Evaluations:
+class _Evaluations(Rows):
     """Evaluations of a student during its training, on the first process; part of the checkpoint."""
 
     def __init__(self, evaluator: ClipEvaluator | None, processor: PairProcessor):
+        super().__init__()
         self.evaluator, self.processor = evaluator, processor
-        self.rows: list[dict[str, Any]] = []
 
     def add(self, student: Any, step: int) -> dict[str, float]:
         """Evaluates after a step, counted from 1; returns the metrics, or nothing if that step has been evaluated."""
@@ -85,14 +85,6 @@ class _Evaluations:
         tasks = self.evaluator.evaluate(student, self.processor)
         self.rows.append({"step": step, "tasks": tasks})
         return flat_metrics(tasks)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores [`state_dict`]."""
-        self.rows = list(state["rows"])
 
 
 def distill(settings: DistillationSettings, command: str | None = None) -> dict[str, Any]:
@@ -143,7 +135,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)
     accelerator.wait_for_everyone()
     if settings.trackers:
-        accelerator.init_trackers("hf_blemo-clip_rd", config=_flat(asdict(settings)))
+        accelerator.init_trackers("hf_blemo-clip_rd", config=flat_settings(settings))
     distiller = CLIPRDDistiller(
         student,
         teacher.model,
@@ -218,17 +210,6 @@ def _tasks_of_first_process(accelerator: Accelerator, settings: DistillationSett
     if found is not None:
         raise found
     return tasks
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings as trackers take them."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat
 
 
 class _Training:

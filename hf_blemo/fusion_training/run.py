@@ -23,9 +23,8 @@ from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import PROTOCOLS, FusionSettings
 from hf_blemo.hub import write_card
 from hf_blemo.hub.training_pushes import TrainingPushes
-from hf_blemo.programs.checkpoints import begin_checkpoints, check_resumable
-from hf_blemo.programs.processes import end_training
-from hf_blemo.programs.settings import check_output_folder
+from hf_blemo.programs.checkpoints import begin_checkpoints, check_resumable, end_training
+from hf_blemo.programs.settings import check_output_folder, flat_settings
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
@@ -78,7 +77,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)
     accelerator.wait_for_everyone()
     if settings.trackers:
-        accelerator.init_trackers("hf_blemo-fusion", config=_flat(asdict(settings)))
+        accelerator.init_trackers("hf_blemo-fusion", config=flat_settings(settings))
 
     results = None
     history: list[dict[str, Any]] = []
@@ -144,13 +143,6 @@ def _remove_stale(output: Path, settings: FusionSettings, scored: bool) -> None:
         (output / "predictions.json").unlink(missing_ok=True)
     if settings.test_data is None:
         (output / "test_predictions.json").unlink(missing_ok=True)
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as trackers take them."""
-    return {
-        key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
-    }
 
 
 def _test_store(data: datasets.Dataset, config: RankAwareFusionConfig) -> FeatureStore:

@@ -1,5 +1,6 @@
-"""Checkpoints of a training run, written whole or not at all, and the check that a resumed run is the same run."""
+"""How a training run is kept and ends: whole checkpoints, the check that a resumed run is the same one, a safe end."""
 
+import gc
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,6 +11,21 @@ from accelerate import Accelerator
 from hf_blemo.files import read_json, replace_folder, write_json
 
 KEPT_CHECKPOINTS = 2
+
+
+class Rows:
+    """Rows that a run collects, such as its learning curves; part of its checkpoints."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores [`state_dict`]."""
+        self.rows = list(state["rows"])
 
 
 class Checkpoints:
@@ -108,3 +124,20 @@ def check_same_run(
                 f"resume: {name} is {value!r} and was {earlier[name]!r} in the run in {output_dir}; give the same "
                 "settings, or start anew without resume"
             )
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """End trackers and processes. Drop every reference to a prepared model first, or DDP can deadlock.
+
+    A `DistributedDataParallel` model that outlives its process group holds the last reference to the group. Freeing
+    it can hang in torch 2.13 with gloo: the freeing thread holds Python's lock while it waits for the group's threads,
+    which need that lock to free their tensors.
+
+    Args:
+        accelerator: of the run.
+    """
+    if accelerator.num_processes > 1:
+        accelerator.free_memory()
+        # Wrapped models are parts of reference cycles.
+        gc.collect()
+    accelerator.end_training()

@@ -5,7 +5,7 @@ import weakref
 import torch
 from accelerate import Accelerator
 
-from hf_blemo.programs.processes import end_training
+from hf_blemo.programs.checkpoints import end_training
 
 
 def test_prepared_models_go_before_the_processes(fresh_accelerate_state, monkeypatch):
