@@ -45,7 +45,7 @@ def one_line_errors(program: str | None = None) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of an error in one line; for an error of the system, the file and the reason."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
