@@ -28,14 +28,29 @@ from hf_blemo.errors import USER_ERRORS
 from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, open_source
-from hf_blemo.programs.checkpoints import Checkpoints, Rows, begin_checkpoints, check_resumable, end_training
+from hf_blemo.programs.checkpoints import Checkpoints, begin_checkpoints, check_resumable, end_training
 from hf_blemo.programs.progress import Progress
 from hf_blemo.programs.settings import PUSH_SETTINGS, check_output_folder, flat_settings
 
 FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", *PUSH_SETTINGS}
 
 
-class History(Rows):
+class _Rows:
+    """Rows that a run collects; part of its checkpoints."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores [`state_dict`]."""
+        self.rows = list(state["rows"])
+
+
+class History(_Rows):
     """Means of the terms over the steps between two entries that computed them; part of the checkpoint."""
 
     def __init__(self) -> None:
@@ -71,7 +86,7 @@ class History(Rows):
         self.sums = dict(state["sums"])
 
 
-class _Evaluations(Rows):
+class _Evaluations(_Rows):
     """Evaluations of a student during its training, on the first process; part of the checkpoint."""
 
     def __init__(self, evaluator: ClipEvaluator | None, processor: PairProcessor):

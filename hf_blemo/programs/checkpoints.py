@@ -13,21 +13,6 @@ from hf_blemo.files import read_json, replace_folder, write_json
 KEPT_CHECKPOINTS = 2
 
 
-class Rows:
-    """Rows that a run collects, such as its learning curves; part of its checkpoints."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores [`state_dict`]."""
-        self.rows = list(state["rows"])
-
-
 class Checkpoints:
     """Checkpoints of one phase of a run.
 
