@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tiny_models import make_fusion, make_student, save_tiny_model
 from transformers import AutoModel, AutoProcessor
 
-from hf_blemo import CLIPRDConfig, CLIPRDModel, RankAwareFusionConfig, RankAwareFusionModel
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor
 from hf_blemo.cli import main
 from hf_blemo.errors import MissingExtraError
 from hf_blemo.hub import export_onnx, onnx_export, onnx_inputs
@@ -20,21 +21,42 @@ from hf_blemo.hub.onnx_export import (
     _fusion_program,
     _FusionGraph,
     _ImageGraph,
-    _TextGraph,
     _tower_programs,
 )
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-TOWERS = {
-    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
-    "swin": {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 2},
-}
-
-
+SWIN = {
+    "model_type": "swin", "image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [2],
+    "window_size": 2,
+}  # fmt: skip
+RESNET = {
+    "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic",
+}  # fmt: skip
 FILES = {
     "rank_aware_fusion": ["model.onnx", "model_int8.onnx"],
     "clip_rd": ["image_model.onnx", "image_model_int8.onnx", "text_model.onnx", "text_model_int8.onnx"],
+}
+
+
+def make_kind(**settings):
+    """A fusion of three poolings, no parameter of which is at a special value, and its processor."""
+    encoders = {
+        "face": {"feature_size": 6, "pooling": "attention"},
+        "voice": {"feature_size": 4, "pooling": "statistics", "modality": "audio"},
+        "logits": {"feature_size": 6, "pooling": "mean", "transform": "log_softmax"},
+    }
+    torch.manual_seed(0)
+    model = RankAwareFusionModel(RankAwareFusionConfig(encoders=encoders, hidden_size=8, **settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval(), RankAwareFusionProcessor(encoders)
+
+
+MODELS = {
+    "rank_aware_fusion": partial(make_kind, top_n=2),
+    # Swin's windows need the plain formula of attention.
+    "clip_rd": partial(make_student, vision=SWIN),
 }
 
 
@@ -42,9 +64,10 @@ FILES = {
 def exported(tmp_path_factory):
     """Family -> the folder that the command has exported a tiny model to, the command and what it printed."""
     found = {}
-    for family in FILES:
+    for family, make in MODELS.items():
         folder = tmp_path_factory.mktemp(family)
-        save_tiny_model(family, folder / "model")
+        for part in make():
+            part.save_pretrained(folder / "model")
         command = ["export", str(folder / "model"), "--output", str(folder / "onnx"), "--int8"]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             assert main(command) == 0
@@ -74,44 +97,41 @@ def fusion_inputs(model, batch_size, length, seed=0):
     return *features, *masks
 
 
-def assert_same_fusion(model, path, batch_size, length):
-    inputs = fusion_inputs(model, batch_size, length)
+def assert_same_fusion(model, path):
     names = [f"{kind}.{name}" for kind in ("features", "feature_mask") for name in model.config.encoders]
-    found = session(path).run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
-    with torch.no_grad():
-        expected = _FusionGraph(model.eval())(*inputs)
-    for name, one, two in zip(_FUSION_OUTPUTS, found, expected, strict=True):
-        np.testing.assert_allclose(one, two.numpy(), rtol=0, atol=1e-4, err_msg=name)
+    for batch_size, length in ((1, 1), (4, 9), (7, 2)):
+        inputs = fusion_inputs(model, batch_size, length)
+        found = session(path).run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+        with torch.no_grad():
+            expected = _FusionGraph(model)(*inputs)
+        for name, one, two in zip(_FUSION_OUTPUTS, found, expected, strict=True):
+            np.testing.assert_allclose(one, two.numpy(), rtol=0, atol=1e-4, err_msg=name)
+    description = json.loads((path.parent / "onnx.json").read_text())
+    assert description["encoders"] == list(model.config.encoders)
+    assert description["outputs"] == list(_FUSION_OUTPUTS)
+    shapes = {value.name: value.shape for value in session(path).get_inputs()}
+    assert list(shapes) == description["inputs"] == names
+    assert all(isinstance(axis, str) for shape in shapes.values() for axis in shape[:2])
+
+
+def test_a_fusion_of_every_pooling(exported):
+    assert_same_fusion(make_kind(top_n=2)[0], exported["rank_aware_fusion"][0] / "model.onnx")
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
         {"gate": "static", "fusion": "concatenation", "top_n": 1},
         {"gate": "uniform", "fusion": "weighted_sum", "top_n": 3, "head_fusion": "presence"},
     ],
-    ids=["method", "static", "mean"],
 )
-def test_a_fusion_of_every_kind(settings, tmp_path):
-    encoders = {
-        "face": {"feature_size": 6, "pooling": "attention"},
-        "voice": {"feature_size": 4, "pooling": "statistics", "modality": "audio"},
-        "logits": {"feature_size": 6, "pooling": "mean", "transform": "log_softmax"},
-    }
-    torch.manual_seed(0)
-    model = RankAwareFusionModel(RankAwareFusionConfig(encoders=encoders, hidden_size=8, **{"top_n": 2, **settings}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    [path] = export_onnx(model, tmp_path)
-    for batch_size, length in ((1, 1), (4, 9), (7, 2)):
-        assert_same_fusion(model, path, batch_size, length)
-    description = json.loads((tmp_path / "onnx.json").read_text())
-    assert description["encoders"] == list(encoders) and description["outputs"] == list(_FUSION_OUTPUTS)
-    inputs = {value.name: value.shape for value in session(path).get_inputs()}
-    assert list(inputs) == description["inputs"]
-    assert all(isinstance(axis, str) for shape in inputs.values() for axis in shape[:2])
+def test_other_kinds_become_programs_of_torch(settings):
+    model, _ = make_kind(**settings)
+    program = _fusion_program(model).module()
+    for batch_size, length in ((1, 1), (4, 3)):
+        inputs = fusion_inputs(model, batch_size, length)
+        for one, two in zip(program(*inputs), _FusionGraph(model)(*inputs), strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
 
 
 def test_what_the_processor_gives_is_what_the_graph_takes(exported):
@@ -134,60 +154,35 @@ def test_what_the_processor_gives_is_what_the_graph_takes(exported):
         onnx_inputs({"features": {"other": np.zeros((2, 1, 3))}, "feature_mask": {}}, model.config.encoders)
 
 
-def assert_same_student(model, folder, batch_size, length, size):
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randn(batch_size, 3, size, size, generator=generator)
-    tokens = torch.randint(3, 40, (batch_size, length), generator=generator)
-    end = model.config.text_config.eos_token_id
-    tokens[:, -1] = tokens[0, length // 2] = end
-    mask = torch.ones_like(tokens)
-    mask[0, length // 2 + 1 :] = 0
-    with torch.no_grad():
-        expected = model.eval()(input_ids=tokens, pixel_values=pixels, attention_mask=mask)
-    image = session(folder / "image_model.onnx").run(None, {"pixel_values": pixels.numpy()})[0]
-    feed = {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()}
-    text = session(folder / "text_model.onnx").run(None, feed)[0]
-    np.testing.assert_allclose(image, expected.image_embeds.numpy(), rtol=0, atol=1e-4)
-    np.testing.assert_allclose(text, expected.text_embeds.numpy(), rtol=0, atol=1e-4)
-    scale = json.loads((folder / "onnx.json").read_text())["logit_scale"]
-    np.testing.assert_allclose(scale * image @ text.T, expected.logits_per_image.numpy(), rtol=0, atol=1e-3)
-
-
 def test_both_towers_of_a_student(exported):
+    model, folder = make_student(vision=SWIN)[0].eval(), exported["clip_rd"][0]
+    generator = torch.Generator().manual_seed(1)
     for batch_size, length in ((1, 3), (5, 12)):
-        assert_same_student(make_student()[0], exported["clip_rd"][0], batch_size, length, 16)
+        pixels = torch.randn(batch_size, 3, 16, 16, generator=generator)
+        tokens = torch.randint(3, 40, (batch_size, length), generator=generator)
+        tokens[:, -1] = tokens[0, length // 2] = model.config.text_config.eos_token_id
+        mask = torch.ones_like(tokens)
+        mask[0, length // 2 + 1 :] = 0
+        with torch.no_grad():
+            expected = model(input_ids=tokens, pixel_values=pixels, attention_mask=mask)
+        image = session(folder / "image_model.onnx").run(None, {"pixel_values": pixels.numpy()})[0]
+        feed = {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()}
+        text = session(folder / "text_model.onnx").run(None, feed)[0]
+        np.testing.assert_allclose(image, expected.image_embeds.numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(text, expected.text_embeds.numpy(), rtol=0, atol=1e-4)
+        scale = json.loads((folder / "onnx.json").read_text())["logit_scale"]
+        np.testing.assert_allclose(scale * image @ text.T, expected.logits_per_image.numpy(), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("vision", TOWERS)
-def test_other_towers(vision, tmp_path):
-    torch.manual_seed(0)
-    text = make_student()[0].config.text_config.to_dict()
-    config = CLIPRDConfig(vision_config={"model_type": vision, **TOWERS[vision]}, text_config=text, projection_dim=8)
-    # The image size of a tower without one in its config is that of the processor: 224.
-    size = TOWERS[vision].get("image_size", 224)
-    model = CLIPRDModel(config)
-    export_onnx(model, tmp_path)
-    assert_same_student(model, tmp_path, 2, 5, size)
-
-
-def test_torch_export_of_both_families():
-    fusion = make_fusion()[0]
-    inputs = fusion_inputs(fusion, 4, 3)
-    program = _fusion_program(fusion).module()
-    for one, two in zip(program(*inputs), _FusionGraph(fusion)(*inputs), strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
-    student = make_student()[0]
-    programs = _tower_programs(student)
-    pixels = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(programs["image"].module()(pixels), _ImageGraph(student)(pixels), rtol=0, atol=1e-6)
-    tokens = torch.tensor([[5, 6, 513], [7, 513, 513]])
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    found = programs["text"].module()(tokens, mask)
-    torch.testing.assert_close(found, _TextGraph(student)(tokens, mask), rtol=0, atol=1e-6)
+def test_a_tower_without_an_image_size_takes_that_of_the_processor():
+    model, _ = make_student(vision=RESNET)
+    pixels = torch.randn(2, 3, 224, 224)
+    expected = _ImageGraph(model.eval())(pixels)
+    torch.testing.assert_close(_tower_programs(model)["image"].module()(pixels), expected, rtol=0, atol=1e-4)
 
 
 def test_quantisation_keeps_the_answers_near(exported):
-    model = make_fusion()[0]
+    model = make_kind(top_n=2)[0]
     path, small = (exported["rank_aware_fusion"][0] / name for name in FILES["rank_aware_fusion"])
     inputs = fusion_inputs(model, 6, 4)
     names = [f"{kind}.{name}" for kind in ("features", "feature_mask") for name in model.config.encoders]

@@ -148,13 +148,15 @@ def test_half_precision_towers_have_a_float32_loss(case, tmp_path):
 
 # torch's compiler looks at the attribute and hides the warning, which it cannot where warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_training_is_compiled_where_asked(case, tmp_path):
+@pytest.mark.parametrize("name", ["fusion", "distillation"])
+def test_training_is_compiled_where_asked(name, tmp_path):
+    case = CASES[name]()
     if shutil.which("g++") is None and shutil.which("c++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
     expected = case.trainer(tmp_path, max_steps=2)
     expected.train()
-    # Of one kind of model the compiled gradients, too, of the others the captured graph: each takes seconds.
-    backend = "aot_eager" if "compute_metrics" in case.options else "eager"
+    # The compiled gradients, too, of one kind of model, and of the other the captured graph: each takes seconds.
+    backend = "aot_eager" if name == "fusion" else "eager"
     trainer = case.trainer(tmp_path, max_steps=2, torch_compile=True, torch_compile_backend=backend)
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
