@@ -80,25 +80,10 @@ def test_labels_are_the_benchmarks_in_its_order():
     assert (np.rint(100 * blemore.LABEL_MATRIX) == LABEL_PERCENT).all()
 
 
-def test_every_label_is_decoded_from_certainty():
-    assert decode_expected_score(np.eye(36, dtype=np.float32)) == list(blemore.LABELS)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_label_is_decoded_from_its_own_probabilities(dtype):
     probabilities = blemore.LABEL_MATRIX.astype(dtype)
     assert decode_thresholds(probabilities, 0.1, 0.1) == list(blemore.LABELS)
-
-
-def test_expected_score_sums_over_the_saliences_of_a_pair():
-    joint = np.zeros((1, 36), dtype=np.float32)
-    # 0.4 for hap alone, 0.6 for ang and disg in three saliences: the set is worth more than the likeliest label.
-    joint[0, [3, 6, 7, 8]] = 0.4, 0.25, 0.2, 0.15
-    assert decode_expected_score(joint) == [
-        [{"emotion": "ang", "salience": 70.0}, {"emotion": "disg", "salience": 30.0}]
-    ]
-    joint[0, [3, 6, 7, 8]] = 0.9, 0.04, 0.03, 0.03
-    assert decode_expected_score(joint) == [[{"emotion": "hap", "salience": 100.0}]]
 
 
 def test_expected_score_is_the_mean_score_over_draws_of_the_truth():

@@ -32,21 +32,19 @@ def test_batch_holds_the_clips_where_the_mask_says(processor, encoders, make_sam
             np.testing.assert_array_equal(values[row][mask[row]].numpy(), expected)
 
 
-def test_order_of_the_encoders_is_the_processors_not_the_clips(processor, encoders, make_samples):
+def test_what_no_clip_has_is_left_out_and_a_vector_is_one_step(processor):
+    steps = np.ones((3, 4), dtype=np.float32)
+    batch = processor([{"clip": np.arange(4.0), "wavlm.large": None}, {"clip": steps}])
+    assert list(batch["features"]) == list(batch["feature_mask"]) == ["clip"]
+    assert batch["feature_mask"]["clip"].tolist() == [[True, False, False], [True, True, True]]
+    assert batch["features"]["clip"][0].tolist() == [[0, 1, 2, 3], [0] * 4, [0] * 4]
+    batch["features"]["clip"].zero_()
+    assert steps.sum() == 12, "the caller's array was changed"
+
+
+def test_a_single_clip_needs_no_list(processor, encoders, make_samples):
     sample = dict(reversed(make_samples(1)[0].items()))
-    assert list(processor([sample])["features"]) == list(encoders)
-
-
-def test_an_encoder_that_no_clip_has_is_left_out(processor, make_samples):
-    samples = make_samples(2, absent={0: ["clip"], 1: ["clip"]})
-    samples[0]["clip"] = None
-    batch = processor(samples)
-    assert "clip" not in batch["features"] and "clip" not in batch["feature_mask"]
-    assert "wavlm.large" in batch["features"]
-
-
-def test_a_single_clip_needs_no_list(processor, make_samples):
-    sample = make_samples(1)[0]
+    assert list(processor(sample)["features"]) == list(encoders)
     single, listed = processor(sample), processor([sample])
     for name in sample:
         torch.testing.assert_close(single["features"][name], listed["features"][name], rtol=0, atol=0)
@@ -70,19 +68,6 @@ def test_steps_of_any_kind_become_float32(processor, given):
     values = processor([{"clip": given}])["features"]["clip"]
     torch.testing.assert_close(values, torch.arange(8.0).view(1, 2, 4), rtol=0, atol=0)
     assert not values.requires_grad
-
-
-def test_a_vector_is_one_step(processor):
-    batch = processor([{"clip": np.arange(4.0)}, {"clip": np.ones((3, 4))}])
-    assert batch["feature_mask"]["clip"].tolist() == [[True, False, False], [True, True, True]]
-    assert batch["features"]["clip"][0].tolist() == [[0, 1, 2, 3], [0] * 4, [0] * 4]
-
-
-def test_callers_arrays_are_not_shared(processor):
-    steps = np.ones((2, 4), dtype=np.float32)
-    batch = processor([{"clip": steps}])
-    batch["features"]["clip"].zero_()
-    assert steps.sum() == 8
 
 
 # --- Labels ---
@@ -130,12 +115,6 @@ def test_labels_that_are_no_valid_blend_are_refused(processor, row):
     assert "A2" in message and "no valid blend" in message and "70/30, 50/50 or 30/70" in message
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 3])
-def test_labels_of_another_number_of_clips_are_refused(processor, num_rows):
-    with pytest.raises(ValueError, match=f"found {num_rows} for 2 samples"):
-        processor([{"clip": np.zeros(4)}] * 2, labels=[None] * num_rows)
-
-
 # --- What is refused ---
 
 
@@ -177,20 +156,20 @@ def test_a_bad_clip_is_refused_with_its_name_what_was_found_and_what_was_expecte
         processor([good, sample])
 
 
-@pytest.mark.parametrize("clips", [["A1"], ["A1", "A2", "A3"]], ids=len)
-def test_names_of_another_number_of_clips_are_refused(processor, clips):
-    with pytest.raises(ValueError, match="2 samples"):
-        processor([{"clip": np.zeros(4)}] * 2, clips=clips)
-
-
-def test_a_batch_without_clips_is_refused(processor):
-    with pytest.raises(ValueError, match="expected at least one"):
-        processor([])
-
-
-def test_only_tensors_of_torch_are_returned(processor):
-    with pytest.raises(ValueError, match="return_tensors must be 'pt', found 'np'"):
-        processor([{"clip": np.zeros(4)}], return_tensors="np")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": []}, "found 0 for 2 samples"),
+        ({"labels": [None] * 3}, "found 3 for 2 samples"),
+        ({"clips": ["A1"]}, "2 samples"),
+        ({"return_tensors": "np"}, "return_tensors must be 'pt', found 'np'"),
+        ({"samples": []}, "expected at least one"),
+    ],
+    ids=str,
+)
+def test_a_call_that_does_not_fit_is_refused(processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        processor(**{"samples": [{"clip": np.zeros(4)}] * 2, **options})
 
 
 def test_a_bad_encoder_is_refused_when_the_processor_is_made():

@@ -6,9 +6,8 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel
 
 VARIANTS = {
     "default": {},
@@ -44,12 +43,6 @@ def test_round_trip_keeps_every_tensor_and_every_output(model, make_samples, col
     expected, found = model(**batch), loaded(**batch)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
-
-
-def test_only_safetensors_and_readable_settings_are_written(model, tmp_path):
-    model.save_pretrained(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".py"}
-    assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
 
 
 def test_encoders_keep_their_places_although_the_file_sorts_their_names(model, make_samples, collate, tmp_path):
@@ -102,20 +95,6 @@ def test_initial_values_depend_on_the_seed_and_start_plain(encoders):
     assert {"gate.query", "fusion.linear.weight", "projections.3.linear.weight"} <= differing
     # Features pass unchanged until their statistics are set.
     assert first["poolings.3.feature_mean"].eq(0).all() and first["poolings.3.feature_std"].eq(1).all()
-
-
-def test_auto_classes_load_the_family_here(model, encoders, make_samples, collate, tmp_path):
-    model.save_pretrained(tmp_path)
-    processor = RankAwareFusionProcessor(encoders, alpha=0.2)
-    processor.save_pretrained(tmp_path)
-    assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
-    loaded = AutoModel.from_pretrained(tmp_path)
-    assert type(loaded) is RankAwareFusionModel
-    assert type(AutoModel.from_config(model.config)) is RankAwareFusionModel
-    auto_processor = AutoProcessor.from_pretrained(tmp_path)
-    assert type(auto_processor) is RankAwareFusionProcessor and auto_processor.alpha == 0.2
-    batch = collate(make_samples(3))
-    torch.testing.assert_close(loaded(**batch).probabilities, model(**batch).probabilities, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -158,11 +158,7 @@ def test_features_of_any_precision_are_read_in_float32(make_model, make_samples,
     features = {name: values.to(dtype) for name, values in batch["features"].items()}
     expected = model({name: values.float() for name, values in features.items()}, batch["feature_mask"])
     found = model(features, batch["feature_mask"])
+    mask = {name: values.long() for name, values in batch["feature_mask"].items()}
+    torch.testing.assert_close(model(features, mask).probabilities, expected.probabilities)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
-
-
-def test_a_mask_of_numbers_is_a_mask(make_model, make_samples, collate):
-    model, batch = make_model(), collate(make_samples(5, ABSENT))
-    mask = {name: values.long() for name, values in batch["feature_mask"].items()}
-    torch.testing.assert_close(model(batch["features"], mask).probabilities, model(**batch).probabilities)
