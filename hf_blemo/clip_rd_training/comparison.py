@@ -18,7 +18,7 @@ from hf_blemo.programs.checkpoints import check_same_run
 from hf_blemo.programs.tables import markdown_head, markdown_row
 
 REFERENCE = "CLIP-KD"
-# Columns of the tables: what of each kind of task is shown, under which name.
+# Columns of the tables: metric of each kind of task, and suffix of its name.
 SHOWN = {
     "zero_shot": (("top_1", ""),),
     "retrieval": (("image_to_text_r@1", ", image to text R@1"), ("text_to_image_r@1", ", text to image R@1")),

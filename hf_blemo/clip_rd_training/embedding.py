@@ -133,12 +133,12 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     position = DataPosition(accelerator, settings.max_broken_share)
     shards = description.shards()
     missing = [number for number in range(len(shards)) if not description.shard_path(output, number).is_file()]
-    # As the first process found it: another may have written a shard by the time the last one looks.
+    # The first process's view, since others may already be writing shards.
     missing = broadcast_object_list([missing])[0]
     own = missing[accelerator.process_index :: accelerator.num_processes]
     total = sum(len(shards[number][1]) for number in own) * description.variants
     with Progress("embedding", "pair", total, shown=accelerator.is_main_process) as bar:
-        # As many turns on every process, since all add up their counts together.
+        # Equally many turns on every process, since all add up their counts together.
         for turn in range(-(-len(missing) // accelerator.num_processes)):
             if turn < len(own):
                 source, rows = shards[own[turn]]

@@ -36,7 +36,7 @@ METHODS = {
 @strict
 @dataclass
 class _PairDataSettings:
-    """Which pairs are read, and how.
+    """Settings of image-caption pairs.
 
     Args:
         data: `synthetic`, `emoji`, a Hub id, a folder (`save_to_disk`, Parquet, images with `metadata.csv`, WebDataset
@@ -75,7 +75,7 @@ class _PairDataSettings:
         if self.max_broken_share > 1:
             raise ValueError(f"max_broken_share: expected a number from 0 to 1, found {self.max_broken_share}")
         check_known("augmentation", self.augmentation, _AUGMENTATION)
-        # As JSON gives it back: a store and the checkpoints of a run are compared with what they were made with.
+        # As JSON returns it, since stores and checkpoints compare it with their own settings.
         self.augmentation = {
             name: list(value) if isinstance(value, tuple) else value for name, value in self.augmentation.items()
         }
@@ -202,12 +202,12 @@ class DistillationSettings(PushSettings, _PairDataSettings):
 @strict
 @dataclass
 class EmbeddingSettings(_PairDataSettings):
-    """What `training/embed_teacher.py` reads from YAML and command line.
+    """Settings of `training/embed_teacher.py`.
 
     Args:
         output_dir: folder of the store; an interrupted run of the same settings resumes.
         teachers: name -> a folder or Hub id of any CLIP-like model of transformers, or `open_clip:NAME/PRETRAINED`;
-            the name begins the columns of the store.
+            columns of the store begin with the name.
         revisions: name -> commit, branch or tag of a teacher on the Hub.
         image_size: pixels of the largest images that students will see (default: those of the largest teacher); with
             augmentation, JPEGs are decoded for the largest of these and the teachers'.
@@ -245,10 +245,10 @@ class EmbeddingSettings(_PairDataSettings):
 @strict
 @dataclass
 class ComparisonSettings(DistillationSettings):
-    """What `training/compare_distillation.py` reads: the settings of every student.
+    """Settings of `training/compare_distillation.py`: those of every student.
 
     Args:
-        output_dir: where teacher, students and the tables go, method by method.
+        output_dir: folder for teacher, students and tables; it fills method by method.
         teacher: a folder (default: train one there first, without distillation).
         teacher_config: entries of `student_config` that differ in the teacher.
         teacher_steps: optimizer steps of that teacher.
@@ -267,7 +267,7 @@ class ComparisonSettings(DistillationSettings):
     def __post_init__(self):
         weights = dict(self.weights)
         super().__post_init__()
-        # The teacher is made on the way: all terms have their weights.
+        # The run trains its own teacher, so all terms keep their weights.
         self.weights = weights
         for name in self.methods:
             if name not in METHODS:

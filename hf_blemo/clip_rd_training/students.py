@@ -1,4 +1,4 @@
-"""The student of a distillation: made new for a tokenizer and a size of images, or loaded from a checkpoint."""
+"""The student of a distillation: a new one for a tokenizer and an image size, or one from a checkpoint."""
 
 from functools import partial
 from typing import Any
@@ -22,18 +22,18 @@ def make_student(
 ) -> tuple[CLIPRDModel, PairProcessor]:
     """Makes the student and its processor.
 
-    A student that starts from a checkpoint keeps that one's tokenizer and image processor.
+    A student from a checkpoint keeps its tokenizer and image processor.
 
     Args:
         settings: of the run.
-        teacher_processor: whose tokenizer a new student shares, unless the settings name another.
+        teacher_processor: shares its tokenizer with a new student, unless the settings name another.
 
     Returns:
         The student, its tokenizer and image processor.
 
     Raises:
-        ValueError: an unknown setting of the student, no tokenizer to take or one that its embeddings are too few for,
-            or another size of images than a checkpoint's.
+        ValueError: an unknown setting of the student, no tokenizer, a tokenizer with more tokens than the student, or
+            an image size other than the checkpoint's.
         FileNotFoundError: `student` is neither a preset nor a model.
     """
     if settings.student == CUSTOM or settings.student in PRESETS:
@@ -76,7 +76,7 @@ def _tokenizer(settings: DistillationSettings, teacher_processor: PairProcessor 
 
 
 def _new_student(settings: DistillationSettings, tokenizer: Any) -> tuple[CLIPRDModel, PairProcessor]:
-    """A student with random weights, made for a tokenizer and a size of images."""
+    """A student with random weights for a tokenizer and an image size."""
     given = dict(settings.student_config)
     check_known("student_config", given, CLIPRDConfig.__annotations__)
     text, vision = dict(given.get("text_config") or {}), dict(given.get("vision_config") or {})

@@ -1,4 +1,4 @@
-"""The data sets of a run, from wherever its settings say."""
+"""Loads the data sets of a run."""
 
 import logging
 from collections.abc import Mapping
@@ -86,7 +86,7 @@ def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) ->
 
 
 def _encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dict[str, dict]:
-    """Entries of `config.encoders`: where features come from, then what the settings say of an encoder, wins."""
+    """Entries of `config.encoders` from the data and the settings; settings win."""
     widths = blemore.encoder_widths(data)
     known = {name: entry for name, entry in read_provenance(settings.data).items() if name in widths}
     for name in list(known):
@@ -115,7 +115,7 @@ def _encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> di
 
 
 def _modality_of(name: str) -> str:
-    """Known for the encoders of BlEmoRE and of the built-in data; else `video`."""
+    """Modality of an encoder: known for BlEmoRE and the built-in data, else `video`."""
     if name in built_in.SYNTHETIC_ENCODERS:
         return built_in.SYNTHETIC_ENCODERS[name]["modality"]
     return next((modality for prefix, modality in _MODALITY_BY_PREFIX if name.lower().startswith(prefix)), "video")

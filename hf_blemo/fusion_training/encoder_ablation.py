@@ -1,4 +1,4 @@
-"""What swapping an encoder for another costs in Score and saves in time, from raw clips on."""
+"""Measures what replacing an encoder costs in Score and saves in time, starting from raw clips."""
 
 import os
 import time

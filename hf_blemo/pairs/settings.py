@@ -18,10 +18,10 @@ class PairSourceSettings:
             shards) or a file (.parquet, .csv with paths of images, .tar).
         weight: share of a batch, in proportion to the other sources' weights.
         split: of the data.
-        name: of a configuration of a Hub data set.
-        revision: of a Hub data set: a commit, branch or tag.
-        image_column, caption_column: of the data; a column of captions may hold lists, of which each visit draws one.
-        streaming: whether to read shards in turn, instead of a table by row numbers.
+        name: configuration of a Hub data set.
+        revision: commit, branch or tag of a Hub data set.
+        image_column, caption_column: of the data; a column of captions may hold lists; each visit draws one.
+        streaming: read shards in turn instead of a table by row numbers.
         options: of the built-in data.
     """
 

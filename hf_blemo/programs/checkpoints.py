@@ -82,7 +82,7 @@ def check_resumable(folder: Path, settings: Mapping[str, Any], free: Collection[
 
 
 def begin_checkpoints(folder: Path, settings: Mapping[str, Any], every: int, resume: bool) -> None:
-    """Prepares the folder of a run's checkpoints; a run that does not resume drops what an earlier one left."""
+    """Prepares the folder of a run's checkpoints; without resume, earlier ones are deleted."""
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     if every:

@@ -24,7 +24,7 @@ def matrix_of(values: ArrayLike, name: str, shape: tuple[int, int]) -> np.ndarra
 def heat_map(
     axes: Axes, values: np.ndarray, colours: str, norm: Normalize, origin: Literal["upper", "lower"] = "upper"
 ) -> AxesImage:
-    axes.set_facecolor("#e6e6e6")  # what NaN cells, left transparent by imshow, show
+    axes.set_facecolor("#e6e6e6")  # colour of NaN cells, which imshow leaves transparent
     image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", origin=origin)
     axes.tick_params(length=0)
     return image
@@ -33,7 +33,7 @@ def heat_map(
 def write_in_cell(
     axes: Axes, row: int, column: int, text: str, image: AxesImage, size: float, weight: str = "normal"
 ) -> None:
-    """Write a value into its cell in whichever of dark and white can be read on the cell's colour."""
+    """Write a value into its cell, in dark or white for contrast."""
     value = np.asarray(image.get_array())[row, column]
     red, green, blue, _ = image.to_rgba(value) if np.isfinite(value) else (1.0, 1.0, 1.0, 1.0)
     colour = "#1a1a1a" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
