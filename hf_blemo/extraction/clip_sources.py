@@ -93,7 +93,7 @@ def _file_name(source: Any) -> str:
     source = getattr(source, "name", None) if hasattr(source, "read") else source
     if not isinstance(source, str | Path):
         return ""
-    return Path(source.split("?")[0] if is_address(source) else source).stem
+    return Path(str(source).split("?")[0] if is_address(source) else source).stem
 
 
 def find_clips(
@@ -174,7 +174,7 @@ def _list_clips(path: Path, video_column: str | None, audio_column: str | None) 
             raise ValueError(f"{path}, line {number}: found no path in {' or '.join(chosen.values())}")
         files = [text if is_address(text) else path.parent / text for text in texts.values()]
         name = blemore.clip_name((row.get("clip") or "").strip()) or _file_name(next(iter(texts.values())))
-        clips.append(MediaClip(name, *files))
+        clips.append(MediaClip(name, files[0], files[1] if len(files) > 1 else None))
     return clips
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_blemo.encoders.encoder import Encoder, Piece, Session
 from hf_blemo.extraction.clip_sources import MediaClip, as_clip
-from hf_blemo.media import MediaError, MediaFile, Thumbnails
+from hf_blemo.media import Frame, MediaError, MediaFile, Thumbnails
 
 # Clips that may be decoded before the first of them has all its features: this bounds the memory.
 CLIPS_AHEAD = 64
@@ -161,7 +161,7 @@ class ClipDecoder:
             for name, session in sessions["video" if rate is None else "audio"]:
                 if rate == self._encoders[name].audio_rate:
                     self._send(number, name, session.push(item))
-            if thumbnails is not None and rate is None:
+            if thumbnails is not None and isinstance(item, Frame):
                 thumbnails.add(item)
             if self._stopped.is_set():
                 return

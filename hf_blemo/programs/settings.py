@@ -212,7 +212,7 @@ def settings_help(settings_class: type, description: str | None = None) -> str:
     Returns:
         The text that `--help` prints.
     """
-    documentation = _documentation(settings_class)
+    texts = documentation(settings_class)
     lines = [f"usage: {Path(sys.argv[0]).name} [{CONFIG_OPTION} FILE.yaml] [--key value ...]", ""]
     if description:
         lines += [inspect.cleandoc(description), ""]
@@ -225,7 +225,7 @@ def settings_help(settings_class: type, description: str | None = None) -> str:
         default = _default(field)
         shown = "required" if default is MISSING else f"default: {_shown(default)}"
         lines.append(f"  --{name}  {_type_name(field.type)}, {shown}")
-        text = documentation.get(name, "")
+        text = texts.get(name, "")
         lines += textwrap.wrap(text, _HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
@@ -423,8 +423,15 @@ def _shown(default: Any) -> str:
     return default if isinstance(default, str) and default else json.dumps(default)
 
 
-def _documentation(settings_class: type) -> dict[str, str]:
-    """Field -> its text in the Args of the docstring, those of the classes it inherits from included."""
+def documentation(settings_class: type) -> dict[str, str]:
+    """Reads what the docstring of a dataclass says of its fields.
+
+    Args:
+        settings_class: the dataclass.
+
+    Returns:
+        Field -> its text in the Args, those of parent classes included.
+    """
     texts: dict[str, str] = {}
     for parent in reversed(settings_class.__mro__):
         texts |= _documented_arguments(inspect.cleandoc(parent.__doc__ or "").splitlines())
