@@ -91,8 +91,6 @@ def onnx_inputs(batch: Mapping[str, Any], encoders: Mapping[str, Mapping[str, An
 
     Raises:
         ValueError: no encoder of the model has an entry.
-
-    Source: this project's choice.
     """
     features, masks = batch["features"], batch["feature_mask"]
     known = [name for name in encoders if name in features]

@@ -104,3 +104,11 @@ CLIP_RD = {
 
 
 FAMILIES = {"rank_aware_fusion": FUSION, "clip_rd": CLIP_RD}
+
+
+def set_first_number(metrics, value):
+    """Changes the first number of the card's model index."""
+    if metrics["model_type"] == "clip_rd":
+        metrics["evaluation"]["tasks"]["zero_shot"]["top_1"] = value
+    else:
+        metrics["summary"]["acc_presence"]["mean"] = value

@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from sample_metrics import set_first_number
 
 from hf_blemo.hub import write_card
 from hf_blemo.hub.card import FAMILIES, _human_part, merge_card, render_card, without_local_paths
@@ -44,13 +45,6 @@ def test_bad_metrics_are_refused(metrics):
             render_card({name: value for name, value in metrics.items() if name != key})
     with pytest.raises(FileNotFoundError, match="'bert'.*clip_rd.*rank_aware_fusion"):
         render_card(metrics | {"model_type": "bert"})
-
-
-def test_no_folder_of_the_machine_reaches_the_card(metrics):
-    card = render_card(metrics)
-    assert "/home" not in card and "someone/" not in card
-    assert "--data=blemore" in card or "--data=pairs" in card
-    assert "training/configs/a.yaml" in card
 
 
 def test_only_absolute_paths_are_cut():
@@ -135,10 +129,7 @@ def test_edits_survive_and_numbers_follow(metrics, tmp_path):
     card = card.replace("The run took 62 s", "Edited inside the markers")
     path.write_text("\ufeff" + card, encoding="utf-8", newline="\r\n")
 
-    if metrics["model_type"] == "clip_rd":
-        metrics["evaluation"]["tasks"]["zero_shot"]["top_1"] = 0.25
-    else:
-        metrics["summary"]["acc_presence"]["mean"] = 0.25
+    set_first_number(metrics, 0.25)
     merged = write_card(tmp_path, metrics).read_text(encoding="utf-8")
     metadata = metadata_of(merged)
     assert metadata["license"] == "cc-by-4.0" and metadata["language"] == ["sv"]

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.numpy import save_file
+from sample_metrics import set_first_number
 from tiny_models import MAKERS, save_tiny_model
 
 from hf_blemo.hub import files_to_publish, publish, publishing, push_model, write_card
@@ -94,18 +95,27 @@ def test_one_commit_with_what_belongs_on_the_hub(folder, published, metrics, hub
     assert "/home/someone" in (folder / "metrics.json").read_text()
 
 
-def test_a_pull_request_leaves_the_folder_as_it_is(folder, metrics, hub):
+def test_edits_on_the_hub_survive_a_new_run(folder, metrics, hub):
     publish(folder, NAME, private=False)
     assert not hub.repository(NAME).private
     edit_there(hub, "## Data", "Written on the Hub.\n\n## Data")
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"wall_seconds": 77.0}))
+    edit_there(hub, "license: apache-2.0", "license: mit")
+    set_first_number(metrics, 0.375)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    # A pull request leaves the folder as it is.
     assert publish(folder, NAME, create_pr=True).endswith("/discussions/1")
     assert hub.repository(NAME).branches["main"].title == "edit"
-    pull_request = hub.files(NAME, "refs/pr/1")["README.md"]
-    assert b"Written on the Hub." in pull_request
+    assert b"Written on the Hub." in hub.files(NAME, "refs/pr/1")["README.md"]
     assert "Written on the Hub." not in (folder / "README.md").read_text(encoding="utf-8")
+
+    (folder / "README.md").unlink()
     publish(folder, NAME)
     assert hub.repository(NAME).branches["main"].title == f"Publish {metrics['model_type']} with hf_blemo"
+    card = ModelCard(hub.files(NAME)["README.md"].decode())
+    assert card.text.count("Written on the Hub.") == 1 and card.data.license == "mit"
+    assert card.data.eval_results[0].metric_value == 0.375
+    assert "0.3750 ± " in card.text or "| 37.5% |" in card.text
+    assert "Written on the Hub." in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_commit_in_between_is_not_overwritten(folder, hub, monkeypatch):
@@ -121,25 +131,6 @@ def test_a_commit_in_between_is_not_overwritten(folder, hub, monkeypatch):
             folder, files_to_publish(folder), NAME, lambda card: publishing.merge_card(card, card), message=None
         )
     assert b"Written on the Hub." in hub.files(NAME)["README.md"]
-
-
-def test_edits_on_the_hub_survive_a_new_run(folder, metrics, hub):
-    publish(folder, NAME)
-    edit_there(hub, "## Data", "Written on the Hub.\n\n## Data")
-    edit_there(hub, "license: apache-2.0", "license: mit")
-    if metrics["model_type"] == "clip_rd":
-        metrics["evaluation"]["tasks"]["zero_shot"]["top_1"] = 0.375
-    else:
-        metrics["summary"]["acc_presence"]["mean"] = 0.375
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-
-    (folder / "README.md").unlink()
-    publish(folder, NAME)
-    card = ModelCard(hub.files(NAME)["README.md"].decode())
-    assert card.text.count("Written on the Hub.") == 1 and card.data.license == "mit"
-    assert card.data.eval_results[0].metric_value == 0.375
-    assert "0.3750 ± " in card.text or "| 37.5% |" in card.text
-    assert "Written on the Hub." in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_edits_take_turns(folder, published, hub):
@@ -228,21 +219,14 @@ def test_inputs_depend_on_the_family(folder, published):
 
 @pytest.mark.parametrize("metrics", ["rank_aware_fusion"], indirect=True)
 def test_broken_files_are_refused(folder, metrics):
-    family = metrics["model_type"]
+    pickles = ("pytorch_model.bin", "model.pt", "model.pth", "scaler.pkl", "scaler.pickle", "last.ckpt")
     for name, content, message in (
-        ("pytorch_model.bin", "pickle", "pytorch_model.bin is a pickle"),
-        ("model.pt", "pickle", "model.pt is a pickle"),
-        ("scaler.pkl", "pickle", "scaler.pkl is a pickle"),
-        ("last.ckpt", "pickle", "last.ckpt is a pickle"),
+        *((name, "", f"{name} is a pickle") for name in pickles),
         ("model.safetensors", "shorter", "model.safetensors is not a whole safetensors file"),
         ("pooling_x.py", "def pool(:\n", r"pooling_x.py is not valid Python \(line 1"),
         ("config.json", "{}", "config.json has no model_type"),
         ("config.json", "{", "config.json: expected JSON"),
-        (
-            "metrics.json",
-            json.dumps(metrics | {"model_type": "other"}),
-            f"expected model_type '{family}' as in config.json, found 'other'",
-        ),
+        ("metrics.json", json.dumps(metrics | {"model_type": "other"}), "expected model_type .* found 'other'"),
     ):
         before = (folder / name).read_bytes() if (folder / name).exists() else None
         (folder / name).write_text(content)
@@ -302,9 +286,8 @@ def test_a_model_in_memory_gets_a_card_once(family, hub):
     assert card.data.tags.count("hf_blemo") == 1 and card.data.tags[-1] == "mine"
     assert f'from_pretrained("{NAME}")' in card.text and "No results are recorded here." in card.text
     edit_there(hub, "is not written yet", "is written here")
-    edited = hub.files(NAME)["README.md"]
     push_model(model, processor, NAME, license="apache-2.0")
-    assert hub.files(NAME)["README.md"] == edited
+    assert hub.files(NAME)["README.md"].decode() == str(card).replace("is not written yet", "is written here")
     with pytest.raises(ValueError, match="found a model of type 'Linear', expected one of clip_rd, rank_aware_fusion"):
         push_model(torch.nn.Linear(2, 2), processor, NAME, license="mit")
 
