@@ -4,13 +4,61 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from encoder_checks import encoded
+from direct_features import frame_features, segment_features, spectrogram_features, speech_features
+from encoder_checks import WAYS, assert_same, encoded
 from exact_clips import exact_sound, write_exact
 
-from hf_blemo.encoders import load_encoder
-from hf_blemo.encoders.encoder import EncodedClip, EncoderMemoryError, EncoderSource, Piece
+from hf_blemo.encoders import EncodedClip, EncoderSource, load_encoder
+from hf_blemo.encoders.encoder import EncoderMemoryError, Piece
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.media import MediaError
+
+# Plain transformers, its options, and seconds of a row.
+EXPECTED = {
+    **dict.fromkeys(("clip", "student", "siglip", "vit", "resnet", "dinov2", "vit_mae"), (frame_features, (), 0.04)),
+    "videomae": (segment_features, (16,), 0.64),
+    "timesformer": (segment_features, (4,), 0.16),
+    "vivit": (segment_features, (8,), 0.32),
+    **dict.fromkeys(("hubert", "hubert_base", "wavlm", "wav2vec2"), (speech_features, (), 0.02)),
+    **dict.fromkeys(("data2vec_audio", "wav2vec2_conformer"), (speech_features, (), 0.02)),
+    "whisper": (spectrogram_features, (32000, 320), 0.02),
+    "ast": (spectrogram_features, (20480,), 1.28),
+    "wav2vec2_bert": (spectrogram_features, (160000,), 10.0),
+    "clap": (spectrogram_features, (96000,), 2.0),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_rows_are_what_plain_transformers_gives(name, checkpoint, clips, clips_48k, direct):
+    function, options, seconds = EXPECTED[name]
+    chosen = clips_48k if name == "clap" else clips
+    for way in WAYS if name in KINDS else WAYS[1:2]:
+        found = encoded([clip.path for clip in chosen], checkpoint(name), *way)
+        for clip, (features, times) in zip(chosen, found, strict=True):
+            looks = function in (frame_features, segment_features)
+            shown = clip.frames if looks else clip.samples
+            assert_same(features, direct(function, checkpoint(name), clip.path, shown, *options))
+            np.testing.assert_allclose(times, seconds * np.arange(len(features)), atol=1e-9 if looks else 1e-6)
+
+
+@pytest.mark.parametrize("name", ["clip", "videomae", "hubert"])
+def test_bfloat16_comes_close_to_float32(name, checkpoint, clips):
+    [(features, _)], [(half, _)] = (
+        encoded([clips[2].path], checkpoint(name), dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
+    assert 0 < np.abs(features - half).max() < 0.2 * np.abs(features).max()
+    assert np.corrcoef(features.ravel(), half.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("name", ["hubert", "whisper"])
+def test_sound_that_starts_late_has_late_times(name, checkpoint, tmp_path):
+    samples = exact_sound(1.0)
+    path = write_exact(tmp_path / "late.mkv", np.zeros((40, 16, 16, 3), np.uint8), samples, audio_start=0.5)
+    [(features, times)] = encoded([path], checkpoint(name))
+    function, options, seconds = EXPECTED[name]
+    assert_same(features, function(checkpoint(name), samples, *options))
+    np.testing.assert_allclose(times, 0.5 + seconds * np.arange(len(features)), atol=1e-3)
+
 
 # Of each kind of forward: frames, segments, steps of sound, windows of sound.
 KINDS = ("vit", "timesformer", "hubert", "whisper")
