@@ -58,35 +58,29 @@ def test_processors_that_leave_something_out_are_split_too(options):
     np.testing.assert_allclose(found.numpy(), whole, rtol=1e-6, atol=1e-5)
 
 
-class ContrastProcessor(hf.CLIPImageProcessorPil):
-    """Does something of its own after it has normalised."""
+class ChangedProcessor(hf.CLIPImageProcessorPil):
+    """Does something of its own in the end."""
 
     def preprocess(self, *args, **options):
         found = super().preprocess(*args, **options)
-        if options.get("do_normalize", True):
-            found["pixel_values"] = np.tanh(found["pixel_values"])
+        found["pixel_values"] = self.change(np.asarray(found["pixel_values"]), options)
         return found
 
 
 def test_a_processor_that_does_more_is_used_as_a_whole():
-    split, found, whole = both(ContrastProcessor(**PIXELS), frames(1)[0])
+    processor = ChangedProcessor(**PIXELS)
+    processor.change = lambda pixels, options: np.tanh(pixels) if options.get("do_normalize", True) else pixels
+    split, found, whole = both(processor, frames(1)[0])
     assert split.scale is None and np.abs(whole).max() <= 1
     np.testing.assert_array_equal(found.numpy(), whole)
 
 
-class SequenceProcessor(hf.CLIPImageProcessorPil):
-    """Gives rows of patches, as those of models of any size of picture do."""
-
-    def preprocess(self, *args, **options):
-        found = super().preprocess(*args, **options)
-        found["pixel_values"] = np.reshape(found["pixel_values"], (1, 16, -1))
-        return found
-
-
-def test_a_processor_that_makes_no_pictures_is_refused():
-    message = r"me/model: SequenceProcessor makes \(1, 16, 192\) of a frame, expected \(3,"
+def test_a_processor_that_does_not_make_pictures_is_refused():
+    processor = ChangedProcessor(**PIXELS)
+    processor.change = lambda pixels, options: pixels.reshape(1, 16, -1)
+    message = r"me/model: ChangedProcessor makes \(1, 16, 192\) of a frame, expected \(3,"
     with pytest.raises(ValueError, match=message):
-        FrameProcessor(SequenceProcessor(**PIXELS), "me/model")
+        FrameProcessor(processor, "me/model")
 
 
 def test_stacks_of_frames_are_normalised_as_single_ones():

@@ -1,15 +1,12 @@
 import json
 import shutil
-from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 from direct_features import frame_features
 from encoder_checks import assert_same, encoded
-from exact_clips import write_exact
 from safetensors.torch import load_file, save_file
-from tiny_encoders import frames, images
+from tiny_encoders import images
 
 from hf_blemo.encoders import EncoderSource, load_encoder
 from hf_blemo.encoders.image_encoder import ClipEncoder
@@ -39,23 +36,6 @@ def test_without_weights_of_the_pooler_rows_are_the_mean_of_the_hidden_states(ch
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     [(features, _)] = encoded([clips[0].path], str(folder))
     assert_same(features, frame_features(folder, clips[0].frames, False))
-
-
-def test_frames_have_the_times_of_their_stamps_where_the_rate_varies(checkpoint, tmp_path):
-    stamps = [0, 40, 70, 400, 430, 1200]
-    path = write_exact(
-        tmp_path / "varying.mkv", frames(6), None, times=stamps, time_base=Fraction(1, 1000), frame_rate=25
-    )
-    [(_, times)] = encoded([path], checkpoint("vit"))
-    np.testing.assert_allclose(times, np.array(stamps) / 1000, atol=1e-9)
-
-
-def test_frames_per_second_takes_the_first_frame_of_each_moment(checkpoint, clips):
-    [(whole, _)] = encoded([clips[0].path], checkpoint("vit"))
-    for rate, kept in ((25, range(17)), (5, range(0, 17, 5)), (10, (0, 3, 5, 8, 10, 13, 15)), (0.5, (0,))):
-        [(features, times)] = encoded([clips[0].path], checkpoint("vit"), extraction={"frames_per_second": rate})
-        np.testing.assert_allclose(times, np.array(kept) / 25, atol=1e-9)
-        np.testing.assert_allclose(features, whole[list(kept)], atol=1e-6)
 
 
 def test_pictures_of_different_sizes_are_refused(checkpoint, tmp_path):
