@@ -25,7 +25,7 @@ _TABLE = {
     "metrics": "blemore",
     "programs": "errors files",
     "encoders": "_registration files loading media",
-    "pairs": "built_in clip_rd errors files loading",
+    "pairs": "_registration built_in clip_rd errors files loading",
     "clip_evaluation": "built_in clip_rd errors files pairs programs",
     "hub": "_registration blemore clip_rd errors files loading pairs programs rank_aware_fusion",
     "clip_rd_training": "built_in clip_evaluation clip_rd errors files hub loading pairs programs",
@@ -35,9 +35,9 @@ _TABLE = {
     "__init__": "_registration blemore clip_rd prediction rank_aware_fusion",
     "commands": "blemore built_in clip_evaluation clip_rd encoders extraction files hub loading media pairs "
     "prediction programs",
-    "fusion_training": "blemore built_in encoders errors extraction files hub loading prediction programs "
+    "fusion_training": "_registration blemore built_in encoders errors extraction files hub loading programs "
     "rank_aware_fusion",
-    "cli": "commands errors",
+    "cli": "commands errors programs",
 }
 MAY_IMPORT = {room: others.split() for room, others in _TABLE.items()}
 # A floor stands above all that its rooms import; `training/` and `benchmarks/` stand above the package.
