@@ -1,0 +1,222 @@
+"""The programs as their users start them: what they print, what they write, and how they refuse."""
+
+import json
+import re
+
+import datasets
+import numpy as np
+import pytest
+from command_line import run_training
+from fresh_processes import PACKAGE_FOLDER
+from tiny_extraction import BROKEN, CLIPS, make_clips, save_encoders
+
+from hf_blemo import blemore
+from hf_blemo.clip_rd_training.settings import ComparisonSettings, DistillationSettings, EmbeddingSettings
+from hf_blemo.extraction.settings import ExtractionSettings
+from hf_blemo.fusion_training import run as run_module
+from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationSettings, FusionSettings
+
+CONFIGS = PACKAGE_FOLDER / "training" / "configs"
+SETTINGS = {
+    "train_fusion.py": FusionSettings,
+    "ablate_fusion.py": AblationSettings,
+    "ablate_encoders.py": EncoderAblationSettings,
+    "extract_features.py": ExtractionSettings,
+    "distill_clip_rd.py": DistillationSettings,
+    "compare_distillation.py": ComparisonSettings,
+    "embed_teacher.py": EmbeddingSettings,
+}
+FUSION = ("--seeds", 0, "--num_epochs", 1, "--model.hidden_size", 8)
+STUDENT = ("--config", CONFIGS / "clip_rd_synthetic.yaml", "--synthetic.num_pairs", 32, "--batch_size", 8)
+
+
+@pytest.fixture(autouse=True)
+def start_fresh(fresh_accelerate_state):
+    """Every test here starts without state of Accelerate."""
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Runs `training/<name>` with arguments."""
+    return lambda name, *arguments: run_training(monkeypatch, name, *arguments)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A table of 36 clips in three folds, with two encoders that show the label; beside it, one without folds."""
+    generator = np.random.default_rng(0)
+    clips = []
+    for number, label in enumerate(blemore.LABELS):
+        emotions = [part["emotion"] for part in label]
+        shares = [f"{part['salience']:.0f}" for part in label]
+        single = f"{emotions[0]}_{'sit' if emotions[0] == 'neu' else 'int'}1"
+        clips.append(f"A{number}_{'_'.join(['mix', *emotions, *shares]) if len(label) == 2 else single}_ver1")
+    soft = np.array([blemore.soft_label(clip) for clip in clips])
+    arrays = {"clip": np.array(clips)}
+    for name, width in (("voice", 4), ("face", 3)):
+        noise = 0.1 * generator.standard_normal((36, width))
+        arrays[name] = (soft @ generator.standard_normal((6, width)) + noise).astype("f4")
+    folder = tmp_path_factory.mktemp("table")
+    np.savez(folder / "no_folds.npz", **arrays)
+    np.savez(folder / "clips.npz", fold=np.arange(36) % 3, **arrays)
+    return folder / "clips.npz"
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """The folder of a tiny encoder of pictures."""
+    return save_encoders(tmp_path_factory.mktemp("encoders"))["student"]["model_id"]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return make_clips(tmp_path_factory.mktemp("clips"))
+
+
+def test_a_fusion_is_trained(program, table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_module, "plot_cross_validation", lambda *arguments: None)
+    output = tmp_path / "output"
+    config = ("--config", CONFIGS / "fusion_synthetic.yaml")
+    program("train_fusion.py", *config, "--data", table, "--output_dir", output, *FUSION)
+    metrics = json.loads((output / "metrics.json").read_text())
+    printed = capsys.readouterr().out
+    score = metrics["summary"]["score"]
+    assert f"{score['mean']:.4f} ± {score['std']:.4f}" in printed
+    assert printed.splitlines()[-1].endswith(str(output))
+    assert metrics["config"]["model"]["hidden_size"] == 8 and metrics["config"]["batch_size"] == 64
+    assert metrics["command"].startswith("python ") and "--num_epochs 1" in metrics["command"]
+    assert len(json.loads((output / "predictions.json").read_text())["predictions"]) == 36
+
+
+def test_parts_of_a_fusion_are_left_out(program, table, tmp_path, capsys):
+    output = tmp_path / "output"
+    only = ("--model.top_n", 1, "--only", "mean of all", "rank-aware, n = 1")
+    program("ablate_fusion.py", "--data", table, "--output_dir", output, *FUSION, *only)
+    rows = json.loads((output / "ablation.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["mean of all", "rank-aware, n = 1 (the method as configured)"]
+    text = (output / "ablation.md").read_text()
+    for row in rows:
+        [line] = [line for line in text.splitlines() if line.startswith(f"| {row['name']} |")]
+        assert f"{row['expected_score']['score']['mean']:.4f}" in line
+        assert f"{row['loss']['mean']:.4f}" in line
+    assert text in capsys.readouterr().out
+
+
+def test_features_are_extracted_and_failures_named(program, student, clips, tmp_path, capfd):
+    output, config = tmp_path / "made", tmp_path / "config.yaml"
+    config.write_text("encoders:\n  student:\n    extraction: {frames_per_second: 5.0}\n")
+    options = ("--encoders.student.model_id", student, "--num_threads", 1)
+    program("extract_features.py", "--config", config, "--data", clips, "--output_dir", output, *options)
+    printed = capfd.readouterr()
+    assert printed.out.splitlines()[-1] == f"4 clips, 1 failed; student 12: {output}"
+    assert [line for line in printed.err.splitlines() if f"{BROKEN}.mp4" in line]
+    data = datasets.Dataset.load_from_disk(str(output))
+    assert data["clip"][:] == list(CLIPS)
+    assert len(data[0]["features"]["student"]) == 5
+
+
+def test_a_teacher_is_embedded_and_distilled_from_its_store(program, trained_teacher, tmp_path, capsys):
+    store, output = tmp_path / "store", tmp_path / "student"
+    data = ("--synthetic.num_pairs", 32, "--rows_per_shard", 20)
+    program("embed_teacher.py", *data, "--output_dir", store, "--teachers.tiny", trained_teacher)
+    assert "32 pairs, 32 rows in 2 shards, 2 of them now; 0 of 32 could not be read" in capsys.readouterr().out
+    late = ("--log_every", 1, "--weight_schedule", "{xrd: [[1, 0], [2, 1]]}", "--num_steps", 3)
+    program("distill_clip_rd.py", *STUDENT, "--output_dir", output, "--teacher_store", store, *late)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].endswith(str(output))
+    xrd = next(line for line in printed if line.startswith("xrd "))
+    assert xrd.split()[2:4] == ["after", "3"] and xrd.endswith("after 3 steps")
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["teacher"]["stored"] and metrics["teacher"]["source"] == str(trained_teacher)
+    assert metrics["command"].startswith("python ") and "--teacher_store" in metrics["command"]
+    assert {path.name for path in output.iterdir()} >= {"README.md", "model.safetensors", "plots", "tokenizer.json"}
+
+
+NOWHERE = "not a file, folder or Hub id"
+A = "--encoders.a.model_id"
+# Program -> arguments that it refuses, and what it says.
+REFUSED = {
+    "train_fusion.py": [
+        (["--learning_rat", "1"], "unknown setting .*learning_rate"),
+        (["--protocol", "fair"], "--protocol: found 'fair', expected honest"),
+        (["--num_epochs", "many"], "expected int"),
+        (["--config", "gone.yaml"], "gone.yaml: no such file"),
+        (["--encoders", "voice", "clip"], "unknown encoder 'clip': the data has voice, face"),
+        (["--data", "gone"], f"'gone': {NOWHERE}"),
+        (["--model.top", "1"], "model: unknown setting 'top'; the nearest known one is 'top_n'"),
+        (["--model.top_n", "0"], "top_n must be at least 1"),
+        (["--model.gate", "hard"], "gate"),
+        (["--data", "{no_folds}"], "needs a fold for every labelled clip"),
+    ],
+    "ablate_fusion.py": [
+        (["--onli", "mean"], "unknown setting .*only"),
+        (["--encoders", "clip"], "unknown encoder 'clip'"),
+        (["--data", "gone"], f"'gone': {NOWHERE}"),
+    ],
+    "extract_features.py": [
+        (["--encoder.a.model_id", "x"], "unknown setting '--encoder'; the nearest known one is '--encoders'"),
+        ([], r"expected encoders \(--encoders.NAME.model_id ID\) or the model that names them, found neither"),
+        ([A, "x", "--model", "y"], "found both"),
+        (["--encoders.a.revision", "x"], "encoders.a: expected a model_id"),
+        ([A, "x", "--encoders.a.batch", "2"], "encoders.a.*batch"),
+        (["--encoders", "{{a/b: {{model_id: x}}}}"], "encoders: 'a/b' cannot name a folder"),
+        ([A, "x", "--dtype", "int8"], "--dtype: found 'int8', expected float32"),
+        ([A, "gone"], f"encoder 'a': gone: {NOWHERE}"),
+        ([A, "x", "--data", "gone"], f"gone: {NOWHERE}"),
+        ([A, "x", "--synthetic.num_clips", "3"], "synthetic needs data 'synthetic'"),
+        (["--model", "gone"], f"model 'gone': {NOWHERE}"),
+        ([A, "x", "--imported.a", "y"], "imported: encoder 'a' is among the enc"),
+        ([A, "x", "--push_to_hub", "mine"], "push_to_hub.*mine"),
+        ([A, "{student}", "--data", "{bad}"], "could not encode the clip: "),
+    ],
+    "distill_clip_rd.py": [
+        (["--learning_rat", "1"], "unknown setting .*learning_rate"),
+        (["--teacher", "./gone"], f"teacher './gone': {NOWHERE}"),
+        (["--teacher_store", "./gone"], f"teacher_store './gone': {NOWHERE}"),
+        (["--data", "gone"], f"data 'gone': {NOWHERE}"),
+        (["--evaluation.a.kid", "1"], "unknown setting 'kid'.*'kind'"),
+    ],
+    "embed_teacher.py": [
+        ([], "teachers: expected at least one"),
+        (["--teachers.a", "x", "--augmentation.scale", "[0.9, 1.0]"], "augmentation.variants"),
+    ],
+    "compare_distillation.py": [(["--methods", "CLIP-KR"], "expected some of .*found 'CLIP-KR'")],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"), [(name, *row) for name, rows in REFUSED.items() for row in rows]
+)
+def test_bad_input_ends_with_one_line_and_code_two(
+    name, arguments, message, program, table, student, clips, tmp_path, capfd
+):
+    bad, output = tmp_path / "bad.mp4", tmp_path / "output"
+    bad.write_bytes(b"no clip at all")
+    # Nothing of what is there is touched; features go to a folder of their own.
+    if name != "extract_features.py":
+        output.mkdir()
+        (output / "metrics.json").write_text("mine")
+    common = {"train_fusion.py": ("--data", table, *FUSION), "extract_features.py": ("--data", clips)}
+    common["ablate_fusion.py"] = common["train_fusion.py"]
+    given = [text.format(student=student, bad=bad, no_folds=table.with_name("no_folds.npz")) for text in arguments]
+    with pytest.raises(SystemExit) as end:
+        program(name, "--output_dir", output, *common.get(name, ()), *given)
+    assert end.value.code == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1 and errors[0].startswith(f"{name}: error: ")
+    assert re.search(message, errors[0]), errors[0]
+    if name == "extract_features.py":
+        assert not output.exists()
+    else:
+        assert [(path.name, path.read_text()) for path in output.iterdir()] == [("metrics.json", "mine")]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_help_lists_every_setting_with_its_line(name, program, capsys):
+    with pytest.raises(SystemExit) as end:
+        program(name, "--help")
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    for field in SETTINGS[name].__dataclass_fields__:
+        position = printed.index(f"  --{field}  ")
+        assert printed[position:].split("\n")[1].startswith("      "), field
