@@ -1,4 +1,8 @@
-"""The BlEmoRE benchmark: labels, metrics, decoding, submission, and its features as a data set."""
+"""The BlEmoRE benchmark: labels, metrics, decoding, submission, and its features as a data set.
+
+Labels, metrics, thresholds and files follow "BlEmoRE", arXiv 2601.13225, and its official code; decoding by the
+expected Score is ours.
+"""
 
 from .dataset_writing import is_dataset_folder
 from .decoding import (

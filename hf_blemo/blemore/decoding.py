@@ -4,14 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .labels import (
-    EMOTIONS,
-    FIRST_BLEND_LABELS,
-    LABELS,
-    NEUTRAL_INDEX,
-    decode_label_indices,
-    label_indices,
-)
+from .labels import EMOTIONS, FIRST_BLEND_LABELS, LABELS, NEUTRAL_INDEX, decode_label_indices, label_indices
 
 THRESHOLD_GRID = np.linspace(0.05, 0.95, 20)
 THRESHOLD_GRID.flags.writeable = False
@@ -20,7 +13,7 @@ BLEND_SHARE = 1660 / 3050
 _NUM_SALIENCES = 3
 
 
-class Thresholds(NamedTuple):
+class _Thresholds(NamedTuple):
     """Thresholds chosen by the grid search, and their accuracies on its clips.
 
     Args:
@@ -37,7 +30,7 @@ class Thresholds(NamedTuple):
 
 
 class _TopTwo(NamedTuple):
-    """The two most probable emotions of every clip, all arrays (N,)."""
+    """The two most probable emotions of every clip, arrays (N,); `first` and `second` in the order of `EMOTIONS`."""
 
     best: np.ndarray
     first: np.ndarray
@@ -68,9 +61,6 @@ def decode_thresholds(probabilities: Any, alpha: float, beta: float) -> list[lis
 
     Raises:
         ValueError: the shape is not (N, 6), or a row holds NaN or infinity.
-
-    Source: spec blemore_protocol, From probabilities to a prediction; ties in dtype and all-zero rows: this project's
-        choice.
     """
     values = _checked(probabilities, len(EMOTIONS), "probabilities")
     top = _top_two(values)
@@ -97,8 +87,6 @@ def threshold_grid(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndar
 
     Raises:
         ValueError: see `decode_thresholds` and `acc_presence`.
-
-    Source: spec blemore_protocol, From probabilities to a prediction.
     """
     values = _checked(probabilities, len(EMOTIONS), "probabilities")
     truth = label_indices(labels, required=True)
@@ -134,7 +122,7 @@ def threshold_grid(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndar
     return presence, salience
 
 
-def fit_thresholds(probabilities: Any, labels: Any) -> Thresholds:
+def fit_thresholds(probabilities: Any, labels: Any) -> _Thresholds:
     """Chooses alpha and beta by the official grid search.
 
     Args:
@@ -146,12 +134,10 @@ def fit_thresholds(probabilities: Any, labels: Any) -> Thresholds:
 
     Raises:
         ValueError: see `decode_thresholds` and `acc_presence`.
-
-    Source: spec blemore_protocol, From probabilities to a prediction.
     """
     presence, salience = threshold_grid(probabilities, labels)
     row, column = np.unravel_index(np.argmax(0.5 * presence + 0.5 * salience), presence.shape)
-    return Thresholds(
+    return _Thresholds(
         alpha=float(THRESHOLD_GRID[row]),
         beta=float(THRESHOLD_GRID[column]),
         acc_presence=float(presence[row, column]),
@@ -175,8 +161,6 @@ def decode_expected_score(joint_probabilities: Any, blend_share: float = BLEND_S
     Raises:
         ValueError: the shape is not (N, 36), a row holds NaN, infinity or a negative number, or the share is outside
             its range.
-
-    Source: spec blemore_protocol, Decision-theoretic decoding.
     """
     if not 0.0 < blend_share <= 1.0:
         raise ValueError(f"blend_share: found {blend_share}, expected a share above 0 and at most 1")

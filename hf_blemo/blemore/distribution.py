@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,31 +11,15 @@ import numpy as np
 
 from .dataset_writing import refuse_existing, write_dataset
 from .feature_files import SPLITS, ClipSource, FeatureFileReader, encoder_folders, feature_files, read_csv
-from .labels import (
-    EMOTIONS,
-    UNLABELLED,
-    is_test_clip,
-    parse_clip_name,
-    prediction_label_indices,
-)
+from .labels import EMOTIONS, UNLABELLED, is_test_clip, parse_clip_name, prediction_label_indices
 
 if TYPE_CHECKING:
     import datasets
 
 METADATA_COLUMNS = (
-    "filename",
-    "video_id",
-    "gender",
-    "mix",
-    "emotion_1",
-    "version",
-    "intensity_level",
-    "situation",
-    "emotion_2",
-    "emotion_1_salience",
-    "emotion_2_salience",
-    "fold",
-)
+    "filename", "video_id", "gender", "mix", "emotion_1", "version", "intensity_level", "situation", "emotion_2",
+    "emotion_1_salience", "emotion_2_salience", "fold",
+)  # fmt: skip
 _METADATA_FILE = "train_metadata.csv"
 
 
@@ -70,8 +55,6 @@ def build_distribution_dataset(
         FileExistsError: `output` is there and `overwrite` is not given.
         ValueError: an option is unknown, the metadata contradicts a clip's name, or a feature file is damaged, holds
             NaN or infinity, or differs in width from the first.
-
-    Source: spec blemore_protocol, Features as distributed.
     """
     root, output = Path(root), Path(output)
     if split not in SPLITS:
@@ -110,11 +93,9 @@ def read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
     rows = [_metadata_row(row, f"{path}, line {number}") for number, row in lines]
     if not rows:
         raise ValueError(f"{path}: found no clip, expected at least one")
-    seen: set[str] = set()
-    for name, _, _ in rows:
-        if name in seen:
-            raise ValueError(f"{path}: clip {name!r} comes more than once")
-        seen.add(name)
+    name, count = Counter(name for name, _, _ in rows).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{path}: clip {name!r} comes more than once")
     return rows
 
 
@@ -171,11 +152,9 @@ def _check_missing(sources: Sequence[ClipSource], folders: Mapping[str, Path], a
             f"clip {clip!r}, encoder {encoder!r}: found no feature file, expected {folders[encoder] / clip}.npy (or "
             f".csv); {len(missing)} are missing in all; allow_missing (--allow-missing) leaves them out"
         )
-    for source in sources:
-        if not source.files:
-            raise FileNotFoundError(
-                f"clip {source.name!r}: found no feature file of any encoder, expected at least one"
-            )
+    empty = next((source.name for source in sources if not source.files), None)
+    if empty is not None:
+        raise FileNotFoundError(f"clip {empty!r}: found no feature file of any encoder, expected at least one")
     for encoder, folder in folders.items():
         if not any(encoder in source.files for source in sources):
             raise FileNotFoundError(

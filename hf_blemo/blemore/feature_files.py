@@ -105,8 +105,6 @@ def encoder_folders(folder: Path, split: str | None = None) -> dict[str, Path]:
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no encoder, or one twice.
-
-    Source: spec blemore_protocol, Features as distributed.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, expected the pre-extracted features")
@@ -144,8 +142,6 @@ def feature_files(folder: Path) -> dict[str, Path]:
 
     Raises:
         ValueError: a clip has two files.
-
-    Source: spec blemore_protocol, Features as distributed.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):

@@ -39,33 +39,16 @@ LABELS: tuple[list[dict[str, Any]], ...] = tuple(
 )
 
 
-def _label_matrix() -> np.ndarray:
-    matrix = np.zeros((len(_LABEL_PARTS), len(EMOTIONS)))
-    for row, parts in zip(matrix, _LABEL_PARTS, strict=True):
-        for emotion, salience in parts:
-            row[EMOTIONS.index(emotion)] = salience / 100.0
-    matrix.flags.writeable = False
-    return matrix
-
-
-def _first_blend_labels() -> np.ndarray:
-    """Index of the 70/30 label of every ordered pair, -1 where the two do not blend."""
-    first_labels = np.full((len(EMOTIONS), len(EMOTIONS)), -1)
-    for number, pair in enumerate(_PAIRS):
-        first_labels[pair] = len(EMOTIONS) + len(_BLEND_SALIENCES) * number
-    first_labels.flags.writeable = False
-    return first_labels
-
-
-def _label_sets() -> np.ndarray:
-    sets = np.array([EMOTION_SETS.index(tuple(emotion for emotion, _ in parts)) for parts in _LABEL_PARTS])
-    sets.flags.writeable = False
-    return sets
-
-
-LABEL_MATRIX = _label_matrix()
-LABEL_SETS = _label_sets()
-FIRST_BLEND_LABELS = _first_blend_labels()
+LABEL_MATRIX = np.array(
+    [[dict(parts).get(emotion, 0.0) / 100.0 for emotion in EMOTIONS] for parts in _LABEL_PARTS], dtype=np.float64
+)
+LABEL_SETS = np.array([EMOTION_SETS.index(tuple(emotion for emotion, _ in parts)) for parts in _LABEL_PARTS])
+# Index of the 70/30 label of every ordered pair, -1 where the two do not blend.
+FIRST_BLEND_LABELS = np.full((len(EMOTIONS), len(EMOTIONS)), -1)
+for _number, _pair in enumerate(_PAIRS):
+    FIRST_BLEND_LABELS[_pair] = len(EMOTIONS) + len(_BLEND_SALIENCES) * _number
+for _table in (LABEL_MATRIX, LABEL_SETS, FIRST_BLEND_LABELS):
+    _table.flags.writeable = False
 
 _GRAMMAR = (
     "A<actor>_<emotion>_int<1-4>_ver<k>, A<actor>_neu_sit<1-4>_ver<k> or A<actor>_mix_<e1>_<e2>_<s1>_<s2>_ver<k> "
@@ -84,7 +67,7 @@ _FILE_SUFFIX = re.compile(r"\.(mov|mp4|m4v|avi|mkv|webm|wav|mp3|flac|m4a|ogg|npy
 
 
 @dataclass(frozen=True)
-class ClipLabel:
+class _ClipLabel:
     """The parts of a training clip's name.
 
     Args:
@@ -138,14 +121,12 @@ def is_test_clip(name: str | os.PathLike[str]) -> bool:
 
     Returns:
         True for test_0001 to test_0594.
-
-    Source: spec blemore_protocol, Clips.
     """
     bare = clip_name(name)
     return bool(_TEST_CLIP.fullmatch(bare)) and 1 <= int(bare[5:]) <= NUM_TEST_CLIPS
 
 
-def parse_clip_name(name: str | os.PathLike[str]) -> ClipLabel:
+def parse_clip_name(name: str | os.PathLike[str]) -> _ClipLabel:
     """Reads actor, emotions, saliences, intensity or situation, and version from a training clip's name.
 
     Args:
@@ -156,8 +137,6 @@ def parse_clip_name(name: str | os.PathLike[str]) -> ClipLabel:
 
     Raises:
         ValueError: the name is a test clip's, breaks the grammar, or blends emotions out of order.
-
-    Source: spec blemore_protocol, Clips.
     """
     bare = clip_name(name)
     if is_test_clip(bare):
@@ -178,7 +157,7 @@ def parse_clip_name(name: str | os.PathLike[str]) -> ClipLabel:
     else:
         emotions = (match["single"] or EMOTIONS[NEUTRAL_INDEX],)
         saliences = (100.0,)
-    return ClipLabel(
+    return _ClipLabel(
         name=bare,
         actor=match["actor"],
         emotions=emotions,
@@ -202,8 +181,6 @@ def soft_label(name: str | os.PathLike[str], required: bool = True) -> np.ndarra
 
     Raises:
         ValueError: see `parse_clip_name`.
-
-    Source: spec blemore_protocol, Clips.
     """
     try:
         return parse_clip_name(name).soft_label

@@ -5,13 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .labels import (
-    EMOTION_SETS,
-    EMOTIONS,
-    LABEL_SETS,
-    label_indices,
-    prediction_label_indices,
-)
+from .labels import EMOTION_SETS, EMOTIONS, LABEL_SETS, label_indices, prediction_label_indices
 
 Prediction = Sequence[Mapping[str, Any]]
 
@@ -30,8 +24,6 @@ def acc_presence(predictions: Sequence[Prediction], labels: Any) -> float:
 
     Raises:
         ValueError: lengths differ, there are no clips, or a row is unlabelled or not one of the 36 labels.
-
-    Source: spec blemore_protocol, Metrics.
     """
     predicted, truth = _paired(predictions, labels)
     truth_sets = LABEL_SETS[truth].tolist()
@@ -54,8 +46,6 @@ def acc_salience(predictions: Sequence[Prediction], labels: Any) -> float:
 
     Raises:
         ValueError: lengths differ, there are no clips, or a row is unlabelled or not one of the 36 labels.
-
-    Source: spec blemore_protocol, Metrics.
     """
     predicted, truth = _paired(predictions, labels)
     blends = np.flatnonzero(truth >= len(EMOTIONS))
@@ -77,8 +67,6 @@ def score(predictions: Sequence[Prediction], labels: Any) -> float:
 
     Raises:
         ValueError: see `acc_presence`.
-
-    Source: spec blemore_protocol, Metrics.
     """
     return 0.5 * acc_presence(predictions, labels) + 0.5 * acc_salience(predictions, labels)
 

@@ -36,8 +36,6 @@ def write_submission(
     Raises:
         ValueError: the suffix is not supported, a clip comes twice, a prediction is not one of the 36 labels, lengths
             differ, or with `strict` the clips are not the test clips.
-
-    Source: spec blemore_protocol, Submission.
     """
     target = Path(path)
     if target.suffix not in (".zip", ".json"):
@@ -81,8 +79,6 @@ def check_submission(path: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-
-    Source: spec blemore_protocol, Submission.
     """
     try:
         pairs = _read_pairs(Path(path))
@@ -108,8 +104,6 @@ def read_predictions(path: str | os.PathLike[str]) -> dict[str, list[dict[str, A
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a submission, a clip comes twice, or a prediction is not one of the 36 labels.
-
-    Source: spec blemore_protocol, Submission.
     """
     pairs = _read_pairs(Path(path))
     problems = [*_prediction_problems(pairs), *_repeated([clip_name(key) for key, _ in pairs])]

@@ -22,7 +22,7 @@ from .labels import (
     label_indices,
     parse_clip_name,
     soft_label,
-)
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import datasets

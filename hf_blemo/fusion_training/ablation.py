@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from hf_blemo import blemore
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.files import read_json, write_json
-from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
+from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.results import CrossValidationResults
@@ -118,7 +118,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
     if not chosen and not adapts:
         names = [variant.name.strip() for variant in _variants(settings, list(base.encoders))]
         raise ValueError(f"only {settings.only} asks for no row; the rows are {', '.join(names)}")
-    labelled_rows(FeatureStore(data, base, settings.align_folds, progress=False), settings.protocol)
+    FeatureStore(data, base, settings.align_folds, progress=False).labelled_rows(settings.protocol)
     output = Path(settings.output_dir)
     result: dict[str, Any] = {"settings": asdict(settings), "rows": []}
     measured: dict[str, dict[str, Any]] = {}
@@ -272,13 +272,8 @@ def _compare_adaptations(
 
 
 _ADAPTATION_HEADER = (
-    "domain adaptation",
-    "of",
-    "weight",
-    "Score, shifted",
-    "Score, same clips unshifted",
-    "recovered",
-)
+    "domain adaptation", "of", "weight", "Score, shifted", "Score, same clips unshifted", "recovered",
+)  # fmt: skip
 
 
 def _adaptation_row(row: dict[str, Any]) -> str:

@@ -18,45 +18,8 @@ from hf_blemo.programs.checkpoints import Checkpoints
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
-_FOLDS_NEEDED = {"honest": 3, "published_style": 2}
 _PROGRESS_FILE = "cross_validation.pt"
 _RIDGE = 10.0
-
-
-def labelled_rows(store: FeatureStore, protocol: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows with labels and their folds, checked for what a run needs of them.
-
-    Args:
-        store: the data.
-        protocol: of the run.
-
-    Returns:
-        Row numbers (R,) and folds (R,); folds of -1 where the protocol needs none.
-
-    Raises:
-        ValueError: no labelled row, a labelled row without a fold under a protocol that needs it, too few folds, no
-            folds to rank the encoders of a static gate by, or no unlabelled rows to adapt to.
-    """
-    rows = np.flatnonzero(store.labelled)
-    if len(rows) == 0:
-        raise ValueError(f"none of the {len(store)} clips has labels to train on")
-    folds = store.folds[rows]
-    names = np.unique(folds).tolist()
-    if protocol != "none":
-        if (folds < 0).any():
-            clip = store.clips[rows[np.argmax(folds < 0)]]
-            raise ValueError(
-                f"protocol {protocol!r} needs a fold for every labelled clip, found none for {clip}; build "
-                "the data set from a source with a fold column, or train on all clips with protocol none"
-            )
-        needed = _FOLDS_NEEDED[protocol]
-        if len(names) < needed:
-            raise ValueError(f"protocol {protocol!r} needs at least {needed} folds, found {len(names)}: {names}")
-    if store.config.domain_adaptation != "none" and len(rows) == len(store):
-        raise ValueError(f"domain_adaptation {store.config.domain_adaptation!r} needs unlabelled rows, found none")
-    if store.config.gate == "static" and len(names) < 2:
-        raise ValueError(f"gate 'static' ranks the encoders by cross-validation over folds, found {len(names)}")
-    return rows, folds
 
 
 def cross_validate(
@@ -84,7 +47,7 @@ def cross_validate(
     Raises:
         ValueError: labelled rows without a fold, or too few folds.
     """
-    labelled, folds = labelled_rows(store, settings.protocol)
+    labelled, folds = store.labelled_rows(settings.protocol)
     labels = store.labels.numpy()[labelled].astype(np.float64)
     per_group = settings.seeds_at_once or len(settings.seeds)
     groups = [settings.seeds[start : start + per_group] for start in range(0, len(settings.seeds), per_group)]

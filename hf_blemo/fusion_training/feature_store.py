@@ -5,18 +5,17 @@ from collections.abc import Sequence
 import datasets
 import numpy as np
 import torch
+from transformers import BatchFeature
 
 from hf_blemo import blemore
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusionPooling
-from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import (
-    RankAwareFusionBatch,
-    RankAwareFusionProcessor,
-)
+from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
 _ROWS_AT_ONCE = 64
+_FOLDS_NEEDED = {"honest": 3, "published_style": 2}
 
 
 class FeatureStore:
@@ -95,6 +94,37 @@ class FeatureStore:
         labels = self.labels.numpy()[self.labelled]
         return float(((labels > 0).sum(1) == 2).mean()) or blemore.BLEND_SHARE
 
+    def labelled_rows(self, protocol: str) -> tuple[np.ndarray, np.ndarray]:
+        """The rows with labels (R,) and their folds (R,), checked for what a run needs of them.
+
+        Args:
+            protocol: of the run.
+
+        Raises:
+            ValueError: there are no labelled rows, no or too few folds for the protocol or for the ranking of a static
+                gate, or no unlabelled rows to adapt to.
+        """
+        rows = np.flatnonzero(self.labelled)
+        if len(rows) == 0:
+            raise ValueError(f"none of the {len(self)} clips has labels to train on")
+        folds = self.folds[rows]
+        names = np.unique(folds).tolist()
+        if protocol != "none":
+            if (folds < 0).any():
+                clip = self.clips[rows[np.argmax(folds < 0)]]
+                raise ValueError(
+                    f"protocol {protocol!r} needs a fold for every labelled clip, found none for {clip}; build "
+                    "the data set from a source with a fold column, or train on all clips with protocol none"
+                )
+            needed = _FOLDS_NEEDED[protocol]
+            if len(names) < needed:
+                raise ValueError(f"protocol {protocol!r} needs at least {needed} folds, found {len(names)}: {names}")
+        if self.config.domain_adaptation != "none" and len(rows) == len(self):
+            raise ValueError(f"domain_adaptation {self.config.domain_adaptation!r} needs unlabelled rows, found none")
+        if self.config.gate == "static" and len(names) < 2:
+            raise ValueError(f"gate 'static' ranks the encoders by cross-validation over folds, found {len(names)}")
+        return rows, folds
+
     def vectors(self, name: str) -> torch.Tensor:
         """(N, P) one vector per row: the pooled features, or the mean over time of an encoder pooled by attention."""
         if name in self.pooled:
@@ -122,7 +152,7 @@ class FeatureStore:
 
     def _process(
         self, rows: Sequence[int], labels: Sequence | None = None, names: Sequence[str] | None = None
-    ) -> RankAwareFusionBatch:
+    ) -> BatchFeature:
         """Checks and pads some rows, or some encoders of them; a row that has none of them has none present."""
         names = list(self.config.encoders) if names is None else names
         samples, hidden = [], []

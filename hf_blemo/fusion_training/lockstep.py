@@ -209,11 +209,7 @@ class Lockstep:
         return np.concatenate(columns, 1)
 
     def train_epoch(self, bar: Progress) -> np.ndarray:
-        """One pass over the largest member's rows.
-
-        Returns:
-            (M,) mean loss of the steps.
-        """
+        """One pass over the largest member's rows; returns the mean loss (M,) of its steps."""
         self.model.train()
         total = torch.zeros(len(self.members), device=self.accelerator.device)
         for step in range(self.epoch * self.steps_per_epoch, (self.epoch + 1) * self.steps_per_epoch):
@@ -235,11 +231,11 @@ class Lockstep:
 
     @torch.no_grad()
     def predict(self, rows: np.ndarray, subset: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """Predictions of every member, or of some, for the same rows.
+        """Predictions of every member, or of a subset, for the same rows.
 
         Args:
             rows: (R,) row numbers of the store.
-            subset: which members; M is then their number.
+            subset: numbers of M members.
 
         Returns:
             `joint_probabilities` (M, R, 36), `probabilities` (M, R, 6), `encoder_weights` (M, R, E),
@@ -265,14 +261,7 @@ class Lockstep:
         return {name: np.concatenate(parts, 1) for name, parts in collected.items()}
 
     def predict_held_out(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Predictions of every member for those of the rows that it was not trained on.
-
-        Args:
-            rows: (R,) row numbers of the store.
-
-        Returns:
-            As [`predict`]; zeros where a member was trained on the row.
-        """
+        """As [`predict`], but zeros where a member was trained on the row."""
         folds = self.store.folds[rows]
         collected: dict[str, np.ndarray] = {}
         for fold in np.unique(folds):

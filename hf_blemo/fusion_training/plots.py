@@ -117,26 +117,16 @@ def _plot_thresholds(
         axes.set_xlabel("β (equal salience up to this difference)" if main else "β", fontsize=10.5 if main else 9)
         axes.set_ylabel("α (present from this probability)" if main else "α", fontsize=10.5 if main else 9)
         figure.colorbar(image, ax=axes, shrink=0.9 if main else 0.95, pad=0.02).ax.tick_params(labelsize=8)
-        axes.plot(
-            best[1],
-            best[0],
-            marker="*",
-            markersize=17 if main else 10,
-            color="white",
-            markeredgecolor="black",
-            linestyle="none",
-            label=f"best cell: {score[best]:.3f} at α {values[best[0]]:.3f}, β {values[best[1]]:.3f}",
-        )
-        axes.plot(
-            *np.interp(chosen[::-1], values, np.arange(len(values))),
-            marker="o",
-            markersize=21 if main else 13,
-            markerfacecolor="none",
-            markeredgecolor=_MARK_COLOUR,
-            markeredgewidth=2.4 if main else 1.8,
-            linestyle="none",
-            label=f"chosen: α {chosen[0]:.3f}, β {chosen[1]:.3f}",
-        )
+        star = f"best cell: {score[best]:.3f} at α {values[best[0]]:.3f}, β {values[best[1]]:.3f}"
+        axes.plot(best[1], best[0], "*", color="white", mec="black", ms=17 if main else 10, label=star)
+        ring: dict[str, Any] = {
+            "mfc": "none",
+            "mec": _MARK_COLOUR,
+            "mew": 2.4 if main else 1.8,
+            "ms": 21 if main else 13,
+        }
+        place = np.interp(chosen[::-1], values, np.arange(len(values)))
+        axes.plot(*place, "o", **ring, label=f"chosen: α {chosen[0]:.3f}, β {chosen[1]:.3f}")
     panels["score"].legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=2, fontsize=10.5, frameon=False)
     figure.suptitle(title, fontsize=13)
     save(figure, path)
@@ -199,17 +189,8 @@ def _plot_learning_curves(history: Iterable[Mapping[str, Any]], path: Path, titl
             axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0, label="± 1 std")
         axes.plot(epochs, mean, color=colour, linewidth=2.2, marker="o" if len(epochs) == 1 else None, label="mean")
         selected = [row for rows in runs.values() for row in rows if row["selected"]]
-        axes.plot(
-            [row["epoch"] for row in selected],
-            [row[key] for row in selected],
-            linestyle="none",
-            marker="D",
-            markersize=5.5,
-            markerfacecolor="white",
-            markeredgecolor="#222222",
-            markeredgewidth=1.1,
-            label="selected epoch of a run",
-        )
+        marks = [row["epoch"] for row in selected], [row[key] for row in selected]
+        axes.plot(*marks, "D", ms=5.5, mfc="white", mec="#222222", mew=1.1, label="selected epoch of a run")
         axes.set_xlabel("epoch", fontsize=10.5)
         axes.set_ylabel(label, fontsize=10.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from hf_blemo import blemore
 from hf_blemo.files import write_json
-from hf_blemo.fusion_training.cross_validation import cross_validate, labelled_rows, train_on_all
+from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.plots import plot_cross_validation
@@ -67,7 +67,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
     if settings.unlabelled_data is not None:
         data = with_unlabelled(data, load_data(settings.unlabelled_data, {**target, "seed": seed + 1}))
     store = FeatureStore(data, config, settings.align_folds, progress=accelerator.is_main_process)
-    labelled_rows(store, settings.protocol)
+    store.labelled_rows(settings.protocol)
     checkpoints = output / "checkpoints"
     if settings.resume:
         check_resumable(checkpoints, asdict(settings), settings.free_in_resume)

@@ -106,11 +106,7 @@ class Selection:
         return {name: predictions[name][owner, rows] for name in PREDICTED}
 
     def decode(self, predictions: Predictions, fold: int, decoding: str, judging: Predictions) -> tuple[list, dict]:
-        """Decodes predictions with settings fitted on the judging rows.
-
-        Returns:
-            The blends, and the settings: `alpha` and `beta`, or `blend_share`.
-        """
+        """Blends, decoded with settings fitted on the judging rows: `alpha` and `beta`, or `blend_share`."""
         if decoding == "expected_score":
             share = self.blend_share(fold)
             return blemore.decode_expected_score(predictions["joint_probabilities"], share), {"blend_share": share}

@@ -7,7 +7,7 @@ from .acc_salience import AccSalience
 from .blemore_score import BlemoreScore
 from .saliences import blends_to_saliences
 
-NAMES = ("acc_presence", "acc_salience", "blemore_score")
+_NAMES = ("acc_presence", "acc_salience", "blemore_score")
 
 __all__ = ["AccPresence", "AccSalience", "BlemoreScore", "blends_to_saliences", "metric_path"]
 
@@ -24,6 +24,6 @@ def metric_path(name: str) -> str:
     Raises:
         ValueError: the name is unknown.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown metric {name!r}, expected one of {', '.join(NAMES)}")
+    if name not in _NAMES:
+        raise ValueError(f"unknown metric {name!r}, expected one of {', '.join(_NAMES)}")
     return str(Path(__file__).with_name(f"{name}.py"))

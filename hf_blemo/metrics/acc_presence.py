@@ -1,21 +1,13 @@
 """ACC_presence of BlEmoRE: share of clips whose set of predicted emotions is the true set."""
 
-from typing import Any
-
-import evaluate
-
-from hf_blemo import blemore
-from hf_blemo.metrics.saliences import metric_info, saliences_to_blends
+# `evaluate.load` takes the first metric class of a module: the base class stays out of it.
+import hf_blemo.metrics.saliences as saliences
 
 
-class AccPresence(evaluate.Metric):
+class AccPresence(saliences.SalienceMetric):
     """ACC_presence of BlEmoRE: share of clips whose set of predicted emotions is the true set.
 
     Source: arXiv 2601.13225; equal to `hf_blemo.blemore.acc_presence`.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return metric_info("ACC_presence of BlEmoRE: share of clips whose set of predicted emotions is the true set.")
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"acc_presence": blemore.acc_presence(saliences_to_blends(predictions), references)}
+    measure = "acc_presence"

@@ -1,21 +1,13 @@
 """Score of BlEmoRE: the mean of ACC_presence and ACC_salience."""
 
-from typing import Any
-
-import evaluate
-
-from hf_blemo import blemore
-from hf_blemo.metrics.saliences import metric_info, saliences_to_blends
+# `evaluate.load` takes the first metric class of a module: the base class stays out of it.
+import hf_blemo.metrics.saliences as saliences
 
 
-class BlemoreScore(evaluate.Metric):
+class BlemoreScore(saliences.SalienceMetric):
     """Score of BlEmoRE: the mean of ACC_presence and ACC_salience.
 
     Source: arXiv 2601.13225; equal to `hf_blemo.blemore.score`.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return metric_info("Score of BlEmoRE: the mean of ACC_presence and ACC_salience.")
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"score": blemore.score(saliences_to_blends(predictions), references)}
+    measure = "score"

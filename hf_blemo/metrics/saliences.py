@@ -9,8 +9,8 @@ import numpy as np
 
 from hf_blemo import blemore
 
-CITATION = "BlEmoRE: blended emotion recognition, arXiv 2601.13225."
-INPUTS = f"""
+_CITATION = "BlEmoRE: blended emotion recognition, arXiv 2601.13225."
+_INPUTS = f"""
 Args:
     predictions: for each clip six saliences from 0 to 1 in the order {", ".join(blemore.EMOTIONS)}, zero where an
         emotion is not predicted; `hf_blemo.metrics.blends_to_saliences` converts blends.
@@ -18,44 +18,31 @@ Args:
 """
 
 
-def metric_info(description: str) -> evaluate.MetricInfo:
-    """Describes a metric to `evaluate`.
+class SalienceMetric(evaluate.Metric):
+    """A measure of `hf_blemo.blemore` on six saliences of each clip, which Arrow can gather over processes."""
 
-    Args:
-        description: of the metric.
-    """
-    saliences = datasets.Sequence(datasets.Value("float64"), length=len(blemore.EMOTIONS))
-    return evaluate.MetricInfo(
-        description=description,
-        citation=CITATION,
-        inputs_description=INPUTS,
-        features=datasets.Features({"predictions": saliences, "references": saliences}),
-    )
+    measure: str
 
+    def _info(self) -> evaluate.MetricInfo:
+        saliences = datasets.Sequence(datasets.Value("float64"), length=len(blemore.EMOTIONS))
+        return evaluate.MetricInfo(
+            description=(type(self).__doc__ or "").splitlines()[0],
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": saliences, "references": saliences}),
+        )
 
-def saliences_to_blends(predictions: Any) -> list[list[dict[str, Any]]]:
-    """Converts the six saliences of each clip into a blend.
-
-    Args:
-        predictions: (N, 6) from 0 to 1.
-
-    Returns:
-        N lists of {"emotion": str, "salience": per cent}; an empty list for six zeros.
-
-    Raises:
-        ValueError: wrong shape, or a salience outside 0 to 1; the message names the row.
-    """
-    rows = np.asarray(predictions, dtype=np.float64)
-    if rows.ndim != 2 or rows.shape[1] != len(blemore.EMOTIONS):
-        raise ValueError(f"predictions: expected the shape (N, {len(blemore.EMOTIONS)}), found {rows.shape}")
-    outside = ~((rows >= 0) & (rows <= 1)).all(1)
-    if outside.any():
-        row = int(np.argmax(outside))
-        raise ValueError(f"prediction {row}: found {rows[row].tolist()}, expected six saliences from 0 to 1")
-    return [
-        [{"emotion": blemore.EMOTIONS[place], "salience": 100 * row[place]} for place in np.flatnonzero(row)]
-        for row in rows
-    ]
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        rows = np.asarray(predictions, dtype=np.float64)
+        outside = ~((rows >= 0) & (rows <= 1)).all(1)
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise ValueError(f"prediction {row}: found {rows[row].tolist()}, expected six saliences from 0 to 1")
+        blends = [
+            [{"emotion": blemore.EMOTIONS[place], "salience": 100 * row[place]} for place in np.flatnonzero(row)]
+            for row in rows
+        ]
+        return {self.measure: getattr(blemore, self.measure)(blends, references)}
 
 
 def blends_to_saliences(blends: Sequence[Sequence[Mapping[str, Any]]]) -> np.ndarray:

@@ -90,16 +90,7 @@ class _Gate(nn.Module):
             self.context = nn.Linear(size, size) if config.gate_context else None
 
     def forward(self, latents: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores the encoders.
-
-        Args:
-            latents: (B, E, H).
-            present: (B, E) bool.
-
-        Returns:
-            Weights (B, E), zero for absent encoders and summing to 1 over the others; order (B, E) int64, encoders
-            from the most to the least important, absent ones last.
-        """
+        """Weights (B, E), zero for absent encoders; order (B, E) from the most to the least important, absent last."""
         if self.kind == "attention":
             keys = self.key(latents) + self.encoder_embedding
             query = self.query.expand(latents.shape[0], -1)
@@ -144,16 +135,7 @@ class _Fusion(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, latents: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Fuses.
-
-        Args:
-            latents: (..., R, H), the selected encoders in rank order; R is `num_ranks` or less.
-            indices: (..., R) int64, which encoders they are.
-            weights: (..., R), summing to 1 over the ranks in use, 0 at the others.
-
-        Returns:
-            (..., H).
-        """
+        """(..., R, H) latents in rank order, (..., R) encoder numbers and weights, 0 at unused ranks -> (..., H)."""
         if self.kind == "concatenation":
             # Relative weights, 1 where all are equal: the input's scale does not depend on how many are fused.
             relative = weights * (weights > 0).sum(-1, keepdim=True)
@@ -191,16 +173,10 @@ class _Heads(nn.Module):
         self.register_buffer("label_percent", _label_percent())
 
     def forward(self, fused: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Predicts from fused features.
+        """Predicts from fused features (..., H), in float32.
 
-        Args:
-            fused: (..., H).
-
-        Returns:
-            `presence_logits`, `salience_logits`, `log_probabilities` (..., 6), `log_joint` (..., 36), in float32.
-
-        Source: spec of probability-level fusion; the geometric mean and the joint energies (log-likelihood of the
-        present set, minus the divergence of the label from the salience distribution) are this project's choice.
+        The energy of a label is the log-likelihood of its set under the presence head, minus the divergence of the
+        label from the salience distribution.
         """
         presence = self.presence(fused).float()
         salience = self.salience(fused).float()
@@ -232,16 +208,8 @@ class _Heads(nn.Module):
         }
 
     def losses(self, heads: dict[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The four losses of each row, unweighted.
-
-        Args:
-            heads: what [`forward`] returned, leading shape (...).
-            labels: (..., 6) soft labels.
-
-        Returns:
-            `presence` (binary cross-entropy, mean over the six), `salience` and `alignment` (KL from the soft label),
-            `joint` (negative log-likelihood of the nearest valid label), each of shape (...).
-        """
+        """Unweighted, of each row: mean binary cross-entropy of the six, KL divergences of both distributions from the
+        soft label, negative log-likelihood of the nearest valid label."""
         present = (labels > 0).float()
         entropy = torch.special.xlogy(labels, labels).sum(-1)
         nearest = (labels.unsqueeze(-2) - self.label_percent.float() / 100).abs().sum(-1).argmin(-1)

@@ -113,27 +113,17 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
             start += len(chunk)
 
     def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
-        """Finds the features of a clip and its name.
-
-        Args:
-            input_: a clip.
-            preprocess_parameters: `number`, its place among the inputs, its name in messages where it has none.
-
-        Returns:
-            `clip`, `name` for messages and `features`.
-        """
-        name = f"clip {preprocess_parameters.get('number', 0)}"
+        """Finds the features of a clip, its name, and a name for messages: its `number` where it has none."""
+        name, clip = f"clip {preprocess_parameters.get('number', 0)}", None
         if isinstance(input_, str | Path):
             found = _read_folder(input_, self.processor.encoders)
             if isinstance(found, list):
                 raise ValueError(f"{input_}: found the folders of {len(found)} clips, expected that of one")
             input_ = found
         if isinstance(input_, Mapping) and isinstance(input_.get("features"), Mapping):
-            name = str(input_["clip"]) if input_.get("clip") else name
-            clip = name if input_.get("clip") else None
+            if input_.get("clip"):
+                name = clip = str(input_["clip"])
             input_ = input_["features"]
-        else:
-            clip = None
         if not isinstance(input_, Mapping):
             raise ValueError(
                 f"{name}: expected encoder -> array, or the folder of a clip, found {type(input_).__name__}"

@@ -15,10 +15,10 @@ from .modeling_rank_aware_fusion import IGNORED_LABEL
 DECODINGS = ("expected_score", "thresholds")
 
 
-class RankAwareFusionBatch(BatchFeature):
+class _Batch(BatchFeature):
     """A batch whose tensors inside `features` and `feature_mask` move with `to` as well."""
 
-    def to(self, *args, **kwargs) -> "RankAwareFusionBatch":
+    def to(self, *args, **kwargs) -> "_Batch":
         """Moves or casts every tensor; only floating-point ones are cast."""
         nested = {key: value for key, value in self.items() if isinstance(value, Mapping)}
         super().to(*args, **kwargs)
@@ -125,7 +125,7 @@ class RankAwareFusionProcessor(ProcessorMixin):
         labels: Sequence[Any] | None = None,
         clips: Sequence[str] | None = None,
         return_tensors: str = "pt",
-    ) -> RankAwareFusionBatch:
+    ) -> BatchFeature:
         """Makes a batch.
 
         Args:
@@ -176,7 +176,7 @@ class RankAwareFusionProcessor(ProcessorMixin):
         batch: dict[str, Any] = {"features": features, "feature_mask": feature_mask}
         if labels is not None:
             batch["labels"] = self._labels(labels, len(checked), names)
-        return RankAwareFusionBatch(batch)
+        return _Batch(batch)
 
     def post_process_blends(
         self,

@@ -5,10 +5,10 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from hf_blemo.pairs.pair_processor import PairProcessor
-from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionBatch, RankAwareFusionProcessor
+from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
 
 class BlendCollator:
@@ -26,7 +26,7 @@ class BlendCollator:
     def __init__(self, processor: RankAwareFusionProcessor):
         self.processor = processor
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> RankAwareFusionBatch:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
         """Makes a batch.
 
         Args:
