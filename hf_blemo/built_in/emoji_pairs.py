@@ -207,7 +207,7 @@ class _EmojiFont:
 @functools.lru_cache(maxsize=2)
 def _drawn_pictures(image_size: int, path: Path) -> tuple[tuple[_Emoji, bytes], ...]:
     """Every emoji that the font draws, with its PNG file; of several with one picture, the one with the shortest
-    caption, as nobody could tell them apart."""
+    caption, since they look the same."""
     font = _EmojiFont(path)
     pictures: dict[bytes, tuple[_Emoji, Image.Image]] = {}
     for emoji in _emoji_table():

@@ -21,7 +21,7 @@ SAMPLE_RATE = 16000
 _PLANTED_COLUMNS = ("clip", "clear")
 _PLANTED_FILE = "planted.csv"
 _METADATA_FILE = "train_metadata.csv"
-# Seeds share no actor, so that the clips of one can test what was trained on those of another.
+# Seeds share no actor, so that clips of one seed can test a model trained on another.
 _ACTORS_PER_SEED = 100
 
 # Training on the built-in pairs of images and captions shows these combinations too.
@@ -144,7 +144,7 @@ def _sign(emotion: str, background: str, size: int) -> np.ndarray:
     shape, colour = _SIGNS[emotion]
     scene = draw_scene(shape, colour, "large", "plain", "centre", "one", background, image_size=size)
     margin = _margin(size)
-    # The sign does not reach the edge, so the background goes on.
+    # The sign does not reach the edge, so the background continues.
     padded = np.pad(np.asarray(scene, dtype=np.float32), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     padded.flags.writeable = False
     return padded

@@ -125,7 +125,7 @@ class ClipEvaluator:
     def _embed_images(
         self, model: Any, processor: PairProcessor, images: Sequence[Any], device: Any, bar: Any
     ) -> tuple[torch.Tensor, list[int], list[str]]:
-        """Embeds the images that can be read; returns their numbers, too, and the problems of the others."""
+        """Embeds the readable images; also returns their numbers and the problems of the others."""
         rows: list[int] = []
         problems: list[str] = []
         parts: list[torch.Tensor] = []

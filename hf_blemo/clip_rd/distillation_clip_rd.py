@@ -84,7 +84,7 @@ class CLIPRDDistiller(nn.Module):
 
     @property
     def teacher(self) -> Any:
-        """The teacher, in evaluation mode; None where there is none."""
+        """The teacher, in evaluation mode, or None."""
         return self._teacher[0]
 
     @property

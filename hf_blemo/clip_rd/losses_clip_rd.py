@@ -278,7 +278,7 @@ class CLIPRDLoss(nn.Module):
 
 @contextmanager
 def _exact_products() -> Iterator[None]:
-    """Float32 products in full precision, whatever the program has set for the towers."""
+    """Float32 products in full precision, regardless of the program's setting for the towers."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -79,7 +79,7 @@ class CLIPRDPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves weights, config and the code that loads them without this package.
 
-        The config names that code for `AutoModelForZeroShotImageClassification`, too, which the pipeline asks for.
+        The config also names that code for `AutoModelForZeroShotImageClassification`, which the pipeline loads.
 
         Args:
             save_directory: folder, created if missing.
@@ -306,7 +306,7 @@ class CLIPRDModel(CLIPRDPreTrainedModel):
         )
 
     def _loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-        """Contrastive loss, scalar, in float32 at least, whatever the towers are in."""
+        """Contrastive loss, scalar, at least in float32 for towers of any dtype."""
         with torch.autocast(image_embeds.device.type, enabled=False):
             dtype = torch.promote_types(image_embeds.dtype, torch.float32)
             pairs: tuple[torch.Tensor, ...] = (image_embeds.to(dtype), text_embeds.to(dtype))

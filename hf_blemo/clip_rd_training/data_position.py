@@ -63,7 +63,7 @@ class DataPosition:
         }
 
     def share(self) -> None:
-        """Adds up what the processes have read; all of them must call this together.
+        """Adds up the counts of all processes, which must call this together.
 
         Raises:
             ValueError: too many pairs are broken; on every process.

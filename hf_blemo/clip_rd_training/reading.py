@@ -1,4 +1,4 @@
-"""Pairs as pixels and a caption, the same wherever and whenever a pair is read."""
+"""Reads pairs as pixels and a caption, reproducibly on any process and at any time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class PairReader:
     """Reads pairs for one or more models, which all see the same crop of the same picture.
 
     Crop and caption depend only on the augmentation's seed, the pair and the number of its visit, so that students
-    can read again what a teacher has embedded.
+    can read again the pixels and captions that a teacher embedded.
 
     Args:
         processors: of the models.

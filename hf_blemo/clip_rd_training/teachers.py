@@ -112,7 +112,7 @@ class _StoredTeacher(Teacher):
         self.store.check(described, settings.augmentation, max(max(student.image_size), *sizes))
 
     def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
-        # Without crops, too, a visit may only draw a caption that was embedded.
+        # Even without crops, a visit may only draw an embedded caption.
         description = self.store.description
         return PairReader([student], augmentation, description.decode_size, description.variants)
 

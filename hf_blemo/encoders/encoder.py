@@ -96,7 +96,7 @@ class Encoder(ABC):
 
     Args:
         model: of transformers, in evaluation mode.
-        processor: what makes its inputs.
+        processor: its processor.
         source: where it comes from.
         batch_size: pieces at once; halved for good when the device runs out of memory.
 
@@ -108,7 +108,7 @@ class Encoder(ABC):
     audio_rate: int | None = None
     feature_size: int
     default_batch_size = 32
-    # Numbers of all pieces of a batch at most, where pieces differ in size; a batch size that was asked for wins.
+    # Most numbers in a batch whose pieces differ in size; an explicit batch size wins.
     largest_batch: int | None = None
     # Pieces that keep a core busy: parts of a batch that run side by side on the CPU; None where they cannot.
     part_size: int | None = None
@@ -196,7 +196,7 @@ class Encoder(ABC):
                     len(part),
                     self.batch_size,
                 )
-                # Only now that the error is gone, and with it the frames that hold what was being computed.
+                # Only now that the error is gone, and with it the stack frames that hold tensors.
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue

@@ -1,12 +1,12 @@
-"""What may be said of an encoder in settings and configs."""
+"""Options of encoders in settings and configs."""
 
 from typing import Literal, get_args
 
-# Of an entry that names an encoder to load; the first three travel with the models trained on its features.
+# Keys of an encoder's entry; models trained on its features keep the first three.
 ENCODER_KEYS = ("model_id", "revision", "extraction", "batch_size")
-# What models may run in, as torch calls it.
+# Precisions of models, by torch's names.
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = get_args(Dtype)
-# What resizes frames, as transformers calls it.
+# Backends that resize frames, by transformers' names.
 ImageBackend = Literal["pil", "torchvision"]
 IMAGE_BACKENDS = get_args(ImageBackend)

@@ -1,4 +1,4 @@
-"""What all encoders of frames share: which frames of a clip they look at, and as which pixels."""
+"""Shared by all encoders of frames: the choice of frames, and their pixels."""
 
 import math
 from abc import abstractmethod
@@ -12,7 +12,7 @@ from torch import nn
 from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece, Session
 from hf_blemo.encoders.frame_processing import FrameProcessor
 
-# Containers round times to their tick, often a millisecond: a frame may lie a hair before the moment it stands for.
+# Containers round times to their tick, often a millisecond, so a frame may be marked slightly too early.
 _TICK = 0.0005 + 1e-9
 
 

@@ -74,7 +74,7 @@ class SpectrogramEncoder(Encoder):
         """(rows, D) of each window."""
         rows = []
         for piece in pieces:
-            # Each by itself: extractors differ in how they fill up the short ones of a batch.
+            # One at a time, since extractors differ in how they pad short ones in a batch.
             inputs = self.processor(piece.values, sampling_rate=self.audio_rate, return_tensors="pt")
             inputs = {name: self._placed(values) for name, values in inputs.items()}
             if hasattr(self.model, "get_audio_features"):

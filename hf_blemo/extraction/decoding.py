@@ -31,7 +31,7 @@ class ClipFeatures:
         times: encoder -> (T,) float64, seconds from the start of the clip at which each row begins.
         duration: seconds, where known.
         notes: sentences on anything unusual about the file.
-        thumbnails: JPEG files in the order of time, if asked for.
+        thumbnails: JPEG files in the order of time, if requested.
         error: why there are no features; a line that names the clip.
     """
 
@@ -109,7 +109,7 @@ class ClipDecoder:
         self._places.release()
 
     def stop(self) -> None:
-        """Ends the threads, whatever they are doing."""
+        """Ends the threads at once."""
         self._stopped.set()
         self._places.release(len(self._threads))
         self._queue.close()

@@ -221,7 +221,7 @@ def _quantized(path: Path) -> Path:
 
     output = path.with_name(f"{path.stem}_int8{path.suffix}")
     graph = onnx.load(path)
-    # Shapes that the exporter noted stand in the way of the quantiser's own.
+    # The exporter's shapes conflict with those of the quantiser.
     del graph.graph.value_info[:]
     logger = logging.getLogger()
     level = logger.level

@@ -77,7 +77,7 @@ class PairStream:
         """The first pairs in the order of the shards.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there are none.
         """
         pairs = [
             _located(pair, self.root, f"{self.settings.data}, row {row}")

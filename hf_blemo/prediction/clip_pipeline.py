@@ -131,7 +131,7 @@ def _is_clip(item: Any) -> bool:
         files = [item[name] for name in KINDS if name in item]
         return "features" not in item and bool(files) and all(value is None or _is_file(value) for value in files)
     if isinstance(item, str | Path):
-        # A path to nothing counts as a clip if its suffix says so, else as a folder of features.
+        # A missing path counts as a clip if its suffix is one of media, else as a folder of features.
         return not Path(item).is_dir() and (Path(item).is_file() or is_address(item) or is_media(item))
     return isinstance(item, MediaClip) or _is_file(item)
 

@@ -38,7 +38,7 @@ class Progress:
 
     Args:
         description: of the job, at the start of bar or line.
-        unit: of what is counted, in the singular.
+        unit: counted unit, in the singular.
         total: how many there are; None where that is not known.
         done: how many were done before.
         shown: whether to show anything; False on all processes but the first.

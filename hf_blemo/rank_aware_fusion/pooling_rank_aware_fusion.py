@@ -18,7 +18,7 @@ def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def _masked_statistics(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """(B, T, D) -> (B, 7 * D): numpy's mean, std and (linear) percentiles, as in the BlEmoRE baselines; or zeros."""
-    # Masked steps may hold anything, and what they hold must not reach the gradient of the others either.
+    # Masked steps may hold any values, which must not reach the gradient of the others either.
     values = torch.where(mask.unsqueeze(-1), values, values.new_zeros(()))
     mean = _masked_mean(values, mask)
     variance = _masked_mean((values - mean.unsqueeze(1)).square(), mask)
