@@ -14,8 +14,8 @@ from hf_blemo.files import replace_folder
 if TYPE_CHECKING:
     import datasets
 
-# Which options of `dataset build` each kind of source has a use for.
-BUILD_OPTIONS = {
+# Kind of source -> the options of `dataset build` for it.
+_BUILD_OPTIONS = {
     "the distribution": ("split", "encoders", "aggregate", "feature_dtype", "allow_missing"),
     "a table": ("encoders", "feature_dtype"),
     SYNTHETIC: ("num_clips", "seed", "domain"),
@@ -23,18 +23,9 @@ BUILD_OPTIONS = {
 
 
 def add_dataset(commands: Any) -> None:
-    """Adds the subcommand.
-
-    Args:
-        commands: what `add_subparsers` returned.
-    """
+    """Adds `hf-blemo dataset` to the subcommands that `add_subparsers` made."""
     dataset = commands.add_parser("dataset", help="build a data set of features, or describe one")
-    dataset_commands = dataset.add_subparsers(required=True, metavar="command")
-    _add_build(dataset_commands)
-    _add_info(dataset_commands)
-
-
-def _add_build(commands: Any) -> None:
+    commands = dataset.add_subparsers(required=True, metavar="command")
     parser = add_command(
         commands,
         "build",
@@ -51,20 +42,20 @@ Example:
     )
     parser.add_argument("source", metavar="SOURCE", help="folder, table, or the word 'synthetic'")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to make")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that is at DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set at DIR")
     parser.add_argument(
         "--encoders",
         metavar="NAME",
         nargs="+",
-        help="encoders to take, in this order; all by default (distribution and tables)",
+        help="encoders to take, in this order (default: all; distribution and tables)",
     )
     parser.add_argument(
         "--feature-dtype",
         choices=("auto", "float16", "float32"),
-        help="what features are stored in; auto (the distribution's default) is float16 where the first clip fits, "
+        help="number type to store; auto (the distribution's default) is float16 if the first clip fits, "
         "float32 is the tables' default (distribution and tables)",
     )
-    parser.add_argument("--split", choices=("train", "test"), help="which clips; train by default (distribution)")
+    parser.add_argument("--split", choices=("train", "test"), help="clips to take (default: train; distribution)")
     parser.add_argument(
         "--aggregate",
         choices=("statistics",),
@@ -78,12 +69,10 @@ Example:
     )
     parser.add_argument("--num-clips", type=positive, metavar="N", help="number of clips (synthetic)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the clips (synthetic)")
-    parser.add_argument("--domain", choices=("source", "target"), help="source by default (synthetic)")
+    parser.add_argument("--domain", choices=("source", "target"), help="default: source (synthetic)")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="also upload it as a Hub data set, private")
     parser.add_argument("--public", action="store_true", help="with --push-to-hub: make a new repository public")
 
-
-def _add_info(commands: Any) -> None:
     parser = add_command(
         commands,
         "info",
@@ -95,7 +84,7 @@ Reads PATH: a built data set, a table (.parquet, .npz, .csv), or a folder of fea
 Example:
   hf-blemo dataset info out/blemore""",
     )
-    parser.add_argument("path", metavar="PATH", help="what holds the features")
+    parser.add_argument("path", metavar="PATH", help="data set, table or folder")
 
 
 def _build_dataset(arguments: argparse.Namespace) -> None:
@@ -133,12 +122,12 @@ def _build_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _build_options(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """The options given, after a check that this kind of source has a use for each."""
-    names = {name for options in BUILD_OPTIONS.values() for name in options}
+    """The options given; refuses those that are not for this kind of source."""
+    names = {name for options in _BUILD_OPTIONS.values() for name in options}
     given = {name: getattr(arguments, name) for name in sorted(names) if getattr(arguments, name) is not None}
     for name in given:
-        if name not in BUILD_OPTIONS[kind]:
-            kinds = " or ".join(other for other, options in BUILD_OPTIONS.items() if name in options)
+        if name not in _BUILD_OPTIONS[kind]:
+            kinds = " or ".join(other for other, options in _BUILD_OPTIONS.items() if name in options)
             raise ValueError(f"--{name.replace('_', '-')} is for {kinds}, found {arguments.source!r}, which is {kind}")
     return given
 
@@ -178,36 +167,23 @@ def _summary(dataset: "datasets.Dataset") -> str:
     counts = Counter(fold for fold in dataset["fold"] if fold >= 0) if "fold" in dataset.column_names else {}
     folds = ", ".join(f"{fold}: {count}" for fold, count in sorted(counts.items()))
     blends = int((indices >= len(blemore.EMOTIONS)).sum())
-    encoders = _encoder_table(dataset)
-    longest = max(len(row[0]) for row in encoders)
-    return "\n".join(
-        [
-            f"clips     {len(dataset)}",
-            f"labelled  {int((indices >= 0).sum())}, {blends} of them blends",
-            f"folds     {folds or 'none'}",
-            *(f"{name:<{longest}}  {width:>6}  {dtype:<8}  {clips:>6}" for name, width, dtype, clips in encoders),
-        ]
-    )
-
-
-def _encoder_table(dataset: "datasets.Dataset") -> list[tuple[str, str, str, str]]:
-    """A row per encoder below a head: its name, width, dtype, and how many clips have it."""
-    from hf_blemo import blemore
-
+    lines = [f"clips     {len(dataset)}", f"labelled  {int((indices >= 0).sum())}, {blends} of them blends"]
     widths = blemore.encoder_widths(dataset)
-    dtypes = dict.fromkeys(widths, "")
-    clips = dict.fromkeys(widths, 0)
+    dtypes, clips = dict.fromkeys(widths, ""), dict.fromkeys(widths, 0)
     for batch in dataset.with_format("arrow", columns=["features"]).iter(batch_size=256):
         for chunk in batch.column("features").chunks:
             for field, values in zip(chunk.type, chunk.flatten(), strict=True):
                 clips[field.name] += len(values) - values.null_count
                 dtypes[field.name] = _number_type(field.type)
-    rows = [(name, str(width), dtypes[name], str(clips[name])) for name, width in widths.items()]
-    return [("encoder", "width", "dtype", "clips"), *rows]
+    encoders = [("encoder", "width", "dtype", "clips")]
+    encoders += [(name, str(width), dtypes[name], str(clips[name])) for name, width in widths.items()]
+    longest = max(len(row[0]) for row in encoders)
+    rows = [f"{name:<{longest}}  {width:>6}  {dtype:<8}  {count:>6}" for name, width, dtype, count in encoders]
+    return "\n".join([*lines, f"folds     {folds or 'none'}", *rows])
 
 
 def _number_type(arrow_type: Any) -> str:
-    """Name of the numbers inside a nested Arrow type, as NumPy calls it."""
+    """NumPy's name of the numbers inside a nested Arrow type."""
     while True:
         if hasattr(arrow_type, "storage_type"):
             arrow_type = arrow_type.storage_type

@@ -1,6 +1,7 @@
 """`hf-blemo demo`: a local page for trying clips."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from hf_blemo.commands.parsing import add_command, positive
@@ -8,11 +9,7 @@ from hf_blemo.encoders.encoder_options import DTYPES
 
 
 def add_demo(commands: Any) -> None:
-    """Adds the subcommand.
-
-    Args:
-        commands: what `add_subparsers` returned.
-    """
+    """Adds `hf-blemo demo` to the subcommands that `add_subparsers` made."""
     parser = add_command(
         commands,
         "demo",
@@ -39,8 +36,6 @@ Example:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
-
     for example in arguments.example:
         if not Path(example).is_file():
             raise FileNotFoundError(f"--example {example}: no such file, expected a clip")

@@ -26,11 +26,7 @@ _MODEL_OPTIONS = ("revision", "retrieval", "zero_shot", "benchmark", "batch_size
 
 
 def add_evaluate(commands: Any) -> None:
-    """Adds the subcommand.
-
-    Args:
-        commands: what `add_subparsers` returned.
-    """
+    """Adds `hf-blemo evaluate` to the subcommands that `add_subparsers` made."""
     parser = add_command(
         commands,
         "evaluate",

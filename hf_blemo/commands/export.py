@@ -8,11 +8,7 @@ from hf_blemo.commands.parsing import add_command
 
 
 def add_export(commands: Any) -> None:
-    """Adds the subcommand.
-
-    Args:
-        commands: what `add_subparsers` returned.
-    """
+    """Adds `hf-blemo export` to the subcommands that `add_subparsers` made."""
     parser = add_command(
         commands,
         "export",

@@ -14,11 +14,7 @@ _OWN = ("data", "output_dir", "encoders", "model", "imported", "hub_private", "s
 
 
 def add_features(commands: Any) -> None:
-    """Adds the subcommand.
-
-    Args:
-        commands: what `add_subparsers` returned.
-    """
+    """Adds `hf-blemo features` to the subcommands that `add_subparsers` made."""
     parser = add_command(
         commands,
         "features",

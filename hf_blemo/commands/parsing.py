@@ -6,11 +6,7 @@ from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage before it.
-
-    Args:
-        options: of `argparse.ArgumentParser`.
-    """
+    """An `ArgumentParser` with one-line errors, without the usage before them."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)

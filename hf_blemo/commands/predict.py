@@ -5,15 +5,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_blemo.commands.parsing import add_command, output_path, positive
 from hf_blemo.encoders.encoder_options import DTYPES
 from hf_blemo.files import whole_file, write_json
 from hf_blemo.programs.progress import Progress
-
-if TYPE_CHECKING:
-    from hf_blemo.prediction.fusion import FusionMember
 
 _DECIMALS = 6
 _SUFFIXES = (".json", ".csv", ".html", ".zip")
@@ -28,11 +25,7 @@ _CLIP_OPTIONS: dict[str, Any] = {
 
 
 def add_predict(commands: Any) -> None:
-    """Adds the subcommand.
-
-    Args:
-        commands: what `add_subparsers` returned.
-    """
+    """Adds `hf-blemo predict` to the subcommands that `add_subparsers` made."""
     parser = add_command(
         commands,
         "predict",
@@ -91,17 +84,25 @@ def _share(text: str) -> float:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    outputs = _outputs(arguments.output)
-    _check_options(arguments)
-    # Inputs are checked before the models are loaded, which takes long.
-    inputs = _clips(arguments.clips) if arguments.features is None else _features(arguments.features)
+    outputs = _checked(arguments)
 
-    from hf_blemo.prediction.fusion import load_fusion
+    from hf_blemo import blemore
+
+    # Inputs are checked before the models are loaded, which takes long.
+    inputs = _clips(arguments.clips) if arguments.features is None else blemore.load_features(arguments.features)
+
+    import torch
+
+    from hf_blemo.prediction.fusion import load_fusion, predict_blends
 
     members = [load_fusion(model, arguments.revision) for model in arguments.model]
     decoding = _decoding(arguments, members[0][1])
-    predict = _predict_clips if arguments.features is None else _predict_features
-    found = predict(arguments, inputs, members, {"decoding": decoding["name"], **_without(decoding, "name")})
+    options = {"decoding": decoding["name"], **_without(decoding, "name")}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.features is None:
+        found = _predict_clips(arguments, inputs, members, device, options)
+    else:
+        found = predict_blends(members, inputs, arguments.batch_size or 64, device, **options)
     results = []
     with Progress("predicting", "clip", len(inputs)) as bar:
         for result in found:
@@ -126,16 +127,12 @@ def _predict(arguments: argparse.Namespace) -> None:
         print(f"{clips}, decoding {decoding['name']}: {', '.join(map(str, outputs))}")
 
 
-def _outputs(texts: Sequence[str]) -> list[Path]:
-    outputs = [output_path(text, "--output", *_SUFFIXES) for text in texts]
+def _checked(arguments: argparse.Namespace) -> list[Path]:
+    """The files to write; refuses options that contradict each other."""
+    outputs = [output_path(text, "--output", *_SUFFIXES) for text in arguments.output]
     for path in outputs:
         if outputs.count(path) > 1:
             raise ValueError(f"--output: found {path} twice, expected different files")
-    return outputs
-
-
-def _check_options(arguments: argparse.Namespace) -> None:
-    """Refuses options that contradict each other."""
     if bool(arguments.clips) == (arguments.features is not None):
         found = "both" if arguments.clips else "neither; clips come before --model, which takes all that follows it"
         raise ValueError(f"expected clips or their --features, found {found}")
@@ -146,7 +143,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     elif arguments.batch_size is not None:
         raise ValueError("--batch-size is for --features; encoders of clips have their own")
     elif arguments.window is None and arguments.hop is not None:
-        raise ValueError("--hop is between windows of --window, which is not given")
+        raise ValueError("--hop needs --window")
+    return outputs
 
 
 def _clips(texts: Sequence[str]) -> list[Any]:
@@ -164,12 +162,6 @@ def _clips(texts: Sequence[str]) -> list[Any]:
     return list(clips.values())
 
 
-def _features(path: str) -> Any:
-    from hf_blemo import blemore
-
-    return blemore.load_features(path)
-
-
 def _decoding(arguments: argparse.Namespace, processor: Any) -> dict[str, Any]:
     """Name and parameters of the decoding."""
     name = arguments.decoding or processor.decoding
@@ -183,33 +175,17 @@ def _decoding(arguments: argparse.Namespace, processor: Any) -> dict[str, Any]:
     return {"name": name, "alpha": alpha, "beta": beta}
 
 
-def _predict_features(
-    arguments: argparse.Namespace, dataset: Any, members: "list[FusionMember]", decoding: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    import torch
-
-    from hf_blemo.prediction.fusion import predict_blends
-
-    device = "cuda" if torch.cuda.is_available() else None
-    return predict_blends(members, dataset, arguments.batch_size or 64, device, **decoding)
-
-
 def _predict_clips(
-    arguments: argparse.Namespace, clips: list[Any], members: "list[FusionMember]", decoding: Mapping[str, Any]
+    arguments: argparse.Namespace, clips: list[Any], members: Sequence[Any], device: str, decoding: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    import torch
-
     from hf_blemo.prediction.clip_report import NUM_THUMBNAILS
     from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
 
     windows = None if arguments.window is None else Windows(arguments.window, arguments.hop, longer_than=0.0)
     encoders = fusion_encoders(members, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code)
-    if torch.cuda.is_available():
-        modules: list[Any] = [model for model, _ in members]
-        for module in modules:
-            module.to("cuda")
-    has_report = any(text.endswith(".html") for text in arguments.output)
-    num_thumbnails = NUM_THUMBNAILS if has_report else 0
+    for model, _ in members:
+        model.to(device)
+    num_thumbnails = NUM_THUMBNAILS if any(text.endswith(".html") for text in arguments.output) else 0
     return predict_clips(clips, members, encoders, windows, arguments.threads, num_thumbnails, **decoding)
 
 

@@ -7,11 +7,7 @@ from hf_blemo.commands.parsing import add_command
 
 
 def add_publish(commands: Any) -> None:
-    """Adds the subcommand.
-
-    Args:
-        commands: what `add_subparsers` returned.
-    """
+    """Adds `hf-blemo publish` to the subcommands that `add_subparsers` made."""
     parser = add_command(
         commands,
         "publish",

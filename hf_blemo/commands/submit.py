@@ -10,11 +10,7 @@ _NUM_SHOWN_PROBLEMS = 20
 
 
 def add_submit(commands: Any) -> None:
-    """Adds the subcommand.
-
-    Args:
-        commands: what `add_subparsers` returned.
-    """
+    """Adds `hf-blemo submit` to the subcommands that `add_subparsers` made."""
     parser = add_command(
         commands,
         "submit",

@@ -17,6 +17,7 @@ from hf_blemo.blemore.dataset_writing import refuse_existing, write_dataset
 from hf_blemo.blemore.feature_files import ClipSource, FeatureFileReader, feature_files
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
+from hf_blemo.errors import one_line
 from hf_blemo.extraction.clip_sources import MediaClip, find_clips
 from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
@@ -31,11 +32,9 @@ Result = TypeVar("Result")
 
 PLAN_FILE = "plan.json"
 REPORT_FILE = "extraction.json"
-# Settings of what is made of the encoders' features in the end, or how; they may change when a run goes on.
-_FREE = (
-    "output_dir", "imported", "feature_dtype", "overwrite", "num_threads", "push_to_hub", "hub_private",
-    "trust_remote_code",
-)  # fmt: skip
+# These settings do not change the encoders' features, so a run may resume with others.
+_FREE = {"output_dir", "imported", "feature_dtype", "overwrite", "num_threads", "trust_remote_code"}
+_FREE |= {"push_to_hub", "hub_private"}
 # One process may have the long clips: the others wait for it.
 _PATIENCE = timedelta(days=7)
 
@@ -43,25 +42,25 @@ _PATIENCE = timedelta(days=7)
 def extract_features(
     settings: ExtractionSettings, report_line: Callable[[str], Any] = print, progress: bool = True
 ) -> dict[str, Any]:
-    """Makes the features of all clips and puts them in place as a data set.
+    """Makes the features of all clips, and puts them in place as a data set when they are whole.
 
-    Features gather as one file per clip and encoder in `<output_dir>.clips`, which are kept when the run is started
-    again; clips that failed are tried again. The data set has `encoders.json`, which says where its features come
-    from, and `extraction.json`, which says which clips failed or are odd.
+    `<output_dir>.clips` collects one file per clip and encoder; a run that is started again keeps them, and tries
+    clips that failed again. The data set has `encoders.json`, which says where its features come from, and
+    `extraction.json`, which lists failed and odd clips.
 
     Args:
         settings: of the run.
-        report_line: called by every process with a line for each of its clips that failed or is odd.
-        progress: whether to show a progress bar.
+        report_line: called by every process with a line for each of its failed or odd clips.
+        progress: whether to show progress.
 
     Returns:
         `clips` in the data set, `failed` (clip -> why), `encoders` (name -> width), `seconds` of extraction and
         `media_seconds` of all clips that this run decoded; nothing on other processes than the first.
 
     Raises:
-        ValueError: settings or data are not usable, no clip could be done, or the folder holds a run of other
-            settings; nothing that was written is lost.
-        FileNotFoundError, FileExistsError: clips, encoders or imported features are missing; the output is there.
+        ValueError: settings or data are not usable, every clip failed, or the folder holds a run with other settings;
+            nothing that was written is lost.
+        FileNotFoundError, FileExistsError: clips, encoders or imported features are missing; the output exists.
         MissingExtraError: PyAV is not installed.
     """
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
@@ -99,11 +98,11 @@ def _run(
         )
         return clips, imported, encoders
 
-    _together(begin if is_main else _nothing)
+    _together(begin if is_main else dict)
     clips, imported, encoders = _together(prepare)
-    _together((lambda: _begin(work, settings, encoders)) if is_main else _nothing)
+    _together((lambda: _begin(work, settings, encoders)) if is_main else dict)
     missing = [clip for clip in clips if not _record_path(work, clip.name).is_file()]
-    # Nobody adds to the records before everybody has seen which there are.
+    # No process adds records before all have seen which exist.
     accelerator.wait_for_everyone()
 
     start = time.perf_counter()
@@ -124,24 +123,16 @@ def _run(
     return _together(finish if is_main else dict)
 
 
-def _nothing() -> None:
-    """What the other processes do meanwhile."""
-
-
 def _together(step: Callable[[], Result]) -> Result:
-    """Takes a step on every process; where one fails, all end instead of waiting for it."""
-    found: Any = None
-    error: Exception | None = None
+    """Takes a step on every process; if one fails, all end instead of waiting for it."""
     try:
         found = step()
-    except Exception as caught:
-        error = caught
-    lines = gather_object([None if error is None else " ".join(str(error).split())])
-    if error is not None:
-        raise error
-    line = next((line for line in lines if line is not None), None)
-    if line is not None:
-        raise ValueError(f"ended, as another process failed: {line}")
+    except Exception as error:
+        gather_object([one_line(error)])
+        raise
+    for line in gather_object([None]):
+        if line is not None:
+            raise ValueError(f"ended, as another process failed: {line}")
     return found
 
 
@@ -222,21 +213,18 @@ def _extract(
     progress: bool,
     report_line: Callable[[str], Any],
 ) -> dict[str, Any]:
-    """Features of some clips as files; what failed and how much sound and picture there was."""
+    """Writes the features of some clips; returns which failed and how long the others are."""
     failed: dict[str, str] = {}
     media_seconds = 0.0
     start = time.perf_counter()
     with Progress("encoding", "clip", len(clips), shown=progress) as bar:
         for clip in encode_clips(clips, encoders, num_threads):
-            problem = clip.problem
-            if problem is None:
+            if (problem := clip.problem) is None:
                 _write_clip(work, clip)
                 media_seconds += clip.duration or 0.0
-                lines = [f"{clip.name}: {note}" for note in clip.notes]
             else:
                 failed[clip.name] = problem
-                lines = [problem]
-            for line in lines:
+            for line in [problem] if problem else [f"{clip.name}: {note}" for note in clip.notes]:
                 bar.clear()
                 report_line(line)
             bar.update(speed=f"{media_seconds / max(time.perf_counter() - start, 1e-9):.1f} x real time")
@@ -245,7 +233,7 @@ def _extract(
 
 def _write_clip(work: Path, clip: ClipFeatures) -> None:
     for name, values in clip.features.items():
-        # The record below is what says that a clip is done: a file that a kill cut short is written again.
+        # The record below marks the clip as done: a file that a kill cut short is written again.
         np.save(_feature_path(work, name, clip.name), values, allow_pickle=False)
     record = {"encoders": sorted(clip.features), "duration": clip.duration, "notes": clip.notes}
     write_json({_record_path(work, clip.name): record})
@@ -279,7 +267,7 @@ def _assemble(
         "clips": [source.name for source in sources],
         "features_of": settings.data,
     }
-    # Made apart, so that it is whole, with what it comes from, when it appears.
+    # Made apart, so that it appears whole and with its provenance.
     made = work / "dataset"
     for leftover in (made, made.with_name(f"{made.name}.partial")):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -293,7 +281,7 @@ def _assemble(
     write_json({made / PROVENANCE_FILE: provenance})
     notes = {name: record["notes"] for name, record in records.items() if record["notes"]}
     write_json({made / REPORT_FILE: {"clips": len(sources), "failed": failed, "notes": notes}})
-    # Another may have taken the name during the run.
+    # Something may have taken the name during the run.
     refuse_existing(output, settings.overwrite)
     replace_folder(made, output)
     shutil.rmtree(work)

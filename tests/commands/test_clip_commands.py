@@ -130,7 +130,7 @@ def test_predict_refuses_what_does_not_go_together(capsys, shared, tmp_path):
     assert "found both" in refused(capsys, "predict", clip, *model, "--features", tmp_path)
     assert "--window is for clips" in refused(capsys, "predict", *model, "--features", tmp_path, "--window", "2")
     assert "--batch-size is for --features" in refused(capsys, "predict", clip, *model, "--batch-size", "2")
-    assert "--hop is between windows" in refused(capsys, "predict", clip, *model, "--hop", "2")
+    assert "--hop needs --window" in refused(capsys, "predict", clip, *model, "--hop", "2")
     assert "window must be" in refused(capsys, "predict", clip, *model, "--window", "-1")
     assert "found two clips named" in refused(capsys, "predict", clip, clip, *model)
 
