@@ -50,7 +50,7 @@ def lazy_names(module_name: str, definers: Mapping[str, str]) -> tuple[Callable[
     return load, names
 
 
-class Registration(NamedTuple):
+class _Registration(NamedTuple):
     """One call of `register`: `AutoConfig.register(model_type, class)`, `AutoModel.register(config_class, class)`."""
 
     auto_class: str
@@ -82,10 +82,10 @@ class AutoClassRegistrar:
     ) -> None:
         self.classes = classes
         self.auto_modules = auto_modules
-        self.registrations: dict[str, list[Registration]] = defaultdict(list)
+        self.registrations: dict[str, list[_Registration]] = defaultdict(list)
         for model_type, family in families.items():
             for auto_class, family_class in family.items():
-                registration = Registration(auto_class, model_type, family["AutoConfig"], family_class)
+                registration = _Registration(auto_class, model_type, family["AutoConfig"], family_class)
                 sides = {auto_modules[auto_class], classes[registration.config_class], classes[family_class]}
                 for module_name in sides:
                     self.registrations[module_name].append(registration)

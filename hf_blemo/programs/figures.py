@@ -8,17 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from numpy.typing import ArrayLike
 
 DPI = 150
-
-
-def matrix_of(values: ArrayLike, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """Return `values` as float64 of the given shape, or say which shape was found instead."""
-    matrix = np.asarray(values, dtype=np.float64)
-    if matrix.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, found {matrix.shape}")
-    return matrix
 
 
 def heat_map(

@@ -1,8 +1,4 @@
-"""Settings of a program: any dataclass, filled from a YAML file whose values the command line overrides.
-
-The types, choices and bounds of a setting are those of its field, checked by `@strict` of huggingface_hub wherever the
-dataclass is made; what stands here reads text into them and says where a wrong value came from.
-"""
+"""Settings of a program: a strict dataclass, filled from a YAML file whose values the command line overrides."""
 
 import copy
 import inspect
@@ -13,7 +9,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -32,7 +28,8 @@ PUSH_SETTINGS = ("push_to_hub", "hub_strategy", "hub_private", "hub_tag")
 
 _SCALARS = {int: "int", float: "float", str: "str", bool: "bool"}
 _NULLS = ("null", "~")
-_DOCUMENTED = re.compile(r"(?P<names>\w+(?:, \w+)*)(?: \([^)]*\))?: *(?P<text>.*)")
+_ARGUMENTS = re.compile(r"^Args:\n((?: {4}.*\n?)*)", re.MULTILINE)
+_ARGUMENT = re.compile(r"^ {4}(\w+(?:, \w+)*): *(.*(?:\n {8}.*)*)", re.MULTILINE)
 _HELP_WIDTH = 100
 
 
@@ -113,7 +110,7 @@ def parse_settings(
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if "--help" in arguments or "-h" in arguments:
-        print(settings_help(settings_class, description))
+        print(_help(settings_class, description))
         raise SystemExit(0)
     with one_line_errors():
         settings = read_settings(settings_class, arguments)
@@ -202,16 +199,8 @@ def read_settings(settings_class: type[Settings], arguments: Sequence[str]) -> S
     return settings_class(**values)
 
 
-def settings_help(settings_class: type, description: str | None = None) -> str:
-    """Describes every setting: its key, type, default and line in the docstring of its class.
-
-    Args:
-        settings_class: the dataclass.
-        description: what the program does.
-
-    Returns:
-        The text that `--help` prints.
-    """
+def _help(settings_class: type, description: str | None) -> str:
+    """Every setting: its key, type, default and line in the docstring of its class."""
     texts = documentation(settings_class)
     lines = [f"usage: {Path(sys.argv[0]).name} [{CONFIG_OPTION} FILE.yaml] [--key value ...]", ""]
     if description:
@@ -434,26 +423,9 @@ def documentation(settings_class: type) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for parent in reversed(settings_class.__mro__):
-        texts |= _documented_arguments(inspect.cleandoc(parent.__doc__ or "").splitlines())
-    return texts
-
-
-def _documented_arguments(lines: Iterable[str]) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    names: list[str] = []
-    inside, indent = False, 0
-    for line in lines:
-        depth = len(line) - len(line.lstrip())
-        if depth == 0 and line:
-            inside, indent, names = line == "Args:", 0, []
-        elif inside and line.strip():
-            indent = indent or depth
-            start = _DOCUMENTED.fullmatch(line.strip()) if depth == indent else None
-            if start:
-                names = start["names"].split(", ")
-                texts |= dict.fromkeys(names, start["text"])
-            else:
-                texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+        arguments = _ARGUMENTS.search(inspect.cleandoc(parent.__doc__ or ""))
+        for names, text in _ARGUMENT.findall(arguments[1] if arguments else ""):
+            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
     return texts
 
 
