@@ -87,8 +87,8 @@ class _PairDataSettings:
             built_in.check_options(name, getattr(self, name))
         if self.sources and self.data != built_in.SYNTHETIC:
             raise ValueError(
-                f"data {self.data!r}: sources are given, too, {len(self.sources)} of them; expected one of both "
-                "(--sources '[]' leaves those of a config out)"
+                f"data {self.data!r}: found {len(self.sources)} sources as well, expected one or the other "
+                "(--sources '[]' drops those of a config)"
             )
         for source in self.pair_sources():
             if source.data in built_in.PAIRS:
