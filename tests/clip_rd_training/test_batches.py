@@ -1,15 +1,15 @@
 """Batches are a function of seed and step, whoever reads them, and broken pairs never end up in them unseen."""
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-import datasets
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from pair_files import assert_same, encoded, picture, write_shards
+from pair_files import assert_same, encoded, pairs_of, picture, write_shards
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
@@ -28,9 +28,8 @@ CROPS = {"scale": [0.5, 1.0], "flip": 0.5}
 WORDS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 
-def caption(number: int) -> str:
-    """A caption of words the tokenizer knows, another for every number below 216."""
-    return " ".join(WORDS[number // base % 6] for base in (36, 6, 1))
+# Of words that the tokenizer knows, each another.
+CAPTIONS = [" ".join(words) for words in itertools.product(WORDS, repeat=3)]
 
 
 def processor(size: int = 16) -> PairProcessor:
@@ -40,21 +39,13 @@ def processor(size: int = 16) -> PairProcessor:
     )
 
 
-def table_of(images, captions, **settings) -> PairTable:
-    features = datasets.Features({"image": datasets.Image(decode=False), "caption": _feature(captions)})
-    rows = [{"bytes": image, "path": None} if isinstance(image, bytes) else image for image in images]
-    data = datasets.Dataset.from_dict({"image": rows, "caption": captions}, features=features)
-    return PairTable(PairSourceSettings(data="here", **settings), data)
-
-
-def _feature(captions):
-    lists = any(isinstance(found, list) for found in captions)
-    return datasets.List(datasets.Value("string")) if lists else datasets.Value("string")
+def table_of(captions, images=None, **settings) -> PairTable:
+    return PairTable(PairSourceSettings(data="here", **settings), pairs_of(captions, images))
 
 
 @pytest.fixture(scope="module")
 def table() -> PairTable:
-    return table_of([encoded(picture(number)) for number in range(24)], [caption(number) for number in range(24)])
+    return table_of(CAPTIONS[:24])
 
 
 def batches_of(sources, batch_size=8, num_steps=6, rank=0, world=1, teacher=None, **settings) -> PairBatches:
@@ -87,8 +78,8 @@ def test_the_global_batch_is_that_of_one_process(table, augmentation):
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_sources_of_any_weight_and_what_replaces_their_broken_pairs(table, world):
     """Of a source with one pair per batch most processes read nothing."""
-    captions = [caption(50 + number) if number % 2 else " " for number in range(6)]
-    others = table_of([encoded(picture(100 + number)) for number in range(6)], captions)
+    captions = [CAPTIONS[50 + number] if number % 2 else " " for number in range(6)]
+    others = table_of(captions, [encoded(picture(100 + number)) for number in range(6)])
     sources = [PairTable(PairSourceSettings(data="here", weight=7.0), table.data), others]
     whole = batches_of(sources, augmentation=CROPS)
     shares = [batches_of(sources, augmentation=CROPS, rank=rank, world=world) for rank in range(world)]
@@ -105,14 +96,18 @@ def test_processes_share_sources_of_any_weight_and_what_replaces_their_broken_pa
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_read_what_the_training_process_would(table, workers):
-    alone, found = (
-        read(batches_of(table, augmentation=CROPS)),
-        read(batches_of(table, augmentation=CROPS, num_workers=workers), workers),
-    )
+def test_workers_read_what_the_training_process_would(workers):
+    """Also in the place of broken pairs."""
+    images = [encoded(picture(number)) if number % 3 else b"no picture" for number in range(24)]
+    table = table_of(CAPTIONS[:24], images)
+    alone = read(batches_of(table, augmentation=CROPS))
+    found = read(batches_of(table, augmentation=CROPS, num_workers=workers), workers)
     assert len(alone) == len(found) == 6
-    for (one, _), (other, _) in zip(alone, found, strict=True):
+    for (one, expected), (other, report) in zip(alone, found, strict=True):
         assert_same(one, other)
+        for name in ("seen", "broken", "examples"):
+            assert report[name] == expected[name], name
+    assert sum(report["broken"] for _, report in found) >= 16
 
 
 def test_a_pass_visits_every_row_once_in_an_order_of_its_own(table):
@@ -136,10 +131,10 @@ def test_every_step_can_be_begun_with(table):
 
 
 def test_sources_have_their_share_of_every_batch(table):
-    others = table_of([encoded(picture(100 + number)) for number in range(6)], [caption(50)] * 6, weight=3.0)
+    others = table_of([CAPTIONS[50]] * 6, weight=3.0)
     batches = batches_of([table, others])
     assert batches.counts == [2, 6]
-    unlike = processor().captions([caption(50)])["input_ids"][0]
+    unlike = processor().captions([CAPTIONS[50]])["input_ids"][0]
     for batch, _ in read(batches):
         assert (batch["input_ids"] == unlike).all(1).tolist() == [False] * 2 + [True] * 6
     with pytest.raises(ValueError, match="the share of 15 pairs in a batch is larger than the data 'here', 6 pairs"):
@@ -176,7 +171,7 @@ def test_variants_come_again_and_new_crops_never_do(table):
 
 
 def test_variants_of_a_stream_come_again_pass_by_pass(tmp_path):
-    folder = write_shards(tmp_path / "shards", [caption(number) for number in range(6)], 1)
+    folder = write_shards(tmp_path / "shards", CAPTIONS[:6], 1)
     source = open_source(PairSourceSettings(data=str(folder), streaming=True), 6)
     pixels = []
     for batch, _ in read(batches_of(source, 6, 4, augmentation={**CROPS, "variants": 2})):
@@ -196,8 +191,8 @@ def test_a_teacher_of_another_size_sees_the_same_crop(table):
 
 
 def test_of_several_captions_each_visit_draws_one():
-    lists = [[caption(number), caption(number + 24), caption(number + 48)] for number in range(24)]
-    table = table_of([encoded(picture(number)) for number in range(24)], lists)
+    lists = [CAPTIONS[number : number + 72 : 24] for number in range(24)]
+    table = table_of(lists)
     batches = batches_of(table, 24, 12)
     drawn = {row: [] for row in range(24)}
     for step in range(12):
@@ -210,16 +205,10 @@ def test_of_several_captions_each_visit_draws_one():
     assert (counts > 0.2 * counts.sum()).all() and all(len(set(row)) > 1 for row in drawn.values())
 
 
-def test_a_list_without_captions_is_a_broken_pair():
-    lists = [[caption(number)] if number else [] for number in range(8)]
-    table = table_of([encoded(picture(number)) for number in range(8)], lists)
-    report = read(batches_of(table, num_steps=1))[0][1]
+def test_captions_longer_than_the_context_keep_their_end_and_empty_lists_are_broken():
+    lists = [[" ".join(WORDS * 9)] if number else [] for number in range(8)]
+    [(batch, report)] = read(batches_of(table_of(lists), num_steps=1))
     assert report["broken"] >= 1 and report["examples"][0] == "here, row 0: found the caption [], expected text"
-
-
-def test_captions_longer_than_the_context_keep_their_end():
-    table = table_of([encoded(picture(number)) for number in range(8)], [" ".join(WORDS * 9)] * 8)
-    batch = batches_of(table, num_steps=1)[0]
     assert batch["input_ids"].shape == (8, MAX_TOKENS)
     assert (batch["input_ids"][:, -1] == synthetic_tokenizer().eos_token_id).all()
 
@@ -239,7 +228,7 @@ def test_pictures_of_every_kind_stand_in_one_batch(augmentation):
         encoded(picture(6, "RGBA")),
         encoded(picture(7, "1")),
     ]
-    table = table_of(images, [caption(number) for number in range(8)])
+    table = table_of(CAPTIONS[:8], images)
     batch, report = read(batches_of(table, num_steps=1, augmentation=augmentation))[0]
     assert report["broken"] == 0
     assert batch["pixel_values"].shape == (8, 3, 16, 16) and batch["pixel_values"].isfinite().all()
@@ -251,17 +240,16 @@ def test_pictures_of_every_kind_stand_in_one_batch(augmentation):
 
 def test_broken_pairs_are_replaced_counted_and_named(tmp_path):
     images = [encoded(picture(number), "JPEG") for number in range(12)]
-    captions = [caption(number) for number in range(12)]
+    captions = CAPTIONS[:12]
     images[1] = images[1][: len(images[1]) // 2]
     images[3] = {"bytes": None, "path": str(tmp_path / "gone.jpg")}
     images[5] = b"no picture"
     images[7] = None
     captions[9] = "  "
     captions[11] = None
-    table = table_of(images, captions)
-    batches = batches_of(table, 12, 3, augmentation=CROPS)
+    batches = batches_of(table_of(captions, images), 12, 3, augmentation=CROPS)
     whole = [encoded(picture(number), "JPEG") for number in range(12)]
-    sound = batches_of(table_of(whole, [caption(number) for number in range(12)]), 12, 3, augmentation=CROPS)
+    sound = batches_of(table_of(CAPTIONS[:12], whole), 12, 3, augmentation=CROPS)
     for step, (batch, report) in enumerate(read(batches)):
         assert report["broken"] >= 6 and report["seen"] == 12 + report["broken"]
         assert len(report["examples"]) == 3 and all("here, row " in example for example in report["examples"])
@@ -274,7 +262,7 @@ def test_broken_pairs_are_replaced_counted_and_named(tmp_path):
 
 
 def test_data_of_which_nothing_can_be_read_ends_with_one_error():
-    table = table_of([b"no picture"] * 8, [caption(number) for number in range(8)])
+    table = table_of(CAPTIONS[:8], [b"no picture"] * 8)
     message = f"^{MOST_IN_A_ROW} pairs in a row could not be read; the last: here, row [0-7]: image: 10 bytes[^\n]*$"
     with pytest.raises(ValueError, match=message):
         batches_of(table)[0]
@@ -282,19 +270,6 @@ def test_data_of_which_nothing_can_be_read_ends_with_one_error():
     (batch, report), *rest = read(batches_of(table, num_workers=1), 1)
     assert batch == {} and list(report) == ["error"] and not rest
     assert report["error"].startswith(f"{MOST_IN_A_ROW} pairs in a row")
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_broken_pairs_are_replaced_alike_by_any_number_of_workers(workers):
-    images = [encoded(picture(number)) if number % 3 else b"no picture" for number in range(24)]
-    table = table_of(images, [caption(number) for number in range(24)])
-    alone = read(batches_of(table, augmentation=CROPS))
-    found = read(batches_of(table, augmentation=CROPS, num_workers=workers), workers)
-    for (one, expected), (other, report) in zip(alone, found, strict=True):
-        assert_same(one, other)
-        for name in ("seen", "broken", "examples"):
-            assert report[name] == expected[name], name
-    assert sum(report["broken"] for _, report in found) >= 16
 
 
 def test_too_large_a_share_of_broken_pairs_ends_the_run():
@@ -360,7 +335,7 @@ def test_processes_add_up_what_they_have_read(monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_stream_goes_on_where_it_was(tmp_path, workers):
-    folder = write_shards(tmp_path / "shards", [caption(number) for number in range(30)], 3)
+    folder = write_shards(tmp_path / "shards", CAPTIONS[:30], 3)
 
     def batches():
         source = open_source(PairSourceSettings(data=str(folder), streaming=True), 4, 5)
@@ -384,7 +359,7 @@ def test_a_stream_goes_on_where_it_was(tmp_path, workers):
 
 def test_processes_with_workers_go_on_from_the_checkpoint_of_the_first(tmp_path, monkeypatch, table):
     """Two processes of two workers, a table and a stream; the checkpoint is the first process's."""
-    folder = write_shards(tmp_path / "shards", [caption(60 + number) for number in range(24)], 4, torn=(5,))
+    folder = write_shards(tmp_path / "shards", CAPTIONS[60:84], 4, torn=(5,))
 
     def batches(rank):
         stream = open_source(PairSourceSettings(data=str(folder), streaming=True), 3, 1)
@@ -408,7 +383,7 @@ def test_processes_with_workers_go_on_from_the_checkpoint_of_the_first(tmp_path,
     # In the 48 pairs that four consumers read of the stream, each of the 23 sound ones has come at least once.
     ids = torch.cat([torch.nn.functional.pad(batch["input_ids"], (0, 9)) for found in expected for batch, _ in found])
     texts = set(synthetic_tokenizer().batch_decode(ids, skip_special_tokens=True))
-    assert {caption(60 + number) for number in range(24) if number != 5} <= texts
+    assert {CAPTIONS[60 + number] for number in range(24) if number != 5} <= texts
     # Without streams it does not matter how many go on.
     with pytest.raises(ValueError, match="resume: the streams were read by 2 processes, found 1"):
         position_of(0, 1).load_state_dict(kept)
@@ -425,8 +400,8 @@ def test_a_stream_of_which_nothing_can_be_read_ends_with_one_error(tmp_path):
 
 
 def test_broken_pairs_of_a_stream_are_passed_over_and_counted(tmp_path):
-    captions = [caption(number) if number % 5 else " " for number in range(20)]
-    captions[0], captions[5] = caption(0), caption(5)
+    captions = [CAPTIONS[number] if number % 5 else " " for number in range(20)]
+    captions[0], captions[5] = CAPTIONS[0], CAPTIONS[5]
     folder = write_shards(tmp_path / "shards", captions, 2, torn=(0, 5))
     source = open_source(PairSourceSettings(data=str(folder), streaming=True), 4)
     reports = [report for _, report in read(batches_of(source, 4, 5))]
@@ -436,32 +411,26 @@ def test_broken_pairs_of_a_stream_are_passed_over_and_counted(tmp_path):
     assert all("shard" in example for report in reports for example in report["examples"])
 
 
-def test_pictures_beside_a_table_and_missing_ones(tmp_path):
-    for number in range(8):
-        if number != 3:
-            (tmp_path / f"{number}.png").write_bytes(encoded(picture(number)))
-    rows = "".join(f"{number}.png,{caption(number)}\n" for number in range(8))
-    (tmp_path / "pairs.csv").write_text(f"image,caption\n{rows}")
-    table = open_source(PairSourceSettings(data=str(tmp_path / "pairs.csv")))
-    batch, report = read(batches_of(table, num_steps=1))[0]
-    assert report["broken"] == 1 and "row 3" in report["examples"][0] and "3.png" in report["examples"][0]
-    assert batch["pixel_values"].isfinite().all()
-
-
 @pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
 def test_a_folder_of_pictures_with_metadata_is_read(tmp_path, streaming):
     for number in range(8):
         content = encoded(picture(number), "JPEG")
         (tmp_path / f"{number}.jpg").write_bytes(content[: len(content) // 2] if number == 3 else content)
-    rows = "".join(f"{number}.jpg,{caption(number)}\n" for number in range(8))
+    rows = "".join(f"{number}.jpg,{CAPTIONS[number]}\n" for number in range(8))
     (tmp_path / "metadata.csv").write_text(f"file_name,caption\n{rows}")
     source = open_source(PairSourceSettings(data=str(tmp_path), streaming=streaming), 4)
     found = read(batches_of(source, 8, 1))
     batch, report = found[0]
     assert report["broken"] == 1 and "3.jpg" in report["examples"][0]
+    if not streaming:
+        # A table of paths beside the pictures, one of which is missing.
+        (tmp_path / "3.jpg").unlink()
+        table = open_source(PairSourceSettings(data=str(tmp_path / "metadata.csv"), image_column="file_name"))
+        [(_, report)] = read(batches_of(table, num_steps=1))
+        assert report["broken"] == 1 and "row 3" in report["examples"][0] and "3.jpg" in report["examples"][0]
     plain = processor()
     texts = synthetic_tokenizer().batch_decode(batch["input_ids"], skip_special_tokens=True)
-    assert len(set(texts)) == 7 and caption(3) not in texts
+    assert len(set(texts)) == 7 and CAPTIONS[3] not in texts
     for text, pixels in zip(texts, batch["pixel_values"], strict=True):
-        number = next(number for number in range(8) if caption(number) == text)
+        number = next(number for number in range(8) if CAPTIONS[number] == text)
         assert torch.equal(pixels, plain.images([(tmp_path / f"{number}.jpg").read_bytes()])[0])

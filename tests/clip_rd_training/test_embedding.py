@@ -6,13 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from fresh_processes import run_python
-from pair_files import encoded, picture, write_shards
+from pair_files import encoded, pairs_of, picture, write_shards
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil
 
@@ -48,14 +47,20 @@ def rows_of(folder: Path) -> list[dict]:
     return [row for path in sorted((folder / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
 
 
+@pytest.fixture(scope="module")
+def made(once, teacher) -> Path:
+    """A store to read."""
+    return once("teacher_store", lambda folder: embed(embed_settings(folder, teacher)))
+
+
 @pytest.fixture
-def store(teacher, tmp_path) -> Path:
-    embed(embed_settings(tmp_path / "store", teacher))
-    return tmp_path / "store"
+def store(made, tmp_path) -> Path:
+    """A store to change."""
+    return shutil.copytree(made, tmp_path / "store")
 
 
-def test_a_store_holds_the_embeddings_of_its_crops(teacher, store):
-    rows = rows_of(store)
+def test_a_store_holds_the_embeddings_of_its_crops(teacher, made):
+    rows = rows_of(made)
     assert [(row["row"], row["variant"]) for row in rows] == [(row, k) for row in range(40) for k in range(2)]
     model = AutoModel.from_pretrained(teacher).eval()
     tokenizer = AutoTokenizer.from_pretrained(teacher)
@@ -77,9 +82,9 @@ def test_a_store_holds_the_embeddings_of_its_crops(teacher, store):
             torch.testing.assert_close(stored, found[0], rtol=0, atol=2**-11)
     one, other = rows[0], rows[1]
     assert one["crop"] != other["crop"] and one["tiny_image_embeds"] != other["tiny_image_embeds"]
-    described = json.loads((store / "store.json").read_text())["teachers"]["tiny"]
+    described = json.loads((made / "store.json").read_text())["teachers"]["tiny"]
     assert described["dim"] == 48 and described["logit_scale"] == pytest.approx(model.logit_scale.exp().item())
-    assert "40" in (store / "README.md").read_text()
+    assert "40" in (made / "README.md").read_text()
 
 
 def test_a_store_is_written_once_and_goes_on_where_it_stopped(teacher, store):
@@ -95,6 +100,12 @@ def test_a_store_is_written_once_and_goes_on_where_it_stopped(teacher, store):
         with pytest.raises(ValueError, match="a store with .*this run has"):
             embed(embed_settings(store, teacher, **changes))
     assert shards(store) == whole
+    damaged = store / "data" / "train-00001-of-00003.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-300])
+    with pytest.raises(ValueError, match="train-00001-of-00003.parquet cannot be read: .*delete it and run"):
+        TeacherStore(store)
+    damaged.unlink()
+    assert embed(embed_settings(store, teacher, num_workers=1))["written"] == 1 and shards(store) == whole
 
 
 def state_of(folder: Path) -> dict[Path, tuple[bytes, int]]:
@@ -129,18 +140,11 @@ def test_another_run_s_store_stays_as_it_is(teacher, store, tmp_path):
     assert state_of(store) == before
 
 
-@pytest.mark.parametrize(
-    ("augmentation", "message"),
-    [
-        ({"scale": [0.0, 2.0]}, "scale: expected 0 < least <= greatest <= 1, found 0.0 and 2.0"),
-        ({"scale": 0.5}, "scale: expected the least and the greatest value, found 0.5"),
-        ({"flip": 3}, "flip: expected a probability from 0 to 1, found 3"),
-    ],
-)
-def test_crops_that_cannot_be_drawn_begin_no_store_and_no_student(
-    teacher, tmp_path, settings_for, augmentation, message
-):
-    crops = {**augmentation, "variants": 2}
+def test_crops_that_cannot_be_drawn_begin_no_store_and_no_student(teacher, tmp_path, settings_for):
+    crops, message = (
+        {"scale": [0.0, 2.0], "variants": 2},
+        "scale: expected 0 < least <= greatest <= 1, found 0.0 and 2.0",
+    )
     with pytest.raises(ValueError, match=message):
         embed(embed_settings(tmp_path / "store", teacher, augmentation=crops))
     with pytest.raises(ValueError, match=message):
@@ -148,26 +152,15 @@ def test_crops_that_cannot_be_drawn_begin_no_store_and_no_student(
     assert not (tmp_path / "store").exists() and not (tmp_path / "student").exists()
 
 
-def test_tuples_are_the_ranges_that_lists_are(teacher, store, tmp_path, settings_for):
-    crops = {**CROPS, "scale": tuple(CROPS["scale"])}
-    assert embed(embed_settings(store, teacher, augmentation=crops))["written"] == 0
-    settings = settings_for(tmp_path / "student", "--synthetic.num_pairs", 40, "--teacher_store", store)
-    metrics = distill(dataclasses.replace(settings, augmentation=crops))
-    assert metrics["config"]["augmentation"] == CROPS
+def test_the_same_settings_may_be_written_in_other_ways(teacher):
+    tuples = embed_settings("out", teacher, augmentation={**CROPS, "scale": tuple(CROPS["scale"])})
+    assert tuples.augmentation == CROPS
+    own = EmbeddingSettings(teachers={"tiny": "x/y"}, data="synthetic", synthetic={})
+    listed = EmbeddingSettings(teachers={"tiny": "x/y"}, sources=[{"data": "synthetic"}])
+    assert own.described_sources() == listed.described_sources()
 
 
-def test_a_damaged_shard_is_named_and_made_anew(teacher, store):
-    whole = shards(store)
-    damaged = store / "data" / "train-00001-of-00003.parquet"
-    damaged.write_bytes(damaged.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="train-00001-of-00003.parquet cannot be read: .*delete it and run"):
-        TeacherStore(store)
-    damaged.unlink()
-    assert embed(embed_settings(store, teacher, num_workers=1))["written"] == 1 and shards(store) == whole
-    assert TeacherStore(store).teacher["dim"] == 48
-
-
-def test_processes_write_the_store_of_one(teacher, store, tmp_path):
+def test_processes_write_the_store_of_one(teacher, made, tmp_path):
     program = [str(ROOT / "training" / "embed_teacher.py"), "--output_dir", str(tmp_path / "two")]
     program += ["--teachers.tiny", str(teacher), "--synthetic.num_pairs", "40", "--batch_size", "7"]
     program += ["--rows_per_shard", "16", "--augmentation", json.dumps(CROPS)]
@@ -175,7 +168,7 @@ def test_processes_write_the_store_of_one(teacher, store, tmp_path):
     done = run_python(program, cwd=tmp_path, env=environment, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "40 pairs, 80 rows in 3 shards, 3 of them now; 0 of 80 could not be read" in done.stdout
-    assert shards(tmp_path / "two") == shards(store)
+    assert shards(tmp_path / "two") == shards(made)
 
 
 def test_all_processes_write_what_the_first_found_missing(teacher, tmp_path, monkeypatch):
@@ -191,68 +184,50 @@ def test_all_processes_write_what_the_first_found_missing(teacher, tmp_path, mon
     assert given == [[[0, 1, 2]]] and list(shards(tmp_path / "store")) == ["train-00001-of-00003.parquet"]
 
 
-def test_losses_from_the_store_are_those_of_the_live_teacher(teacher, store, tmp_path, settings_for):
-    data = ("--synthetic.num_pairs", 40, "--augmentation", json.dumps(CROPS), "--dtype", "float64")
-    live = distill(settings_for(tmp_path / "live", *data, "--teacher", teacher))
-    moved = tmp_path / "moved"
-    shutil.move(teacher, moved)
-    try:
-        stored = distill(settings_for(tmp_path / "stored", *data, "--teacher_store", store))
-    finally:
-        shutil.move(moved, teacher)
-    assert len(live["history"]) == len(stored["history"]) == 3
-    for one, other in zip(live["history"], stored["history"], strict=True):
-        assert one.keys() == other.keys()
-        for name, value in one.items():
+def assert_same_losses(one, other):
+    assert len(one["history"]) == len(other["history"]) == 3
+    for mine, theirs in zip(one["history"], other["history"], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
             # Entries of 48 are rounded by 2^-12 of themselves at most, and the errors of a batch mostly cancel.
-            assert other[name] == pytest.approx(value, rel=5e-4), name
+            assert theirs[name] == pytest.approx(value, rel=5e-4), name
+
+
+def test_a_store_teaches_as_its_teacher_does_without_it(teacher, tmp_path, settings_for):
+    moved = shutil.copytree(teacher, tmp_path / "teacher")
+    embed(embed_settings(tmp_path / "store", moved))
+    data = ("--synthetic.num_pairs", 40, "--augmentation", json.dumps(CROPS), "--dtype", "float64")
+    live = distill(settings_for(tmp_path / "live", *data, "--teacher", moved))
+    shutil.rmtree(moved)
+    stored = distill(settings_for(tmp_path / "stored", *data, "--teacher_store", tmp_path / "store"))
+    assert_same_losses(live, stored)
     # They are not the same numbers: one teacher was rounded.
     assert live["history"] != stored["history"]
-    assert stored["teacher"]["stored"] and stored["teacher"]["source"] == str(teacher)
-    assert stored["teacher"]["fingerprint"] == live["teacher"]["fingerprint"]
+    assert stored["teacher"] == {**live["teacher"], "stored": True} and not live["teacher"]["stored"]
+    # The student has the tokenizer that came with the store.
+    assert load_clip(str(tmp_path / "stored")).dim == 64
 
 
-def saved_pairs(folder, count=20, captions=None, sizes=(40, 32), form="PNG"):
-    """A data set on disk of pictures like no other."""
-    captions = list(make_synthetic_pairs(count)["caption"]) if captions is None else captions
-    kind = datasets.Value("string")
-    features = datasets.Features(
-        {
-            "image": datasets.Image(decode=False),
-            "caption": datasets.List(kind) if isinstance(captions[0], list) else kind,
-        }
-    )
-    images = [{"bytes": encoded(picture(number, size=sizes), form), "path": None} for number in range(count)]
-    datasets.Dataset.from_dict({"image": images, "caption": captions}, features=features).save_to_disk(str(folder))
-    return str(folder)
-
-
-LIVE = {
-    "whole images": ({}, 1),
-    "two sources": (CROPS, 2),
-}
-
-
-@pytest.mark.parametrize(("augmentation", "num_sources"), LIVE.values(), ids=LIVE.keys())
-def test_a_store_of_any_kind_teaches_as_the_live_teacher_does(
-    teacher, tmp_path, settings_for, augmentation, num_sources
-):
-    sources = [{"data": saved_pairs(tmp_path / f"pairs{number}", 20 + number)} for number in range(num_sources)]
-    data = {"sources": sources, "synthetic": {}, "augmentation": augmentation}
-    embed(embed_settings(tmp_path / "store", teacher, **data))
-    arguments = ("--synthetic", "{}", "--sources", json.dumps(sources), "--augmentation", json.dumps(augmentation))
-    arguments += ("--dtype", "float64", "--tokenizer", teacher)
+def test_a_store_of_whole_images_from_two_sources_teaches_too(teacher, tmp_path, settings_for):
+    sources = [{"data": saved_pairs(tmp_path / f"pairs{number}", 20 + number)} for number in range(2)]
+    embed(embed_settings(tmp_path / "store", teacher, sources=sources, synthetic={}, augmentation={}))
+    arguments = ("--synthetic", "{}", "--sources", json.dumps(sources), "--dtype", "float64", "--tokenizer", teacher)
     live = distill(settings_for(tmp_path / "live", *arguments, "--teacher", teacher))
-    stored = distill(settings_for(tmp_path / "stored", *arguments, "--teacher_store", tmp_path / "store"))
-    for one, other in zip(live["history"], stored["history"], strict=True):
-        for name, value in one.items():
-            # Entries of 48 are rounded by 2^-12 of themselves at most, and the errors of a batch mostly cancel.
-            assert other[name] == pytest.approx(value, rel=5e-4), name
+    assert_same_losses(
+        live, distill(settings_for(tmp_path / "stored", *arguments, "--teacher_store", tmp_path / "store"))
+    )
+
+
+def saved_pairs(folder, count=20, captions=None, images=None):
+    captions = list(make_synthetic_pairs(count)["caption"]) if captions is None else captions
+    pairs_of(captions, images).save_to_disk(str(folder))
+    return str(folder)
 
 
 def test_a_smaller_student_sees_the_pixels_it_would_beside_the_live_teacher(teacher, tmp_path):
     """Large JPEGs are decoded at a part of their size, which has to be the same part."""
-    source = open_source(PairSourceSettings(data=saved_pairs(tmp_path / "pairs", 8, sizes=(300, 200), form="JPEG")))
+    images = [encoded(picture(number, size=(300, 200)), "JPEG") for number in range(8)]
+    source = open_source(PairSourceSettings(data=saved_pairs(tmp_path / "pairs", 8, images=images)))
     embed(embed_settings(tmp_path / "store", teacher, data=source.settings.data, synthetic={}))
     clip = load_clip(str(teacher))
     size = {"height": 16, "width": 16}
@@ -308,68 +283,57 @@ def test_a_store_may_hold_several_teachers(teacher, tmp_path, settings_for):
     assert metrics["teacher"]["source"] == str(other)
 
 
-REFUSED = {
-    "teacher": (["--teacher", "somebody/else"], "made with teacher .*, the run names 'somebody/else'"),
-    "revision": (["--teacher_revision", "v2"], "made with revision None of the teacher, the run names 'v2'"),
-    "crops": (["--augmentation.scale", "[0.9, 1.0]"], "made with augmentation .*the pixels would not be those"),
-    "no crops": (["--augmentation", "{}"], "made with augmentation"),
-    "variants": (["--augmentation.variants", "3"], "made with augmentation"),
-    "number of pairs": (["--synthetic.num_pairs", "41"], "source 0 had options .*40.*, the run has .*41"),
-    "image size": (["--image_size", "64"], "made for images of 32 pixels, the run reads 64; embed again"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_store_of_something_else_is_refused(store, tmp_path, settings_for, arguments, message):
-    data = ("--synthetic.num_pairs", 40, "--augmentation", json.dumps(CROPS), "--teacher_store", store)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--teacher", "somebody/else"], "made with teacher .*, the run names 'somebody/else'"),
+        (["--teacher_revision", "v2"], "made with revision None of the teacher, the run names 'v2'"),
+        (["--augmentation.scale", "[0.9, 1.0]"], "made with augmentation .*the pixels would not be those"),
+        (["--augmentation", "{}"], "made with augmentation"),
+        (["--augmentation.variants", "3"], "made with augmentation"),
+        (["--synthetic.num_pairs", "41"], "source 0 had options .*40.*, the run has .*41"),
+        (["--image_size", "64"], "made for images of 32 pixels, the run reads 64; embed again"),
+    ],
+)
+def test_a_store_of_something_else_is_refused(made, tmp_path, settings_for, arguments, message):
+    data = ("--synthetic.num_pairs", 40, "--augmentation", json.dumps(CROPS), "--teacher_store", made)
     with pytest.raises(ValueError, match=message):
         distill(settings_for(tmp_path / "student", *data, *arguments))
     assert not (tmp_path / "student").exists()
 
 
-def test_a_stream_or_another_number_of_pairs_cannot_learn_from_a_store(teacher, tmp_path, settings_for):
+def test_a_stream_or_pairs_that_have_changed_cannot_learn_from_a_store(teacher, tmp_path, settings_for):
     data = saved_pairs(tmp_path / "pairs")
     embed(embed_settings(tmp_path / "store", teacher, data=data, synthetic={}, augmentation={}))
-    arguments = ("--synthetic", "{}", "--data", data, "--teacher_store", tmp_path / "store")
+
+    def learn(*arguments):
+        arguments = ("--synthetic", "{}", "--teacher_store", tmp_path / "store", "--batch_size", 20, *arguments)
+        return distill(settings_for(tmp_path / "student", *arguments))
+
     with pytest.raises(ValueError, match="pairs': stored embeddings are found by row, not in a stream"):
-        distill(settings_for(tmp_path / "student", *arguments, "--streaming", "true"))
+        learn("--data", data, "--streaming", "true")
+    with pytest.raises(ValueError, match="made of 1 sources, the run has 2"):
+        learn("--sources", json.dumps([{"data": data}] * 2))
     shutil.rmtree(data)
     saved_pairs(data, 21)
     with pytest.raises(ValueError, match="source 0 had pairs 20, the run has 21"):
-        distill(settings_for(tmp_path / "student", *arguments))
-    sources = json.dumps([{"data": data}] * 2)
-    with pytest.raises(ValueError, match="made of 1 sources, the run has 2"):
-        distill(settings_for(tmp_path / "student", *arguments[:2], "--sources", sources, *arguments[4:]))
+        learn("--data", data)
     assert not (tmp_path / "student").exists()
-
-
-def test_pairs_that_changed_since_are_named(teacher, tmp_path, settings_for):
-    pairs = make_synthetic_pairs(40)
-    pairs.save_to_disk(str(tmp_path / "pairs"))
-    data = {"data": str(tmp_path / "pairs"), "synthetic": {}, "augmentation": {}}
-    embed(embed_settings(tmp_path / "store", teacher, **data))
-    shutil.rmtree(tmp_path / "pairs")
-    captions = ["one small plain red ring on the left of a pink background", *list(pairs["caption"])[1:]]
-    changed = pairs.remove_columns("caption").add_column("caption", captions)
-    changed.save_to_disk(str(tmp_path / "pairs"))
-    arguments = ("--synthetic", "{}", "--data", tmp_path / "pairs", "--teacher_store", tmp_path / "store")
+    shutil.rmtree(data)
+    other = "one small plain red ring on the left of a pink background"
+    saved_pairs(data, captions=[other, *list(make_synthetic_pairs(20)["caption"])[1:]])
     with pytest.raises(ValueError, match="pairs, row 0: embedded .*, found 'one small plain red ring.*has changed"):
-        distill(settings_for(tmp_path / "student", *arguments, "--batch_size", 40))
+        learn("--data", data)
 
 
 def test_broken_pairs_are_marked_and_replaced(teacher, tmp_path, settings_for):
-    images = [{"bytes": encoded(picture(number)), "path": None} for number in range(20)]
-    images[4] = {"bytes": b"no picture", "path": None}
-    features = datasets.Features({"image": datasets.Image(decode=False), "caption": datasets.Value("string")})
-    captions = list(make_synthetic_pairs(20)["caption"])
-    pairs = datasets.Dataset.from_dict({"image": images, "caption": captions}, features=features)
-    pairs.save_to_disk(str(tmp_path / "pairs"))
-    data = {"data": str(tmp_path / "pairs"), "synthetic": {}}
-    made = embed(embed_settings(tmp_path / "store", teacher, **data))
-    assert (made["broken"], made["seen"]) == (2, 40) and "row 4" in made["examples"][0]
+    images = [b"no picture" if number == 4 else encoded(picture(number)) for number in range(20)]
+    data = {"data": saved_pairs(tmp_path / "pairs", images=images), "synthetic": {}}
+    found = embed(embed_settings(tmp_path / "store", teacher, **data))
+    assert (found["broken"], found["seen"]) == (2, 40) and "row 4" in found["examples"][0]
     rows = rows_of(tmp_path / "store")
     assert [row["row"] for row in rows if row["broken"]] == [4, 4] and not any(rows[8]["tiny_image_embeds"])
-    arguments = ("--synthetic", "{}", "--data", tmp_path / "pairs", "--teacher_store", tmp_path / "store")
+    arguments = ("--synthetic", "{}", "--data", data["data"], "--teacher_store", tmp_path / "store")
     crops = ("--augmentation", json.dumps(CROPS), "--batch_size", 20, "--max_broken_share", 0.2)
     metrics = distill(settings_for(tmp_path / "student", *arguments, *crops))
     assert metrics["data"]["broken"] >= 6 and metrics["data"]["seen"] == 120 + metrics["data"]["broken"]
@@ -390,20 +354,3 @@ def test_what_cannot_be_embedded_is_named(teacher, tmp_path):
     with pytest.raises(FileExistsError, match="found something that is not a store"):
         embed(embed_settings(tmp_path / "mine", teacher))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
-
-
-def test_what_a_student_needs_of_the_teacher_is_in_the_store(store, tmp_path, settings_for):
-    """The teacher's tokenizer; without one of its own the student has it."""
-    data = ("--synthetic.num_pairs", 40, "--augmentation", json.dumps(CROPS), "--teacher_store", store)
-    distill(settings_for(tmp_path / "student", *data, "--num_steps", 2))
-    clip = load_clip(str(tmp_path / "student"))
-    texts = clip.processor.captions(["one small red ring"])
-    features = clip.model.get_text_features(**texts)
-    embeds = getattr(features, "pooler_output", features)
-    assert functional.normalize(embeds, dim=-1).shape == (1, 64)
-
-
-def test_the_same_data_may_be_named_in_either_way():
-    own = EmbeddingSettings(teachers={"tiny": "x/y"}, data="synthetic", synthetic={})
-    listed = EmbeddingSettings(teachers={"tiny": "x/y"}, sources=[{"data": "synthetic"}])
-    assert own.described_sources() == listed.described_sources()

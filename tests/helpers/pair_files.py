@@ -4,7 +4,9 @@ import io
 import tarfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -21,6 +23,16 @@ def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
+
+
+def pairs_of(captions: Sequence[str | list[str] | None], images: Sequence[Any] | None = None) -> datasets.Dataset:
+    """A table of pairs, whose images are files, rows of the column or None; by default pictures like no other."""
+    images = [encoded(picture(number)) for number in range(len(captions))] if images is None else images
+    text: Any = datasets.Value("string")
+    kind = datasets.List(text) if any(isinstance(caption, list) for caption in captions) else text
+    rows = [{"bytes": image, "path": None} if isinstance(image, bytes) else image for image in images]
+    features = datasets.Features({"image": datasets.Image(decode=False), "caption": kind})
+    return datasets.Dataset.from_dict({"image": rows, "caption": list(captions)}, features=features)
 
 
 def write_shards(folder: Path, captions: Sequence[str], num_shards: int, torn: Collection[int] = ()) -> Path:
