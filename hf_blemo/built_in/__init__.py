@@ -28,27 +28,13 @@ if TYPE_CHECKING:
         draw_scene,
         make_synthetic_pairs,
         synthetic_tokenizer,
-    )
+    )  # fmt: skip
 
 __all__ = [
-    "COLOURS",
-    "EMOJI",
-    "PAIRS",
-    "SYNTHETIC",
-    "SYNTHETIC_ENCODERS",
-    "caption_of",
-    "check_options",
-    "draw_scene",
-    "emoji_tokenizer",
-    "load",
-    "load_tokenizer",
-    "make_emoji_pairs",
-    "make_synthetic_blends",
-    "make_synthetic_clips",
-    "make_synthetic_pairs",
-    "save_random_speech_encoder",
-    "synthetic_tokenizer",
-]
+    "COLOURS", "EMOJI", "PAIRS", "SYNTHETIC", "SYNTHETIC_ENCODERS", "caption_of", "check_options", "draw_scene",
+    "emoji_tokenizer", "load", "load_tokenizer", "make_emoji_pairs", "make_synthetic_blends", "make_synthetic_clips",
+    "make_synthetic_pairs", "save_random_speech_encoder", "synthetic_tokenizer",
+]  # fmt: skip
 
 # How settings name the built-in data: every program knows `synthetic`, those of image-caption pairs `emoji` too.
 SYNTHETIC, EMOJI = "synthetic", "emoji"

@@ -220,15 +220,10 @@ def make_synthetic_blends(
         columns[name] = [part if here else None for part, here in zip(parts, present[:, number], strict=True)]
 
     features = dataset_features({name: (encoder.feature_size, encoder.dtype) for name, encoder in _ENCODERS.items()})
-    clips = [
-        Clip(
-            names[row],
-            {name: columns[name][row] for name in _ENCODERS},
-            LABEL_MATRIX[labels[row]],
-            int(actors[row]) % _NUM_FOLDS,
-        )
-        for row in range(num_clips)
-    ]
+    clips = []
+    for row, name in enumerate(names):
+        found = {encoder: columns[encoder][row] for encoder in _ENCODERS}
+        clips.append(Clip(name, found, LABEL_MATRIX[labels[row]], int(actors[row]) % _NUM_FOLDS))
     dataset = datasets.Dataset(pa.Table.from_batches([encode_clips(clips, features.arrow_schema)]))
     dataset = dataset.add_column(
         "informative", informative.tolist(), feature=datasets.List(datasets.Value("int8"), length=_NUM_INFORMATIVE)

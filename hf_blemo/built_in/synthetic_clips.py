@@ -14,6 +14,10 @@ from hf_blemo.blemore import LABELS, parse_clip_name
 from hf_blemo.blemore.distribution import METADATA_COLUMNS
 from hf_blemo.built_in.synthetic_pairs import BACKGROUNDS, COLOURS, draw_scene
 from hf_blemo.errors import MissingExtraError
+from hf_blemo.files import replace_folder
+
+# One or two {"emotion": str, "salience": per cent}, as in `blemore.LABELS`.
+_Label = Sequence[Mapping[str, Any]]
 
 CLEAR = ("picture", "sound", "both")
 NUM_FOLDS = 5
@@ -129,7 +133,7 @@ def _draw_clip(
     return frames, _draw_sound(label, actor, clip.clear != "picture", num_samples, of_sound)
 
 
-def _share_out(label: Sequence[Mapping[str, Any]], count: int, generator: np.random.Generator) -> list[str]:
+def _share_out(label: _Label, count: int, generator: np.random.Generator) -> list[str]:
     """The emotion that each of `count` places in time shows; parts of the clip have the shares of the whole."""
     emotions = [part["emotion"] for part in label]
     first = round(count * label[0]["salience"] / 100)
@@ -165,12 +169,7 @@ def _margin(size: int) -> int:
 
 
 def _draw_frames(
-    label: Sequence[Mapping[str, Any]],
-    actor: _Actor,
-    clear: bool,
-    num_frames: int,
-    size: int,
-    generator: np.random.Generator,
+    label: _Label, actor: _Actor, clear: bool, num_frames: int, size: int, generator: np.random.Generator
 ) -> np.ndarray:
     shown = _share_out(label, num_frames, generator)
     mosaic = _mosaic(size, generator)
@@ -179,12 +178,8 @@ def _draw_frames(
     shifts = actor.place + _SWAY * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     corners = np.rint(_margin(size) - size * shifts).astype(int).clip(0, 2 * _margin(size))
     whole = [_sign(emotion, actor.background, size) if clear else mosaic for emotion in shown]
-    pixels = np.stack(
-        [
-            picture[down : down + size, across : across + size]
-            for picture, (across, down) in zip(whole, corners, strict=True)
-        ]
-    )
+    parts = zip(whole, corners, strict=True)
+    pixels = np.stack([picture[down : down + size, across : across + size] for picture, (across, down) in parts])
     light = actor.brightness * (1 + _FLICKER_STD * generator.standard_normal(num_frames, dtype=np.float32))
     pixels = pixels * light[:, None, None, None]
     pixels += _PIXEL_NOISE_STD * generator.standard_normal(pixels.shape, dtype=np.float32)
@@ -192,11 +187,7 @@ def _draw_frames(
 
 
 def _draw_sound(
-    label: Sequence[Mapping[str, Any]],
-    actor: _Actor,
-    clear: bool,
-    num_samples: int,
-    generator: np.random.Generator,
+    label: _Label, actor: _Actor, clear: bool, num_samples: int, generator: np.random.Generator
 ) -> np.ndarray:
     heard = _share_out(label, _TURNS, generator)
     colour = np.exp(generator.standard_normal(_NOISE_BANDS))
@@ -298,12 +289,13 @@ def make_synthetic_clips(
         import av  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("synthetic clips: need the package av: pip install hf_blemo[media]") from error
-    replaced = _files_to_replace(folder, overwrite)
+    _check_folder(folder, overwrite)
     clips = _plan_clips(num_clips, seed, num_actors, shortest, longest)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # An interrupted call leaves no folder that looks complete.
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as scratch:
-        written = Path(scratch)
+        written = Path(scratch) / "written"
+        written.mkdir()
         for number, clip in enumerate(clips):
             generator = np.random.default_rng([_DRAWING, seed, number])
             frames, samples = _draw_clip(clip, frames_per_second, size, generator)
@@ -312,12 +304,7 @@ def make_synthetic_clips(
         _write_csv(
             written / _PLANTED_FILE, _PLANTED_COLUMNS, ({"clip": clip.name, "clear": clip.clear} for clip in clips)
         )
-        folder.mkdir(exist_ok=True)
-        for name in replaced:
-            (folder / name).unlink()
-        # First the file that allows the folder to be replaced, last the one that makes it a data set.
-        for name in (_PLANTED_FILE, *(f"{clip.name}.mp4" for clip in clips), _METADATA_FILE):
-            (written / name).rename(folder / name)
+        replace_folder(written, folder)
     return [folder / f"{clip.name}.mp4" for clip in clips]
 
 
@@ -354,13 +341,13 @@ def _plan_clips(num_clips: int, seed: int, num_actors: int, shortest: float, lon
 
 def _metadata_row(clip: _PlannedClip) -> dict[str, Any]:
     named = parse_clip_name(clip.name)
-    row: dict[str, Any] = dict.fromkeys(METADATA_COLUMNS)
-    row |= {"filename": named.name, "video_id": named.actor, "gender": _actor_of(clip.actor).gender}
-    row |= {"mix": int(named.is_blend), "emotion_1": named.emotions[0], "version": named.version, "fold": clip.fold}
+    row = {"filename": named.name, "video_id": named.actor, "gender": _actor_of(clip.actor).gender, "fold": clip.fold}
+    row |= {"mix": int(named.is_blend), "version": named.version}
     row |= {"intensity_level": named.intensity, "situation": named.situation}
-    if named.is_blend:
-        row["emotion_2"] = named.emotions[1]
-        row |= {f"emotion_{part}_salience": salience for part, salience in enumerate(named.saliences, start=1)}
+    for part, emotion in enumerate(named.emotions, start=1):
+        row[f"emotion_{part}"] = emotion
+        if named.is_blend:
+            row[f"emotion_{part}_salience"] = named.saliences[part - 1]
     return row
 
 
@@ -371,12 +358,11 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
         writer.writerows(rows)
 
 
-def _files_to_replace(folder: Path, overwrite: bool) -> set[str]:
-    if not folder.exists():
-        return set()
-    if not folder.is_dir():
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuses a folder that holds something other than clips of an earlier call."""
+    if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder}: found a file, expected a folder to make")
-    found = {path.name for path in folder.iterdir()}
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if found and not overwrite:
         raise FileExistsError(f"{folder}: holds {min(found)}; pass overwrite=True to replace synthetic clips")
     ours = set()
@@ -385,9 +371,8 @@ def _files_to_replace(folder: Path, overwrite: bool) -> set[str]:
             ours = {f"{row.get('clip')}.mp4" for row in csv.DictReader(file)} | {_METADATA_FILE, _PLANTED_FILE}
     if found - ours:
         raise FileExistsError(
-            f"{folder}: holds {min(found - ours)}, which is no synthetic clip, so it is not replaced"
+            f"{folder}: holds {min(found - ours)}, which is not a synthetic clip, so it is not replaced"
         )
-    return found
 
 
 def _write_media(path: Path, frames: np.ndarray, samples: np.ndarray, frames_per_second: int) -> None:

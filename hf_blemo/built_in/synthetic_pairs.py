@@ -47,11 +47,7 @@ _COMBINATIONS = tuple(itertools.product(SHAPES, COLOURS))
 _WORDS = ("a", "drawing", "of", "on", "the", "background", *SHAPES.values())
 MAX_TOKENS = 16
 # Where one, two or three shapes stand, in diameters from the middle of the group.
-_GROUPS = {
-    "one": ((0.0, 0.0),),
-    "two": ((-0.6, 0.0), (0.6, 0.0)),
-    "three": ((-0.6, -0.5), (0.6, -0.5), (0.0, 0.6)),
-}
+_GROUPS = {"one": ((0.0, 0.0),), "two": ((-0.6, 0.0), (0.6, 0.0)), "three": ((-0.6, -0.5), (0.6, -0.5), (0.0, 0.6))}
 COUNTS = tuple(_GROUPS)
 _CHOICES = {
     "size": tuple(SIZES),

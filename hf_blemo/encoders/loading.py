@@ -14,6 +14,7 @@ from hf_blemo.encoders.image_encoder import ClipEncoder, ImageEncoder
 from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
 from hf_blemo.encoders.video_encoder import VideoEncoder
+from hf_blemo.errors import one_line
 from hf_blemo.files import read_json
 from hf_blemo.loading import download_errors, load_part, local_path, quiet_loading
 
@@ -123,8 +124,8 @@ def load_encoder(
         raise EncoderMemoryError(f"{where}: {device} is out of memory for the model") from error
     # An untested architecture may fail its trial input in any of these ways.
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{where}: {config.model_type} does not work as {family.__name__}: {reason}") from error
+        message = f"{where}: {config.model_type} does not work as {family.__name__}: {one_line(error)}"
+        raise ValueError(message) from error
 
 
 def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> dict[str, Encoder]:
@@ -154,10 +155,8 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
             raise type(error)(f"encoder {name!r}: {error}") from error
         expected = entry.get("feature_size")
         if expected is not None and encoder.feature_size != expected:
-            raise ValueError(
-                f"encoder {name!r}: {entry['model_id']} gives features of width {encoder.feature_size}, expected "
-                f"{expected}"
-            )
+            found = f"{entry['model_id']} gives features of width {encoder.feature_size}"
+            raise ValueError(f"encoder {name!r}: {found}, expected {expected}")
         encoders[name] = encoder
     for key in options.get("defaults") or {}:
         if not any(key in encoder.extraction_defaults for encoder in encoders.values()):
@@ -200,9 +199,8 @@ def _check_weights(missing: Iterable[str], where: str) -> None:
         if _POOLER not in key and not key.startswith(_TEXT_SIDE) and not key.endswith(_UNUSED_WEIGHTS)
     ]
     if lacking:
-        raise ValueError(
-            f"{where}: the checkpoint lacks {len(lacking)} weights, the first is {lacking[0]}; expected all"
-        )
+        found = f"the checkpoint lacks {len(lacking)} weights, the first is {lacking[0]}"
+        raise ValueError(f"{where}: {found}; expected all")
 
 
 def _commit(model_id: str, revision: str | None) -> str | None:
@@ -219,12 +217,7 @@ def _commit(model_id: str, revision: str | None) -> str | None:
 
 
 def _converted(model_id: str, commit: str) -> str | None:
-    """The commit to which the Hub's converter has added safetensors; None if there is none.
-
-    Args:
-        model_id: Hub id.
-        commit: commit that holds only a pickle.
-    """
+    """The commit to which the Hub's converter has added safetensors; None if there is none."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
     from transformers.safetensors_conversion import auto_conversion

@@ -129,10 +129,8 @@ def _name_of(source: Any) -> str:
 
 def _opened(source: Any, name: str) -> tuple[Any, bool]:
     """A binary file, and whether to close it in the end."""
-    if is_address(source):
-        return _remote(source, name), True
     if isinstance(source, (str, Path)):
-        return _local(Path(source), name), True
+        return _open(source, name), True
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source), True
     if not callable(getattr(source, "read", None)):
@@ -140,26 +138,15 @@ def _opened(source: Any, name: str) -> tuple[Any, bool]:
     return source, False
 
 
-def _local(path: Path, name: str) -> Any:
-    if path.is_dir():
-        raise IsADirectoryError(f"{name}: a folder, {EXPECTED}")
+def _open(source: str | Path, name: str) -> Any:
     try:
+        if is_address(source):
+            import fsspec
+
+            system, path = fsspec.core.url_to_fs(source)
+            return system.open(path, "rb", block_size=_BLOCK_SIZE, **_REMOTE_CACHE)
         # The decoders have their own buffer.
-        return open(path, "rb", buffering=0)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: no such file, {EXPECTED}") from error
-    except PermissionError as error:
-        raise PermissionError(f"{name}: may not be read, {EXPECTED}") from error
-    except OSError as error:
-        raise MediaError(f"{name}: cannot be opened: {one_line(error)}") from error
-
-
-def _remote(address: str, name: str) -> Any:
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(address)
-        return system.open(path, "rb", block_size=_BLOCK_SIZE, **_REMOTE_CACHE)
+        return open(source, "rb", buffering=0)
     except FileNotFoundError as error:
         cause = error.__cause__
         if cause is not None and getattr(cause, "status", None) not in (404, 410):

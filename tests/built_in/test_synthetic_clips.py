@@ -210,7 +210,7 @@ def test_folders_keep_what_is_not_a_synthetic_clip(tmp_path):
     with pytest.raises(FileExistsError, match="clips: holds A1_.*; pass overwrite=True"):
         make_synthetic_clips(folder, **SHORT)
     (folder / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="clips: holds thesis.txt, which is no synthetic clip"):
+    with pytest.raises(FileExistsError, match="clips: holds thesis.txt, which is not a synthetic clip"):
         make_synthetic_clips(folder, **SHORT, overwrite=True)
     assert (folder / "thesis.txt").read_text() == "precious" and all(path.is_file() for path in first)
     (folder / "thesis.txt").unlink()
