@@ -33,14 +33,14 @@ def add_dataset(commands: Any) -> None:
         "build a data set from the BlEmoRE distribution, a table, or the built-in generator",
         """\
 Reads SOURCE: the folder of the distribution (train_metadata.csv and pre_extracted_{train,test}_data/), a table with
-one row per clip (.parquet, .npz, .csv), or the word 'synthetic'.
+one row per clip (.parquet, .npz, .csv), or 'synthetic'.
 Writes the folder DIR, which datasets.load_from_disk, hf-blemo predict and the training programs read. It appears only
 when it is complete; an interrupted build of the distribution or of a table resumes.
 
 Example:
   hf-blemo dataset build data/BlEmoRE --output out/blemore --encoders ImageBind WavLM_large""",
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder, table, or the word 'synthetic'")
+    parser.add_argument("source", metavar="SOURCE", help="folder, table, or 'synthetic'")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set at DIR")
     parser.add_argument(

@@ -34,7 +34,7 @@ def add_evaluate(commands: Any) -> None:
         "score predictions of blends by the official metrics, or a CLIP by zero-shot classification and retrieval",
         """\
 Reads predictions (.json or .zip) and labels: a built data set, a table, or train_metadata.csv; by default the labels
-in the clips' names. Predictions and labels must be of the same clips. Prints ACC_presence, ACC_salience and Score,
+in the clips' names. Predictions and labels must cover the same clips. Prints ACC_presence, ACC_salience and Score,
 from 0 to 1, and writes them to --output.
 
 With --model it reads any CLIP-like model of transformers, or open_clip:NAME/PRETRAINED, and images with labels

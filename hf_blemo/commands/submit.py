@@ -18,7 +18,7 @@ def add_submit(commands: Any) -> None:
         "make a submission to the challenge, or check one",
         """\
 Reads predictions for exactly the 594 test clips and writes the zip that the challenge takes; or, with --check, reads
-a submission and prints all that is wrong with it.
+a submission and prints every problem.
 
 Examples:
   hf-blemo submit --predictions out/predictions.json --output out/submission.zip
