@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.numpy import save_file
@@ -93,6 +94,10 @@ def test_one_commit_with_what_belongs_on_the_hub(folder, published, metrics, hub
         assert b"/home" not in content and b"someone/" not in content, path
     assert json.loads(files["metrics.json"])["config"]["data"] == metrics["config"]["data"].split("/")[-1]
     assert "/home/someone" in (folder / "metrics.json").read_text()
+    if metrics["model_type"] == "clip_rd":
+        entries = yaml.safe_load(files[".eval_results/owner--coco.yaml"])
+        tasks = {entry["dataset"]["task_id"]: entry["value"] for entry in entries}
+        assert tasks["coco_image_to_text_r_5"] == pytest.approx(0.51) and len(tasks) == 12
 
 
 def test_edits_on_the_hub_survive_a_new_run(folder, metrics, hub):
