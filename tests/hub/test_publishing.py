@@ -168,7 +168,7 @@ def test_edits_on_both_sides_are_never_dropped(folder, hub):
     # What was published elsewhere is no excuse to drop it.
     edit_there(hub, "Written on the Hub.\n\n", "")
     publish(folder, NAME)
-    hub.repositories.create("model", "you/second", True, "you").edit("README.md", b"# Another card\n")
+    hub.create("you/second").edit("README.md", b"# Another card\n")
     with pytest.raises(ValueError, match="changed both in the folder and on the Hub"):
         publish(folder, "you/second")
 
@@ -197,7 +197,7 @@ def test_every_missing_file_is_named(folder, metrics, hub, tmp_path):
         with pytest.raises(ValueError, match=f"cannot be published: {pattern}"):
             publish(folder, NAME)
         (folder / name).write_bytes(content)
-    assert not hub.repositories.all and not (folder / "README.md").exists()
+    assert not hub.repositories and not (folder / "README.md").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError) as error:
         publish(tmp_path / "empty")

@@ -32,7 +32,7 @@ TRUSTING = {"trust_remote_code": True}
 
 def write_card(hub, name):
     """Creates a repository whose card somebody wrote."""
-    hub.repositories.create("model", name, True, "you").edit("README.md", BY_HAND)
+    hub.create(name).edit("README.md", BY_HAND)
 
 
 @pytest.fixture(scope="module")
@@ -74,24 +74,25 @@ class Wait(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def pushed(hub, tmp_path_factory):
-    """(Kind of Trainer, family) -> output folder of a training that pushed at step 2 and at its end, step 4."""
-    folders = {}
+    """(Kind of Trainer, family) -> folder and last fingerprints of a training that pushed at step 2 and at step 4."""
+    found = {}
     for kind, family in ((kind, family) for kind in TRAINERS for family in FAMILIES):
         name = f"you/trainer-{family}-{kind}"
-        write_card(hub, name) if kind == "publishing" else hub.repositories.create("model", name, True, "you")
+        write_card(hub, name) if kind == "publishing" else hub.create(name)
         case = CASES[CASE_OF[family]]()
         case.options["processing_class"] = MAKERS[family](0)[1]
         case.options["callbacks"] = [wait := Wait(), *([ModelCodeCallback] if kind == "plain" else [])]
-        folders[kind, family] = tmp_path_factory.mktemp("trained") / family
+        folder = tmp_path_factory.mktemp("trained") / family
         with fresh_accelerate():
             wait.trainer = trainer = case.trainer(
-                folders[kind, family], trainer_class=TRAINERS[kind], max_steps=4, save_strategy="steps", save_steps=2,
+                folder, trainer_class=TRAINERS[kind], max_steps=4, save_strategy="steps", save_steps=2,
                 push_to_hub=True, eval_strategy="steps", eval_steps=2, hub_model_id=name, hub_strategy="every_save",
                 hub_always_push=True, hub_private_repo=True,
             )  # fmt: skip
             trainer.train()
             trainer.push_to_hub()
-    return folders
+        found[kind, family] = folder, fingerprints(trainer.model)
+    return found
 
 
 def commits_of(hub, name):
@@ -123,7 +124,7 @@ def elsewhere(hub, saved, adapters, pushed, tmp_path_factory):
             commits = commits_of(hub, f"you/trainer-{family}-{kind}")
             name = f"you/trainer-{family}-{kind}"
             jobs["pushed", family, kind] = ("revisions", [name, [commits[title] for title in PUSHES]], TRUSTING)
-            jobs["checkpoint", family, kind] = ("folder", [str(pushed[kind, family] / "checkpoint-2")], TRUSTING)
+            jobs["checkpoint", family, kind] = ("folder", [str(pushed[kind, family][0] / "checkpoint-2")], TRUSTING)
     program = [model_reports.__file__, json.dumps(list(jobs.values()))]
     process = run_python(program, cwd=work, installed=False)
     assert process.returncode == 0, process.stderr
@@ -217,13 +218,13 @@ def test_adapters_travel(family, hub, adapters, elsewhere):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_every_push_of_trainer_loads_without_the_package(kind, family, hub, pushed, elsewhere):
-    name, output = f"you/trainer-{family}-{kind}", pushed[kind, family]
+    name, (output, last) = f"you/trainer-{family}-{kind}", pushed[kind, family]
     assert next(iter(commits_of(hub, name))) == "End of training"
     # Every tensor is as the training had it then.
     found = elsewhere["pushed", family, kind]
     for fingerprint, folder in zip(found, ("checkpoint-2", "checkpoint-4"), strict=True):
         assert fingerprint == fingerprints(AutoModel.from_pretrained(output / folder)), folder
-    assert found[0] != found[1]
+    assert found[0] != found[1] == last
     # So is a checkpoint in a folder.
     processor = AutoProcessor.from_pretrained(output / "checkpoint-2")
     assert elsewhere["checkpoint", family, kind][::2] == [type(processor).__name__, found[0]]

@@ -47,7 +47,7 @@ def test_nothing_is_half_published_and_a_retry_succeeds(hub, family, folder, mon
     # The client waits between its attempts.
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
     name = f"you/faults-{family}"
-    hub.repositories.create("model", name, True, "you")
+    hub.create(name)
     before = hub.repository(name).branches["main"]
     hub.faults.dropped_uploads = 100
     with pytest.raises(ValueError, match="^not published: "):
@@ -66,7 +66,7 @@ def test_nothing_is_half_published_and_a_retry_succeeds(hub, family, folder, mon
 def test_a_token_that_may_not_write_is_refused(hub, tmp_path, monkeypatch):
     save_tiny_model("rank_aware_fusion", tmp_path / "model")
     (tmp_path / "model" / "README.md").write_text(CARD)
-    hub.repositories.create("model", "others/theirs", False, "others")
+    hub.create("others/theirs", private=False)
     before = hub.repository("others/theirs").branches["main"]
     with pytest.raises(ValueError, match="^not published: the token may not write there"):
         published(tmp_path / "model", "others/theirs")
@@ -75,13 +75,13 @@ def test_a_token_that_may_not_write_is_refused(hub, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="log in with `hf auth login` or set HF_TOKEN"):
             published(tmp_path / "model", "you/mine")
     assert hub.repository("others/theirs").branches["main"] is before
-    assert ("model", "you/mine") not in hub.repositories.all
+    assert ("model", "you/mine") not in hub.repositories
 
 
 def test_a_card_with_broken_metadata_is_refused_before_anything_is_sent(hub, tmp_path):
     save_tiny_model("rank_aware_fusion", tmp_path / "model")
     (tmp_path / "model" / "README.md").write_text("---\nlicense: [mit\n---\ntext")
-    hub.repositories.create("model", "you/broken-card", True, "you")
+    hub.create("you/broken-card")
     with pytest.raises(ValueError, match="README.md.*YAML"):
         published(tmp_path / "model", "you/broken-card")
     # The other way round: the folder's card is fine, the one on the Hub is not.

@@ -79,7 +79,7 @@ def test_a_program_says_before_it_trains_that_it_could_not_push(
     family, owner, token, message, train, hub, tmp_path, monkeypatch, capfd
 ):
     name = f"{owner}/refused{len(token)}"
-    repository = hub.repositories.create("model", name, False, owner)
+    repository = hub.create(name, private=False)
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(SystemExit) as end:
         train(family, "--output_dir", tmp_path / "run", "--push_to_hub", name)

@@ -35,7 +35,7 @@ def test_either_decoding_scores_the_labelled_rows():
 
 def test_what_cannot_be_scored_is_refused():
     unlabelled = [[-100] * 6] * 4
-    with pytest.raises(ValueError, match="found 4 rows without labels"):
+    with pytest.raises(ValueError, match="found 4 rows, none of them labelled"):
         blemore_metrics(predicted(unlabelled, wrong=0))
     with pytest.raises(ValueError, match="'best' is not one of expected_score, thresholds"):
         blemore_metrics(predicted(unlabelled, wrong=0), decoding="best")

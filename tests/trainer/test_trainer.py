@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny_models import MAKERS
 from trainer_cases import CASES, clip_rd_case, fusion_case
 from transformers import AutoModel, AutoProcessor, TrainerCallback
 
@@ -79,17 +78,6 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(case, tmp_path):
     assert losses(resumed) == losses(whole)
 
 
-def test_a_checkpoint_of_trainer_loads_by_the_auto_classes(tmp_path):
-    for name, make_case in (("fusion", fusion_case), ("clip_rd", clip_rd_case)):
-        case = make_case()
-        trainer = case.trainer(tmp_path / name, max_steps=2, save_strategy="steps", save_steps=1)
-        trainer.processing_class = MAKERS[trainer.model.config.model_type](0)[1]
-        trainer.train()
-        checkpoint = tmp_path / name / "checkpoint-2"
-        assert_same_weights(AutoModel.from_pretrained(checkpoint), trainer.model, rtol=0, atol=0)
-        assert AutoProcessor.from_pretrained(checkpoint) is not None
-
-
 def test_the_student_of_a_distillation_is_saved_where_it_can_be_loaded(tmp_path):
     case = CASES["distillation"]()
     trainer = case.trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
@@ -109,22 +97,6 @@ def test_the_student_of_a_distillation_is_saved_where_it_can_be_loaded(tmp_path)
     # The teacher is neither trained nor kept in checkpoints.
     assert all(torch.equal(before[name], values) for name, values in trainer.model.teacher.state_dict().items())
     assert not any("teacher" in name for name in trainer.model.state_dict())
-
-
-def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
-    """8 x 1 = 2 x 4: one step of plain gradient descent."""
-    trained = []
-    for size, steps in ((8, 1), (2, 4)):
-        trainer = fusion_case().trainer(
-            tmp_path, max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=steps, optim="sgd",
-            learning_rate=0.5, lr_scheduler_type="constant",
-        )  # fmt: skip
-        start = copy.deepcopy(trainer.model)
-        trainer.train()
-        trained.append(trainer.model)
-    assert_same_weights(*trained, rtol=1e-4, atol=1e-6)
-    moved = [(one - two).abs().max() for one, two in zip(start.parameters(), trained[0].parameters(), strict=True)]
-    assert max(moved) > 1e-2
 
 
 def test_the_balance_of_the_gate_and_the_negatives_of_pairs_are_those_of_the_batch_at_once(tmp_path):
@@ -208,5 +180,5 @@ def test_unlabelled_rows_mixed_in_are_adapted_to(tmp_path):
 def test_a_distillation_callback_refuses_another_model(tmp_path):
     case = clip_rd_case()
     case.options = CASES["distillation"]().options
-    with pytest.raises(ValueError, match="for a CLIPRDDistiller, the model is a CLIPRDModel"):
+    with pytest.raises(ValueError, match="expected a CLIPRDDistiller, found a CLIPRDModel"):
         case.trainer(tmp_path).train()
