@@ -66,13 +66,3 @@ def test_the_runs_did_train(outcome):
     predicted = outcome[0]["the method/joint_probabilities"]
     assert predicted.shape == (2, 31, 36)
     assert predicted[0, ::3].std(0).max() > 1e-3 and not predicted[0, 1::3].any()
-
-
-def test_a_batch_that_cannot_be_shared_is_refused(make_data, make_settings, make_store, accelerator, monkeypatch):
-    from hf_blemo.fusion_training.lockstep import Lockstep, Member
-
-    monkeypatch.setattr(type(accelerator), "num_processes", 3)
-    settings = make_settings(batch_size=16)
-    store = make_store(make_data(20), settings)
-    with pytest.raises(ValueError, match="batch_size 16 is not a multiple of the 3 processes"):
-        Lockstep(accelerator, [Member(0, ())], store, settings)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_blemo import blemore
-from hf_blemo.fusion_training.lockstep import PREDICTED
+from hf_blemo.fusion_training.lockstep import PREDICTED, Member
 from hf_blemo.fusion_training.selection import Selection, measure
 
 # Ten rows in three folds; fold 0 has singles alone.
@@ -46,6 +46,13 @@ def predictions_of(members, share):
 def make_selection(protocol="honest", selection="loss", decoding="expected_score", seeds=(5,)):
     made = Selection(protocol, FOLDS, SOFT, seeds, selection, decoding)
     return made.members, made
+
+
+def test_honest_has_a_member_per_fold_and_pair_of_folds_the_published_style_one_per_fold():
+    members, _ = make_selection(seeds=(7, 5))
+    held_out = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]
+    assert members == [Member(seed, folds) for seed in (7, 5) for folds in held_out]
+    assert make_selection("published_style")[0] == [Member(5, (fold,)) for fold in range(3)]
 
 
 def test_negative_log_likelihood_by_hand():
@@ -96,12 +103,12 @@ def test_honest_choice_rests_on_the_inner_models_alone():
             assert report[5, fold]["validation_loss"] == pytest.approx(expected)
     for seed, fold, choice in selection:
         assert (seed, choice.epoch) == (5, best[fold])
-        scored = members.index(next(member for member in members if member.held_out == (fold,)))
+        scored = members.index(Member(5, (fold,)))
         for name in PREDICTED:
             np.testing.assert_array_equal(choice.scored[name], given[best[fold]][name][scored][in_fold(fold)])
         rows = selection.judging_rows(fold)
         assert rows.tolist() == np.flatnonzero(~in_fold(fold)).tolist()
-        owners = [members.index(type(members[0])(5, tuple(sorted((fold, other))))) for other in FOLDS[rows]]
+        owners = [members.index(Member(5, tuple(sorted((fold, other))))) for other in FOLDS[rows]]
         for name in PREDICTED:
             np.testing.assert_array_equal(choice.judging[name], given[best[fold]][name][owners, rows])
 
@@ -141,13 +148,6 @@ def test_loss_and_score_may_choose_different_epochs(criterion, expected):
     assert {choice.epoch for _, _, choice in selection} == {expected}
 
 
-def test_a_tie_keeps_the_earlier_epoch():
-    members, selection = make_selection()
-    for epoch in (1, 2, 3):
-        selection.update(epoch, predictions_of(members, lambda held_out, fold: 0.3))
-    assert {choice.epoch for _, _, choice in selection} == {1}
-
-
 def test_blend_share_is_that_of_the_other_folds():
     _, selection = make_selection()
     assert [selection.blend_share(fold) for fold in range(3)] == pytest.approx([5 / 7, 2 / 6, 3 / 7])
@@ -181,6 +181,7 @@ def test_stale_epochs_count_from_the_last_fold_that_found_a_better_one():
 
         selection.update(epoch, predictions_of(members, share))
         stale.append(selection.stale_epochs(epoch))
+    # A tie keeps the earlier epoch.
     assert stale == [0, 0, 1, 0, 1, 2]
     assert {fold: choice.epoch for _, fold, choice in selection} == {0: 2, 1: 4, 2: 1}
 
