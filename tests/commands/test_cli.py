@@ -1,6 +1,5 @@
 """The `hf-blemo` command: what it writes, what it prints, and one line with exit code 2 for what it cannot use."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from command_line import refused, run
+from distribution_files import write_metadata
 
 import hf_blemo.hub
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, cli
-from hf_blemo.blemore.distribution import METADATA_COLUMNS
 from hf_blemo.prediction.fusion import load_fusion, predict_blends
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -54,24 +53,19 @@ def write_predictions(path, predictions):
 
 
 def write_distribution(root):
-    with_features = {"train": CLIPS, "test": ["test_0001", "test_0002"]}
-    for split, clips in with_features.items():
+    for split, clips in {"train": CLIPS, "test": ["test_0001", "test_0002"]}.items():
         for name, options in ENCODERS.items():
             folder = root / f"pre_extracted_{split}_data" / f"{name}_{split}"
             folder.mkdir(parents=True)
             for clip in clips:
                 np.save(folder / f"{clip}.npy", np.ones((2, options["feature_size"]), dtype=np.float32))
-    with (root / "train_metadata.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, METADATA_COLUMNS, restval="")
-        writer.writeheader()
-        for fold, clip in enumerate(CLIPS):
-            label = blemore.parse_clip_name(clip)
-            row = {"filename": clip, "video_id": label.actor, "fold": fold, "emotion_1": label.emotions[0]}
-            if label.is_blend:
-                row |= {"emotion_2": label.emotions[1]}
-                row |= {f"emotion_{part}_salience": label.saliences[part - 1] for part in (1, 2)}
-            writer.writerow(row)
+    write_metadata(root, {clip: fold for fold, clip in enumerate(CLIPS)})
     return root
+
+
+def assert_refused(capsys, command, cases):
+    for words, message in cases.items():
+        assert message in refused(capsys, *command, *words.split())
 
 
 @pytest.fixture(scope="module")
@@ -162,56 +156,51 @@ def test_build_of_the_synthetic_benchmark(capsys, tmp_path):
     build = ["dataset", "build", "synthetic", "--output", output, "--num-clips", "30"]
     assert run(capsys, *build, "--seed", "1")[0] == 0
     first = datasets.load_from_disk(str(output)).to_dict()
-    assert len(first["clip"]) == 30
     assert "already exists; pass --overwrite" in refused(capsys, *build, "--seed", "2")
     assert datasets.load_from_disk(str(output)).to_dict() == first
     assert run(capsys, *build, "--seed", "2", "--domain", "target", "--overwrite")[0] == 0
     replaced = datasets.load_from_disk(str(output)).to_dict()
-    assert len(replaced["clip"]) == 30 and replaced["features"] != first["features"]
+    assert len(first["clip"]) == len(replaced["clip"]) == 30 and replaced["features"] != first["features"]
     assert [path.name for path in tmp_path.iterdir()] == ["synthetic"]
 
 
 def test_build_refuses_what_it_cannot_use_and_writes_nothing(capsys, tmp_path):
-    table, output = write_table(tmp_path / "table.npz"), tmp_path / "data"
-    build = ["dataset", "build", table, "--output", output]
-    assert "--split is for the distribution" in refused(capsys, *build, "--split", "test")
-    assert "--allow-missing is for the distribution" in refused(capsys, *build, "--allow-missing")
-    assert "--seed is for synthetic" in refused(capsys, *build, "--seed", "1")
-    assert "--num-clips: found 0, expected at least 1" in refused(capsys, *build, "--num-clips", "0")
+    output = tmp_path / "data"
+    build = ["dataset", "build", write_table(tmp_path / "table.npz"), "--output", output]
     synthetic = ["dataset", "build", "synthetic", "--output", output]
-    assert "--encoders is for the distribution or a table" in refused(capsys, *synthetic, "--encoders", "face")
-    assert "--public needs --push-to-hub" in refused(capsys, *build, "--public")
-    assert "expected 'hubert' among them" in refused(capsys, *build, "--encoders", "hubert")
-    assert "gone.npz: no such file or folder" in refused(
-        capsys, "dataset", "build", tmp_path / "gone.npz", "--output", output
-    )
+    cases = {
+        "--split test": "--split is for the distribution",
+        "--allow-missing": "--allow-missing is for the distribution",
+        "--seed 1": "--seed is for synthetic",
+        "--num-clips 0": "--num-clips: found 0, expected at least 1",
+        "--public": "--public needs --push-to-hub",
+        "--encoders hubert": "expected 'hubert' among them",
+    }
+    assert_refused(capsys, build, cases)
+    assert_refused(capsys, synthetic, {"--encoders face": "--encoders is for the distribution or a table"})
+    gone = ["dataset", "build", tmp_path / "gone.npz", "--output", output]
+    assert "gone.npz: no such file or folder" in refused(capsys, *gone)
     output.mkdir()
     (output / "notes.txt").write_text("mine")
-    assert "exists and is not a data set" in refused(capsys, *build, "--overwrite")
-    assert "exists and is not a data set" in refused(capsys, *synthetic, "--overwrite")
+    for command in (build, synthetic):
+        assert "exists and is not a data set" in refused(capsys, *command, "--overwrite")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "notes.txt", "table.npz"]
 
 
-def test_build_pushes_privately_unless_told_otherwise(capsys, tmp_path, monkeypatch):
-    pushed = []
-
-    def push_features(dataset, repo_id, split, private):
-        pushed.append((len(dataset), repo_id, split, private))
-
-    monkeypatch.setattr(hf_blemo.hub, "push_features", push_features)
-    root = write_distribution(tmp_path / "BlEmoRE")
-    build = ["dataset", "build", root, "--push-to-hub", "owner/name"]
-    code, out, _ = run(capsys, *build, "--output", tmp_path / "a")
-    assert code == 0 and out.endswith("uploaded to owner/name, split train\n")
-    assert run(capsys, *build, "--output", tmp_path / "b", "--split", "test", "--public")[0] == 0
-    sizes = [len(datasets.load_from_disk(str(tmp_path / name))) for name in "ab"]
-    assert pushed == [(sizes[0], "owner/name", "train", True), (sizes[1], "owner/name", "test", False)]
-
-
-def test_build_says_that_the_data_set_is_there_when_the_hub_is_not(capsys, tmp_path):
-    table, output = write_table(tmp_path / "table.npz"), tmp_path / "data"
-    error = refused(capsys, "dataset", "build", table, "--output", output, "--push-to-hub", "owner/name")
-    assert f"{output} was built, but not uploaded to owner/name: " in error
+def test_build_pushes_privately_unless_told_otherwise(capsys, tmp_path, hub):
+    root, output = write_distribution(tmp_path / "BlEmoRE"), tmp_path / "a"
+    build = ["dataset", "build", root, "--push-to-hub", "you/built"]
+    code, out, _ = run(capsys, *build, "--output", output)
+    assert code == 0 and out.endswith("uploaded to you/built, split train\n")
+    assert hub.repository("you/built", "dataset").private
+    public = [*build[:-1], "you/built-test", "--output", tmp_path / "b", "--split", "test", "--public"]
+    assert run(capsys, *public)[0] == 0
+    assert not hub.repository("you/built-test", "dataset").private
+    names = [name for name in hub.files("you/built-test", kind="dataset") if name.endswith(".parquet")]
+    assert names == ["data/test-00000-of-00001.parquet"]
+    # A failed upload leaves the data set.
+    error = refused(capsys, *build[:-1], "somebody/built", "--output", output, "--overwrite")
+    assert f"{output} was built, but not uploaded to somebody/built: " in error
     assert len(datasets.load_from_disk(str(output))) == 4
 
 
@@ -266,37 +255,36 @@ def test_thresholds_come_from_the_processor_or_the_command_line(capsys, shared, 
 
 
 def test_predict_needs_no_labels_and_keeps_the_names_of_the_data(capsys, shared, tmp_path):
-    folder = tmp_path / "features" / "wavlm"
+    folder, output = tmp_path / "features" / "wavlm", tmp_path / "out.json"
     folder.mkdir(parents=True)
     for name in ("test_0001", "holiday"):
         np.save(folder / f"{name}.npy", np.ones((3, 5), dtype=np.float32))
-    output = tmp_path / "out.json"
-    code, _, _ = run(capsys, "predict", "--model", shared / "model", "--features", folder.parent, "--output", output)
-    assert code == 0
+    assert run(capsys, "predict", "--model", shared / "model", "--features", folder.parent, "--output", output)[0] == 0
     assert list(json.loads(output.read_text())["predictions"]) == ["holiday", "test_0001"]
 
 
-def test_predict_refuses_what_it_cannot_use_and_leaves_old_outputs(capsys, shared, tmp_path, monkeypatch):
+def test_predict_refuses_what_it_cannot_use_and_leaves_old_outputs(capsys, shared, tmp_path):
     output = tmp_path / "out.json"
     output.write_text("old")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").write_text("")
     paths = ["--features", shared / "data", "--output", output]
     predict = ["predict", "--model", shared / "model", *paths]
-    assert "--alpha is for --decoding thresholds" in refused(capsys, *predict, "--alpha", "0.2")
-    assert "--beta: found 2, expected a number from 0 to 1" in refused(capsys, *predict, "--beta", "2")
-    assert f"--output: found {output} twice" in refused(capsys, *predict, output)
-    assert "--output x.txt: expected the suffix .json or .csv or .html or .zip" in refused(capsys, *predict, "x.txt")
-    assert "a folder has no revisions" in refused(capsys, *predict, "--revision", "main")
+    cases = {
+        "--alpha 0.2": "--alpha is for --decoding thresholds",
+        "--beta 2": "--beta: found 2, expected a number from 0 to 1",
+        "--revision main": "a folder has no revisions",
+        str(output): f"--output: found {output} twice",
+        "x.txt": "--output x.txt: expected the suffix .json or .csv or .html or .zip",
+        f"{tmp_path}/folder.json": "found a folder, expected a file",
+        # One of two files cannot be written, so neither changes.
+        f"{tmp_path}/file/table.csv": "file",
+        f"{tmp_path}/submission.zip": "is not a test clip",
+    }
+    assert_refused(capsys, predict, cases)
     assert "gone: not a file, folder or Hub id" in refused(capsys, "predict", "--model", tmp_path / "gone", *paths)
     no_features = ["predict", "--model", shared / "model", "--features", tmp_path / "gone", "--output", output]
     assert "gone: no such file or folder, expected features" in refused(capsys, *no_features)
-    assert output.read_text() == "old"
-    (tmp_path / "folder.json").mkdir()
-    assert "found a folder, expected a file" in refused(capsys, *predict[:-1], tmp_path / "folder.json")
-
-    # The second of two files fails to be written: neither may change.
-    (tmp_path / "file").write_text("")
-    assert "file" in refused(capsys, *predict, tmp_path / "file" / "table.csv")
-    assert "is not a test clip" in refused(capsys, *predict, tmp_path / "submission.zip")
     assert output.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json", "out.json"]
 
@@ -305,48 +293,36 @@ def test_predict_refuses_what_it_cannot_use_and_leaves_old_outputs(capsys, share
 
 
 def test_evaluate_scores_by_the_names_or_by_any_labels(capsys, shared, tmp_path):
-    predictions = write_predictions(tmp_path / "predictions.json", PREDICTIONS)
-    root = write_distribution(tmp_path / "BlEmoRE")
-    labels = [[], *(["--labels", path] for path in (shared / "data", shared / "table.npz"))]
-    for number, option in enumerate([*labels, ["--labels", root / "train_metadata.csv"]]):
-        output = tmp_path / f"{number}.json"
-        code, out, _ = run(capsys, "evaluate", "--predictions", predictions, *option, "--output", output)
-        assert code == 0 and json.loads(output.read_text()) == METRICS
-        lines = [" ".join(line.split()) for line in out.splitlines()]
-        expected = ["clips 4, 2 of them blends", "ACC_presence 0.7500", "ACC_salience 0.5000", "Score 0.6250"]
-        assert lines == expected
-
-
-def test_evaluate_pairs_clips_by_name_and_not_by_place(capsys, shared, tmp_path):
+    # Clips are paired by name, in whatever order and with whatever suffix.
     shuffled = {f"{clip}.mov": PREDICTIONS[clip] for clip in reversed(CLIPS)}
     predictions = write_predictions(tmp_path / "predictions.json", shuffled)
+    metadata = write_distribution(tmp_path / "BlEmoRE") / "train_metadata.csv"
     output = tmp_path / "metrics.json"
-    labels = ["--labels", shared / "data", "--output", output]
-    assert run(capsys, "evaluate", "--predictions", predictions, *labels)[0] == 0
-    assert json.loads(output.read_text()) == METRICS
+    for labels in (None, shared / "data", shared / "table.npz", metadata):
+        option = [] if labels is None else ["--labels", labels]
+        code, out, _ = run(capsys, "evaluate", "--predictions", predictions, *option, "--output", output)
+        assert code == 0 and json.loads(output.read_text()) == METRICS
+        expected = ["clips 4, 2 of them blends", "ACC_presence 0.7500", "ACC_salience 0.5000", "Score 0.6250"]
+        assert [" ".join(line.split()) for line in out.splitlines()] == expected
 
 
 def test_evaluate_names_clips_that_are_missing_on_either_side(capsys, shared, tmp_path):
     fewer = write_predictions(tmp_path / "fewer.json", {clip: PREDICTIONS[clip] for clip in CLIPS[1:]})
     more = write_predictions(tmp_path / "more.json", {**PREDICTIONS, "A9_sad_int1_ver1": PREDICTIONS[CLIPS[0]]})
-    labels = ["--labels", shared / "data"]
-    error = refused(capsys, "evaluate", "--predictions", fewer, *labels)
-    assert f"{fewer}: found no prediction of 'A1_ang_int1_ver1', expected one for each of the 4 clips" in error
-    error = refused(capsys, "evaluate", "--predictions", more, *labels)
-    assert f"{shared / 'data'}: found no label of 'A9_sad_int1_ver1', expected one for each of the 5 clips" in error
-    table = write_table(tmp_path / "unlabelled.npz", ["test_0001", *CLIPS])
     tested = write_predictions(tmp_path / "tested.json", {**PREDICTIONS, "test_0001": PREDICTIONS[CLIPS[0]]})
-    error = refused(capsys, "evaluate", "--predictions", tested, "--labels", table)
-    assert "found no label of 'test_0001'" in error
-    assert run(capsys, "evaluate", "--predictions", more.with_name("more.json"))[0] == 0
-
-
-def test_evaluate_refuses_what_is_no_prediction(capsys, tmp_path):
-    assert "no such file" in refused(capsys, "evaluate", "--predictions", tmp_path / "gone.json")
     wrong = write_predictions(tmp_path / "wrong.json", {CLIPS[0]: [{"emotion": "ang", "salience": 60.0}]})
-    assert "expected one of the 36 labels" in refused(capsys, "evaluate", "--predictions", wrong)
-    tested = write_predictions(tmp_path / "test.json", {"test_0001": PREDICTIONS[CLIPS[0]]})
-    assert "test clips carry no label" in refused(capsys, "evaluate", "--predictions", tested)
+    data, unlabelled = shared / "data", write_table(tmp_path / "unlabelled.npz", ["test_0001", *CLIPS])
+    for predictions, labels, message in (
+        (fewer, data, f"{fewer}: found no prediction of '{CLIPS[0]}', expected one for each of the 4 clips"),
+        (more, data, f"{data}: found no label of 'A9_sad_int1_ver1', expected one for each of the 5 clips"),
+        (tested, unlabelled, "found no label of 'test_0001'"),
+        (tested, None, "test clips carry no label"),
+        (wrong, None, "expected one of the 36 labels"),
+        (tmp_path / "gone.json", None, "no such file"),
+    ):
+        option = [] if labels is None else ["--labels", labels]
+        assert message in refused(capsys, "evaluate", "--predictions", predictions, *option)
+    assert run(capsys, "evaluate", "--predictions", more)[0] == 0
 
 
 # --- submit ---
@@ -430,10 +406,13 @@ def test_publish_hands_its_options_over(capsys, publishable, monkeypatch):
 
 
 def test_publish_refuses_what_it_cannot_use(capsys, publishable, tmp_path):
+    publish = ("publish", publishable)
+    cases = {
+        "--tag v1": "--tag needs --repo",
+        "--create-pr": "--create-pr needs --repo",
+        "--repo somebody/name": f"{publishable} was not published to somebody/name: ",
+    }
+    assert_refused(capsys, publish, cases)
     assert "expected a folder with a model" in refused(capsys, "publish", tmp_path / "gone")
-    assert "--tag needs --repo" in refused(capsys, "publish", publishable, "--tag", "v1")
-    assert "--create-pr needs --repo" in refused(capsys, "publish", publishable, "--create-pr")
-    error = refused(capsys, "publish", publishable, "--repo", "owner/name")
-    assert f"{publishable} was not published to owner/name: " in error
     (publishable / "model.safetensors").unlink()
-    assert "model.safetensors is missing" in refused(capsys, "publish", publishable)
+    assert "model.safetensors is missing" in refused(capsys, *publish)

@@ -8,9 +8,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from distribution_files import write_metadata
 
 from hf_blemo import blemore
-from hf_blemo.blemore.distribution import METADATA_COLUMNS
 from hf_blemo.extraction.clip_sources import MediaClip, as_clip, find_clips
 
 SINGLE, BLEND = "A1_hap_int2_ver1", "A2_mix_ang_sad_70_30_ver1"
@@ -28,24 +28,6 @@ def write_csv(path, columns, rows):
         writer.writeheader()
         writer.writerows(rows)
     return path
-
-
-def write_metadata(folder, clips):
-    rows = []
-    for name, fold in clips.items():
-        parts = blemore.LABELS[blemore.parse_clip_name(name).label_index]
-        row = {
-            **dict.fromkeys(METADATA_COLUMNS, ""),
-            "filename": name,
-            "video_id": name.split("_")[0],
-            "mix": int(len(parts) == 2),
-            "fold": fold,
-        }
-        for number, part in enumerate(parts, start=1):
-            row |= {f"emotion_{number}": part["emotion"]}
-            row |= {f"emotion_{number}_salience": part["salience"]} if len(parts) == 2 else {}
-        rows.append(row)
-    return write_csv(folder / "train_metadata.csv", METADATA_COLUMNS, rows)
 
 
 def names_of(clips):
