@@ -72,15 +72,11 @@ def edit_there(hub, old, new):
     hub.repository(NAME).edit("README.md", hub.files(NAME)["README.md"].replace(old.encode(), new.encode()))
 
 
-def test_without_a_repository_the_folder_is_checked_and_gets_its_card(folder, published, caplog):
+def test_one_commit_with_what_belongs_on_the_hub(folder, published, metrics, hub, caplog):
+    # Without a repository the folder is checked and gets its card.
     with caplog.at_level("INFO", logger="hf_blemo.hub.publishing"):
         assert publish(folder) == str(folder)
-    assert ", ".join(published) in caplog.text
-    assert ModelCard.load(folder / "README.md").data.eval_results
-    assert files_to_publish(folder) == published
-
-
-def test_one_commit_with_what_belongs_on_the_hub(folder, published, metrics, hub):
+    assert ", ".join(published) in caplog.text and files_to_publish(folder) == published
     url = publish(folder, NAME, message="First", tag="v2")
     repository, files = hub.repository(NAME), hub.files(NAME)
     commit = repository.branches["main"]
@@ -98,6 +94,16 @@ def test_one_commit_with_what_belongs_on_the_hub(folder, published, metrics, hub
         entries = yaml.safe_load(files[".eval_results/owner--coco.yaml"])
         tasks = {entry["dataset"]["task_id"]: entry["value"] for entry in entries}
         assert tasks["coco_image_to_text_r_5"] == pytest.approx(0.51) and len(tasks) == 12
+    # Tags are checked before anything is uploaded.
+    edit_here(folder, "## Data", "Written here.\n\n## Data")
+    for options, message in (
+        ({"tag": "v2"}, f"'v2': it exists in {NAME}"),
+        ({"tag": "v3", "create_pr": True}, "pull request"),
+        ({"tag": "v3", "repo_id": None}, "expected a repo_id"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            publish(folder, **{"repo_id": NAME, "message": "Second", **options})
+    assert repository.branches == {"main": commit} and not repository.pulls
 
 
 def test_edits_on_the_hub_survive_a_new_run(folder, metrics, hub):
@@ -171,19 +177,6 @@ def test_edits_on_both_sides_are_never_dropped(folder, hub):
     hub.create("you/second").edit("README.md", b"# Another card\n")
     with pytest.raises(ValueError, match="changed both in the folder and on the Hub"):
         publish(folder, "you/second")
-
-
-def test_tags_are_checked_before_anything_is_uploaded(folder, hub):
-    publish(folder, NAME, tag="v1")
-    before = hub.repository(NAME).branches["main"]
-    edit_here(folder, "## Data", "Written here.\n\n## Data")
-    with pytest.raises(ValueError, match=f"'v1': it exists in {NAME}"):
-        publish(folder, NAME, tag="v1")
-    with pytest.raises(ValueError, match="pull request"):
-        publish(folder, NAME, tag="v2", create_pr=True)
-    with pytest.raises(ValueError, match="expected a repo_id"):
-        publish(folder, tag="v2")
-    assert hub.repository(NAME).branches["main"] is before
 
 
 def test_every_missing_file_is_named(folder, metrics, hub, tmp_path):
