@@ -24,7 +24,7 @@ _TABLE = {
     "media": "errors",
     "metrics": "blemore",
     "programs": "errors files",
-    "encoders": "_registration files loading media",
+    "encoders": "_registration errors files loading media",
     "pairs": "_registration built_in clip_rd errors files loading",
     "clip_evaluation": "built_in clip_rd errors files pairs programs",
     "hub": "_registration blemore clip_rd errors files loading pairs programs rank_aware_fusion",
