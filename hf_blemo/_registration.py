@@ -6,12 +6,11 @@ family's class. Python calls the registrar when one of these modules is imported
 """
 
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from importlib.abc import Loader
@@ -50,15 +49,6 @@ def lazy_names(module_name: str, definers: Mapping[str, str]) -> tuple[Callable[
     return load, names
 
 
-class _Registration(NamedTuple):
-    """One call of `register`: `AutoConfig.register(model_type, class)`, `AutoModel.register(config_class, class)`."""
-
-    auto_class: str
-    model_type: str
-    config_class: str
-    family_class: str
-
-
 class AutoClassRegistrar:
     """Registers each family's classes with the auto classes once the auto classes are imported.
 
@@ -80,20 +70,18 @@ class AutoClassRegistrar:
         pipelines: Mapping[str, str] | None = None,
         bases: Mapping[str, str] | None = None,
     ) -> None:
+        self.families = families
         self.classes = classes
         self.auto_modules = auto_modules
-        self.registrations: dict[str, list[_Registration]] = defaultdict(list)
-        for model_type, family in families.items():
-            for auto_class, family_class in family.items():
-                registration = _Registration(auto_class, model_type, family["AutoConfig"], family_class)
-                sides = {auto_modules[auto_class], classes[registration.config_class], classes[family_class]}
-                for module_name in sides:
-                    self.registrations[module_name].append(registration)
         self.pipelines = dict(pipelines or {})
         self.bases = dict(bases or {})
         self.pipeline_modules = {*(classes[name] for name in self.pipelines.values()), *self.bases.values()}
         if self.pipelines:
             self.pipeline_modules.add(PIPELINES_MODULE)
+        self.awaited = {*self.pipeline_modules}
+        for family in families.values():
+            for auto_class, family_class in family.items():
+                self.awaited |= {auto_modules[auto_class], classes[family_class]}
 
     def install(self) -> None:
         """Registers with the auto classes that are imported already, and with the others when they are imported."""
@@ -106,7 +94,7 @@ class AutoClassRegistrar:
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Finds an awaited module as the finders after this one do, and registers after its import."""
-        if fullname not in self.registrations and fullname not in self.pipeline_modules:
+        if fullname not in self.awaited:
             return None
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
             spec = finder.find_spec(fullname, path, target)
@@ -126,17 +114,16 @@ class AutoClassRegistrar:
         """
         if module_name in self.pipeline_modules:
             self._register_pipelines()
-        for registration in self.registrations.get(module_name, ()):
-            auto_module = sys.modules.get(self.auto_modules[registration.auto_class])
-            auto_class = getattr(auto_module, registration.auto_class, None)
-            if auto_class is None:
-                continue
-            config_class = self._find_class(registration.config_class)
-            family_class = self._find_class(registration.family_class)
-            if config_class is None or family_class is None:
-                continue
-            key = registration.model_type if registration.auto_class == "AutoConfig" else config_class
-            auto_class.register(key, family_class, exist_ok=True)
+        for model_type, family in self.families.items():
+            for name, family_name in family.items():
+                sides = {self.auto_modules[name], self.classes[family["AutoConfig"]], self.classes[family_name]}
+                auto_class = getattr(sys.modules.get(self.auto_modules[name]), name, None)
+                if module_name not in sides or auto_class is None:
+                    continue
+                config_class, family_class = self._find_class(family["AutoConfig"]), self._find_class(family_name)
+                if config_class is not None and family_class is not None:
+                    key = model_type if name == "AutoConfig" else config_class
+                    auto_class.register(key, family_class, exist_ok=True)
 
     def _register_pipelines(self) -> None:
         registry: Any = getattr(sys.modules.get(PIPELINES_MODULE), "PIPELINE_REGISTRY", None)
