@@ -19,7 +19,7 @@ _TABLE = {
     "errors": "",
     "files": "",
     "rank_aware_fusion": "",
-    "built_in": "_registration blemore errors",
+    "built_in": "_registration blemore errors files",
     "loading": "errors",
     "media": "errors",
     "metrics": "blemore",
