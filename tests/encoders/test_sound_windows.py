@@ -1,5 +1,6 @@
+import itertools
+
 import numpy as np
-import pytest
 
 from hf_blemo.encoders.sound_windows import _SoundBuffer
 from hf_blemo.encoders.spectrogram_encoder import _WindowSession
@@ -31,9 +32,9 @@ def cut(total, window, context, part=37):
     return found
 
 
-@pytest.mark.parametrize("context", [0, 20])
-def test_each_sample_belongs_to_one_window(context):
-    for total in (0, 1, 99, 100, 101, 139, 140, 141, 260, 1000):
+def test_each_sample_belongs_to_one_window():
+    totals = (0, 1, 99, 100, 101, 139, 140, 141, 260, 1000)
+    for total, context in itertools.product(totals, (0, 20)):
         found = cut(total, 100, context)
         owned = [number for _, _, own_start, own_end in found for number in range(own_start, own_end)]
         assert owned == list(range(total)) and (total > 100 or len(found) == (total > 0))
@@ -43,16 +44,10 @@ def test_each_sample_belongs_to_one_window(context):
             assert end - own_end == (0 if end == total else context)
 
 
-def test_times_are_counted_from_the_first_sample():
-    buffer = _SoundBuffer(RATE)
-    buffer.append(2.5, numbers(100))
-    assert buffer.seconds(0) == 2.5 and buffer.seconds(250) == 2.75
-    np.testing.assert_allclose(buffer.seconds(np.array([0, 100])), [2.5, 2.6])
-
-
 def test_a_gap_is_silence_and_rounded_stamps_are_none():
     buffer = _SoundBuffer(RATE)
     buffer.append(1.0, numbers(100) + 1)
+    np.testing.assert_allclose(buffer.seconds(np.array([0, 250])), [1.0, 1.25])
     buffer.append(1.13, numbers(10) + 1)
     assert buffer.end == 110
     buffer.append(1.41, numbers(5) + 1)
@@ -67,7 +62,10 @@ def pieces_of(session, *parts):
     return found + list(session.finish())
 
 
-def test_after_a_long_gap_the_sound_begins_anew():
+def test_a_gap_keeps_the_times_after_it_and_after_a_long_one_the_sound_begins_anew():
+    [piece] = pieces_of(_StepSession(RATE, stride=10, reach=15), (0.0, 100), (0.5, 100))
+    assert len(piece.values) == 600 and not piece.values[100:500].any()
+    np.testing.assert_allclose(piece.times, 0.01 * np.arange(59))
     found = pieces_of(_WindowSession(RATE, window=100, step=100), (0.5, 150), (400.0, 30))
     assert [piece.times.tolist() for piece in found] == [[0.5], [0.6], [400.0]]
     assert [len(piece.values) for piece in found] == [100, 50, 40]
@@ -75,12 +73,6 @@ def test_after_a_long_gap_the_sound_begins_anew():
     assert [len(piece.values) for piece in found] == [150, 30]
     np.testing.assert_allclose(found[0].times, 0.5 + 0.01 * np.arange(14))
     np.testing.assert_allclose(found[1].times, 400 + 0.01 * np.arange(2))
-
-
-def test_a_gap_keeps_the_times_of_the_sound_after_it():
-    [piece] = pieces_of(_StepSession(RATE, stride=10, reach=15), (0.0, 100), (0.5, 100))
-    assert len(piece.values) == 600 and not piece.values[100:500].any()
-    np.testing.assert_allclose(piece.times, 0.01 * np.arange(59))
 
 
 def test_pieces_do_not_keep_other_sound_in_memory():

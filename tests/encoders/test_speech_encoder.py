@@ -57,11 +57,16 @@ def test_no_more_than_a_window_of_sound_is_run_at_once_unless_asked_for(batch_si
     assert sizes == expected
 
 
-@pytest.mark.parametrize("name", ["hubert_base", "data2vec_audio", "wav2vec2_conformer"])
-def test_models_that_would_hear_the_padding_run_windows_of_one_length(name, checkpoint):
-    encoder = load_encoder(checkpoint(name), device="cpu")
-    # Their first layers hear all at once.
-    assert not encoder.pads and "forward" not in vars(encoder.model.feature_extractor)
+@pytest.mark.parametrize("name", ["hubert_base", "data2vec_audio", "wav2vec2_conformer", "hubert"])
+def test_models_that_would_hear_the_padding_run_windows_of_one_length(name, checkpoint, tmp_path):
+    folder = Path(shutil.copytree(checkpoint(name), tmp_path / name))
+    if name == "hubert":
+        # A processor without masks means no padding.
+        path = folder / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "return_attention_mask": False}))
+    encoder = load_encoder(str(folder), device="cpu")
+    # The first layers of the others hear all at once.
+    assert not encoder.pads and ("forward" in vars(encoder.model.feature_extractor)) == (name == "hubert")
     samples = exact_sound(1.2)
     short, long, same = encoder.forward([Piece(part, np.zeros(1)) for part in (samples[:16000], samples, samples)])
     np.testing.assert_allclose(long, same, atol=1e-4)
@@ -69,10 +74,14 @@ def test_models_that_would_hear_the_padding_run_windows_of_one_length(name, chec
     assert_same(long, speech_features(checkpoint(name), samples))
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_a_layer_is_that_of_the_hidden_states(layer, checkpoint, clips):
-    [(features, _)] = encoded([clips[0].path], checkpoint("wavlm"), extraction={"layer": layer})
-    assert_same(features, speech_features(checkpoint("wavlm"), clips[0].samples, layer))
+def test_layers_are_the_hidden_states_and_a_click_has_one_row(checkpoint, clips, tmp_path):
+    for layer in (0, 1, 2):
+        [(features, _)] = encoded([clips[0].path], checkpoint("wavlm"), extraction={"layer": layer})
+        assert_same(features, speech_features(checkpoint("wavlm"), clips[0].samples, layer))
+    # Sound shorter than a step has one row.
+    path = write_exact(tmp_path / "click.wav", [], exact_sound(0.01))
+    [(features, times)] = encoded([path], checkpoint("hubert"))
+    assert features.shape == (1, 16) and times.tolist() == [0.0]
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +99,6 @@ def local_hubert(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture
-def short_windows(monkeypatch):
-    """Windows of 3 seconds with half a second of context, so that tests need not hear for minutes."""
-    monkeypatch.setattr(speech_encoder, "_WINDOW_SECONDS", 3.0)
-    monkeypatch.setattr(speech_encoder, "_CONTEXT_SECONDS", 0.5)
-
-
 def check_steps(folder, seconds, tmp_path):
     samples = exact_sound(seconds)
     path = write_exact(tmp_path / "long.wav", [], samples)
@@ -105,16 +107,18 @@ def check_steps(folder, seconds, tmp_path):
     np.testing.assert_allclose(times, 0.02 * np.arange(len(features)), atol=1e-9)
 
 
-def test_steps_of_neighbouring_windows_join(local_hubert, short_windows, tmp_path):
+def test_steps_of_neighbouring_windows_join(local_hubert, tmp_path, monkeypatch):
+    check_steps(local_hubert, 64.3, tmp_path)
+    # Windows of 3 seconds, so that tests need not hear for minutes.
+    monkeypatch.setattr(speech_encoder, "_WINDOW_SECONDS", 3.0)
+    monkeypatch.setattr(speech_encoder, "_CONTEXT_SECONDS", 0.5)
     for seconds in (2.9, 3.0, 3.0001, 3.01, 3.5, 4.99, 5.0, 5.001, 11.111):
         check_steps(local_hubert, seconds, tmp_path)
 
 
-def test_steps_of_windows_of_the_usual_length_join(local_hubert, tmp_path):
-    check_steps(local_hubert, 64.3, tmp_path)
-
-
-def test_attention_over_windows_gives_the_number_of_the_whole(checkpoint, short_windows, tmp_path):
+def test_attention_over_windows_gives_the_number_of_the_whole(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(speech_encoder, "_WINDOW_SECONDS", 3.0)
+    monkeypatch.setattr(speech_encoder, "_CONTEXT_SECONDS", 0.5)
     samples = exact_sound(8.0)
     path = write_exact(tmp_path / "long.wav", [], samples)
     [(features, times)] = encoded([path], checkpoint("wavlm"))
@@ -125,12 +129,6 @@ def test_attention_over_windows_gives_the_number_of_the_whole(checkpoint, short_
     np.testing.assert_allclose(features[:125], first[:125], atol=1e-4)
 
 
-def test_sound_shorter_than_a_step_has_one_row(checkpoint, tmp_path):
-    path = write_exact(tmp_path / "click.wav", [], exact_sound(0.01))
-    [(features, times)] = encoded([path], checkpoint("hubert"))
-    assert features.shape == (1, 16) and times.tolist() == [0.0]
-
-
 def test_a_model_without_a_row_per_step_is_refused(tmp_path):
     config = hf.Wav2Vec2Config(**HIDDEN, **CONVOLUTIONS, add_adapter=True, num_adapter_layers=1)
     hf.Wav2Vec2Model(config).save_pretrained(tmp_path)
@@ -139,11 +137,3 @@ def test_a_model_without_a_row_per_step_is_refused(tmp_path):
         load_encoder(str(tmp_path), device="cpu")
     # The layers before the adapter have one each.
     assert load_encoder(str(tmp_path), extraction={"layer": 2}, device="cpu").feature_size == 16
-
-
-def test_a_processor_without_masks_means_no_padding(checkpoint, tmp_path):
-    folder = tmp_path / "hubert"
-    shutil.copytree(checkpoint("hubert"), folder)
-    path = Path(folder) / "preprocessor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "return_attention_mask": False}))
-    assert not load_encoder(str(folder), device="cpu").pads and load_encoder(checkpoint("hubert"), device="cpu").pads
