@@ -11,16 +11,7 @@ import pytest
 from hf_blemo import blemore
 from hf_blemo.blemore.distribution import METADATA_COLUMNS, read_metadata
 from hf_blemo.built_in import COLOURS, make_synthetic_clips, synthetic_clips
-from hf_blemo.built_in.synthetic_clips import (
-    _SIGNS,
-    _VOICES,
-    CLEAR,
-    SAMPLE_RATE,
-    _actor_of,
-    _draw_clip,
-    _plan_clips,
-    _PlannedClip,
-)
+from hf_blemo.built_in.synthetic_clips import _SIGNS, _VOICES, CLEAR, SAMPLE_RATE, _actor_of, _draw_clip, _PlannedClip
 from hf_blemo.built_in.synthetic_pairs import _held_out_pairs
 from hf_blemo.errors import MissingExtraError
 
@@ -77,7 +68,7 @@ def written(tmp_path_factory):
 
 
 def test_labels_and_planted_truth_are_even(written):
-    clips = _plan_clips(3 * NUM_CLIPS, 3, 20, 1.0, 2.0)
+    clips = synthetic_clips._plan_clips(3 * NUM_CLIPS, 3, 20, 1.0, 2.0)
     # Each label is clear in the picture, in the sound and in both once.
     assert len({(clip.label, clip.clear) for clip in clips}) == len(clips) == 36 * len(CLEAR)
     assert Counter(clip.clear for clip in clips[:36]) == dict.fromkeys(CLEAR, 12)
@@ -108,7 +99,7 @@ def test_metadata_are_those_of_the_distribution_with_folds_disjoint_in_actors(wr
     assert set(folds) == set("01234") and max(folds.values()) <= NUM_CLIPS / 5 + 3
 
 
-def test_the_same_bytes_every_time_and_other_actors_for_another_seed(written, tmp_path):
+def test_the_same_bytes_every_time_and_other_actors_for_another_seed(written, tmp_path, monkeypatch):
     _, paths, _ = written
     # With other settings of x264, the files depend on what was in memory before.
     rubbish = [np.full(size, 255, dtype=np.uint8) for size in range(100_000, 2_000_000, 300_000)]
@@ -117,7 +108,12 @@ def test_the_same_bytes_every_time_and_other_actors_for_another_seed(written, tm
     assert [(path.name, path.read_bytes()) for path in again] == [
         (path.name, path.read_bytes()) for path in paths[:12]
     ]
+    # MPEG-4 where the encoder of H.264 is missing.
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
     others = make_synthetic_clips(tmp_path / "other", **SHORT, seed=4)
+    with av.open(others[0]) as container:
+        assert container.streams.video[0].codec.name == "mpeg4"
+    assert decoded(others[0])[0].shape == (10, 32, 32, 3)
     actors = [{blemore.parse_clip_name(path).actor for path in some} for some in (paths, others)]
     assert not actors[0] & actors[1]
 
@@ -153,7 +149,7 @@ def test_files_hold_the_drawn_clips(written):
     np.testing.assert_allclose(pitches, 1, rtol=0.03)
 
 
-def test_turns_of_the_sound_show_the_salience():
+def test_turns_and_frames_show_the_salience():
     for salience in (70, 50, 30):
         _, samples = drawn({"fea": salience, "sad": 100 - salience}, actor=5, seed=salience)
         turns = np.array(np.split(samples, 10))
@@ -161,12 +157,10 @@ def test_turns_of_the_sound_show_the_salience():
         for emotion, count in (("fea", salience / 10), ("sad", 10 - salience / 10)):
             assert (np.abs(pitches / _VOICES[emotion].pitch - 1) < 0.2).sum() == count
         np.testing.assert_allclose(np.sqrt((turns**2).mean(1)), _actor_of(5).loudness, rtol=0.05)
-
-
-def test_shares_hold_in_every_second_frame_too():
     frames, _ = drawn({"ang": 70, "sad": 30}, seconds=2.0, seed=2)
     emotions, _ = shown_in(frames)
     assert (emotions == 0).sum() == 17 and (emotions == 4).sum() == 7
+    # In parts of the clip, too.
     for part in (emotions[::2], emotions[1::2], emotions[:12], emotions[12:]):
         assert 7 <= (part == 0).sum() <= 10
 
@@ -178,7 +172,7 @@ def test_a_part_that_is_not_clear_holds_nothing_of_the_label():
         assert not np.array_equal(one[shown], other[shown])
 
 
-def test_frames_move_and_actors_differ():
+def test_frames_move_and_actors_and_signs_differ():
     (frames, samples), (other, _), (again, _) = (drawn({"hap": 100}, actor=actor) for actor in (1, 2, 1))
     assert frames.dtype == np.uint8 and samples.dtype == np.float32 and frames.shape == (18, 64, 64, 3)
     np.testing.assert_array_equal(again, frames)
@@ -187,23 +181,17 @@ def test_frames_move_and_actors_differ():
     assert moved.mean(axis=(1, 2, 3)).min() > 3 and moved.mean() < np.abs(frames.astype(float) - other).mean() / 2
     pitches = [_actor_of(number).pitch for number in range(1, 40)]
     assert min(pitches) < 130 and max(pitches) > 220
-
-
-def test_signs_differ_and_training_on_the_built_in_pairs_shows_them():
     assert list(_SIGNS) == list(_VOICES) == list(blemore.EMOTIONS)
     assert len({shape for shape, _ in _SIGNS.values()}) == len({colour for _, colour in _SIGNS.values()}) == 6
+    # Training on the built-in pairs shows them.
     assert not set(_SIGNS.values()) & set(_held_out_pairs())
 
 
-def test_mpeg4_where_the_encoder_of_h264_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
-    path = make_synthetic_clips(tmp_path / "clips", **SHORT)[0]
-    with av.open(path) as container:
-        assert container.streams.video[0].codec.name == "mpeg4"
-    assert decoded(path)[0].shape == (10, 32, 32, 3)
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
-def test_folders_keep_what_is_not_a_synthetic_clip(tmp_path):
+def test_folders_keep_what_is_not_a_synthetic_clip(tmp_path, monkeypatch):
     folder = tmp_path / "clips"
     folder.mkdir()
     first = make_synthetic_clips(folder, **SHORT)
@@ -216,24 +204,16 @@ def test_folders_keep_what_is_not_a_synthetic_clip(tmp_path):
     (folder / "thesis.txt").unlink()
     second = make_synthetic_clips(folder, **SHORT, seed=1, overwrite=True)
     assert {path.name for path in folder.glob("*.mp4")} == {path.name for path in second}
+    # An interrupted call leaves the folder as it was.
+    before, write = {path.name for path in tmp_path.rglob("*")}, synthetic_clips._write_media
+    calls = iter((write, write))
+    monkeypatch.setattr(synthetic_clips, "_write_media", lambda *given: next(calls, interrupt)(*given))
+    with pytest.raises(KeyboardInterrupt):
+        make_synthetic_clips(folder, **SHORT, seed=2, overwrite=True)
+    assert next(calls, None) is None and {path.name for path in tmp_path.rglob("*")} == before
     (tmp_path / "file").write_text("precious")
     with pytest.raises(FileExistsError, match="file: found a file, expected a folder"):
         make_synthetic_clips(tmp_path / "file", **SHORT, overwrite=True)
-
-
-def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
-    write, calls = synthetic_clips._write_media, []
-
-    def interrupted(*given):
-        calls.append(given)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        write(*given)
-
-    monkeypatch.setattr(synthetic_clips, "_write_media", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make_synthetic_clips(tmp_path / "clips", **SHORT)
-    assert len(calls) == 3 and not list(tmp_path.iterdir())
 
 
 def test_invalid_arguments_are_refused_before_anything_is_written(tmp_path, monkeypatch):
