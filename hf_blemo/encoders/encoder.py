@@ -1,4 +1,4 @@
-"""What all encoders of clips share: an encoder cuts a clip into pieces and runs its network on batches of them."""
+"""Base of all encoders of clips: an encoder cuts a clip into pieces and runs its network on batches of them."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -22,12 +22,12 @@ class EncoderMemoryError(MemoryError):
 
 @dataclass
 class Piece:
-    """What an encoder looks at in one go, as much of it as belongs to one clip.
+    """One input of an encoder's network, from one clip.
 
     Args:
         values: input of the model for this piece, without a batch axis.
         times: (t,) seconds from the start of the clip at which its t rows of features begin.
-        skip: rows before those, of context that the piece before has given already.
+        skip: leading rows of context, which the piece before has already given.
     """
 
     values: np.ndarray
@@ -66,14 +66,14 @@ class Session(ABC):
         """Ends the clip.
 
         Returns:
-            What is left.
+            The remaining pieces.
         """
         yield from ()
 
 
 @dataclass
 class EncoderSource:
-    """Where an encoder comes from, and how it looks at clips; kept with the models trained on its features.
+    """Source and options of an encoder; kept with the models trained on its features.
 
     Args:
         model_id: Hub id or folder.
@@ -86,7 +86,7 @@ class EncoderSource:
     extraction: dict[str, Any] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
-        """As entries of `config.encoders`, without those that say nothing."""
+        """Entries of `config.encoders`, without empty ones."""
         entries = {"model_id": self.model_id, "revision": self.revision, "extraction": dict(self.extraction)}
         return {key: value for key, value in entries.items() if value}
 
@@ -97,7 +97,7 @@ class Encoder(ABC):
     Args:
         model: of transformers, in evaluation mode.
         processor: its processor.
-        source: where it comes from.
+        source: its origin and options.
         batch_size: pieces at once; halved for good when the device runs out of memory.
 
     Raises:
@@ -110,14 +110,14 @@ class Encoder(ABC):
     default_batch_size = 32
     # Most numbers in a batch whose pieces differ in size; an explicit batch size wins.
     largest_batch: int | None = None
-    # Pieces that keep a core busy: parts of a batch that run side by side on the CPU; None where they cannot.
+    # Pieces that keep a core busy; on the CPU, such parts of a batch run side by side. None if they cannot.
     part_size: int | None = None
-    # Which options of `extraction` the family knows, with their defaults.
+    # Options of `extraction` that the family supports, with their defaults.
     extraction_defaults: dict[str, Any] = {}
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         self.model: Any = model
-        # Of models of two sides, the one for texts is not needed.
+        # Two-tower models do not need their text tower.
         for name in ("text_model", "text_projection"):
             if isinstance(getattr(model, name, None), nn.Module):
                 setattr(model, name, None)
@@ -129,12 +129,12 @@ class Encoder(ABC):
             raise ValueError(f"{source.model_id}: batch_size must be a positive whole number, found {batch_size!r}")
         self.batch_size = batch_size
         if type(model).__module__.startswith("transformers_modules"):
-            # Nobody knows whether code from the Hub may run in several threads.
+            # Code from the Hub may not be safe in several threads.
             self.part_size = None
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.device
 
     def to(self, device: str | torch.device) -> "Encoder":
@@ -190,7 +190,7 @@ class Encoder(ABC):
             if found is None:
                 self.batch_size = len(part) // 2
                 logger.warning(
-                    "%s: %s is out of memory for %d pieces at once, going on with %d",
+                    "%s: %s is out of memory for %d pieces at once, continuing with %d",
                     self.source.model_id,
                     self.device,
                     len(part),
@@ -205,7 +205,7 @@ class Encoder(ABC):
         return rows
 
     def _batch(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
-        """As many of the first pieces as may be run together."""
+        """The largest leading group of pieces that may run together."""
         if self.largest_batch is None:
             return pieces
         sizes = np.cumsum([piece.values.size for piece in pieces])
@@ -221,7 +221,7 @@ class Encoder(ABC):
             Its features with their times.
 
         Raises:
-            FileNotFoundError, IsADirectoryError, MediaError: it cannot be read, or has nothing this encoder looks at.
+            FileNotFoundError, IsADirectoryError, MediaError: the clip cannot be read or has no track for it.
             MissingExtraError: PyAV is not installed.
         """
         rows, times = [], []

@@ -42,7 +42,7 @@ class ImageEncoder(FrameEncoder):
         super().__init__(model, processor, source, batch_size)
         self.has_pooler = has_pooler
         if getattr(self.model.config, "mask_ratio", None):
-            # Masked autoencoders hide a random part of a picture from themselves; for features they see all of it.
+            # Masked autoencoders mask a random part of a picture; features need all of it.
             self.model.config.mask_ratio = 0.0
         blank = Piece(self.frames.pixels(np.zeros((64, 64, 3), np.uint8)), np.zeros(1))
         found = self.forward([blank, blank])

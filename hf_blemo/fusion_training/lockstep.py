@@ -55,7 +55,7 @@ class _StackedModels(nn.Module):
         self.stacked = nn.ParameterList(nn.Parameter(value.detach().clone()) for value in parameters.values())
         for index, value in enumerate(buffers.values()):
             self.register_buffer(f"buffer_{index}", value.clone())
-        # In a tuple, so that it is no submodule: its weights are placeholders that functional_call replaces.
+        # A tuple keeps it from being a submodule: functional_call replaces its weights.
         self._template = (nn.Module.to(copy.deepcopy(models[0]), "meta"),)
 
     def train(self, mode: bool = True) -> "_StackedModels":
@@ -113,7 +113,7 @@ def _initial_model(
     statistics: dict[str, tuple[torch.Tensor, torch.Tensor]],
     static_scores: dict[str, float] | None,
 ) -> RankAwareFusionModel:
-    """An untrained model whose weights depend on the seed alone, standardising with the given statistics."""
+    """An untrained model with the given statistics; its weights depend only on the seed."""
     set_seed(seed)
     model = RankAwareFusionModel(config)
     for name, (mean, std) in statistics.items():
@@ -128,7 +128,7 @@ class Lockstep:
 
     Args:
         accelerator: of this run; every process sees its own columns of every member's batch.
-        members: what each is trained on.
+        members: seed and held-out folds of each model.
         store: the labelled data, with the unlabelled rows of a domain adaptation at its end; its config is that of all
             members.
         settings: of the run.
@@ -274,7 +274,7 @@ class Lockstep:
         return collected
 
     def model_of(self, index: int) -> RankAwareFusionModel:
-        """A copy of one member as it stands, on the CPU, in evaluation mode."""
+        """A copy of one member in its current state, on the CPU, in evaluation mode."""
         return self.stacked.unstack(index, RankAwareFusionModel(self.store.config)).eval()
 
 

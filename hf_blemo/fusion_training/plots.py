@@ -1,4 +1,4 @@
-"""The four pictures of a cross-validation, drawn without pyplot so that no global state is touched."""
+"""The four plots of a cross-validation, drawn without pyplot to leave global state alone."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ def plot_cross_validation(
         history: its learning curves: rows with `seed`, `fold`, `epoch`, `train_loss`, `validation_score`, `selected`.
         decoding: rule of the confusion's predictions.
         encoder_names: names of the encoders, in the order of the models.
-        folder: made where it is missing.
+        folder: created if missing.
     """
     protocol, labels = results.first.protocol.replace("_", " "), results.first.labels
     _plot_confusion(

@@ -1,4 +1,4 @@
-"""What a cross-validation found, as plain numbers: metrics, ensemble, gate; and as a table for the terminal."""
+"""Results of a cross-validation as plain numbers (metrics, ensemble, gate) and as a table for the terminal."""
 
 from collections.abc import Sequence
 from functools import cache, cached_property
@@ -31,7 +31,7 @@ class CrossValidationResults:
         self.choices = {(seed, fold): choice for selection in selections for seed, fold, choice in selection}
         self.seeds = sorted({seed for seed, _ in self.choices})
         self.folds = sorted({fold for _, fold in self.choices})
-        # Metrics, files and plots ask for the same decoding.
+        # Cached, since metrics, files and plots need the same decoding.
         self.fold_rows = cache(self._fold_rows)
         self.ensemble = cache(self._ensemble)
 
@@ -86,7 +86,7 @@ class CrossValidationResults:
         return _spread(self.ensemble(decoding)[0])
 
     def best_epochs(self) -> int:
-        """Mean of the chosen epochs, at least 1: how long the final models are trained."""
+        """Mean of the chosen epochs, at least 1: the epochs of the final models."""
         return max(1, round(float(np.mean([choice.epoch for choice in self.choices.values()]))))
 
     def losses(self) -> list[float]:
@@ -117,7 +117,7 @@ class CrossValidationResults:
         return table
 
     def summary(self, decoding: str) -> dict[str, Any]:
-        """The part of `metrics.json` that the cross-validation decides."""
+        """The cross-validation's part of `metrics.json`."""
         rows = self.fold_rows(decoding)
         return {
             "protocol": self.first.protocol,
@@ -141,7 +141,7 @@ def _spread(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _mean_predictions(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Mean of probabilities and weights over models; the selection is the first one's, as it has no mean."""
+    """Mean of probabilities and weights over models; a selection has no mean, so the first model's is taken."""
     return {
         name: parts[0][name] if name == "selected_encoders" else np.mean([part[name] for part in parts], 0)
         for name in PREDICTED
@@ -155,7 +155,7 @@ def results_table(metrics: dict[str, Any]) -> str:
         metrics: content of `metrics.json`.
 
     Returns:
-        The cross-validation and, where there was one, the test set; a sentence where nothing was scored.
+        The cross-validation and any test set; one sentence if nothing was scored.
     """
     rows = []
     name = metrics["protocol"].replace("_", " ")

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[str, Any]:
-    """Trains, scores and saves as the settings say, into `settings.output_dir`.
+    """Trains, scores and saves a run into `settings.output_dir`.
 
     The folder then holds the model of the first seed with its processor and card, the models of the other seeds under
     `seed_<n>/`, `metrics.json`, `predictions.json` (out of fold, the ensemble's), `history.json`, `plots/` and, with
@@ -60,7 +60,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
     config = model_config(data, settings)
     target = {**settings.synthetic, "domain": "target"}
     seed = settings.synthetic.get("seed", 0)
-    # Everything that can be refused is refused before anything of an earlier run is touched.
+    # All checks come before any change to an earlier run.
     test = None
     if settings.test_data is not None:
         test = _test_store(load_data(settings.test_data, {**target, "seed": seed + 2}), config)
@@ -133,7 +133,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
 
 
 def _remove_stale(output: Path, settings: FusionSettings, scored: bool) -> None:
-    """Removes what an earlier run left and this one does not make, so that the folder never mixes two runs."""
+    """Removes leftovers of an earlier run, so that the folder never mixes two runs."""
     kept = {f"seed_{seed}" for seed in settings.seeds[1:]}
     for folder in output.glob("seed_[0-9]*"):
         if folder.name not in kept:
@@ -157,7 +157,10 @@ def _test_store(data: datasets.Dataset, config: RankAwareFusionConfig) -> Featur
         twice = next(clip for clip in store.clips if store.clips.count(clip) > 1)
         raise ValueError(f"test_data: clip {twice!r} comes more than once, expected each clip once")
     for text, names in (
-        ("ignored, as the models do not know these encoders of the test data: %s", set(found) - set(config.encoders)),
+        (
+            "ignored these encoders, which the models do not know: %s",
+            set(found) - set(config.encoders),
+        ),
         ("predicting without these encoders, which the test data lack: %s", set(config.encoders) - set(found)),
     ):
         if names:
@@ -216,6 +219,6 @@ def _metrics(settings: FusionSettings, store: FeatureStore, results: CrossValida
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of the packages that a result depends on."""
     found = {name: version(name) for name in ("hf_blemo", "torch", "transformers", "datasets", "accelerate")}
     return {**found, "python": platform.python_version()}

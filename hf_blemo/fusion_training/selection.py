@@ -1,4 +1,4 @@
-"""Choice of epoch and thresholds for every scored fold, and the predictions made for it there."""
+"""Chooses epoch and thresholds for every scored fold, and keeps its predictions at that epoch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +24,10 @@ class _Choice:
     """The best epoch so far for one scored fold of one seed.
 
     Args:
-        criterion: what is minimised.
+        criterion: minimised value.
         epoch: counted from 1.
         scored: predictions for the scored fold, rows in the order of the data.
-        judging: predictions that the choice was made on, in the order of `judging_rows`.
+        judging: predictions on which it was chosen, in the order of `judging_rows`.
     """
 
     criterion: float = np.inf
@@ -39,7 +39,7 @@ class _Choice:
 class Selection:
     """Follows a cross-validation epoch by epoch and keeps, for each seed and fold, the predictions of the best one.
 
-    Its `members` are the models that the protocol asks for: for each seed one per fold and, if honest, one per pair of
+    Its `members` are the models of the protocol: for each seed one per fold and, if honest, one per pair of
     folds.
 
     Args:
@@ -49,7 +49,7 @@ class Selection:
         labels: (N, 6) soft labels, all rows labelled.
         seeds: one complete cross-validation each.
         selection: `loss` or `score`; the published style always uses the score.
-        decoding: rule that the score is of.
+        decoding: decoding rule of the score.
         patience: epochs without a better one after which a fold's choice is closed, even if other folds still improve:
             their judges know its labels; 0 never closes it.
     """
@@ -84,8 +84,8 @@ class Selection:
         return np.flatnonzero(self.folds == fold if self.protocol == "published_style" else self.folds != fold)
 
     def blend_share(self, fold: int) -> float:
-        """Share of blends among the rows outside a fold, what expected-score decoding of the fold assumes; BlEmoRE's
-        where there are none."""
+        """Share of blends outside a fold, which expected-score decoding of the fold assumes; BlEmoRE's if there are
+        none."""
         return float(self.is_blend[self.folds != fold].mean()) or blemore.BLEND_SHARE
 
     def loss(self, joint: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:

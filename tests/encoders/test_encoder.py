@@ -95,8 +95,8 @@ def test_a_device_without_memory_for_a_batch_gets_halves(name, checkpoint, clips
     assert sizes[:3] == [8, 4, 2] and max(sizes[2:]) == 2 and encoder.batch_size == 2
     where = checkpoint(name)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{where}: cpu is out of memory for 8 pieces at once, going on with 4",
-        f"{where}: cpu is out of memory for 4 pieces at once, going on with 2",
+        f"{where}: cpu is out of memory for 8 pieces at once, continuing with 4",
+        f"{where}: cpu is out of memory for 4 pieces at once, continuing with 2",
     ]
 
 
