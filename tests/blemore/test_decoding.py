@@ -10,6 +10,10 @@ from hf_blemo.blemore import EMOTIONS, LABEL_MATRIX, LABELS, THRESHOLD_GRID
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "blemore_hicmae_logits.parquet"
 
 
+def as_dict(prediction):
+    return {part["emotion"]: part["salience"] for part in prediction}
+
+
 def reference_prediction(row, alpha, beta):
     """One clip, by the rules as they are written down; alpha and beta in the dtype of the row."""
     best, other = sorted(range(6), key=lambda index: (-row[index], index))[:2]
@@ -31,7 +35,7 @@ def reference_prediction(row, alpha, beta):
 def reference_search(probabilities, labels):
     """The official loop: every pair of thresholds, sorted by Score, the first of equals."""
     cast = probabilities.dtype.type
-    truth = [{part["emotion"]: part["salience"] for part in LABELS[index]} for index in blemore.label_indices(labels)]
+    truth = [as_dict(LABELS[index]) for index in blemore.label_indices(labels)]
     grid = []
     for alpha, beta in itertools.product(THRESHOLD_GRID.tolist(), repeat=2):
         predictions = [reference_prediction(row, cast(alpha), cast(beta)) for row in probabilities]
@@ -85,14 +89,12 @@ def test_search_equals_the_official_loop(kind, dtype, singles_only):
 
 @pytest.mark.parametrize("alpha, beta", [(0.1, 0.1), (0.0, 0.0), (0.05, 0.95), (0.5, 0.2), (-1.0, -1.0)])
 def test_decoding_equals_the_rules(alpha, beta):
-    generator = np.random.default_rng(0)
     for kind in ("softmax", "twentieths", "neutral-heavy", "below"):
-        probabilities = make_probabilities(kind, generator, 200)
+        probabilities = make_probabilities(kind, np.random.default_rng(0), 200)
         for row, prediction in zip(probabilities, blemore.decode_thresholds(probabilities, alpha, beta), strict=True):
-            expected = reference_prediction(row, alpha, beta)
-            assert prediction == [
-                {"emotion": emotion, "salience": expected[emotion]} for emotion in EMOTIONS if emotion in expected
-            ]
+            assert list(as_dict(prediction).items()) == sorted(
+                reference_prediction(row, alpha, beta).items(), key=lambda part: EMOTIONS.index(part[0])
+            )
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,7 @@ def test_decoding_equals_the_rules(alpha, beta):
     ],
 )
 def test_the_rules_by_hand(row, expected):
-    prediction = blemore.decode_thresholds(np.array([row]), alpha=0.2, beta=0.25)[0]
-    assert {part["emotion"]: part["salience"] for part in prediction} == expected
+    assert as_dict(blemore.decode_thresholds(np.array([row]), alpha=0.2, beta=0.25)[0]) == expected
 
 
 def test_thresholds_are_compared_in_the_dtype_of_the_probabilities():
@@ -133,21 +134,15 @@ def test_the_search_scores_clips_by_name():
     assert (thresholds.beta, thresholds.acc_presence, thresholds.acc_salience) == (0.05, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_rows_that_are_not_finite_are_named(bad):
-    probabilities = np.full((3, 6), 1 / 6)
-    probabilities[1, 2] = bad
+def test_bad_probabilities_are_named():
+    probabilities, joint = np.full((3, 6), 1 / 6), np.full((3, 36), 1 / 36)
+    probabilities[1, 2], joint[1, 2] = np.nan, np.inf
     with pytest.raises(ValueError, match="probabilities: row 1"):
         blemore.decode_thresholds(probabilities, 0.1, 0.1)
     with pytest.raises(ValueError, match="probabilities: row 1"):
         blemore.fit_thresholds(probabilities, LABEL_MATRIX[:3])
-    joint = np.full((3, 36), 1 / 36)
-    joint[1, 2] = bad
     with pytest.raises(ValueError, match="joint_probabilities: row 1"):
         blemore.decode_expected_score(joint)
-
-
-def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"shape \(6,\), expected \(N, 6\)"):
         blemore.decode_thresholds(np.full(6, 1 / 6), 0.1, 0.1)
     with pytest.raises(ValueError, match="2 probabilities and 3 labels"):
@@ -166,13 +161,6 @@ def test_expected_score_decoding_maximises_the_mean_score_over_the_joint_distrib
     assert found.tolist() == (joint @ worth).argmax(axis=1).tolist()
     if share == 1660 / 3050:
         assert blemore.decode_expected_score(joint) == blemore.decode_expected_score(joint, share)
-
-
-def test_expected_score_prefers_a_likely_set_to_a_likely_label():
-    joint = np.zeros((1, 36))
-    joint[0, 0] = 0.4  # anger alone is the most probable label
-    joint[0, [6, 7, 8]] = [0.15, 0.25, 0.2]  # but anger and disgust together the most probable set
-    assert blemore.decode_expected_score(joint)[0] == LABELS[7]
 
 
 def test_expected_score_ties_and_shares():

@@ -110,12 +110,8 @@ def test_statistics_replace_the_sequence(distribution):
     root, written = distribution
     dataset = build(root, aggregate="statistics", feature_dtype="float32")
     assert blemore.encoder_widths(dataset) == {name: 7 * width for name, width in WIDTHS.items()}
-    array = written[CLIPS[0], "HiCMAE"]
     found = blemore.read_features(dataset, [0])[0]["HiCMAE"]
-    assert found.shape == (1, 28)
-    np.testing.assert_allclose(found[0, :4], array.mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(found[0, 4:8], array.std(axis=0), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(found[0, -4:], np.percentile(array, 90, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found[0, :4], written[CLIPS[0], "HiCMAE"].mean(axis=0), rtol=1e-5)
 
 
 def test_missing_files_are_an_error_or_null(distribution):
@@ -155,20 +151,16 @@ def test_damaged_files_are_named(distribution):
     assert len(build(root)) == 8
 
 
-def test_auto_dtype_follows_the_first_clip(distribution):
+def test_auto_dtype_follows_the_first_clip_and_float32_never_narrows(distribution):
     root, _ = distribution
     np.save(train_file(root, "WavLM_large", CLIPS[0]), np.full((2, 5), 1e5, np.float32))
     dataset = build(root)
     kinds = {name: kind.feature.feature.dtype for name, kind in dataset.features["features"].items()}
-    assert kinds == {"HiCMAE": "float16", "OpenFace_3": "float16", "VideoMAEv2": "float16", "WavLM_large": "float32"}
+    assert kinds == {**dict.fromkeys(WIDTHS, "float16"), "WavLM_large": "float32"}
     assert blemore.read_features(dataset, [0])[0]["WavLM_large"].max() == 1e5
-
-
-def test_float32_never_narrows(distribution):
-    root, _ = distribution
     np.save(train_file(root, "WavLM_large", CLIPS[0]), np.ones((2, 5), np.float16))
     with pytest.raises(ValueError, match=f"{CLIPS[1]}.npy: found float32, expected float16 as in the first clip"):
-        build(root, feature_dtype="float32")
+        build(root, feature_dtype="float32", overwrite=True)
 
 
 def test_metadata_must_agree_with_the_names(distribution):
@@ -193,14 +185,14 @@ def test_metadata_must_agree_with_the_names(distribution):
 
 def test_wrong_folders_and_options_are_named(distribution, tmp_path):
     root, _ = distribution
-    with pytest.raises(ValueError, match="encoder 'CLIP': found HiCMAE, OpenFace_3, VideoMAEv2, WavLM_large"):
-        build(root, encoders=["CLIP"])
-    with pytest.raises(ValueError, match="split: found 'dev'"):
-        build(root, split="dev")
-    with pytest.raises(ValueError, match="aggregate: found 'mean'"):
-        build(root, aggregate="mean")
-    with pytest.raises(ValueError, match="feature_dtype: found 'int8'"):
-        build(root, feature_dtype="int8")
+    for options, message in (
+        ({"encoders": ["CLIP"]}, "encoder 'CLIP': found HiCMAE, OpenFace_3, VideoMAEv2, WavLM_large"),
+        ({"split": "dev"}, "split: found 'dev'"),
+        ({"aggregate": "mean"}, "aggregate: found 'mean'"),
+        ({"feature_dtype": "int8"}, "feature_dtype: found 'int8'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(root, **options)
     with pytest.raises(FileNotFoundError, match="pre_extracted_train_data: no such folder"):
         build(tmp_path / "elsewhere")
     (root / "train_metadata.csv").unlink()

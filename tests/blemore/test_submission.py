@@ -41,16 +41,15 @@ def test_bad_predictions_are_refused_and_nothing_is_written(tmp_path):
     path = tmp_path / "x.zip"
     path.write_bytes(b"before")
     odd = [{"emotion": "hap", "salience": 60.0}, {"emotion": "sad", "salience": 40.0}]
-    with pytest.raises(ValueError, match=r"x.zip: clip 'test_0002': found the prediction .*60.0"):
-        blemore.write_submission(path, TEST_CLIPS[:2], [LABELS[0], odd])
-    with pytest.raises(ValueError, match="clip 'test_0001': comes 2 times"):
-        blemore.write_submission(path, ["test_0001", "test_0001.mov"], PREDICTIONS[:2])
-    with pytest.raises(ValueError, match="3 clips and 2 predictions"):
-        blemore.write_submission(path, TEST_CLIPS[:3], PREDICTIONS[:2])
-    with pytest.raises(ValueError, match="'test_0004': is missing; .*and 588 more"):
-        blemore.write_submission(path, TEST_CLIPS[:3], PREDICTIONS[:3], strict=True)
-    with pytest.raises(ValueError, match=r"'.txt', expected .zip or .json"):
-        blemore.write_submission(tmp_path / "x.txt", TEST_CLIPS[:3], PREDICTIONS[:3])
+    for name, clips, predictions, strict, message in (
+        ("x.zip", TEST_CLIPS[:2], [LABELS[0], odd], False, "x.zip: clip 'test_0002': found the prediction .*60.0"),
+        ("x.zip", ["test_0001", "test_0001.mov"], PREDICTIONS[:2], False, "clip 'test_0001': comes 2 times"),
+        ("x.zip", TEST_CLIPS[:3], PREDICTIONS[:2], False, "3 clips and 2 predictions"),
+        ("x.zip", TEST_CLIPS[:3], PREDICTIONS[:3], True, "'test_0004': is missing; .*and 588 more"),
+        ("x.txt", TEST_CLIPS[:3], PREDICTIONS[:3], False, "'.txt', expected .zip or .json"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            blemore.write_submission(tmp_path / name, clips, predictions, strict=strict)
     assert path.read_bytes() == b"before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.zip"]
 
