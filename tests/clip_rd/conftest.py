@@ -13,70 +13,32 @@ from hf_blemo import CLIPRDConfig, CLIPRDModel
 START, END = 512, 513
 IMAGE_SIZE = 64
 
-CLIP_VISION = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 12,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "patch_size": 16,
-    "image_size": IMAGE_SIZE,
-    "hidden_act": "gelu",
-}
+_TOWER = {"intermediate_size": 20, "num_hidden_layers": 2, "hidden_act": "gelu"}
+_VIT = {**_TOWER, "hidden_size": 12, "num_attention_heads": 3, "patch_size": 16}
 VISION_TOWERS: dict[str, dict[str, Any]] = {
-    "clip": CLIP_VISION,
-    "vit": {**CLIP_VISION, "model_type": "vit"},
+    "clip": {"model_type": "clip_vision_model", **_VIT},
+    "vit": {"model_type": "vit", **_VIT},
+    # By its output stride its last attention sees four patches; queries and keys of a single one get no gradient.
     "mobilevit": {
-        "model_type": "mobilevit",
-        "image_size": IMAGE_SIZE,
-        "hidden_sizes": [8, 12, 16],
-        "neck_hidden_sizes": [4, 4, 8, 8, 12, 12, 20],
-        "num_attention_heads": 2,
-        "hidden_dropout_prob": 0.0,
-        # So that its last attention sees four patches; of a single one, queries and keys get no gradient.
-        "output_stride": 16,
+        **{"model_type": "mobilevit", "hidden_sizes": [8, 12, 16], "neck_hidden_sizes": [4, 4, 8, 8, 12, 12, 20]},
+        **{"num_attention_heads": 2, "hidden_dropout_prob": 0.0, "output_stride": 16},
     },
     "swin": {
-        "model_type": "swin",
-        "image_size": IMAGE_SIZE,
-        "embed_dim": 6,
-        "depths": [1, 2],
-        "num_heads": [1, 2],
-        "window_size": 4,
-        "drop_path_rate": 0.0,
+        **{"model_type": "swin", "embed_dim": 6, "depths": [1, 2], "num_heads": [1, 2]},
+        **{"window_size": 4, "drop_path_rate": 0.0},
     },
     "efficientnet": {
-        "model_type": "efficientnet",
-        "image_size": IMAGE_SIZE,
-        "width_coefficient": 0.02,
-        "depth_coefficient": 0.1,
-        "hidden_dim": 24,
-        "depth_divisor": 4,
-        "drop_connect_rate": 0.0,
-        "batch_norm_momentum": 0.1,
+        **{"model_type": "efficientnet", "width_coefficient": 0.02, "depth_coefficient": 0.1, "hidden_dim": 24},
+        **{"depth_divisor": 4, "drop_connect_rate": 0.0, "batch_norm_momentum": 0.1},
     },
     "resnet": {
-        "model_type": "resnet",
-        "embedding_size": 4,
-        "hidden_sizes": [6, 10],
-        "depths": [1, 1],
-        "layer_type": "basic",
+        **{"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [6, 10], "depths": [1, 1]},
+        **{"layer_type": "basic"},
     },
 }
-VISION_WIDTHS = {"clip": 12, "vit": 12, "mobilevit": 20, "swin": 12, "efficientnet": 24, "resnet": 10}
-
 CLIP_TEXT = {
-    "model_type": "clip_text_model",
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": END + 1,
-    "max_position_embeddings": 80,
-    "hidden_act": "gelu",
-    "bos_token_id": START,
-    "eos_token_id": END,
-    "pad_token_id": END,
+    **{"model_type": "clip_text_model", **_TOWER, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": END + 1},
+    **{"max_position_embeddings": 80, "bos_token_id": START, "eos_token_id": END, "pad_token_id": END},
 }
 WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 TEXT_TOWERS: dict[str, dict[str, Any]] = {
@@ -92,7 +54,7 @@ def make_config() -> Callable[..., CLIPRDConfig]:
 
     def make(vision: str = "clip", text: str = "clip", **options: Any) -> CLIPRDConfig:
         settings = {
-            "vision_config": copy.deepcopy(VISION_TOWERS[vision]),
+            "vision_config": {"image_size": IMAGE_SIZE, **copy.deepcopy(VISION_TOWERS[vision])},
             "text_config": copy.deepcopy(TEXT_TOWERS[text]),
             "projection_dim": 8,
         }

@@ -34,6 +34,10 @@ def test_towers_from_objects_and_dicts_come_back_typed(tmp_path):
         text_hidden_size=24,
     )
     assert type(config.text_config) is BertConfig and config.text_config.hidden_size == 24
+    # An object is copied.
+    copied = CLIPRDConfig(vision_config=config.vision_config)
+    copied.vision_config.image_size = 32
+    assert config.vision_config.image_size == 64
     config.save_pretrained(tmp_path)
     for loaded in (CLIPRDConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is CLIPRDConfig
@@ -44,28 +48,22 @@ def test_towers_from_objects_and_dicts_come_back_typed(tmp_path):
         assert (loaded.vision_pooled_size, loaded.text_pooled_size) == (20, 24)
 
 
-def test_a_tower_given_as_an_object_is_copied():
-    vision = CLIPVisionConfig(hidden_size=12, num_attention_heads=3)
-    config = CLIPRDConfig(vision_config=vision)
-    config.vision_config.hidden_size = 24
-    assert vision.hidden_size == 12
-
-
 # --- Pooled widths ---
 
-WIDTHS = {
-    "clip": ({"model_type": "clip_vision_model", "hidden_size": 48}, 48),
-    "vit": ({"model_type": "vit", "hidden_size": 48}, 48),
-    "siglip": ({"model_type": "siglip_vision_model", "hidden_size": 48}, 48),
-    "mobilevit": ({"model_type": "mobilevit"}, 640),
-    "swin": ({"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1]}, 32),
-    "efficientnet": ({"model_type": "efficientnet", "hidden_dim": 1280}, 1280),
-    "resnet": ({"model_type": "resnet"}, 2048),
-    "convnext": ({"model_type": "convnext"}, 768),
-}
 
-
-@pytest.mark.parametrize(("tower", "width"), WIDTHS.values(), ids=WIDTHS.keys())
+@pytest.mark.parametrize(
+    ("tower", "width"),
+    [
+        ({"model_type": "clip_vision_model", "hidden_size": 48}, 48),
+        ({"model_type": "vit", "hidden_size": 48}, 48),
+        ({"model_type": "siglip_vision_model", "hidden_size": 48}, 48),
+        ({"model_type": "mobilevit"}, 640),
+        ({"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1]}, 32),
+        ({"model_type": "efficientnet", "hidden_dim": 1280}, 1280),
+        ({"model_type": "resnet"}, 2048),
+        ({"model_type": "convnext"}, 768),
+    ],
+)
 def test_pooled_width_of_a_vision_tower(tower, width):
     assert CLIPRDConfig(vision_config=tower).vision_pooled_size == width
     assert CLIPRDConfig(vision_config=tower, vision_hidden_size=5).vision_pooled_size == 5
@@ -100,17 +98,12 @@ def test_a_whole_image_text_model_is_no_tower():
         ({"vision_hidden_size": -1}, "vision_hidden_size must be at least 1, found -1"),
         ({"initializer_factor": -1.0}, "initializer_factor must not be negative"),
         ({"vision_config": {"model_type": "no_such_model"}}, "no_such_model"),
+        ({"projection_dim": "512"}, "projection_dim"),
     ],
-    ids=["misspelt", "projection", "width", "factor", "model type"],
 )
 def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=message):
         CLIPRDConfig(**settings)
-
-
-def test_settings_are_typed():
-    with pytest.raises(StrictDataclassFieldValidationError, match="projection_dim"):
-        CLIPRDConfig(projection_dim="512")
 
 
 # --- Presets ---
@@ -131,15 +124,12 @@ def test_overrides_change_what_they_name_and_no_later_preset():
     assert changed.projection_dim == 64 and changed.vision_config.image_size == 96
     assert (changed.vision_config.hidden_size, changed.vision_config.hidden_act) == (192, "gelu")
     assert type(changed.text_config) is BertConfig
+    replaced = CLIPRDConfig.from_preset("vit-t-16", vision_config={"model_type": "resnet"})
+    assert type(replaced.vision_config) is ResNetConfig
+    assert replaced.vision_config.to_dict() == ResNetConfig().to_dict()
     plain = CLIPRDConfig.from_preset("vit-t-16")
     assert plain.projection_dim == 512 and plain.vision_config.image_size == 224
     assert (plain.text_config.hidden_size, plain.text_config.hidden_act) == (384, "gelu")
-
-
-def test_an_override_of_another_model_type_replaces_the_tower():
-    config = CLIPRDConfig.from_preset("vit-t-16", vision_config={"model_type": "resnet"})
-    assert type(config.vision_config) is ResNetConfig
-    assert config.vision_config.to_dict() == ResNetConfig().to_dict()
 
 
 def test_presets_train_like_the_published_students():
