@@ -157,11 +157,8 @@ def _test_store(data: datasets.Dataset, config: RankAwareFusionConfig) -> Featur
         twice = next(clip for clip in store.clips if store.clips.count(clip) > 1)
         raise ValueError(f"test_data: clip {twice!r} comes more than once, expected each clip once")
     for text, names in (
-        (
-            "ignored these encoders, which the models do not know: %s",
-            set(found) - set(config.encoders),
-        ),
-        ("predicting without these encoders, which the test data lack: %s", set(config.encoders) - set(found)),
+        ("ignored encoders of the test data, which the models do not know: %s", set(found) - set(config.encoders)),
+        ("predicting without encoders that the test data lacks: %s", set(config.encoders) - set(found)),
     ):
         if names:
             logger.warning(text, ", ".join(sorted(names)))
