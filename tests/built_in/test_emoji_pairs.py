@@ -171,7 +171,7 @@ def test_pictures_are_small_on_white_the_same_every_time_and_differ(few_emoji):
 
 
 @needs_font
-def test_an_emoji_that_the_font_lacks_or_draws_in_pieces_is_left_out(few_emoji):
+def test_an_emoji_that_the_font_lacks_or_draws_in_pieces_is_left_out():
     font = emoji_pairs._EmojiFont(FOUND)
     face, cat = "\U0001f600", "\U0001f408"
     assert font.draw(face) is not None and font.draw(cat) is not None
@@ -180,9 +180,6 @@ def test_an_emoji_that_the_font_lacks_or_draws_in_pieces_is_left_out(few_emoji):
     unknown = ("\U0001f1fd\U0001f1fd", "\U0001f1fd\U0001f1f7", "\U0001fbff", "\ue000")
     for lacking in (*pieces, *unknown):
         assert font.draw(lacking) is None
-    drawn = set(make_emoji_pairs(part="all")["caption"])
-    lengths = {font.font.getlength(emoji.sequence) for emoji in few_emoji if emoji.caption in drawn}
-    assert max(lengths) - min(lengths) <= 2
 
 
 @needs_font

@@ -104,12 +104,8 @@ def test_weights_that_the_hub_has_converted_are_found(hub, checkpoint, tmp_path,
     pickled = upload(name, folder)
     assert refused(FileNotFoundError, name).startswith(f"{name}: AutoModel found nothing to load: ")
     # A pull request, as the Hub's converter opens one.
-    weights = f"{checkpoint('vit')}/model.safetensors"
-    converted = (
-        HfApi()
-        .upload_file(path_or_fileobj=weights, path_in_repo="model.safetensors", repo_id=name, create_pr=True)
-        .oid
-    )
+    weights = {"path_or_fileobj": f"{checkpoint('vit')}/model.safetensors", "path_in_repo": "model.safetensors"}
+    converted = HfApi().upload_file(**weights, repo_id=name, create_pr=True).oid
     monkeypatch.setattr(safetensors_conversion, "get_conversion_pr_reference", lambda *_, **__: "refs/pr/1")
     expected = ("ImageEncoder", {"model_id": name, "revision": converted}, total_of(checkpoint("vit")))
     assert loaded(name) == loaded(name, revision=converted) == expected
@@ -128,11 +124,8 @@ def test_code_of_a_repository_runs_where_it_is_allowed_and_pinned(hub, tmp_path)
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "own_of_you", "auto_map": entries}))
         commits[name] = upload(name, tmp_path)
     source = {"model_id": "you/encoder-own", "revision": commits["you/encoder-own"]}
-    assert loaded("you/encoder-own", trust_remote_code=True, revision=source["revision"]) == (
-        "ImageEncoder",
-        source,
-        15.0,
-    )
+    found = loaded("you/encoder-own", trust_remote_code=True, revision=source["revision"])
+    assert found == ("ImageEncoder", source, 15.0)
     assert "trust_remote_code" in refused(FileNotFoundError, "you/encoder-own", revision=source["revision"])
     text = refused(FileNotFoundError, "you/encoder-own", trust_remote_code=True, revision="0" * 40)
     assert text.startswith(f"you/encoder-own, revision {'0' * 40}: ")
