@@ -8,7 +8,7 @@ import pytest
 import torch
 from command_line import run
 from tiny_encoders import save_encoder
-from tiny_extraction import CLIPS, make_clips, save_fusion
+from tiny_extraction import save_fusion
 
 import hf_blemo
 from hf_blemo.encoders.loading import load_encoders
@@ -22,7 +22,6 @@ MOST = 7
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("walks")
-    make_clips(folder / "clips", broken=False)
     kinds = {"student": "vit", "hubert": "hubert"}
     entries = {
         name: {"model_id": str(save_encoder(kind, folder / kind)), "feature_size": 16} for name, kind in kinds.items()
@@ -48,7 +47,7 @@ def watch(monkeypatch, network):
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_few_calls_lie_between_a_clip_and_the_networks(capsys, shared, monkeypatch, num_threads):
+def test_few_calls_lie_between_a_clip_and_the_networks(capsys, shared, paths, monkeypatch, num_threads):
     from transformers import HubertModel, ViTModel
 
     before = torch.get_num_threads()
@@ -64,7 +63,7 @@ def test_few_calls_lie_between_a_clip_and_the_networks(capsys, shared, monkeypat
     monkeypatch.setattr("hf_blemo.prediction.clips.load_encoders", load)
     try:
         torch.set_num_threads(num_threads)
-        code, _, err = run(capsys, "predict", shared / "clips" / f"{CLIPS[3]}.mp4", "--model", shared / "fusion")
+        code, _, err = run(capsys, "predict", paths[3], "--model", shared / "fusion")
     finally:
         torch.set_num_threads(before)
     assert code == 0, err
@@ -83,7 +82,7 @@ def test_few_calls_lie_between_features_and_the_fusion(capsys, tmp_path, shared,
     assert counts and max(counts) <= MOST
 
 
-def test_a_clip_is_decoded_once_whatever_is_asked_for(capsys, tmp_path, shared, monkeypatch):
+def test_a_clip_is_decoded_once_whatever_is_asked_for(capsys, tmp_path, shared, paths, monkeypatch):
     opened, read = [], []
 
     class Counted(media.MediaFile):
@@ -97,7 +96,7 @@ def test_a_clip_is_decoded_once_whatever_is_asked_for(capsys, tmp_path, shared, 
 
     for module in ("hf_blemo.extraction.decoding", "hf_blemo.encoders.encoder", "hf_blemo.media.media"):
         monkeypatch.setattr(f"{module}.MediaFile", Counted)
-    clips = [shared / "clips" / f"{name}.mp4" for name in CLIPS[:2]]
+    clips = paths[:2]
     outputs = [tmp_path / f"results.{suffix}" for suffix in ("html", "json", "csv")]
     code, _, err = run(
         capsys, "predict", *clips, "--model", shared / "fusion", "--window", "0.5", "--output", *outputs

@@ -1,5 +1,6 @@
 """The tiny checkpoints and clips without loss that the tests here share."""
 
-from known_clips import checkpoint, clips, clips_48k, direct
+from known_clips import checkpoint, clips
+from tiny_extraction import clip_folder, entries
 
-__all__ = ["checkpoint", "clips", "clips_48k", "direct"]
+__all__ = ["checkpoint", "clip_folder", "clips", "entries"]

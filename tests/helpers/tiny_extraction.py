@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from clip_files import gray_pictures, tone, write_clip
 from tiny_encoders import save_encoder
 
@@ -60,6 +61,30 @@ def make_fusion(entries: Mapping[str, Mapping[str, Any]], seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = RankAwareFusionConfig(encoders=fusion_entries(entries), top_n=2, hidden_size=8)
     return RankAwareFusionModel(config).eval(), RankAwareFusionProcessor(config.encoders)
+
+
+@pytest.fixture(scope="session")
+def entries(tmp_path_factory):
+    """Entries of both encoders, saved once; no test writes into their folders."""
+    return save_encoders(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """The folder of all clips, the broken one included; no test writes into it."""
+    return make_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="session")
+def paths(clip_folder):
+    """The clips that can be read."""
+    return [clip_folder / f"{name}.mp4" for name in CLIPS]
+
+
+@pytest.fixture(scope="session")
+def member(entries):
+    """A fusion of both encoders with its processor."""
+    return make_fusion(entries)
 
 
 def save_fusion(folder: Path, entries: Mapping[str, Mapping[str, Any]], seed: int = 0) -> Path:

@@ -1,15 +1,17 @@
 """The pipeline takes raw clips in every form, beside features, and loads the encoders that it needs once."""
 
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
 import datasets
 import numpy as np
 import pytest
-from tiny_extraction import BROKEN, CLIPS, make_clips, make_fusion, save_encoders, save_fusion
+from tiny_extraction import BROKEN, CLIPS, save_fusion
 from transformers import pipeline
 
+from hf_blemo import (
+    BlendedEmotionRecognitionPipeline,
+    RankAwareFusionConfig,
+    RankAwareFusionModel,
+    RankAwareFusionProcessor,
+)
 from hf_blemo.extraction.clip_sources import MediaClip
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.prediction import clips as clip_prediction
@@ -19,51 +21,14 @@ TASK = "blended-emotion-recognition"
 
 
 @pytest.fixture(scope="module")
-def entries(tmp_path_factory):
-    return save_encoders(tmp_path_factory.mktemp("encoders"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_clips(tmp_path_factory.mktemp("clips"), broken=False)
-
-
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory):
-    path = tmp_path_factory.mktemp("broken") / f"{BROKEN}.mp4"
-    path.write_bytes(b"no clip at all")
-    return path
-
-
-@pytest.fixture(scope="module")
-def clips(folder):
-    return [folder / f"{name}.mp4" for name in CLIPS]
-
-
-@pytest.fixture(scope="module")
 def recognise(entries, tmp_path_factory):
     return pipeline(TASK, model=str(save_fusion(tmp_path_factory.mktemp("fusion"), entries)))
 
 
 @pytest.fixture(scope="module")
-def expected(clips, entries):
+def expected(paths, member):
     """Results by the function beneath."""
-    member = make_fusion(entries)
-    return list(predict_clips(clips, [member], fusion_encoders([member])))
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    """Serves the clips on the loopback interface."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            """Keeps what is served off the terminal."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    return list(predict_clips(paths, [member], fusion_encoders([member])))
 
 
 def assert_same(found, expected, clip=None):
@@ -75,17 +40,17 @@ def assert_same(found, expected, clip=None):
         assert found[name] == pytest.approx(expected[name], abs=1e-5), name
 
 
-def test_one_clip_in_every_form(recognise, clips, expected, server):
-    content = clips[0].read_bytes()
-    with clips[0].open("rb") as file:
+def test_one_clip_in_every_form(recognise, paths, expected):
+    content = paths[0].read_bytes()
+    with paths[0].open("rb") as file:
         forms = {
-            "path as text": (str(clips[0]), None),
-            "path": (clips[0], None),
-            "address": (f"{server}/{CLIPS[0]}.mp4?token=secret", None),
+            "path as text": (str(paths[0]), None),
+            "path": (paths[0], None),
+            "address": (paths[0].as_uri(), None),
             "bytes": (content, "clip 0"),
             "open file": (file, None),
-            "named": (MediaClip("mine", clips[0]), "mine"),
-            "row with a path": ({"video": str(clips[0])}, None),
+            "named": (MediaClip("mine", paths[0]), "mine"),
+            "row with a path": ({"video": str(paths[0])}, None),
             "row with bytes": ({"clip": "mine", "video": {"bytes": content, "path": None}}, "mine"),
             "row of sound": ({"clip": "mine", "audio": {"bytes": content, "path": "x.mp4"}}, "mine"),
         }
@@ -95,33 +60,37 @@ def test_one_clip_in_every_form(recognise, clips, expected, server):
             assert_same(found, expected[0], name)
 
 
-def test_picture_and_sound_apart(recognise, clips, entries):
+def test_picture_and_sound_apart(recognise, paths, entries):
     """The picture of one clip and the sound of another."""
-    found = recognise(MediaClip(CLIPS[2], clips[2], clips[0]))
+    found = recognise(MediaClip(CLIPS[2], paths[2], paths[0]))
     assert found["clip"] == CLIPS[2] and found["encoder_weights"]["hubert"] > 0
-    one, other = encode_clips([clips[2], clips[0]], recognise.encoders)
+    one, other = encode_clips([paths[2], paths[0]], recognise.encoders)
     mixed = {"student": one.features["student"], "hubert": other.features["hubert"]}
     assert found["probabilities"] == pytest.approx(recognise(mixed)["probabilities"], abs=1e-5)
-    row = {"clip": "both", "video": str(clips[2]), "audio": str(clips[0])}
+    row = {"clip": "both", "video": str(paths[2]), "audio": str(paths[0])}
     assert recognise(row)["probabilities"] == pytest.approx(found["probabilities"], abs=1e-6)
 
 
-def test_many_clips_in_every_form(recognise, folder, clips, expected):
-    for found in (recognise(clips), recognise(tuple(map(str, clips))), recognise(folder), recognise(str(folder))):
+def test_many_clips_in_every_form(recognise, paths, expected, tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for path in paths:
+        (folder / path.name).symlink_to(path)
+    for found in (recognise(paths), recognise(tuple(map(str, paths))), recognise(folder), recognise(str(folder))):
         assert isinstance(found, list) and len(found) == 4
         for one, two in zip(found, expected, strict=True):
             assert_same(one, two)
     # By number, where there is no name.
-    assert [result["clip"] for result in recognise([clips[0], clips[1].read_bytes()])] == [CLIPS[0], "clip 1"]
-    stream = recognise(clip for clip in clips)
+    assert [result["clip"] for result in recognise([paths[0], paths[1].read_bytes()])] == [CLIPS[0], "clip 1"]
+    stream = recognise(clip for clip in paths)
     assert not isinstance(stream, list)
     assert_same(next(iter(stream)), expected[0])
     with pytest.raises(ValueError, match="found no clips, expected at least one"):
         recognise([])
 
 
-def test_data_sets_with_columns_of_files(recognise, clips, expected):
-    films = [{"path": str(clips[0]), "bytes": None}, {"path": None, "bytes": clips[1].read_bytes()}, None]
+def test_data_sets_with_columns_of_files(recognise, paths, expected):
+    films = [{"path": str(paths[0]), "bytes": None}, {"path": None, "bytes": paths[1].read_bytes()}, None]
     data = datasets.Dataset.from_dict({"video": films, "label": [0, 1, 2]}).cast_column("video", datasets.Video())
     renamed = data.rename_column("video", "film")
     named = data.add_column("clip", ["a", "b", "c"])
@@ -139,10 +108,10 @@ def test_data_sets_with_columns_of_files(recognise, clips, expected):
         recognise(data.remove_columns("video"))
 
 
-def test_features_and_clips_together(recognise, clips, expected):
-    [clip] = encode_clips(clips[:1], recognise.encoders)
+def test_features_and_clips_together(recognise, paths, expected):
+    [clip] = encode_clips(paths[:1], recognise.encoders)
     row = {"clip": "features", "features": clip.features}
-    found = recognise([row, clip.features, clips[1], clips[0], row])
+    found = recognise([row, clip.features, paths[1], paths[0], row])
     assert [result.get("clip") for result in found] == ["features", None, CLIPS[1], CLIPS[0], "features"]
     for number in (0, 1, 4):
         assert found[number]["probabilities"] == pytest.approx(expected[0]["probabilities"], abs=1e-5)
@@ -152,13 +121,6 @@ def test_features_and_clips_together(recognise, clips, expected):
 
 
 def test_encoders_may_have_the_names_of_columns(tmp_path):
-    from hf_blemo import (
-        BlendedEmotionRecognitionPipeline,
-        RankAwareFusionConfig,
-        RankAwareFusionModel,
-        RankAwareFusionProcessor,
-    )
-
     config = RankAwareFusionConfig(encoders={name: {"feature_size": 3} for name in ("video", "audio")}, hidden_size=8)
     recognise = BlendedEmotionRecognitionPipeline(
         model=RankAwareFusionModel(config).eval(), processor=RankAwareFusionProcessor(config.encoders), device="cpu"
@@ -168,12 +130,13 @@ def test_encoders_may_have_the_names_of_columns(tmp_path):
     assert recognise({"video": np.ones((2, 3)), "audio": None})["encoder_weights"]["audio"] == 0
 
 
-def test_a_clip_that_cannot_be_read(recognise, broken, clips, tmp_path, expected):
+def test_a_clip_that_cannot_be_read(recognise, clip_folder, paths, tmp_path, expected):
+    broken = clip_folder / f"{BROKEN}.mp4"
     for clip in (broken, str(broken), tmp_path / "gone.mp4", b"", {"clip": "none", "video": None}):
         with pytest.raises(ValueError) as error:
             recognise(clip)
         assert "\n" not in str(error.value) and "expected a" in str(error.value)
-    found = recognise([broken, clips[0], {"clip": "none", "video": None}])
+    found = recognise([broken, paths[0], {"clip": "none", "video": None}])
     assert found[0]["clip"] == BROKEN and set(found[0]) == {"clip", "error"} and str(broken) in found[0]["error"]
     assert_same(found[1], expected[0])
     assert found[2]["error"] == "none: found nothing in video, expected a clip"
@@ -182,24 +145,24 @@ def test_a_clip_that_cannot_be_read(recognise, broken, clips, tmp_path, expected
         recognise(str(tmp_path / "gone"))
 
 
-def test_windows_are_as_asked(recognise, clips, expected):
-    found = recognise(clips[0], window=0.5, longer_than=0.5)
+def test_windows_are_as_asked(recognise, paths, expected):
+    found = recognise(paths[0], window=0.5, longer_than=0.5)
     assert [entry["start"] for entry in found["timeline"]][:3] == [0.0, 0.25, 0.5]
-    assert len(recognise(clips[0], window=0.5, hop=0.5, longer_than=0.5)["timeline"]) == 2
-    assert "timeline" not in recognise(clips[0], window=0, longer_than=0)
-    assert_same(recognise(clips[0], window=None, hop=None, longer_than=None), expected[0])
-    assert len(recognise(clips[0], top_labels=2)["labels"]) == 2
+    assert len(recognise(paths[0], window=0.5, hop=0.5, longer_than=0.5)["timeline"]) == 2
+    assert "timeline" not in recognise(paths[0], window=0, longer_than=0)
+    assert_same(recognise(paths[0], window=None, hop=None, longer_than=None), expected[0])
+    assert len(recognise(paths[0], top_labels=2)["labels"]) == 2
     with pytest.raises(ValueError, match="hop must be a positive number"):
-        recognise(clips[0], hop=0)
+        recognise(paths[0], hop=0)
     with pytest.raises(
         ValueError, match="unknown parameter 'windows', expected some of .*top_labels, window, hop, lo"
     ):
-        recognise(clips[0], windows=3)
+        recognise(paths[0], windows=3)
     always = pipeline(TASK, model=recognise.model, processor=recognise.processor, window=0.5, longer_than=0)
-    assert len(always(clips[0])["timeline"]) == 3 and "timeline" not in always(clips[0], window=0)
+    assert len(always(paths[0])["timeline"]) == 3 and "timeline" not in always(paths[0], window=0)
 
 
-def test_encoders_are_loaded_once_and_only_for_clips(entries, clips, tmp_path, monkeypatch):
+def test_encoders_are_loaded_once_and_only_for_clips(entries, paths, tmp_path, monkeypatch):
     loaded = []
     load = clip_prediction.load_encoders
 
@@ -212,23 +175,13 @@ def test_encoders_are_loaded_once_and_only_for_clips(entries, clips, tmp_path, m
     recognise = pipeline(TASK, model=folder, encoder_options={"dtype": "bfloat16"})
     recognise({"student": np.ones((2, 12))})
     assert loaded == []
-    recognise(clips[0])
-    recognise(clips[:2])
+    recognise(paths[0])
+    recognise(paths[:2])
     [(names, options)] = loaded
     assert names == ["student", "hubert"] and options == {"device": recognise.device, "dtype": "bfloat16"}
     assert str(next(recognise.encoders["student"].model.parameters()).dtype) == "torch.bfloat16"
 
 
-def test_a_fusion_that_does_not_know_its_encoders(clips):
-    model, processor = make_fusion({"student": {}, "hubert": {}})
-    recognise = pipeline(TASK, model=model, processor=processor)
-    assert recognise({"student": np.ones((2, 12))})["blend"]
-    with pytest.raises(
-        ValueError, match=r"names no model for any of its encoders \(student, hubert\), so clips cannot"
-    ):
-        recognise(clips[0])
-
-
-def test_what_it_saves_is_a_model_with_its_processor(recognise, clips, expected, tmp_path):
+def test_what_it_saves_is_a_model_with_its_processor(recognise, paths, expected, tmp_path):
     recognise.save_pretrained(tmp_path)
-    assert_same(pipeline(TASK, model=str(tmp_path))(clips[0]), expected[0])
+    assert_same(pipeline(TASK, model=str(tmp_path))(paths[0]), expected[0])

@@ -1,10 +1,10 @@
-"""Predictions of raw clips: they are those of the clips' features, as a whole and moment by moment."""
+"""Predictions of raw paths: they are those of the clips' features, as a whole and moment by moment."""
 
 import logging
 
 import numpy as np
 import pytest
-from tiny_extraction import BROKEN, CLIPS, make_clips, make_fusion, save_encoders
+from tiny_extraction import BROKEN, CLIPS, make_fusion
 
 from hf_blemo.blemore.dataset_writing import write_dataset
 from hf_blemo.blemore.features import Clip, dataset_features
@@ -18,24 +18,8 @@ NO_TIMELINE = Windows(seconds=0)
 
 
 @pytest.fixture(scope="module")
-def entries(tmp_path_factory):
-    return save_encoders(tmp_path_factory.mktemp("encoders"))
-
-
-@pytest.fixture(scope="module")
-def member(entries):
-    return make_fusion(entries)
-
-
-@pytest.fixture(scope="module")
 def encoders(member):
     return fusion_encoders([member])
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = make_clips(tmp_path_factory.mktemp("clips"))
-    return [folder / f"{name}.mp4" for name in CLIPS]
 
 
 def predictions_of(samples, members, folder, **options):
@@ -57,10 +41,10 @@ def assert_same_result(found, expected):
         assert found[name] == pytest.approx(expected[name], abs=1e-5), name
 
 
-def test_a_clip_is_predicted_as_its_features_are(clips, member, encoders, tmp_path):
-    features = {clip.name: clip.features for clip in encode_clips(clips, encoders)}
+def test_a_clip_is_predicted_as_its_features_are(paths, member, encoders, tmp_path):
+    features = {clip.name: clip.features for clip in encode_clips(paths, encoders)}
     expected = predictions_of(features, [member], tmp_path / "data")
-    results = list(predict_clips(clips, [member], encoders))
+    results = list(predict_clips(paths, [member], encoders))
     assert [result["clip"] for result in results] == list(CLIPS)
     for result in results:
         assert_same_result(result, expected[result["clip"]])
@@ -70,35 +54,25 @@ def test_a_clip_is_predicted_as_its_features_are(clips, member, encoders, tmp_pa
     assert results[2]["encoder_weights"]["hubert"] == 0 and results[2]["selected_encoders"] == ["student"]
 
 
-def test_several_models_predict_by_the_mean(clips, entries, encoders, tmp_path):
-    members = [make_fusion(entries, seed) for seed in (0, 1)]
-    features = {clip.name: clip.features for clip in encode_clips(clips[:2], encoders)}
-    expected = predictions_of(features, members, tmp_path / "data")
-    found = list(predict_clips(clips[:2], members, encoders))
-    alone = list(predict_clips(clips[:2], members[1:], encoders))
-    for result, other in zip(found, alone, strict=True):
-        assert_same_result(result, expected[result["clip"]])
-        assert result["probabilities"] != other["probabilities"]
-    with pytest.raises(ValueError, match="cannot be averaged with the first"):
-        next(predict_clips(clips, [members[0], make_fusion({"student": entries["student"]})], encoders))
-
-
-def test_decoding_and_labels_are_as_asked(clips, member, encoders, tmp_path):
-    features = {clip.name: clip.features for clip in encode_clips(clips[:1], encoders)}
-    options = {"decoding": "thresholds", "alpha": 0.05, "beta": 0.5}
-    expected = predictions_of(features, [member], tmp_path / "data", **options)
-    [found] = predict_clips(clips[:1], [member], encoders, top_labels=3, **options)
+def test_several_models_a_decoding_and_labels_as_asked(paths, member, entries, encoders, tmp_path):
+    members = [member, make_fusion(entries, seed=1)]
+    features = {clip.name: clip.features for clip in encode_clips(paths[:1], encoders)}
+    options = {"decoding": "thresholds", "alpha": 0.05, "beta": 0.5, "top_labels": 3}
+    expected = predictions_of(features, members, tmp_path / "data", **options)
+    [found] = predict_clips(paths[:1], members, encoders, **options)
     assert_same_result(found, expected[CLIPS[0]])
-    assert len(found["labels"]) == 3 and found["labels"][0]["probability"] >= found["labels"][1]["probability"]
-    with pytest.raises(
-        ValueError, match="unknown parameter 'gamma', expected some of decoding, alpha, beta, blend_sh"
-    ):
-        next(predict_clips(clips, [member], encoders, gamma=1))
+    assert found["labels"] == expected[CLIPS[0]]["labels"] and len(found["labels"]) == 3
+    [alone] = predict_clips(paths[:1], members[1:], encoders)
+    assert found["probabilities"] != alone["probabilities"] and "labels" not in alone
+    with pytest.raises(ValueError, match="cannot be averaged with the first"):
+        next(predict_clips(paths, [member, make_fusion({"student": entries["student"]})], encoders))
+    with pytest.raises(ValueError, match="unknown parameter 'gamma', expected some of decoding, alpha, beta, blend_s"):
+        next(predict_clips(paths, [member], encoders, gamma=1))
 
 
-def test_a_clip_that_cannot_be_read_is_a_result_too(clips, member, encoders, tmp_path, monkeypatch):
-    broken = clips[0].with_name(f"{BROKEN}.mp4")
-    results = list(predict_clips([broken, clips[0], tmp_path / "gone.mp4"], [member], encoders))
+def test_a_clip_that_cannot_be_read_is_a_result_too(paths, member, encoders, tmp_path, monkeypatch):
+    broken = paths[0].with_name(f"{BROKEN}.mp4")
+    results = list(predict_clips([broken, paths[0], tmp_path / "gone.mp4"], [member], encoders))
     assert [sorted(result) for result in (results[0], results[2])] == [["clip", "error"]] * 2
     assert results[0]["clip"] == BROKEN and str(broken) in results[0]["error"]
     assert "gone.mp4: no such file" in results[2]["error"]
@@ -106,7 +80,7 @@ def test_a_clip_that_cannot_be_read_is_a_result_too(clips, member, encoders, tmp
     assert not any("\n" in result.get("error", "") for result in results)
 
     monkeypatch.setattr(encoders["student"], "forward", lambda pieces: [np.full((1, 12), np.nan)] * len(pieces))
-    [spoiled] = predict_clips(clips[:1], [member], encoders)
+    [spoiled] = predict_clips(paths[:1], [member], encoders)
     assert spoiled["error"].startswith(f"{CLIPS[0]}: encoder 'student' gave NaN or infinity")
 
 
@@ -123,19 +97,16 @@ def test_spans_of_windows():
     assert Windows().spans(31.0)[-1] == (28.0, 31.0)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
+def test_unusable_lengths_are_refused():
+    for values, message in (
         ({"seconds": -1}, "window must be a number of seconds, .* found -1"),
         ({"seconds": float("nan")}, "window must be"),
         ({"seconds": float("inf")}, "window must be"),
         ({"hop": 0}, "hop must be a positive number of seconds, found 0"),
         ({"hop": float("inf")}, "hop must be"),
-    ],
-)
-def test_lengths_that_are_none_are_refused(values, message):
-    with pytest.raises(ValueError, match=message):
-        Windows(**values)
+    ):
+        with pytest.raises(ValueError, match=message):
+            Windows(**values)
 
 
 def made_clip(**rows):
@@ -211,8 +182,8 @@ def test_many_windows_are_predicted_in_parts(member, encoders, monkeypatch):
     assert none == []
 
 
-def test_the_timeline_of_a_real_clip(clips, member, encoders):
-    [result] = predict_clips(clips[3:], [member], encoders, Windows(0.5, longer_than=1.0))
+def test_the_timeline_of_a_real_clip(paths, member, encoders):
+    [result] = predict_clips(paths[3:], [member], encoders, Windows(0.5, longer_than=1.0))
     starts = [entry["start"] for entry in result["timeline"]]
     assert starts == pytest.approx([0.25 * number for number in range(len(starts))])
     assert result["timeline"][-1]["end"] == pytest.approx(result["duration"])
@@ -231,7 +202,7 @@ def test_encoders_come_from_the_config(entries, caplog):
         fusion_encoders([none])
 
 
-def test_clips_are_predicted_as_they_are_asked_for(clips, member, encoders, monkeypatch):
+def test_clips_are_predicted_as_they_are_asked_for(paths, member, encoders, monkeypatch):
     monkeypatch.setattr(decoding, "CLIPS_AHEAD", 2)
     monkeypatch.setattr(extraction, "CLIPS_AHEAD", 2)
     opened = []
@@ -239,7 +210,7 @@ def test_clips_are_predicted_as_they_are_asked_for(clips, member, encoders, monk
     def stream():
         for number in range(30):
             opened.append(number)
-            yield clips[number % 2]
+            yield paths[number % 2]
 
     found = predict_clips(stream(), [member], encoders, num_threads=1)
     assert next(found)["clip"] == CLIPS[0]
