@@ -1,3 +1,5 @@
+"""The queue between decoding and encoding: in order, bounded in items and bytes, and never a trap."""
+
 import threading
 import time
 
@@ -5,20 +7,15 @@ from hf_blemo.extraction.decoding import _Queue
 
 
 def putting(queue, *items):
-    """A thread that puts items, with what each put returned."""
+    """A thread that puts items, and the answers of the puts."""
     answers = []
-
-    def work():
-        for item, num_bytes in items:
-            answers.append(queue.put(item, num_bytes))
-
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=lambda: [answers.append(queue.put(*item)) for item in items])
     thread.start()
     return thread, answers
 
 
 def settled(answers, count):
-    """Waits until so many puts are over, and makes sure that there come no more."""
+    """Waits until so many puts are over, and makes sure that no more follow."""
     end = time.monotonic() + 5
     while len(answers) < count and time.monotonic() < end:
         time.sleep(0.002)
@@ -26,28 +23,23 @@ def settled(answers, count):
     return len(answers) == count
 
 
-def test_items_come_in_their_order_and_no_more_than_there_is_room_for():
-    queue = _Queue(2, 1000)
-    thread, answers = putting(queue, *((number, 1) for number in range(5)))
-    assert settled(answers, 2)
-    assert [queue.get(), queue.get()] == [0, 1]
-    assert settled(answers, 4)
-    assert [queue.get() for _ in range(3)] == [2, 3, 4]
-    thread.join(5)
-    assert answers == [True] * 5 and len(queue) == 0
-
-
-def test_memory_is_bounded_and_one_large_item_finds_room():
-    queue = _Queue(100, 10)
+def test_items_come_in_their_order_as_far_as_there_is_room():
+    queue = _Queue(2, 10)
     thread, answers = putting(queue, ("a", 6), ("b", 4), ("c", 1), ("large", 50), ("d", 1))
+    # Two by number, then one that fits beside the other, then the large one alone.
     assert settled(answers, 2)
     assert queue.get() == "a" and settled(answers, 3)
     assert [queue.get(), queue.get()] == ["b", "c"] and settled(answers, 4)
     assert [queue.get(), queue.get()] == ["large", "d"]
     thread.join(5)
+    assert answers == [True] * 5 and len(queue) == 0
+    # Bytes alone stop it too.
+    thread, answers = putting(queue, ("a", 6), ("b", 5))
+    assert settled(answers, 1) and [queue.get(), queue.get()] == ["a", "b"]
+    thread.join(5)
 
 
-def test_closing_lets_everybody_go():
+def test_closing_frees_every_thread_that_waits():
     queue = _Queue(1, 10)
     waiting = [putting(queue, ("a", 1), ("b", 1)) for _ in range(3)]
     assert settled([answer for _, answers in waiting for answer in answers], 1) or len(queue) == 1

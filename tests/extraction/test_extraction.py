@@ -84,17 +84,13 @@ def test_missing_modalities_are_missing_encoders(clips, encoders, tmp_path):
     dark = write_exact(tmp_path / "dark.wav", [], clips[0].samples)
     found = list(encode_clips([silent, clips[0].path, dark], encoders, num_threads=1))
     assert [list(clip.features) for clip in found] == [["vit", "timesformer"], list(NAMES), ["hubert", "whisper"]]
-    assert all(clip.error is None and set(clip.times) == set(clip.features) for clip in found)
+    assert all(clip.problem is None and set(clip.times) == set(clip.features) for clip in found)
     for clip in (found[0], found[2]):
         for name, values in clip.features.items():
             np.testing.assert_allclose(values, found[1].features[name], atol=1e-4)
-
-
-def test_nothing_to_look_at_is_an_error_of_the_clip(clips, encoders, tmp_path):
-    silent = write_exact(tmp_path / "silent.mkv", clips[0].frames, None)
-    [found] = encode_clips([silent], {"hubert": encoders["hubert"], "whisper": encoders["whisper"]})
-    assert found.features == {} and isinstance(found.error, MediaError)
-    assert str(found.error) == "silent: found no sound, expected some for hubert, whisper"
+    [none] = encode_clips([silent], {"hubert": encoders["hubert"], "whisper": encoders["whisper"]})
+    assert none.features == {} and isinstance(none.error, MediaError)
+    assert none.problem == "silent: found no sound, expected some for hubert, whisper"
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -161,45 +157,35 @@ def test_an_end_that_comes_early_ends_the_threads(num_threads, many, encoders):
     assert decoding_threads() == []
 
 
-def test_an_error_of_the_consumer_ends_the_threads(many, checkpoint):
+@pytest.mark.parametrize("culprit", ["consumer", "encoder", "list of clips"])
+def test_an_error_of_others_is_raised_and_ends_the_threads(culprit, many, checkpoint):
     encoder = load_encoder(checkpoint("vit"), batch_size=4, device="cpu")
 
-    def consume():
-        for _ in encode_clips(many, {"vit": encoder}, num_threads=3):
-            raise KeyError("mine")
+    def fail(*_):
+        raise LookupError(culprit)
 
-    with pytest.raises(KeyError, match="mine"):
-        consume()
-    assert decoding_threads() == []
-
-
-def test_an_error_of_an_encoder_ends_the_threads(many, encoders):
-
-    def failing(pieces):
-        raise RuntimeError("the model is broken")
-
-    encoders["vit"].forward = failing
-    with pytest.raises(RuntimeError, match="the model is broken"):
-        list(encode_clips(many, encoders, num_threads=3))
-    assert decoding_threads() == []
-
-
-def test_an_error_of_the_list_of_clips_is_no_clip_s(many, encoders):
     def given():
         yield many[0]
-        raise LookupError("the list is broken")
+        fail()
 
-    with pytest.raises(LookupError, match="the list is broken"):
-        list(encode_clips(given(), encoders, num_threads=2))
+    if culprit == "encoder":
+        encoder.forward = fail
+    with pytest.raises(LookupError, match=culprit):
+        for _ in encode_clips(given() if culprit == "list of clips" else many, {"vit": encoder}, num_threads=3):
+            if culprit == "consumer":
+                fail()
+    assert decoding_threads() == []
 
 
 def test_nothing_is_made_of_nothing(encoders, clips):
     assert list(encode_clips([], encoders)) == []
-    with pytest.raises(ValueError, match="found no encoder, expected at least one"):
-        list(encode_clips([clips[0].path], {}))
-    for number in (0, -2):
-        with pytest.raises(ValueError, match=f"num_threads must be at least 1, found {number}"):
-            list(encode_clips([clips[0].path], encoders, number))
+    for given, number, message in (
+        ({}, 1, "found no encoder, expected at least one"),
+        (encoders, 0, "num_threads must be at least 1, found 0"),
+        (encoders, -2, "num_threads must be at least 1, found -2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            next(encode_clips([clips[0].path], given, number))
 
 
 @pytest.mark.parametrize(("count", "decoder_threads"), [(1, 0), (2, 1), (9, 1)])
@@ -253,27 +239,21 @@ def test_memory_does_not_grow_with_the_length_of_a_clip(checkpoint, tmp_path):
     assert max(memory) - memory[2] < 50 * 2**20
 
 
-@pytest.mark.parametrize("sizes", [[1], [3, 1, 4, 1, 5, 9, 2, 6], [0, 7, 0], [50, 1, 1], [1] * 40])
 @pytest.mark.parametrize("largest", [1, 100, 2**26])
-def test_rows_come_out_as_they_went_in(sizes, largest, monkeypatch):
+def test_rows_come_out_as_they_went_in(largest, monkeypatch):
     monkeypatch.setattr(extraction, "_LARGEST_BLOCK", largest)
-    parts = [np.random.default_rng(size).standard_normal((size, 5)).astype(np.float32) for size in sizes]
-    buffer = extraction._RowBuffer()
-    for number, part in enumerate(parts):
-        buffer.append(part)
-        assert len(buffer) == sum(sizes[: number + 1])
-    found = buffer.take()
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, np.concatenate(parts))
-    assert len(buffer) == 0
-
-
-def test_what_rows_are_a_view_of_is_not_kept():
-    whole = np.zeros((100, 4), np.float32)
-    buffer = extraction._RowBuffer()
-    buffer.append(whole[10:20])
-    whole[:] = 1
-    assert (buffer.take() == 0).all()
+    for sizes in ([1], [3, 1, 4, 1, 5, 9, 2, 6], [0, 7, 0], [50, 1, 1], [1] * 40):
+        parts = [np.random.default_rng(size).standard_normal((size, 5)).astype(np.float32) for size in sizes]
+        buffer = extraction._RowBuffer()
+        for number, part in enumerate(parts):
+            given = part.copy()
+            buffer.append(given)
+            # What rows are a view of is not kept.
+            given[:] = 7
+            assert len(buffer) == sum(sizes[: number + 1])
+        found = buffer.take()
+        assert found.dtype == np.float32 and len(buffer) == 0
+        np.testing.assert_array_equal(found, np.concatenate(parts))
 
 
 def test_no_block_is_larger_than_the_largest_and_they_are_few():

@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 from fresh_processes import run_python
 from huggingface_hub import HfApi
-from tiny_extraction import (
-    BROKEN,
-    CLIPS,
-    assert_same_features,
-    features_by_clip,
-    make_clips,
-    save_encoders,
-    save_fusion,
-)
+from tiny_extraction import BROKEN, CLIPS, assert_same_features, features_by_clip, make_clips, save_fusion
 
 from hf_blemo import RankAwareFusionConfig, blemore
 from hf_blemo.encoders.loading import load_encoders
@@ -59,13 +51,8 @@ def start_fresh(fresh_accelerate_state) -> None:
 
 
 @pytest.fixture(scope="module")
-def entries(tmp_path_factory):
-    return save_encoders(tmp_path_factory.mktemp("encoders"))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return make_clips(tmp_path_factory.mktemp("clips"))
+def clips(clip_folder):
+    return clip_folder
 
 
 @pytest.fixture(scope="module")
