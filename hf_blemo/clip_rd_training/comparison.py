@@ -15,7 +15,7 @@ from hf_blemo.clip_rd_training.settings import METHODS, ComparisonSettings, Dist
 from hf_blemo.files import read_json, write_json
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.programs.checkpoints import check_same_run
-from hf_blemo.programs.tables import markdown_head, markdown_row
+from hf_blemo.programs.tables import table
 
 REFERENCE = "CLIP-KD"
 # Columns of the tables: metric of each kind of task, and suffix of its name.
@@ -108,12 +108,10 @@ def markdown(result: dict[str, Any]) -> str:
             texts.append(f"{values.mean():{sign}.4f} ± {values.std():.4f}")
         return texts
 
-    def table(title: str, rows: list[list[str]]) -> list[str]:
-        return [*markdown_head([title, *columns]), *map(markdown_row, rows)]
-
     students = {name: rows for name, rows in result["students"].items() if rows}
     teacher = [f"{result['teacher'][name]:.4f}" for name in columns]
-    lines = table("method", [["teacher", *teacher], *([name, *cells(rows)] for name, rows in students.items())])
+    methods = [["teacher", *teacher], *([name, *cells(rows)] for name, rows in students.items())]
+    tables = [table(["method", *columns], methods, padded=False)]
     reference = {row["seed"]: row for row in students.get(REFERENCE, [])}
     paired = [
         [name, *cells(shared, [reference[row["seed"]] for row in shared])]
@@ -121,5 +119,5 @@ def markdown(result: dict[str, Any]) -> str:
         if name != REFERENCE and (shared := [row for row in rows if row["seed"] in reference])
     ]
     if paired:
-        lines += ["", *table(f"difference to {REFERENCE}, seed by seed", paired)]
-    return "\n".join(lines) + "\n"
+        tables.append(table([f"difference to {REFERENCE}, seed by seed", *columns], paired, padded=False))
+    return "\n\n".join(tables) + "\n"

@@ -22,7 +22,7 @@ from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
 from hf_blemo.programs.checkpoints import check_same_run
-from hf_blemo.programs.tables import markdown_head, markdown_row, plus_minus
+from hf_blemo.programs.tables import plus_minus, table
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
@@ -131,12 +131,12 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
             accelerator, data, settings, variant.name, variant.model, variant.encoders, **variant.settings
         )
         result["rows"].append(row)
-        _keep(accelerator, output, result, _table_row(row))
+        _keep(accelerator, output, result)
     if adapts:
         result["adaptation"] = []
         for row in _compare_adaptations(accelerator, settings, data):
             result["adaptation"].append(row)
-            _keep(accelerator, output, result, _adaptation_row(row))
+            _keep(accelerator, output, result)
     accelerator.print(f"\n{_markdown(result)}\nWritten to {output / 'ablation.md'} and {output / 'ablation.json'}")
     return result
 
@@ -208,26 +208,26 @@ def measure_variant(
     }
 
 
-def _keep(accelerator: Accelerator, output: Path, result: dict[str, Any], line: str) -> None:
+def _keep(accelerator: Accelerator, output: Path, result: dict[str, Any]) -> None:
     """Prints a row that is done and writes the tables so far."""
     if accelerator.is_main_process:
-        print(line, flush=True)
+        text = _markdown(result)
+        print(text.splitlines()[-1], flush=True)
         output.mkdir(parents=True, exist_ok=True)
         write_json({output / "ablation.json": result})
-        (output / "ablation.md").write_text(_markdown(result))
+        (output / "ablation.md").write_text(text)
 
 
 _HEADER = ("method", "Score", "presence", "salience", "Score, thresholds", "Score, ensemble", "NLL", "gate = planted")
 
 
-def _table_row(row: dict[str, Any]) -> str:
-    """A row as Markdown; mean ± std over seeds of the mean over folds."""
+def _table_row(row: dict[str, Any]) -> list[str]:
+    """Cells of a row; mean ± std over seeds of the mean over folds."""
     planted = "" if row["planted"] is None else f"{row['planted']:.3f}"
     cells = [row["name"].replace("  ", "&nbsp;&nbsp;")]
     cells += [plus_minus(row["expected_score"][metric]) for metric in ("score", "acc_presence", "acc_salience")]
     cells += [plus_minus(row["thresholds"]["score"]), f"{row['ensemble']['score']['mean']:.4f}"]
-    cells += [plus_minus(row["loss"]), planted]
-    return markdown_row(cells)
+    return [*cells, plus_minus(row["loss"]), planted]
 
 
 def _compare_adaptations(
@@ -276,19 +276,19 @@ _ADAPTATION_HEADER = (
 )  # fmt: skip
 
 
-def _adaptation_row(row: dict[str, Any]) -> str:
-    """A row as Markdown; mean ± std over seeds."""
+def _adaptation_row(row: dict[str, Any]) -> list[str]:
+    """Cells of a row; mean ± std over seeds."""
     adapted = row["kind"] != "none"
     cells = [row["kind"], row["level"] if adapted else "", f"{row['weight']:g}" if adapted else ""]
     cells += [f"{np.mean(row[name]):.4f} ± {np.std(row[name]):.4f}" for name in ("score", "unshifted")]
     recovered = row["recovered"]
     cells.append(f"{np.mean(recovered):.3f} ± {np.std(recovered):.3f}" if adapted and recovered else "")
-    return markdown_row(cells)
+    return cells
 
 
 def _markdown(result: dict[str, Any]) -> str:
     """The tables of [`ablate`] as Markdown."""
-    lines = [*markdown_head(_HEADER), *map(_table_row, result["rows"])]
+    tables = [table(_HEADER, [*map(_table_row, result["rows"])], padded=False)]
     if "adaptation" in result:
-        lines += ["", *markdown_head(_ADAPTATION_HEADER), *map(_adaptation_row, result["adaptation"])]
-    return "\n".join(lines) + "\n"
+        tables.append(table(_ADAPTATION_HEADER, [*map(_adaptation_row, result["adaptation"])], padded=False))
+    return "\n\n".join(tables) + "\n"

@@ -23,7 +23,7 @@ from hf_blemo.fusion_training.ablation import measure_variant
 from hf_blemo.fusion_training.data import load_data
 from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationSettings
 from hf_blemo.programs.checkpoints import check_same_run
-from hf_blemo.programs.tables import markdown_head, markdown_row, plus_minus
+from hf_blemo.programs.tables import plus_minus, table
 
 _HEADER = ("encoders", "Score", "presence", "salience", "NLL", "parameters", "ms per clip", "x real time")
 
@@ -77,7 +77,7 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
             row |= {"encoders": encoders, **times[name]}
         result["rows"].append(row)
         if accelerator.is_main_process:
-            print(_encoder_row(row), flush=True)
+            print(_markdown(result).splitlines()[-1], flush=True)
             write_json({output / "encoders.json": result})
             (output / "encoders.md").write_text(_markdown(result))
     accelerator.print(f"\n{_markdown(result)}\nWritten to {output / 'encoders.md'} and {output / 'encoders.json'}")
@@ -118,13 +118,13 @@ def _encode(encoders: Mapping[str, Encoder], clips: Sequence[Any]) -> float:
     return seconds
 
 
-def _encoder_row(row: Mapping[str, Any]) -> str:
-    """A row as Markdown; mean ± std over seeds of the mean over folds."""
+def _encoder_row(row: Mapping[str, Any]) -> list[str]:
+    """Cells of a row; mean ± std over seeds of the mean over folds."""
     cells = [row["name"]]
     cells += [plus_minus(row["expected_score"][metric]) for metric in ("score", "acc_presence", "acc_salience")]
     cells += [plus_minus(row["loss"]), f"{row['parameters']:,}"]
-    return markdown_row([*cells, f"{row['milliseconds']:.0f}", f"{row['real_time']:.1f}"])
+    return [*cells, f"{row['milliseconds']:.0f}", f"{row['real_time']:.1f}"]
 
 
 def _markdown(result: Mapping[str, Any]) -> str:
-    return "\n".join([*markdown_head(_HEADER), *map(_encoder_row, result["rows"])]) + "\n"
+    return table(_HEADER, [*map(_encoder_row, result["rows"])], padded=False) + "\n"
