@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import shared_models
@@ -32,42 +31,18 @@ if not IS_XDIST_WORKER:
 
 
 # The files that take longest, the longest first.
-SLOW_FILES = (
-    "clip_rd_training/test_run.py",
-    "round_trips/test_training_pushes.py",
-    "clip_rd_training/test_embedding.py",
-    "docs/test_examples.py",
-    "fusion_training/test_cross_validation.py",
-    "round_trips/test_loading.py",
-    "fusion_training/test_run.py",
-    "round_trips/test_publishing.py",
-    "round_trips/test_adapters.py",
-    "built_in/test_emoji_pairs.py",
-    "clip_evaluation/test_built_in_tasks.py",
-    "round_trips/test_data_sets.py",
-    "round_trips/test_pipelines.py",
-    "trainer/test_trainer.py",
-    "trainer/test_processes.py",
-    "rank_aware_fusion/test_auto_classes.py",
-    "clip_rd/test_auto_classes.py",
-    "clip_rd_training/test_comparison.py",
-    "hub/test_onnx_export.py",
-    "extraction/test_run.py",
-    "training/test_ablate_encoders.py",
-    "commands/test_clip_commands.py",
-    "commands/test_demo_command.py",
-    "clip_rd/test_processes.py",
-    "fusion_training/test_processes.py",
-    "test_package.py",
-    "commands/test_evaluate_students.py",
-)
+SLOW_FILES = """
+clip_rd_training/test_run hub/test_onnx_export docs/test_examples round_trips/test_models trainer/test_trainer
+clip_rd_training/test_embedding fusion_training/test_cross_validation fusion_training/test_run clip_rd/test_distillation
+clip_rd/test_modeling extraction/test_run training/test_programs clip_rd/test_processes test_package
+""".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What begins last has to be short, or the other worker waits for its end; `make test` deals out whole files."""
     places = {name: place for place, name in enumerate(SLOW_FILES)}
     folder = Path(__file__).parent
-    items.sort(key=lambda item: places.get(item.path.relative_to(folder).as_posix(), len(places)))
+    items.sort(key=lambda item: places.get(item.path.relative_to(folder).with_suffix("").as_posix(), len(places)))
 
 
 def pytest_collection_finish() -> None:
@@ -85,14 +60,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def hub():
     """A Hub on the loopback interface, shared by the tests of a worker: each uses repository names of its own."""
     return local_hub()
-
-
-@pytest.fixture
-def on_hub(hub, tmp_path) -> Callable[..., Any]:
-    """Runs code in a fresh process that knows this Hub alone; see `fresh_processes.run_code`."""
-    from fresh_processes import run_code
-
-    return partial(run_code, tmp_path)
 
 
 @pytest.fixture

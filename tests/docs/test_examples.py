@@ -1,7 +1,9 @@
 """Every program of the documentation runs and prints what its page says; every command of it is understood."""
 
+import re
 import runpy
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,14 +11,56 @@ from typing import Any
 
 import doc_preparations as prepare
 import pytest
-from doc_pages import ROOT, missing_line, read_page, read_pages
-from fresh_processes import run_python
+from fresh_processes import PACKAGE_FOLDER, run_python
 from hub_server import HubServer
 
 from hf_blemo.cli import _make_parser
 from hf_blemo.programs import settings
 
-PAGES = read_pages()
+_BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_DECIMAL = r"-?\d+\.\d+(?:e-?\d+)?"
+
+
+class Page:
+    """The joined ```python blocks of a page, the lines of its ```text blocks, and the commands of its other blocks."""
+
+    def __init__(self, text: str):
+        found: dict[str, list[str]] = {"python": [], "text": [], "": []}
+        for block in _BLOCK.finditer(text):
+            found.setdefault(block["language"], []).append(block["code"])
+        self.program = "\n".join(found["python"])
+        self.printed = "".join(found["text"]).splitlines()
+        self.commands = [command for code in found[""] + found.get("bash", []) for command in commands_of(code)]
+
+
+def commands_of(code: str) -> Iterator[tuple[str, ...]]:
+    """Commands of this package, without comments, launchers and placeholders."""
+    for line in code.replace("\\\n", " ").splitlines():
+        # Brackets mark optional arguments; three dots stand for options shown before.
+        line = re.sub(r"(--config )?\.\.\.(?= |$)", "", re.sub(r"\[(--.*?)\]", r"\1", line))
+        words = shlex.split(line, comments=True)
+        for place, word in enumerate(words):
+            if word == "hf-blemo" or re.fullmatch(r"training/\w+\.py", word):
+                yield tuple(words[place:])
+                break
+
+
+def missing_line(printed: list[str], output: str) -> str | None:
+    """The first printed line of a page that the output lacks, in this order, whatever else it holds.
+
+    A decimal fraction matches any other, and three dots match anything.
+    """
+    lines = iter(output.splitlines())
+    for expected in printed:
+        parts = [".*".join(map(re.escape, part.split("..."))) for part in re.split(_DECIMAL, expected)]
+        pattern = re.compile(_DECIMAL.join(parts))
+        if not any(pattern.fullmatch(line.strip()) for line in lines):
+            return expected
+    return None
+
+
+_PATHS = [PACKAGE_FOLDER / "README.md", *sorted((PACKAGE_FOLDER / "docs").rglob("*.md"))]
+PAGES = {path.relative_to(PACKAGE_FOLDER).as_posix(): Page(path.read_text(encoding="utf-8")) for path in _PATHS}
 
 # Names that fragments of two pages use without defining them.
 TEACHER_AND_BATCH = """
@@ -51,20 +95,20 @@ assert (acc_presence, acc_salience) == (1.0, 1.0)
 
 @dataclass(frozen=True)
 class Example:
-    """How to run the program of a page.
+    """How the program of a page is run.
 
     Args:
-        prepare: prepares the Hub, the program's folder, and a scratch folder.
-        before, after: code before the page's, which defines names of its fragments, and assertions after it.
-        needs: modules without which the page is skipped.
-        check: assertions on the Hub and the program's folder afterwards.
+        prepare: makes what its reader has: of the Hub, the program's folder, and a folder for other things.
+        before, after: code in front of the page's, for what its fragments leave out, and behind it, for what holds.
+        needs: modules without which it is skipped.
+        check: of the Hub and the program's folder, afterwards.
     """
 
-    prepare: Callable[[Any, Path, Path], None] | None = None
+    prepare: Callable[[Any, Path, Path], None] = lambda *_: None
     before: str = ""
     after: str = ""
     needs: tuple[str, ...] = ()
-    check: Callable[[HubServer, Path], None] | None = None
+    check: Callable[[HubServer, Path], None] = lambda *_: None
 
 
 def published(hub: HubServer, work: Path) -> None:
@@ -140,14 +184,12 @@ def test_the_program_of_a_page_does_what_the_page_says(name, hub, tmp_path):
     scratch.mkdir()
     (tmp_path / "program.py").write_text("\n".join([example.before, page.program, example.after]), encoding="utf-8")
     with hub.emptied():
-        if example.prepare is not None:
-            example.prepare(hub, work, scratch)
+        example.prepare(hub, work, scratch)
         process = run_python([tmp_path / "program.py"], cwd=work)
         assert process.returncode == 0, process.stderr
         missing = missing_line(page.printed, process.stdout)
         assert missing is None, f"{name} says that this is printed: {missing}\nfound:\n{process.stdout}"
-        if example.check is not None:
-            example.check(hub, work)
+        example.check(hub, work)
     assert page.printed or example.after, f"{name}: nothing is asserted"
 
 
@@ -156,7 +198,7 @@ COMMANDS = sorted({command for page in PAGES.values() for command in page.comman
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_is_understood(command, monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(PACKAGE_FOLDER)
     program, *arguments = command
     if program == "hf-blemo":
         assert callable(_make_parser().parse_args(arguments).handler)
@@ -181,11 +223,11 @@ hf-blemo dataset build SOURCE --output out [--push-to-hub owner/name]
 make bench
 ```
 """
-    commands = read_page("page.md", text).commands
-    assert commands == (
+    commands = Page(text).commands
+    assert commands == [
         ("training/train_fusion.py", "--nonsense", "3"),
         ("hf-blemo", "dataset", "build", "SOURCE", "--output", "out", "--push-to-hub", "owner/name"),
-    )
+    ]
     for wrong in (commands[0], ("hf-blemo", "publish", "out", "--repository", "you/it")):
         with pytest.raises(SystemExit):
             test_every_command_is_understood(wrong, monkeypatch)
@@ -193,8 +235,8 @@ make bench
 
 
 def test_what_a_page_says_is_printed_is_looked_for():
-    page = read_page("page.md", "```python\nprint(1)\n```\n```text\nloss 0.51\n3 of [...]\n```\n")
-    assert page.program == "print(1)\n" and page.printed == ("loss 0.51", "3 of [...]")
+    page = Page("```python\nprint(1)\n```\n```text\nloss 0.51\n3 of [...]\n```\n")
+    assert page.program == "print(1)\n" and page.printed == ["loss 0.51", "3 of [...]"]
     assert missing_line(page.printed, "loss 1.2e-05\nother\n3 of ['a']\n") is None
     assert missing_line(page.printed, "3 of []\nloss 0.5\n") == "3 of [...]"
     assert missing_line(page.printed, "loss nan\n3 of []\n") == "loss 0.51"

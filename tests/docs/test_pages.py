@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from doc_pages import ROOT
+from fresh_processes import PACKAGE_FOLDER as ROOT
 
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(ROOT.glob("docs/*.md"))
 MAX_COLUMNS = 120

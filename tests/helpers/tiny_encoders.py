@@ -14,154 +14,113 @@ MEL = {"sampling_rate": 16000, "feature_size": 8}
 PIXELS = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
 
 
+SQUARE = {"size": {"height": SIZE, "width": SIZE}}
+PATCHES = {"image_size": SIZE, "patch_size": 8}
+TEXT = {**HIDDEN, "vocab_size": 40, "max_position_embeddings": 8}
+# As the large models of speech: layer norms, masks and normalised waveforms.
+LARGE = {**HIDDEN, **CONVOLUTIONS, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+WHISPER = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_mel_bins": 8,
+    "max_source_positions": 100, "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}  # fmt: skip
+CLAP = {
+    "patch_embeds_hidden_size": 8, "hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2],
+    "spec_size": 64, "num_mel_bins": 16, "window_size": 4, "patch_size": 4, "patch_stride": [4, 4],
+    "num_classes": 4, "projection_dim": 12,
+}  # fmt: skip
+
+
 def images(**options):
     return hf.CLIPImageProcessorPil(**PIXELS, **options)
+
+
+def _student():
+    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    return make_student()[0], hf.CLIPImageProcessorPil(**size, image_mean=[0.4] * 3)
 
 
 def speech_extractor(layer_norm):
     return hf.Wav2Vec2FeatureExtractor(do_normalize=layer_norm, return_attention_mask=layer_norm)
 
 
-def clip():
-    towers = {
-        "vision_config": {**HIDDEN, "image_size": SIZE, "patch_size": 8},
-        "text_config": {**HIDDEN, "vocab_size": 40, "max_position_embeddings": 8},
-    }
-    return hf.CLIPModel(hf.CLIPConfig(**towers, projection_dim=12)), images()
-
-
-def student():
-    return make_student()[0], hf.CLIPImageProcessorPil(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_mean=[0.4] * 3
-    )
-
-
-def siglip():
-    towers = {
-        "vision_config": {**HIDDEN, "image_size": SIZE, "patch_size": 8},
-        "text_config": {**HIDDEN, "vocab_size": 40, "max_position_embeddings": 8},
-    }
-    return hf.SiglipModel(hf.SiglipConfig(**towers)), hf.SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
-
-
-def vit():
-    config = hf.ViTConfig(**HIDDEN, image_size=SIZE, patch_size=8)
-    return hf.ViTModel(config), hf.ViTImageProcessorPil(size={"height": SIZE, "width": SIZE})
-
-
-def resnet():
-    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    return hf.ResNetModel(config), images()
-
-
-def dinov2():
-    config = hf.Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE, patch_size=8)
-    return hf.Dinov2Model(config), hf.BitImageProcessorPil(**PIXELS)
-
-
-def vit_mae():
-    """Hides most of a picture by chance, as it is set up."""
-    config = hf.ViTMAEConfig(**HIDDEN, image_size=SIZE, patch_size=8)
-    return hf.ViTMAEModel(config), hf.ViTImageProcessorPil(size={"height": SIZE, "width": SIZE})
-
-
-def videomae():
-    config = hf.VideoMAEConfig(**HIDDEN, image_size=SIZE, patch_size=16, num_frames=16, use_mean_pooling=False)
-    return hf.VideoMAEModel(config), hf.VideoMAEImageProcessorPil(**PIXELS)
-
-
-def timesformer():
-    config = hf.TimesformerConfig(**HIDDEN, image_size=SIZE, patch_size=16, num_frames=4)
-    return hf.TimesformerModel(config), hf.VideoMAEImageProcessorPil(**PIXELS)
-
-
-def vivit():
-    config = hf.VivitConfig(**HIDDEN, image_size=SIZE, num_frames=8, tubelet_size=[2, 16, 16])
-    return hf.VivitModel(config), hf.VivitImageProcessor(size={"shortest_edge": SIZE}, crop_size=PIXELS["crop_size"])
-
-
-def hubert():
-    """As HuBERT large: layer norms, masks and normalised waveforms."""
-    config = hf.HubertConfig(
-        **HIDDEN, **CONVOLUTIONS, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True
-    )
-    return hf.HubertModel(config), speech_extractor(True)
-
-
-def hubert_base():
-    """As HuBERT base: a group norm over time, and no masks."""
-    return hf.HubertModel(hf.HubertConfig(**HIDDEN, **CONVOLUTIONS)), speech_extractor(False)
-
-
-def wavlm():
-    config = hf.WavLMConfig(
-        **HIDDEN, **CONVOLUTIONS, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
-        num_buckets=32, max_bucket_distance=80,
-    )  # fmt: skip
-    return hf.WavLMModel(config), speech_extractor(True)
-
-
-def wav2vec2():
-    config = hf.Wav2Vec2Config(
-        **HIDDEN, **CONVOLUTIONS, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True
-    )
-    return hf.Wav2Vec2Model(config), speech_extractor(True)
-
-
-def wav2vec2_conformer():
-    """Its convolutions between the layers hear beyond a window's end."""
-    config = hf.Wav2Vec2ConformerConfig(
-        **HIDDEN, **CONVOLUTIONS, feat_extract_norm="layer", conv_depthwise_kernel_size=5
-    )
-    return hf.Wav2Vec2ConformerModel(config), speech_extractor(True)
-
-
-def data2vec_audio():
-    config = hf.Data2VecAudioConfig(
-        **HIDDEN, conv_dim=[8] * 7, conv_pos_kernel_size=5, num_conv_pos_embedding_groups=2
-    )
-    return hf.Data2VecAudioModel(config), speech_extractor(True)
-
-
-def whisper():
-    config = hf.WhisperConfig(
-        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=8, max_source_positions=100, vocab_size=50,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-    )  # fmt: skip
-    return hf.WhisperModel(config), hf.WhisperFeatureExtractor(**MEL, chunk_length=2)
-
-
-def ast():
-    config = hf.ASTConfig(**HIDDEN, max_length=128, num_mel_bins=16)
-    return hf.ASTModel(config), hf.ASTFeatureExtractor(max_length=128, num_mel_bins=16)
-
-
-def clap():
-    towers = {
-        "audio_config": {
-            "patch_embeds_hidden_size": 8, "hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2],
-            "spec_size": 64, "num_mel_bins": 16, "window_size": 4, "patch_size": 4, "patch_stride": [4, 4],
-            "num_classes": 4, "projection_dim": 12,
-        },
-        "text_config": {**HIDDEN, "vocab_size": 40, "max_position_embeddings": 8},
-    }  # fmt: skip
-    extractor = hf.ClapFeatureExtractor(feature_size=16, max_length_s=2, sampling_rate=48000, truncation="rand_trunc")
-    return hf.ClapModel(hf.ClapConfig(**towers, projection_dim=12)), extractor
-
-
-def wav2vec2_bert():
-    config = hf.Wav2Vec2BertConfig(**HIDDEN, feature_projection_input_dim=32, conv_depthwise_kernel_size=5)
-    return hf.Wav2Vec2BertModel(config), hf.SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16)
-
-
+# Name -> model and processor.
 MODELS = {
-    maker.__name__: maker
-    for maker in (
-        clip, student, siglip, vit, resnet, dinov2, vit_mae, videomae, timesformer, vivit, hubert, hubert_base, wavlm,
-        wav2vec2, wav2vec2_conformer, data2vec_audio, whisper, ast, clap, wav2vec2_bert,
-    )
-}  # fmt: skip
+    "clip": lambda: (
+        hf.CLIPModel(hf.CLIPConfig(vision_config={**HIDDEN, **PATCHES}, text_config=TEXT, projection_dim=12)),
+        images(),
+    ),
+    "student": _student,
+    "siglip": lambda: (
+        hf.SiglipModel(hf.SiglipConfig(vision_config={**HIDDEN, **PATCHES}, text_config=TEXT)),
+        hf.SiglipImageProcessorPil(**SQUARE),
+    ),
+    "vit": lambda: (hf.ViTModel(hf.ViTConfig(**HIDDEN, **PATCHES)), hf.ViTImageProcessorPil(**SQUARE)),
+    "resnet": lambda: (hf.ResNetModel(hf.ResNetConfig(**RESNET)), images()),
+    "dinov2": lambda: (
+        hf.Dinov2Model(hf.Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, **PATCHES)),
+        hf.BitImageProcessorPil(**PIXELS),
+    ),
+    # Hides most of a picture by chance, as it is set up.
+    "vit_mae": lambda: (hf.ViTMAEModel(hf.ViTMAEConfig(**HIDDEN, **PATCHES)), hf.ViTImageProcessorPil(**SQUARE)),
+    "videomae": lambda: (
+        hf.VideoMAEModel(
+            hf.VideoMAEConfig(**HIDDEN, image_size=SIZE, patch_size=16, num_frames=16, use_mean_pooling=False)
+        ),
+        hf.VideoMAEImageProcessorPil(**PIXELS),
+    ),
+    "timesformer": lambda: (
+        hf.TimesformerModel(hf.TimesformerConfig(**HIDDEN, image_size=SIZE, patch_size=16, num_frames=4)),
+        hf.VideoMAEImageProcessorPil(**PIXELS),
+    ),
+    "vivit": lambda: (
+        hf.VivitModel(hf.VivitConfig(**HIDDEN, image_size=SIZE, num_frames=8, tubelet_size=[2, 16, 16])),
+        hf.VivitImageProcessor(**PIXELS),
+    ),
+    "hubert": lambda: (hf.HubertModel(hf.HubertConfig(**LARGE)), speech_extractor(True)),
+    # A group norm over time, and no masks.
+    "hubert_base": lambda: (hf.HubertModel(hf.HubertConfig(**HIDDEN, **CONVOLUTIONS)), speech_extractor(False)),
+    "wavlm": lambda: (
+        hf.WavLMModel(hf.WavLMConfig(**LARGE, num_buckets=32, max_bucket_distance=80)),
+        speech_extractor(True),
+    ),
+    "wav2vec2": lambda: (hf.Wav2Vec2Model(hf.Wav2Vec2Config(**LARGE)), speech_extractor(True)),
+    # Its convolutions between the layers hear beyond a window's end.
+    "wav2vec2_conformer": lambda: (
+        hf.Wav2Vec2ConformerModel(
+            hf.Wav2Vec2ConformerConfig(
+                **HIDDEN, **CONVOLUTIONS, feat_extract_norm="layer", conv_depthwise_kernel_size=5
+            )
+        ),
+        speech_extractor(True),
+    ),
+    "data2vec_audio": lambda: (
+        hf.Data2VecAudioModel(
+            hf.Data2VecAudioConfig(**HIDDEN, conv_dim=[8] * 7, conv_pos_kernel_size=5, num_conv_pos_embedding_groups=2)
+        ),
+        speech_extractor(True),
+    ),
+    "whisper": lambda: (
+        hf.WhisperModel(hf.WhisperConfig(**WHISPER)),
+        hf.WhisperFeatureExtractor(**MEL, chunk_length=2),
+    ),
+    "ast": lambda: (
+        hf.ASTModel(hf.ASTConfig(**HIDDEN, max_length=128, num_mel_bins=16)),
+        hf.ASTFeatureExtractor(max_length=128, num_mel_bins=16),
+    ),
+    "clap": lambda: (
+        hf.ClapModel(hf.ClapConfig(audio_config=CLAP, text_config=TEXT, projection_dim=12)),
+        hf.ClapFeatureExtractor(feature_size=16, max_length_s=2, sampling_rate=48000, truncation="rand_trunc"),
+    ),
+    "wav2vec2_bert": lambda: (
+        hf.Wav2Vec2BertModel(
+            hf.Wav2Vec2BertConfig(**HIDDEN, feature_projection_input_dim=32, conv_depthwise_kernel_size=5)
+        ),
+        hf.SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16),
+    ),
+}
 
 
 def save_encoder(name: str, folder: Path) -> Path:
