@@ -65,18 +65,17 @@ def run_python(
     Raises:
         subprocess.TimeoutExpired: it did not end; it is killed then.
     """
-    server = _server(bare)
-    given = [str(argument) for argument in arguments]
-    common = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{PACKAGE_FOLDER}:{Path(__file__).parent}"}
-    common |= env or {}
-    if not installed:
-        del common["PYTHONPATH"]
-    environments = [common]
+    server, given = _server(bare), [str(argument) for argument in arguments]
+    path = {"PYTHONPATH": f"{PACKAGE_FOLDER}:{Path(__file__).parent}"} if installed else {}
+    environments = [{**os.environ, "ACCELERATE_USE_CPU": "true", **path, **(env or {})} for _ in range(processes)]
     if processes > 1:
-        sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
-        sizes["MASTER_PORT"] = _free_port()
-        ranks = [{**sizes, "RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
-        environments = [{**common, **{name: str(value) for name, value in own.items()}} for own in ranks]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        for rank, environment in enumerate(environments):
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            environment |= {name: str(value) for name, value in numbers.items()}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with tempfile.TemporaryDirectory(prefix="fresh_process_") as folder:
         request = {"arguments": given, "cwd": str(cwd), "envs": environments, "folder": folder}
         request |= {"timeout": timeout, "installed": installed}
@@ -99,12 +98,6 @@ def run_code(work: Path, code: str, *arguments: Any, installed: bool = True) -> 
     process = run_python(["-c", code, *arguments], cwd=folder, installed=installed)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.strip().splitlines()[-1])
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @lru_cache
@@ -185,9 +178,9 @@ def _become(request: Mapping[str, Any], rank: int) -> None:
         os.close(file)
     sys.argv = list(request["arguments"])
     first = str(Path(sys.argv[0]).parent) if not sys.argv[0].startswith("-") else ""
-    # What this file itself was found by gives way to what a program's would be.
     if not request["installed"]:
         sys.meta_path.insert(0, _NotInstalled())
+    # What this file itself was found by gives way to what a program's would be.
     sys.path[:1] = [first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 
 
