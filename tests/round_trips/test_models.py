@@ -239,21 +239,6 @@ def test_every_push_of_trainer_loads_without_the_package(kind, family, hub, push
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_in_memory_is_pushed_in_one_commit_and_keeps_the_card_of_the_hub(family, hub):
-    """Push, edit the card on the Hub, push other weights: one commit each, and the words stay."""
-    name, (first, processor), (second, _) = f"you/push-{family}", MAKERS[family](0), MAKERS[family](1)
-    push_model(first, processor, name, license="mit", tag="v1", base_model="you/base")
-    repository = hub.repository(name)
-    text = hub.files(name)["README.md"].decode().replace("is not written yet", "is written here") + "Mine.\n"
-    repository.edit("README.md", text.encode())
-    push_model(second, processor, name, license="apache-2.0")
-    assert len(repository.branches["main"].history()) == 4 and repository.private
-    assert hub.files(name)["README.md"].decode() == text and "license: mit" in text and "base_model: you/base" in text
-    for model, revision in ((first, "v1"), (second, "main")):
-        assert fingerprints(AutoModel.from_pretrained(name, revision=revision)) == fingerprints(model)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 def test_upstreams_push_to_hub_keeps_the_card_and_carries_the_code(family, hub):
     write_card(hub, f"you/upstream-{family}")
     for part in MAKERS[family](0):

@@ -92,19 +92,6 @@ def test_a_card_with_broken_metadata_is_refused_before_anything_is_sent(hub, tmp
     assert hub.files("you/broken-card")["README.md"].endswith(b"By hand.")
 
 
-def test_a_pull_request_and_a_tag(hub, family, folder):
-    name = f"you/release-{family}"
-    published(folder, name, tag="v1.0")
-    repository = hub.repository(name)
-    assert repository.tags["v1.0"] is repository.branches["main"] and repository.private
-    with pytest.raises(ValueError, match="tag 'v1.0': it exists in"):
-        published(folder, name, tag="v1.0")
-    (folder / "README.md").write_text(CARD + "More.\n")
-    published(folder, name, create_pr=True)
-    assert repository.tags["v1.0"] is repository.branches["main"]
-    assert b"More." in hub.files(name, "refs/pr/1")["README.md"]
-
-
 def test_results_go_to_files_of_their_own(hub, tmp_path):
     """A run on a data set of the Hub leaves `.eval_results` beside the card's model index."""
     save_tiny_model("rank_aware_fusion", tmp_path / "model")

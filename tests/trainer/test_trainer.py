@@ -99,16 +99,6 @@ def test_the_student_of_a_distillation_is_saved_where_it_can_be_loaded(tmp_path)
     assert not any("teacher" in name for name in trainer.model.state_dict())
 
 
-def test_the_balance_of_the_gate_and_the_negatives_of_pairs_are_those_of_the_batch_at_once(tmp_path):
-    """Neither is a mean over rows, so that accumulation gives something else."""
-    case = fusion_case(gate_balance_weight=1.0)
-    model = case.make_model()
-    rows = list(case.dataset.select(range(8)))
-    whole = model(**case.collator(rows)).loss
-    halves = [model(**case.collator(part)).loss for part in (rows[:4], rows[4:])]
-    assert abs(whole - sum(halves) / 2) > 1e-4
-
-
 def test_half_precision_towers_have_a_float32_loss(case, tmp_path):
     trainer = case.trainer(tmp_path, bf16=True, max_steps=3)
     trainer.train()
