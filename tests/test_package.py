@@ -1,6 +1,5 @@
 """The front door: a light import, lazy names, and registration with the auto classes in any order of imports."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,12 +58,30 @@ def test_auto_classes_load_the_family_in_any_order_of_imports(imports, tmp_path)
         "print(*[type(one).__module__ + '.' + type(one).__name__ for one in loaded])"
     )
     save_tiny_model("rank_aware_fusion", tmp_path)
-    done = fresh_processes.run_python(["-c", code, tmp_path], cwd=REPOSITORY, env=os.environ)
+    done = fresh_processes.run_python(["-c", code, tmp_path], cwd=REPOSITORY, bare=True)
     folder = "hf_blemo.rank_aware_fusion"
     assert done.stdout.split() == [
         f"{folder}.{kind}_rank_aware_fusion.RankAwareFusion{name}"
         for kind, name in (("configuration", "Config"), ("modeling", "Model"), ("processing", "Processor"))
     ]
+
+
+def test_a_config_loaded_before_any_model_leaves_the_model_registered(tmp_path):
+    """Loading the config imports CLIP's, which imports the auto classes in its middle."""
+    save_tiny_model("clip_rd", tmp_path / "student")
+    save_tiny_model("rank_aware_fusion", tmp_path / "fusion")
+    code = """
+import hf_blemo, transformers
+config = transformers.AutoConfig.from_pretrained("student")
+model = transformers.AutoModel.from_pretrained("student")
+recognise = transformers.pipeline("blended-emotion-recognition", model="fusion")
+print(*[type(found).__module__ for found in (config, model, recognise)])
+"""
+    done = fresh_processes.run_python(["-c", code], cwd=tmp_path, bare=True)
+    assert done.stdout.split() == [
+        "hf_blemo.clip_rd.configuration_clip_rd", "hf_blemo.clip_rd.modeling_clip_rd",
+        "hf_blemo.prediction.clip_pipeline",
+    ]  # fmt: skip
 
 
 # --- The mechanism, on a stand-in for transformers that imports in microseconds ---

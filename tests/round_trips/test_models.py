@@ -172,24 +172,6 @@ def test_a_saved_folder_holds_the_code_of_its_family_and_nothing_of_the_package(
         assert processor["auto_map"] == {"AutoProcessor": f"processing_{family}.RankAwareFusionProcessor"}
 
 
-def test_a_config_loaded_before_any_model_leaves_the_model_registered(saved, tmp_path):
-    """Loading the config imports CLIP's, which imports the auto classes in its middle."""
-    save_tiny_model("clip_rd", tmp_path / "student")
-    save_tiny_model("rank_aware_fusion", tmp_path / "fusion")
-    code = """
-import hf_blemo, transformers
-config = transformers.AutoConfig.from_pretrained("student")
-model = transformers.AutoModel.from_pretrained("student")
-recognise = transformers.pipeline("blended-emotion-recognition", model="fusion")
-print(*[type(found).__module__ for found in (config, model, recognise)])
-"""
-    done = run_python(["-c", code], cwd=tmp_path, bare=True)
-    assert done.stdout.split() == [
-        "hf_blemo.clip_rd.configuration_clip_rd", "hf_blemo.clip_rd.modeling_clip_rd",
-        "hf_blemo.prediction.clip_pipeline",
-    ]  # fmt: skip
-
-
 def test_pipelines_say_the_same_with_and_without_the_package(elsewhere):
     names = [f"you/load-{family}" for family in FAMILIES]
     here, trusting, there = model_reports.piped(*names), model_reports.piped(*names, **TRUSTING), elsewhere["piped",]
