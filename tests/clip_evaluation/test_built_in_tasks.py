@@ -3,6 +3,7 @@
 import numpy as np
 from emoji_font import FOUND, few_emoji, needs_font
 
+from hf_blemo.built_in import make_synthetic_pairs
 from hf_blemo.built_in.emoji_pairs import make_emoji_pairs, rows_of_kind
 from hf_blemo.built_in.synthetic_pairs import _held_out_pairs, shape_and_colour
 from hf_blemo.clip_evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
@@ -18,10 +19,13 @@ def test_synthetic_tasks_ask_for_shape_and_colour():
     assert set(tasks) == {"zero_shot", "held_out_zero_shot", "retrieval"}
     classes = [{shape_and_colour(prompt) for prompt in prompts} for prompts in tasks["zero_shot"].prompts]
     assert len(classes) == 36 and {len(named) for named in classes} == {1}
-    assert {classes[label].copy().pop() for label in tasks["held_out_zero_shot"].labels} <= set(_held_out_pairs(2))
-    assert not {classes[label].copy().pop() for label in tasks["zero_shot"].labels} & set(_held_out_pairs(2))
-    for label, (caption,) in zip(tasks["zero_shot"].labels, tasks["retrieval"].captions, strict=True):
-        assert caption in tasks["zero_shot"].prompts[label]
+    held_out = make_synthetic_pairs(20, seed=10_000, held_out=True, combinations=2)["caption"]
+    drawn = [caption for (caption,) in tasks["retrieval"].captions]
+    for name, captions in (("zero_shot", drawn), ("held_out_zero_shot", held_out)):
+        for label, caption in zip(tasks[name].labels, captions, strict=True):
+            assert caption in tasks[name].prompts[label]
+            assert (shape_and_colour(caption) in _held_out_pairs(2)) == (name == "held_out_zero_shot")
+    assert len(set(drawn)) == len(drawn) == 20 and tasks["retrieval"].images is tasks["zero_shot"].images
 
 
 @needs_font

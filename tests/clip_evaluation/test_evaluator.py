@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 from pair_files import encoded, picture
-from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from hf_blemo.built_in import make_synthetic_pairs, synthetic_tokenizer
-from hf_blemo.clip_evaluation.built_in_tasks import synthetic_tasks
+from hf_blemo.built_in import synthetic_tokenizer
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator, RetrievalTask, ZeroShotTask, flat_metrics
 from hf_blemo.pairs.pair_processor import PairProcessor
 
@@ -60,10 +58,7 @@ def test_zero_shot_is_the_nearest_mean_of_prompts(clip, batch_size):
     ranks = (order == np.array(labels)[:, None]).argmax(1)
     assert found["top_1"] == pytest.approx((ranks < 1).mean(), abs=1e-6)
     assert found["top_5"] == pytest.approx((ranks < 5).mean(), abs=1e-6)
-    assert {key: found[key] for key in ("kind", "data", "images", "classes")} == {
-        **{"kind": "zero_shot", "data": "pictures"},
-        **{"images": 30, "classes": 6},
-    }
+    assert [found[key] for key in ("kind", "data", "images", "classes")] == ["zero_shot", "pictures", 30, 6]
 
 
 def test_retrieval_counts_any_caption_or_the_first_alone(clip):
@@ -134,78 +129,15 @@ def test_broken_images_are_left_out_and_counted(clip):
         ClipEvaluator({"x": ZeroShotTask([b"", b"no"], [0, 1], PROMPTS)}).evaluate(*clip)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_model_comes_back_in_the_mode_it_came_in(clip, training):
+def test_a_model_comes_back_in_the_mode_it_came_in(clip):
     model, processor = clip
-    task = {"a": ZeroShotTask([picture(0)], [0], PROMPTS)}
-    model.train(training)
     try:
-        ClipEvaluator(task).evaluate(model, processor)
-        assert model.training == training
-        with pytest.raises(ValueError, match="expected labels from 0 to 5, found"):
-            ClipEvaluator({"a": ZeroShotTask([picture(0)], [6], PROMPTS)}).evaluate(model, processor)
-        assert model.training == training
+        for training in (True, False):
+            model.train(training)
+            ClipEvaluator({"a": ZeroShotTask([picture(0)], [0], PROMPTS)}).evaluate(model, processor)
+            assert model.training == training
+            with pytest.raises(ValueError, match="expected labels from 0 to 5, found"):
+                ClipEvaluator({"a": ZeroShotTask([picture(0)], [6], PROMPTS)}).evaluate(model, processor)
+            assert model.training == training
     finally:
         model.eval()
-
-
-class Words(nn.Module):
-    """Embeds texts by their words, and images by the words of the caption in their first pixels."""
-
-    def __init__(self, captions, noise=0.0):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.captions, self.noise = captions, noise
-
-    def vectors(self, texts, seed):
-        table = torch.zeros(len(texts), 64)
-        for row, text in enumerate(texts):
-            for word in text.replace("crosses", "cross").split():
-                # Plurals stand for the same shape; no word of the captions ends in s otherwise.
-                table[row, WORDS.setdefault(word.removesuffix("s") if word != "cross" else word, len(WORDS))] = 1
-        return table + self.noise * torch.randn(table.shape, generator=torch.Generator().manual_seed(seed))
-
-    def get_image_features(self, pixel_values):
-        return self.vectors([self.captions[int(image[0, 0, 0])] for image in pixel_values], 0)
-
-    def get_text_features(self, texts):
-        return self.vectors(texts, 1)
-
-
-WORDS: dict[str, int] = {}
-
-
-class Knowing:
-    """A processor that keeps the captions as they are."""
-
-    def __init__(self, numbers):
-        self.numbers = numbers
-
-    def images(self, images):
-        return torch.stack([torch.full((3, 2, 2), float(self.numbers[id(image)])) for image in images])
-
-    def captions(self, captions):
-        return {"texts": Texts(captions)}
-
-
-class Texts(list):
-    def to(self, device):
-        return self
-
-
-@pytest.mark.parametrize(("noise", "least", "most"), [(0.0, 1.0, 1.0), (1e4, 0.0, 0.1)], ids=["knows", "guesses"])
-def test_who_knows_the_words_gets_everything_right(noise, least, most):
-    """The captions decide, on drawn and on held-out combinations."""
-    tasks = synthetic_tasks(images=150)
-    held_out = make_synthetic_pairs(150, 10_000, held_out=True)["caption"]
-    captions = [*(caption for (caption,) in tasks["retrieval"].captions), *held_out]
-    images = [*tasks["zero_shot"].images, *tasks["held_out_zero_shot"].images]
-    numbers = {id(image): number for number, image in enumerate(images)}
-    found = ClipEvaluator(tasks).evaluate(Words(captions, noise), Knowing(numbers))
-    for name, metric in (
-        ("zero_shot", "top_1"),
-        ("held_out_zero_shot", "top_1"),
-        ("retrieval", "image_to_text_r@1"),
-        ("retrieval", "text_to_image_r@1"),
-    ):
-        assert least <= found[name][metric] <= most, name

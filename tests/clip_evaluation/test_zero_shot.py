@@ -27,33 +27,22 @@ def test_a_class_is_the_mean_of_its_prompts_directions(at_once, monkeypatch):
 def test_accuracy_by_hand():
     classes = torch.eye(3)
     images = torch.tensor([[9.0, 1, 0], [1.0, 9, 0], [1.0, 2, 0], [0.0, 0, 0.1]])
-    assert zero_shot_accuracy(images, classes, [0, 0, 1, 2], (1, 2, 3, 5)) == {
-        "top_1": 0.75,
-        "top_2": 1.0,
-        "top_3": 1.0,
-    }
-
-
-def test_a_model_that_cannot_tell_classes_apart_is_right_by_chance():
+    found = zero_shot_accuracy(images, classes, [0, 0, 1, 2], (1, 2, 3, 5))
+    assert found == {"top_1": 0.75, "top_2": 1.0, "top_3": 1.0}
+    # A model that cannot tell classes apart is right by chance.
     found = zero_shot_accuracy(torch.ones(4, 3), torch.ones(4, 3), [0, 1, 2, 3], (1, 2))
     assert found == {"top_1": 0.25, "top_2": 0.5}
 
 
-@pytest.mark.parametrize(("prompts", "message"), [([], r"found \[\]"), ([["a cat"], []], r"found \[1, 0\]")])
-def test_a_class_without_a_prompt_is_named(prompts, message):
-    with pytest.raises(ValueError, match=f"expected at least one prompt for every class, {message}"):
-        class_embeddings(lambda texts: torch.ones(len(texts), 2), prompts)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
+def test_bad_input_is_named():
+    for prompts, found in (([], r"\[\]"), ([["a cat"], []], r"\[1, 0\]")):
+        with pytest.raises(ValueError, match=f"expected at least one prompt for every class, found {found}"):
+            class_embeddings(lambda texts: torch.ones(len(texts), 2), prompts)
+    for images, labels, message in (
         (torch.ones(2, 4), [0, 1], r"found \(2, 4\) and \(3, 3\)"),
         (torch.ones(2, 3), [0], "expected labels of 2 images"),
         (torch.ones(2, 3), [0, 3], r"expected labels from 0 to 2, found \[0, 3\]"),
         (torch.full((2, 3), torch.nan), [0, 1], "NaN"),
-    ],
-)
-def test_bad_embeddings_and_labels_are_named(images, labels, message):
-    with pytest.raises(ValueError, match=message):
-        zero_shot_accuracy(images, torch.eye(3), labels)
+    ):
+        with pytest.raises(ValueError, match=message):
+            zero_shot_accuracy(images, torch.eye(3), labels)

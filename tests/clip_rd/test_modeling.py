@@ -77,16 +77,13 @@ def test_timm_missing_is_one_line_that_names_the_extra(monkeypatch):
 def test_features_are_the_pooled_outputs_projected(towers, make_model, make_batch):
     model, batch = make_model(*towers), make_batch()
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    for features, pooled, projection in (
-        (
-            model.get_image_features(batch["pixel_values"]),
-            model.vision_model(pixel_values=batch["pixel_values"]).pooler_output,
-            model.visual_projection,
-        ),
-        (model.get_text_features(**text), model.text_model(**text).pooler_output, model.text_projection),
+    image = {"pixel_values": batch["pixel_values"]}
+    for features, tower, projection in (
+        (model.get_image_features(**image), model.vision_model(**image), model.visual_projection),
+        (model.get_text_features(**text), model.text_model(**text), model.text_projection),
     ):
         assert features.shape == (4, 8)
-        expected = pooled.reshape(4, -1) @ projection.weight.t()
+        expected = tower.pooler_output.reshape(4, -1) @ projection.weight.t()
         torch.testing.assert_close(features, expected)
         # Neither normalised nor the same for every input.
         assert (features.norm(dim=-1) - 1).abs().min() > 1e-3
@@ -116,10 +113,6 @@ def test_loss_is_there_by_default_where_images_and_texts_are_pairs(make_model, m
     assert output.loss is None and output.logits_per_image.shape == (1, 5)
     assert model(**make_batch(1)).loss.item() == pytest.approx(0, abs=1e-6)
     assert len(model(**make_batch(2), return_dict=False)) == 5
-
-
-def test_zero_features_give_no_nan(make_model, make_batch):
-    model = make_model()
     with torch.no_grad():
         model.visual_projection.weight.zero_()
     output = model(**make_batch())
@@ -174,17 +167,13 @@ def test_missing_or_unknown_inputs_are_refused(make_model, make_batch):
         model(**batch, token_type_ids=torch.zeros_like(batch["input_ids"]))
 
 
-def test_a_stated_width_that_is_wrong_is_refused_with_the_right_one(make_config, make_batch):
+def test_towers_of_another_width_or_without_a_pooled_output_are_refused(make_config, make_batch):
     model = CLIPRDModel(make_config("resnet", vision_hidden_size=7))
     with pytest.raises(ValueError, match="'resnet' pools to a width of 10, the config says 7: set vision_hidden_size"):
         model(**make_batch())
-
-
-def test_a_tower_that_does_not_pool_is_refused(make_config, make_batch):
     text = {"model_type": "distilbert", "dim": 8, "n_heads": 2, "n_layers": 1, "hidden_dim": 8, "vocab_size": 514}
-    model = CLIPRDModel(make_config(text_config=text))
     with pytest.raises(ValueError, match="text tower 'distilbert' has no pooled output"):
-        model(**make_batch())
+        CLIPRDModel(make_config(text_config=text))(**make_batch())
 
 
 # --- Initial values ---
@@ -306,11 +295,11 @@ def test_trainer_trains_and_evaluates(make_model, make_batch, tmp_path):
 
 
 def test_text_embedding_can_be_resized(make_model, make_batch):
-    model, batch = make_model(), make_batch()
-    before = model.get_text_features(batch["input_ids"])
+    model, input_ids = make_model(), make_batch()["input_ids"]
+    before = model.get_text_features(input_ids)
     model.resize_token_embeddings(520, mean_resizing=False)
     assert model.get_input_embeddings().weight.shape[0] == model.config.text_config.vocab_size == 520
-    torch.testing.assert_close(model.get_text_features(batch["input_ids"]), before)
+    torch.testing.assert_close(model.get_text_features(input_ids), before)
 
 
 # --- dtype, attention, saving ---

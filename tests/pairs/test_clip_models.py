@@ -3,15 +3,7 @@
 import pytest
 import torch
 from pair_files import picture
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    SiglipConfig,
-    SiglipModel,
-)
+from transformers import BertConfig, BertModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, SiglipConfig, SiglipModel
 
 from hf_blemo import CLIPRDConfig, CLIPRDModel
 from hf_blemo.built_in import synthetic_tokenizer

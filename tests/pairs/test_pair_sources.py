@@ -7,6 +7,7 @@ import tarfile
 
 import datasets
 import pytest
+from pair_files import pairs_of
 from PIL import Image
 
 from hf_blemo.built_in import make_synthetic_pairs
@@ -30,11 +31,8 @@ def caption(number: int) -> str:
 def folders(tmp_path_factory):
     """The same pairs in every form."""
     root = tmp_path_factory.mktemp("pairs")
-    images = [{"bytes": encoded(number), "path": None} for number in range(COUNT)]
-    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-    data = datasets.Dataset.from_dict(
-        {"image": images, "caption": [caption(number) for number in range(COUNT)]}, features=features
-    )
+    data = pairs_of([caption(number) for number in range(COUNT)], [encoded(number) for number in range(COUNT)])
+    data = data.cast_column("image", datasets.Image())
     data.save_to_disk(str(root / "saved"))
     datasets.DatasetDict({"train": data, "held": data.select([0])}).save_to_disk(str(root / "splits"))
     (root / "parquet").mkdir()
@@ -130,11 +128,7 @@ def test_the_order_depends_on_the_seed_and_changes_from_pass_to_pass(folders):
 
 def test_nothing_is_decoded_on_opening(tmp_path):
     """A broken image is the reader's to find, with its place."""
-    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-    broken = [{"bytes": b"no image", "path": None}]
-    datasets.Dataset.from_dict({"image": broken, "caption": ["x"]}, features=features).save_to_disk(
-        str(tmp_path / "x")
-    )
+    pairs_of(["x"], [b"no image"]).cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "x"))
     pair = open_source(PairSourceSettings(data=str(tmp_path / "x"))).pairs([0])[0]
     assert pair["image"]["bytes"] == b"no image"
 
@@ -198,14 +192,11 @@ def test_an_empty_shard_is_named_on_opening(tmp_path):
         next(open_source(stream).read(0, 1, {}))
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
+def test_bad_settings_are_named():
+    for values, message in (
         ({"data": "x", "wieght": 2}, "unknown setting 'wieght'; the nearest known one is 'weight'"),
         ({"data": "x", "weight": 0.0}, "source 'x': weight must be above 0, found 0.0"),
         ({"data": "synthetic", "streaming": True}, "the built-in data is a table, found streaming"),
-    ],
-)
-def test_bad_settings_are_named(values, message):
-    with pytest.raises(ValueError, match=message):
-        settings_of(PairSourceSettings, values, "sources")
+    ):
+        with pytest.raises(ValueError, match=message):
+            settings_of(PairSourceSettings, values, "sources")
