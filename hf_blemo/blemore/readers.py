@@ -53,15 +53,10 @@ def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto") -> 
         raise ValueError(f"{path}: found the whole distribution, expected one folder of it: {' or '.join(inner)}")
     files = {name: feature_files(folder) for name, folder in encoder_folders(path.resolve()).items()}
     clips = sorted({clip for paths in files.values() for clip in paths})
-    sources = [
-        ClipSource(
-            clip,
-            soft_label(clip, required=False),
-            -1,
-            {name: files[name][clip] for name in files if clip in files[name]},
-        )
-        for clip in clips
-    ]
+    sources = []
+    for clip in clips:
+        own = {name: paths[clip] for name, paths in files.items() if clip in paths}
+        sources.append(ClipSource(clip, soft_label(clip, required=False), -1, own))
     reader = FeatureFileReader(sources, list(files), feature_dtype, aggregate=None)
     batches = [encode_clips([reader(row)], reader.features.arrow_schema) for row in range(len(sources))]
     return datasets.Dataset(pa.Table.from_batches(batches))
