@@ -45,26 +45,20 @@ def files_of(clips):
 
 
 def test_a_folder_is_searched_through_and_hidden_files_are_left_out(tmp_path):
-    touch(tmp_path / "b" / "deep" / f"{BLEND}.MOV")
-    touch(tmp_path / f"{SINGLE}.mp4")
-    touch(tmp_path / "sound.wav")
+    with pytest.raises(ValueError, match="found no clip, expected at least one"):
+        find_clips(tmp_path)
+    paths = [touch(tmp_path / name) for name in (f"{SINGLE}.mp4", f"b/deep/{BLEND}.MOV", "sound.wav")]
     for path in (".hidden.mp4", ".trash/old.mp4", "notes.txt", "b/table.csv"):
         touch(tmp_path / path)
     (tmp_path / "a folder.mp4").mkdir()
     clips = find_clips(tmp_path)
-    assert names_of(clips) == [SINGLE, BLEND, "sound"]
-    assert files_of(clips) == [
-        tmp_path / f"{SINGLE}.mp4", tmp_path / "b" / "deep" / f"{BLEND}.MOV", tmp_path / "sound.wav",
-    ]  # fmt: skip
+    assert names_of(clips) == [SINGLE, BLEND, "sound"] and files_of(clips) == paths
     assert clips[1].labels.tolist() == blemore.soft_label(BLEND).tolist()
     assert clips[2].labels.tolist() == [-100] * 6 and {clip.fold for clip in clips} == {-1}
-    assert as_clip(clips[0]) is clips[0]
-
-
-def test_two_clips_of_one_name_are_refused(tmp_path):
-    touch(tmp_path / "a" / "clip.mp4")
-    touch(tmp_path / "b" / "clip.webm")
-    with pytest.raises(ValueError, match="found two clips named 'clip'"):
+    [one] = find_clips(paths[0])
+    assert one.name == SINGLE and files_of([one]) == paths[:1] and one.labels[3] > 0
+    touch(tmp_path / "again" / "sound.webm")
+    with pytest.raises(ValueError, match="found two clips named 'sound'"):
         find_clips(tmp_path)
 
 
@@ -85,11 +79,6 @@ def test_metadata_says_which_clips_there_are(tmp_path):
     (tmp_path / "clips" / f"{BLEND}.mp4").unlink()
     with pytest.raises(FileNotFoundError, match=f"found no file of clip '{BLEND}', which train_metadata.csv names"):
         find_clips(tmp_path)
-
-
-def test_one_file(tmp_path):
-    [clip] = find_clips(touch(tmp_path / f"{SINGLE}.mp4"))
-    assert clip.name == SINGLE and files_of([clip]) == [tmp_path / f"{SINGLE}.mp4"] and clip.labels[3] > 0
 
 
 def test_a_list_names_files_from_its_own_folder(tmp_path):
@@ -123,94 +112,69 @@ def test_a_list_names_files_from_its_own_folder(tmp_path):
         find_clips(path)
 
 
-def media_rows(folder):
-    """Columns of files as `datasets` stores them: with bytes, or with a path alone."""
+def saved(folder, video, **columns):
+    """A data set with files as `datasets` stores them: with bytes, or with a path alone."""
     films = [
         {"path": str(touch(folder / f"{SINGLE}.mp4", b"one")), "bytes": None},
         {"path": f"{BLEND}.mp4", "bytes": b"two"},
         {"path": None, "bytes": b"three"},
     ]
-    return films, [None, {"path": None, "bytes": b"sound"}, None]
+    data = datasets.Dataset.from_dict({video: films, **columns}).cast_column(video, datasets.Video())
+    if "voice" in columns:
+        data = data.cast_column("voice", datasets.Audio())
+    # Rows in another order than they are stored in.
+    data.select([2, 0, 1]).save_to_disk(folder / "saved")
+    return folder / "saved"
 
 
-def media_dataset(folder):
-    films, sounds = media_rows(folder)
-    data = datasets.Dataset.from_dict({"film": films, "voice": sounds})
-    return data.cast_column("film", datasets.Video()).cast_column("voice", datasets.Audio())
-
-
-def test_columns_of_a_data_set_are_found_by_type_and_not_decoded(tmp_path):
-    assert "torchcodec" not in sys.modules
-    media_dataset(tmp_path).save_to_disk(tmp_path / "saved")
-    clips = find_clips(tmp_path / "saved")
-    assert names_of(clips) == [SINGLE, BLEND, "clip_000002"]
-    assert files_of(clips) == [b"one", (b"two", b"sound"), b"three"]
+def test_columns_of_a_data_set_are_found_by_type_and_neither_read_nor_decoded(tmp_path, monkeypatch):
+    folder = saved(tmp_path, "film", voice=[None, {"path": None, "bytes": b"sound"}, None])
+    features, read = datasets.features.features.Features, []
+    decode = features.decode_example
+    monkeypatch.setattr(
+        features, "decode_example", lambda self, example, **more: read.append(1) or decode(self, example, **more)
+    )
+    clips = find_clips(folder)
+    assert names_of(clips) == ["clip_000000", SINGLE, BLEND] and not read
+    assert files_of(clips) == [b"three", b"one", (b"two", b"sound")] and len(read) == 3
     with pytest.raises(ValueError, match="found the columns film, voice, expected 'picture' among them"):
-        find_clips(tmp_path / "saved", video_column="picture")
+        find_clips(folder, video_column="picture")
     assert "torchcodec" not in sys.modules
 
 
 def test_a_data_set_brings_names_labels_and_folds(tmp_path):
-    films, _ = media_rows(tmp_path)
     labels = np.eye(6)[[1, 2, 3]].tolist()
-    data = datasets.Dataset.from_dict({"video": films, "clip": ["x/a.mp4", BLEND, ""], "labels": labels})
-    data = data.add_column("fold", [0, None, 2]).cast_column("video", datasets.Video())
-    # Rows in another order than they are stored in.
-    data.select([2, 0, 1]).save_to_disk(tmp_path / "saved")
-    clips = find_clips(tmp_path / "saved")
+    clips = find_clips(saved(tmp_path, "video", clip=["x/a.mp4", BLEND, ""], labels=labels, fold=[0, None, 2]))
     assert [(clip.name, clip.fold) for clip in clips] == [("clip_000000", 2), ("a", 0), (BLEND, -1)]
     assert [clip.labels.tolist() for clip in clips] == [labels[2], labels[0], labels[1]]
     assert files_of(clips) == [b"three", b"one", b"two"]
 
 
-def test_a_data_set_of_paths(tmp_path):
-    datasets.Dataset.from_dict({"audio": ["sounds/a.wav", None]}).save_to_disk(tmp_path / "saved")
-    clips = find_clips(tmp_path / "saved")
-    assert names_of(clips) == ["a", "clip_000001"] and files_of(clips[:1]) == ["sounds/a.wav"]
-    with pytest.raises(FileNotFoundError, match="clip_000001: found nothing in audio, expected a clip"):
-        clips[1].files()
-
-
-@pytest.mark.parametrize("labels", [["happy"], [3], [[1.0, 0.0]]], ids=["words", "classes", "two"])
-def test_labels_of_another_kind_are_refused(tmp_path, labels):
-    data = datasets.Dataset.from_dict({"video": ["a.mp4"], "labels": labels})
+def test_a_data_set_of_paths_may_lack_some(tmp_path):
+    voices = [{"path": None, "bytes": None}, None]
+    data = datasets.Dataset.from_dict({"film": [None, "films/b.mp4"], "voice": voices, "clip": ["a", ""]})
     data.save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match="clip 'a' has the labels .*, expected the saliences of 6 emotions"):
-        find_clips(tmp_path / "saved")
-
-
-def test_listing_reads_no_file_of_a_data_set(tmp_path, monkeypatch):
-    media_dataset(tmp_path).save_to_disk(tmp_path / "saved")
-    read = []
-    original = datasets.features.features.Features.decode_example
-    monkeypatch.setattr(
-        datasets.features.features.Features,
-        "decode_example",
-        lambda self, example, **options: read.append(example) or original(self, example, **options),
-    )
-    clips = find_clips(tmp_path / "saved")
-    assert not read
-    clips[0].files()
-    assert len(read) == 1
-
-
-@pytest.mark.parametrize("source", ["gone", "clips/gone.mp4", "./gone/clips", "gone.csv", "no/such/folder"])
-def test_what_is_not_there_is_said_in_one_line(source):
-    with pytest.raises(FileNotFoundError) as error:
-        find_clips(source)
-    expected = "no such folder, and from the Hub: " if source == "clips/gone.mp4" else "not a file, folder or Hub id"
-    assert str(error.value).startswith(f"{source}: {expected}")
-
-
-def test_an_empty_folder_and_a_row_without_a_clip(tmp_path):
-    with pytest.raises(ValueError, match="found no clip, expected at least one"):
-        find_clips(tmp_path)
-    datasets.Dataset.from_dict({"film": [None], "voice": [{"path": None, "bytes": None}], "clip": ["a"]}).save_to_disk(
-        tmp_path / "saved"
-    )
-    [clip] = find_clips(tmp_path / "saved", video_column="film", audio_column="voice")
+    lost, found = find_clips(tmp_path / "saved", video_column="film", audio_column="voice")
+    assert found.name == "b" and files_of([found]) == ["films/b.mp4"]
     with pytest.raises(FileNotFoundError, match="a: found nothing in film or voice, expected a clip"):
-        clip.files()
+        lost.files()
+
+
+def test_labels_of_another_kind_are_refused(tmp_path):
+    for number, labels in enumerate((["happy"], [3], [[1.0, 0.0]])):
+        folder = tmp_path / str(number)
+        datasets.Dataset.from_dict({"video": ["a.mp4"], "labels": labels}).save_to_disk(folder)
+        with pytest.raises(ValueError, match="clip 'a' has the labels .*, expected the saliences of 6 emotions"):
+            find_clips(folder)
+
+
+def test_what_is_not_there_is_said_in_one_line():
+    for source in ("gone", "clips/gone.mp4", "./gone/clips", "gone.csv", "no/such/folder"):
+        with pytest.raises(FileNotFoundError) as error:
+            find_clips(source)
+        is_id = source == "clips/gone.mp4"
+        expected = "no such folder, and from the Hub: " if is_id else "not a file, folder or Hub id"
+        assert str(error.value).startswith(f"{source}: {expected}")
 
 
 def test_anything_that_holds_a_clip_becomes_one():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 
 import datasets
@@ -75,13 +76,19 @@ def folder(saved, tmp_path):
 # --- Predicting ---
 
 
-@pytest.mark.parametrize("batch_size", [2, 64])
-def test_one_model_predicts_as_processor_and_model_do_by_hand(batch_size):
+def test_one_model_predicts_as_processor_and_model_do_by_hand(monkeypatch):
     model, processor = make_member()
     dataset = make_dataset()
     with torch.no_grad():
         expected = model(**processor(blemore.read_features(dataset)))
-    found = list(predict_blends([(model, processor)], dataset, batch_size=batch_size, top_labels=36))
+    read, sizes = blemore.read_features, []
+    monkeypatch.setattr(
+        blemore, "read_features", lambda data, indices: sizes.append(len(indices)) or read(data, indices)
+    )
+    # Labels and folds are not needed, and features are read batch by batch.
+    features = dataset.select_columns(["clip", "features"])
+    found = list(predict_blends([(model, processor)], features, batch_size=2, top_labels=36))
+    assert sizes == [2, 2, 1]
     assert [result["clip"] for result in found] == NAMES
     assert list(found[0]["encoder_weights"]) == list(ENCODERS)
     for name in ("probabilities", "encoder_weights"):
@@ -108,55 +115,31 @@ def test_several_models_predict_by_their_mean():
     assert blends(found) == blemore.decode_thresholds(rows(found), 0.25, 0.05)
 
 
-def test_decoding_of_the_call_wins_over_the_processors():
-    member, dataset = make_member(), make_dataset()
+def test_decoding_of_the_call_wins_and_a_model_in_training_stays_so_without_dropout():
+    member, dataset = make_member(encoder_dropout=0.5), make_dataset()
+    expected = list(predict_blends([member], dataset))
     found = list(predict_blends([member], dataset, decoding="thresholds", alpha=0.3, beta=0.01))
-    assert blends(found) == blemore.decode_thresholds(rows(found), 0.3, 0.01)
-    assert blends(found) != blends(predict_blends([member], dataset))
+    assert blends(found) == blemore.decode_thresholds(rows(found), 0.3, 0.01) != blends(expected)
     assert member[1].decoding == "expected_score"
-
-
-def test_a_model_in_training_predicts_without_dropout_and_stays_in_training():
-    model, processor = make_member(encoder_dropout=0.5)
-    dataset = make_dataset()
-    expected = list(predict_blends([(model, processor)], dataset))
-    model.train()
-    assert list(predict_blends([(model, processor)], dataset)) == expected
-    assert model.training
+    member[0].train()
+    assert list(predict_blends([member], dataset)) == expected and member[0].training
     with pytest.raises(ValueError, match="batch_size must be at least 1, found 0"):
-        next(predict_blends([(model, processor)], dataset, batch_size=0))
+        next(predict_blends([member], dataset, batch_size=0))
 
 
-def test_features_alone_are_enough_and_are_read_batch_by_batch(monkeypatch):
-    read, sizes = blemore.read_features, []
-
-    def recording(dataset, indices):
-        sizes.append(len(indices))
-        return read(dataset, indices)
-
-    monkeypatch.setattr(blemore, "read_features", recording)
-    dataset = make_dataset().select_columns(["clip", "features"])
-    assert len(list(predict_blends([make_member()], dataset, batch_size=2))) == len(NAMES)
-    assert sizes == [2, 2, 1]
-
-
-def test_encoders_the_model_does_not_know_are_ignored_with_a_warning(caplog):
-    member = make_member(encoders={name: ENCODERS[name] for name in ("videomae", "wavlm")})
-    with caplog.at_level(logging.WARNING, "hf_blemo"):
-        found = list(predict_blends([member], make_dataset()))
-    assert [list(clip["encoder_weights"]) for clip in found] == [["videomae", "wavlm"]] * 5
-    assert [record.getMessage() for record in caplog.records] == [
-        "ignored these encoders of the data, which the model does not know: imagebind"
-    ]
-
-
-def test_encoders_the_data_lacks_are_named_in_a_warning(caplog):
-    with caplog.at_level(logging.WARNING, "hf_blemo"):
-        found = list(predict_blends([make_member()], make_dataset(widths={"videomae": 3}, missing=())))
+def test_encoders_of_one_side_alone_are_named_in_a_warning(caplog):
+    some = make_member(encoders={name: ENCODERS[name] for name in ("videomae", "wavlm")})
+    for member, data, weights, message in (
+        (some, make_dataset(), ["videomae", "wavlm"], "ignored these .* does not know: imagebind"),
+        (make_member(), make_dataset(widths={"videomae": 3}, missing=()), list(ENCODERS), "lacks: wavlm, imagebind"),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "hf_blemo"):
+            found = list(predict_blends([member], data))
+        assert [list(clip["encoder_weights"]) for clip in found] == [weights] * 5
+        [record] = caplog.records
+        assert re.search(f"{message}$", record.getMessage())
     assert rows(found, "encoder_weights").tolist() == [[0, 0, 1]] * 5
-    assert [record.getMessage() for record in caplog.records] == [
-        "predicting without these encoders, which the data lacks: wavlm, imagebind"
-    ]
 
 
 def test_unusable_data_is_refused_by_name():
