@@ -158,10 +158,8 @@ def test_gaps_stay_empty_and_long_clips_are_told_in_minutes():
 def test_only_a_blend_is_needed():
     fragment = result_html({"clip": "a", "blend": SAD})
     assert "sadness" in fragment and "<table" not in fragment
-
-
-def test_shares_a_little_above_one_are_shown_as_one():
-    assert "100.0 %" in result_html(result(presence={"hap": 1.00004}))
+    # Sums of rounded numbers can be a little above 1.
+    assert 'style="width:100%;' in result_html(result(presence={"hap": 1.00004}))
 
 
 def test_no_result_leaves_the_old_report(tmp_path):
@@ -172,35 +170,26 @@ def test_no_result_leaves_the_old_report(tmp_path):
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
+# Of missing long, middle and short cones: Machado, Oliveira and Fernandes (2009).
+SIGHTS = np.array([
+    [1, 0, 0, 0, 1, 0, 0, 0, 1],
+    [0.152286, 1.052583, -0.204868, 0.114503, 0.786281, 0.099216, -0.003882, -0.048116, 1.051998],
+    [0.367322, 0.860646, -0.227968, 0.280085, 0.672501, 0.047413, -0.01182, 0.04294, 0.968881],
+    [1.255528, -0.076749, -0.178779, -0.078411, 0.930809, 0.147602, 0.004733, 0.691367, 0.3039],
+]).reshape(4, 3, 3)  # fmt: skip
+XYZ = np.array([0.4124, 0.3576, 0.1805, 0.2126, 0.7152, 0.0722, 0.0193, 0.1192, 0.9505]).reshape(3, 3)
+
+
 @pytest.mark.parametrize("scheme", [0, 1])
 def test_colours_stay_apart_for_every_kind_of_sight(scheme):
-    """Distances in CIELAB; the matrices of missing cones are those of Machado, Oliveira and Fernandes (2009)."""
-    kinds = {
-        "all cones": np.eye(3),
-        "no long ones": [
-            [0.152286, 1.052583, -0.204868],
-            [0.114503, 0.786281, 0.099216],
-            [-0.003882, -0.048116, 1.051998],
-        ],
-        "no middle ones": [
-            [0.367322, 0.860646, -0.227968],
-            [0.280085, 0.672501, 0.047413],
-            [-0.01182, 0.04294, 0.968881],
-        ],
-        "no short ones": [
-            [1.255528, -0.076749, -0.178779],
-            [-0.078411, 0.930809, 0.147602],
-            [0.004733, 0.691367, 0.3039],
-        ],
-    }
+    """By distances in CIELAB."""
     fragment = result_html(result())
     hexes = [re.findall(rf"--clip-{emotion}: #(\w{{6}})", fragment)[scheme] for emotion in EMOTIONS]
     colours = np.array([[int(code[start : start + 2], 16) for start in (0, 2, 4)] for code in hexes]) / 255
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    for kind, matrix in kinds.items():
-        seen = np.clip(linear @ np.transpose(matrix), 0, 1)
-        white = np.array([0.4124, 0.3576, 0.1805, 0.2126, 0.7152, 0.0722, 0.0193, 0.1192, 0.9505]).reshape(3, 3)
-        x, y, z = (np.cbrt(seen @ white.T / white.sum(axis=1))).T
+    for sight in SIGHTS:
+        seen = np.clip(linear @ sight.T, 0, 1)
+        x, y, z = np.cbrt(seen @ XYZ.T / XYZ.sum(axis=1)).T
         lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
         distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(len(EMOTIONS), 1)]
-        assert distances.min() > 20, kind
+        assert distances.min() > 20
