@@ -28,9 +28,9 @@ from hf_blemo.errors import USER_ERRORS
 from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, open_source
-from hf_blemo.programs.checkpoints import Checkpoints, begin_checkpoints, check_resumable, end_training
+from hf_blemo.programs.checkpoints import Checkpoints, begin_run, check_resumable, end_training
 from hf_blemo.programs.progress import Progress
-from hf_blemo.programs.settings import PUSH_SETTINGS, check_output_folder, flat_settings
+from hf_blemo.programs.settings import PUSH_SETTINGS, check_output_folder
 
 FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", *PUSH_SETTINGS}
 
@@ -50,7 +50,7 @@ class _Rows:
         self.rows = list(state["rows"])
 
 
-class History(_Rows):
+class _History(_Rows):
     """Means of the terms over the steps between two entries that computed them; part of the checkpoint."""
 
     def __init__(self) -> None:
@@ -146,11 +146,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         # Any number of workers reads a table alike.
         check_resumable(checkpoints, asdict(settings), FREE_IN_RESUME if streams else FREE_IN_RESUME | {"num_workers"})
     pushes = TrainingPushes(settings, accelerator)
-    if accelerator.is_main_process:
-        begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)
-    accelerator.wait_for_everyone()
-    if settings.trackers:
-        accelerator.init_trackers("hf_blemo-clip_rd", config=flat_settings(settings))
+    begin_run(accelerator, settings, checkpoints, "hf_blemo-clip_rd")
     distiller = CLIPRDDistiller(
         student,
         teacher.model,
@@ -254,7 +250,7 @@ class _Training:
         self.accelerator, self.model, self.optimizer, self.pushes = accelerator, model, optimizer, pushes
         self.batches, self.settings, self.average = batches, settings, average
         self.distiller = accelerator.unwrap_model(model)
-        self.history = History()
+        self.history = _History()
         self.position = DataPosition(accelerator, settings.max_broken_share)
         self.evaluations = _Evaluations(evaluator, batches.student)
         for part in (self.history, self.position, self.evaluations):

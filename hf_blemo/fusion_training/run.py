@@ -23,8 +23,8 @@ from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import PROTOCOLS, FusionSettings
 from hf_blemo.hub import write_card
 from hf_blemo.hub.training_pushes import TrainingPushes
-from hf_blemo.programs.checkpoints import begin_checkpoints, check_resumable, end_training
-from hf_blemo.programs.settings import check_output_folder, flat_settings
+from hf_blemo.programs.checkpoints import begin_run, check_resumable, end_training
+from hf_blemo.programs.settings import check_output_folder
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
@@ -72,12 +72,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
     if settings.resume:
         check_resumable(checkpoints, asdict(settings), settings.free_in_resume)
     pushes = TrainingPushes(settings, accelerator)
-    if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        begin_checkpoints(checkpoints, asdict(settings), settings.checkpoint_every, settings.resume)
-    accelerator.wait_for_everyone()
-    if settings.trackers:
-        accelerator.init_trackers("hf_blemo-fusion", config=flat_settings(settings))
+    begin_run(accelerator, settings, checkpoints, "hf_blemo-fusion")
 
     results = None
     history: list[dict[str, Any]] = []

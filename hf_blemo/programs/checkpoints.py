@@ -3,6 +3,7 @@
 import gc
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,35 @@ def check_resumable(folder: Path, settings: Mapping[str, Any], free: Collection[
         check_same_run(settings, read_json(folder / SETTINGS_FILE), free, str(folder.parent))
 
 
-def begin_checkpoints(folder: Path, settings: Mapping[str, Any], every: int, resume: bool) -> None:
-    """Prepares the folder of a run's checkpoints; without resume, earlier ones are deleted."""
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    if every:
-        write_json({folder / SETTINGS_FILE: settings})
+def begin_run(accelerator: Accelerator, settings: Any, checkpoints: Path, project: str) -> None:
+    """Prepares the folder of a run, where an earlier run's checkpoints go unless they are resumed, and its trackers.
+
+    Args:
+        accelerator: of the run.
+        settings: a dataclass with `checkpoint_every`, `resume` and `trackers`.
+        checkpoints: their folder, inside the run's.
+        project: name for the trackers.
+    """
+    if accelerator.is_main_process:
+        checkpoints.parent.mkdir(parents=True, exist_ok=True)
+        if not settings.resume:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        if settings.checkpoint_every:
+            write_json({checkpoints / SETTINGS_FILE: asdict(settings)})
+    accelerator.wait_for_everyone()
+    if settings.trackers:
+        accelerator.init_trackers(project, config=_flat(asdict(settings)))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings as trackers take them: numbers and text by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat
 
 
 def check_same_run(

@@ -10,7 +10,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -122,21 +122,6 @@ def command_line() -> str:
     """The command that started this program, as it would be typed again."""
     launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
     return shlex.join([*launcher, *sys.argv])
-
-
-def flat_settings(settings: Any) -> dict[str, Any]:
-    """The settings of a run as trackers take them: numbers and text by dotted names."""
-
-    def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                flat |= flattened(value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
-        return flat
-
-    return flattened(asdict(settings))
 
 
 def check_output_folder(folder: str) -> Path:

@@ -25,7 +25,7 @@ from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training import run
-from hf_blemo.clip_rd_training.run import History, _Evaluations, _learning_rate, _Training, distill, make_optimizer
+from hf_blemo.clip_rd_training.run import _Evaluations, _History, _learning_rate, _Training, distill, make_optimizer
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.pairs.clip_models import load_clip
@@ -438,7 +438,7 @@ def test_a_new_student_fits_its_images_and_tokens(tmp_path, settings_for):
 
 
 def test_the_mean_of_a_term_is_over_the_steps_that_computed_it():
-    history = History()
+    history = _History()
     history.add({"loss": torch.tensor(4.0)})
     history.load_state_dict(json.loads(json.dumps(history.state_dict())))
     history.add({"loss": torch.tensor(2.0), "xrd": torch.tensor(3.0)})
