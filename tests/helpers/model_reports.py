@@ -75,10 +75,9 @@ def loaded(name: str, family: str, **options: Any) -> dict[str, Any]:
         processor.save_pretrained(again)
         tensors["again"] = AutoModel.from_pretrained(again, **options)
         assert outputs(tensors["again"], AutoProcessor.from_pretrained(again, **options)) == outputs(model, processor)
-        written = json.loads((Path(again) / "config.json").read_text())
-    # Transformers writes the towers' dtype, too, once they have been loaded.
-    for tower in ("vision_config", "text_config"):
-        written.get(tower, {}).pop("dtype", None)
+        written = {
+            name: json.loads((Path(again) / name).read_text()) for name in ("config.json", "processor_config.json")
+        }
     return {
         "tensors": {way: fingerprints(found) for way, found in tensors.items()},
         "half": [

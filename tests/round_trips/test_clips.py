@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fresh_processes import run_code
-from tiny_extraction import CLIPS, make_clips, make_fusion, save_encoders
+from tiny_extraction import CLIPS, make_fusion
 from transformers import pipeline
 
 from hf_blemo.hub import push_model
@@ -26,16 +26,6 @@ print(json.dumps([errors, recognise({"student": [[0.5] * 12]})["blend"]]))
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return make_clips(tmp_path_factory.mktemp("clips"), broken=False)
-
-
-@pytest.fixture(scope="module")
-def entries(tmp_path_factory):
-    return save_encoders(tmp_path_factory.mktemp("encoders"))
-
-
-@pytest.fixture(scope="module")
 def published(hub, entries):
     """Entries of the encoders on the Hub, whose latest revisions are spoiled, and a fusion of them."""
     found = {}
@@ -47,12 +37,11 @@ def published(hub, entries):
     return found
 
 
-def test_a_clip_goes_in_and_a_blend_comes_out(published, entries, clips, tmp_path):
-    bad, path = tmp_path / "bad.mp4", clips / f"{CLIPS[1]}.mp4"
+def test_a_clip_goes_in_and_a_blend_comes_out(published, member, paths, tmp_path):
+    bad, path = tmp_path / "bad.mp4", paths[1]
     bad.write_bytes(b"none")
     recognise = pipeline("blended-emotion-recognition", model="you/clips-fusion")
     found = recognise(str(path))
-    member = make_fusion(entries)
     [expected] = predict_clips([path], [member], fusion_encoders([member]))
     assert found["clip"] == CLIPS[1] and found["blend"] == expected["blend"]
     for name in ("probabilities", "presence", "salience", "encoder_weights"):
@@ -62,7 +51,7 @@ def test_a_clip_goes_in_and_a_blend_comes_out(published, entries, clips, tmp_pat
     assert {name: encoder.source.options() for name, encoder in recognise.encoders.items()} == published
 
 
-def test_an_encoder_that_cannot_be_loaded_is_named_with_where_it_was_looked_for(hub, published, entries, clips):
+def test_an_encoder_that_cannot_be_loaded_is_named_with_where_it_was_looked_for(hub, published, entries, paths):
     changes = {
         "gone": {"hubert": {**published["hubert"], "revision": 40 * "0"}},
         "lost": {"student": {"model_id": "you/clips-nothing"}},
@@ -72,18 +61,21 @@ def test_an_encoder_that_cannot_be_loaded_is_named_with_where_it_was_looked_for(
     for name, change in changes.items():
         push_model(*make_fusion({**published, **change}), f"you/clips-{name}", license="mit")
         with pytest.raises((ValueError, FileNotFoundError)) as error:
-            pipeline("blended-emotion-recognition", model=f"you/clips-{name}")(str(clips / f"{CLIPS[1]}.mp4"))
+            pipeline("blended-emotion-recognition", model=f"you/clips-{name}")(str(paths[1]))
         messages[name] = str(error.value)
         assert "\n" not in messages[name]
     assert messages["gone"].startswith(f"encoder 'hubert': you/clips-hubert, revision {'0' * 40}: ")
     assert messages["lost"].startswith("encoder 'student': you/clips-nothing: ")
     assert messages["local"].startswith("encoder 'student': student: not a file, folder or Hub id")
     config = hub.files("you/clips-local")["config.json"].decode()
-    assert str(clips.parent) not in config and json.loads(config)["encoders"]["student"]["model_id"] == "student"
+    assert (
+        str(Path(entries["student"]["model_id"]).parent) not in config
+        and json.loads(config)["encoders"]["student"]["model_id"] == "student"
+    )
 
 
-def test_without_the_package_it_says_what_to_install(published, clips, tmp_path):
-    errors, blend = run_code(tmp_path, WITHOUT, clips / f"{CLIPS[0]}.mp4", installed=False)
+def test_without_the_package_it_says_what_to_install(published, paths, tmp_path):
+    errors, blend = run_code(tmp_path, WITHOUT, paths[0], installed=False)
     assert blend and len(errors) == 2
     for error in errors:
         assert f"{CLIPS[0]}.mp4: a file, expected a folder of features" in error

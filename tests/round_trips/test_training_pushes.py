@@ -56,6 +56,7 @@ def test_a_program_pushes_at_every_save_and_publishes_a_release(family, train, h
     # Each carries its code, with which it loads elsewhere.
     code = {f"modeling_{family}.py", f"configuration_{family}.py", "config.json", "model.safetensors"}
     assert code <= set(history[1].files) & set(history[0].files)
+    assert all(b'"auto_map"' in commit.files["config.json"].content for commit in history[:2])
     files = hub.files(name)
     assert {"README.md", "metrics.json"} <= set(files)
     assert yaml.safe_load(files["README.md"].decode().split("---")[1])["pipeline_tag"]

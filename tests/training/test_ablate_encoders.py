@@ -1,26 +1,21 @@
 """`training/ablate_encoders.py`: one row per set of encoders, from clips on, kept when a run goes on."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 import yaml
-from tiny_extraction import save_encoders
+from command_line import run_training
 
 from hf_blemo.fusion_training.encoder_ablation import ablate_encoders
 from hf_blemo.fusion_training.settings import EncoderAblationSettings
 from hf_blemo.programs.settings import read_settings
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory, entries):
     folder = tmp_path_factory.mktemp("ablation")
     settings = {
         "synthetic": {"num_clips": 40, "num_actors": 5, "seconds": [1.0, 1.2]},
         "output_dir": str(folder / "out"),
-        "encoders": save_encoders(folder / "encoders"),
+        "encoders": entries,
         "sets": {"picture": ["student"], "both": ["student", "hubert"]},
         "fusion": {"num_epochs": 2, "model": {"top_n": 2, "hidden_size": 8}},
         "seeds": [0, 1],
@@ -58,8 +53,7 @@ def test_rows_are_measured_and_kept(config, fresh_accelerate_state):
 
 
 def test_the_program_prints_the_table_that_is_done(config, monkeypatch, capsys, fresh_accelerate_state):
-    monkeypatch.setattr("sys.argv", ["ablate_encoders.py", "--config", str(config)])
-    runpy.run_path(str(ROOT / "training" / "ablate_encoders.py"), run_name="__main__")
+    run_training(monkeypatch, "ablate_encoders.py", "--config", config)
     assert (config.parent / "out" / "encoders.md").read_text() in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_line import run_training
 from fresh_processes import PACKAGE_FOLDER
-from tiny_extraction import BROKEN, CLIPS, make_clips, save_encoders
+from tiny_extraction import BROKEN, CLIPS
 
 from hf_blemo import blemore
 from hf_blemo.clip_rd_training.settings import ComparisonSettings, DistillationSettings, EmbeddingSettings
@@ -62,17 +62,6 @@ def table(tmp_path_factory):
     return folder / "clips.npz"
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    """The folder of a tiny encoder of pictures."""
-    return save_encoders(tmp_path_factory.mktemp("encoders"))["student"]["model_id"]
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return make_clips(tmp_path_factory.mktemp("clips"))
-
-
 def test_a_fusion_is_trained(program, table, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run_module, "plot_cross_validation", lambda *arguments: None)
     output = tmp_path / "output"
@@ -102,11 +91,11 @@ def test_parts_of_a_fusion_are_left_out(program, table, tmp_path, capsys):
     assert text in capsys.readouterr().out
 
 
-def test_features_are_extracted_and_failures_named(program, student, clips, tmp_path, capfd):
+def test_features_are_extracted_and_failures_named(program, entries, clip_folder, tmp_path, capfd):
     output, config = tmp_path / "made", tmp_path / "config.yaml"
     config.write_text("encoders:\n  student:\n    extraction: {frames_per_second: 5.0}\n")
-    options = ("--encoders.student.model_id", student, "--num_threads", 1)
-    program("extract_features.py", "--config", config, "--data", clips, "--output_dir", output, *options)
+    options = ("--encoders.student.model_id", entries["student"]["model_id"], "--num_threads", 1)
+    program("extract_features.py", "--config", config, "--data", clip_folder, "--output_dir", output, *options)
     printed = capfd.readouterr()
     assert printed.out.splitlines()[-1] == f"4 clips, 1 failed; student 12: {output}"
     assert [line for line in printed.err.splitlines() if f"{BROKEN}.mp4" in line]
@@ -188,7 +177,7 @@ REFUSED = {
     ("name", "arguments", "message"), [(name, *row) for name, rows in REFUSED.items() for row in rows]
 )
 def test_bad_input_ends_with_one_line_and_code_two(
-    name, arguments, message, program, table, student, clips, tmp_path, capfd
+    name, arguments, message, program, table, entries, clip_folder, tmp_path, capfd
 ):
     bad, output = tmp_path / "bad.mp4", tmp_path / "output"
     bad.write_bytes(b"no clip at all")
@@ -196,9 +185,10 @@ def test_bad_input_ends_with_one_line_and_code_two(
     if name != "extract_features.py":
         output.mkdir()
         (output / "metrics.json").write_text("mine")
-    common = {"train_fusion.py": ("--data", table, *FUSION), "extract_features.py": ("--data", clips)}
+    common = {"train_fusion.py": ("--data", table, *FUSION), "extract_features.py": ("--data", clip_folder)}
     common["ablate_fusion.py"] = common["train_fusion.py"]
-    given = [text.format(student=student, bad=bad, no_folds=table.with_name("no_folds.npz")) for text in arguments]
+    values = {"student": entries["student"]["model_id"], "bad": bad, "no_folds": table.with_name("no_folds.npz")}
+    given = [text.format(**values) for text in arguments]
     with pytest.raises(SystemExit) as end:
         program(name, "--output_dir", output, *common.get(name, ()), *given)
     assert end.value.code == 2
