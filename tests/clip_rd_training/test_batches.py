@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from pair_files import assert_same, encoded, pairs_of, picture, write_shards
 from PIL import Image
 from transformers import CLIPImageProcessorPil
@@ -261,7 +260,7 @@ def test_broken_pairs_are_replaced_counted_and_named(tmp_path):
         assert_same(batch, batches[step])
 
 
-def test_data_of_which_nothing_can_be_read_ends_with_one_error():
+def test_data_of_which_nothing_can_be_read_ends_with_one_error(tmp_path):
     table = table_of(CAPTIONS[:8], [b"no picture"] * 8)
     message = f"^{MOST_IN_A_ROW} pairs in a row could not be read; the last: here, row [0-7]: image: 10 bytes[^\n]*$"
     with pytest.raises(ValueError, match=message):
@@ -270,21 +269,12 @@ def test_data_of_which_nothing_can_be_read_ends_with_one_error():
     (batch, report), *rest = read(batches_of(table, num_workers=1), 1)
     assert batch == {} and list(report) == ["error"] and not rest
     assert report["error"].startswith(f"{MOST_IN_A_ROW} pairs in a row")
-
-
-def test_too_large_a_share_of_broken_pairs_ends_the_run():
-    position = DataPosition(Accelerator(cpu=True), 0.1)
-    report = {"seen": 200, "broken": 20, "examples": ["here, row 3: cut"], "consumer": 0, "states": [{}]}
-    position.take(report)
-    position.share()
-    assert (position.seen, position.broken, position.examples) == (200, 20, ["here, row 3: cut"])
-    position.take({**report, "seen": 10, "broken": 5})
-    with pytest.raises(ValueError, match="25 of 210 pairs could not be read, more than max_broken_share 0.1 allows"):
-        position.share()
-    few = DataPosition(Accelerator(cpu=True), 0.05)
-    few.take({**report, "seen": 8, "broken": 4})
-    # Four of the first eight say little.
-    few.share()
+    folder = write_shards(tmp_path / "shards", [" "] * 6, 2)
+    source = open_source(PairSourceSettings(data=str(folder), streaming=True), 4)
+    with pytest.raises(ValueError, match=f"^{MOST_IN_A_ROW} pairs in a row could not be read; the last: .*, shard"):
+        read(batches_of(source, 4, 2))
+    reports = [report for _, report in read(batches_of(source, 4, 2, num_workers=2), 2)]
+    assert reports and all(list(report) == ["error"] for report in reports)
 
 
 def share_together(monkeypatch, *positions):
@@ -312,22 +302,32 @@ def position_of(rank, world, max_broken_share=0.1):
     return DataPosition(process, max_broken_share)
 
 
-def test_processes_add_up_what_they_have_read(monkeypatch):
+def test_processes_add_up_what_they_have_read_and_end_at_too_large_a_share(monkeypatch):
     positions = [position_of(rank, 2) for rank in range(2)]
     for rank, position in enumerate(positions):
-        examples = [f"here, row {rank}: cut"]
-        position.take(
-            {"seen": 100, "broken": 5 * rank, "examples": examples * rank, "consumer": rank, "states": [{"row": rank}]}
-        )
+        report = {"seen": 100, "broken": 5 * rank, "examples": [f"here, row {rank}: cut"] * rank}
+        position.take({**report, "consumer": rank, "states": [{"row": rank}]})
     assert share_together(monkeypatch, *positions) == [None, None]
     expected = {"seen": 200, "broken": 5, "examples": ["here, row 1: cut"]}
     for position in positions:
-        state = position.state_dict()
-        assert state == {**expected, "states": {0: {0: [{"row": 0}]}, 1: {1: [{"row": 1}]}}}
+        assert position.state_dict() == {**expected, "states": {0: {0: [{"row": 0}]}, 1: {1: [{"row": 1}]}}}
     # One process read all that is broken, and both end.
-    positions[1].count(10, 20, ["here, row 7: cut"])
+    positions[1].count(10, 16, ["here, row 7: cut"])
+    assert share_together(monkeypatch, *positions) == [None, None]
+    positions[1].count(0, 1, ["here, row 8: cut"])
     errors = share_together(monkeypatch, *positions)
-    assert errors[0] == errors[1] and errors[0].startswith("25 of 210 pairs could not be read, more than")
+    assert (
+        errors
+        == [
+            "22 of 210 pairs could not be read, more than max_broken_share 0.1 allows; for instance: "
+            "here, row 1: cut; here, row 7: cut; here, row 8: cut"
+        ]
+        * 2
+    )
+    # Four of the first eight say little.
+    few = position_of(0, 1, 0.05)
+    few.count(8, 4, ["here, row 3: cut"])
+    few.share()
 
 
 # --- Streams and files ---
@@ -349,9 +349,8 @@ def test_a_stream_goes_on_where_it_was(tmp_path, workers):
         later.resume(done, states)
         for (batch, _), (same, _) in zip(read(later, workers), expected[done:], strict=True):
             assert_same(batch, same)
-    texts = synthetic_tokenizer().batch_decode(
-        torch.cat([batch["input_ids"] for batch, _ in expected]), skip_special_tokens=True
-    )
+    ids = torch.cat([batch["input_ids"] for batch, _ in expected])
+    texts = synthetic_tokenizer().batch_decode(ids, skip_special_tokens=True)
     counts = np.unique(texts, return_counts=True)[1]
     # 80 pairs are more than two passes of 30.
     assert len(counts) == 30 and counts.min() >= 2 and counts.max() <= 4
@@ -388,15 +387,6 @@ def test_processes_with_workers_go_on_from_the_checkpoint_of_the_first(tmp_path,
     with pytest.raises(ValueError, match="resume: the streams were read by 2 processes, found 1"):
         position_of(0, 1).load_state_dict(kept)
     position_of(0, 1).load_state_dict({**kept, "states": {0: {0: [{}]}, 1: {0: [{}]}}})
-
-
-def test_a_stream_of_which_nothing_can_be_read_ends_with_one_error(tmp_path):
-    folder = write_shards(tmp_path / "shards", [" "] * 6, 2)
-    source = open_source(PairSourceSettings(data=str(folder), streaming=True), 4)
-    with pytest.raises(ValueError, match=f"^{MOST_IN_A_ROW} pairs in a row could not be read; the last: .*, shard"):
-        read(batches_of(source, 4, 2))
-    reports = [report for _, report in read(batches_of(source, 4, 2, num_workers=2), 2)]
-    assert reports and all(list(report) == ["error"] for report in reports)
 
 
 def test_broken_pairs_of_a_stream_are_passed_over_and_counted(tmp_path):

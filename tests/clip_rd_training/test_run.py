@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import accelerate.accelerator as accelerator_module
 import pytest
 import torch
 from fresh_processes import run_python
@@ -23,7 +23,6 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, SiglipCon
 from hf_blemo.built_in import make_synthetic_pairs, synthetic_tokenizer
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
-from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training import run
 from hf_blemo.clip_rd_training.run import _Evaluations, _History, _learning_rate, _Training, distill, make_optimizer
 from hf_blemo.clip_rd_training.settings import DistillationSettings
@@ -173,7 +172,7 @@ def test_towers_may_run_in_half_precision(teacher, plain, tmp_path, settings_for
     assert {value.dtype for value in weights_of(tmp_path).values()} == {torch.float32}
 
 
-def test_gradients_are_clipped(teacher, tmp_path, settings_for, monkeypatch):
+def test_gradients_are_clipped_and_weights_follow_their_schedule(teacher, tmp_path, settings_for, monkeypatch):
     norms = {}
     original = torch.optim.AdamW.step
 
@@ -184,14 +183,11 @@ def test_gradients_are_clipped(teacher, tmp_path, settings_for, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     for limit in (0.0, 0.01):
-        distill(settings_for(tmp_path / str(limit), "--teacher", teacher, "--max_grad_norm", limit))
+        arguments = ("--num_steps", 4, "--log_every", 1, "--weight_schedule", "{xrd: [[1, 0], [3, 1]]}")
+        run_of = settings_for(tmp_path / str(limit), "--teacher", teacher, "--max_grad_norm", limit, *arguments)
+        rows = distill(run_of)["history"]
+        assert ["xrd" in row for row in rows] == [False, False, True, True]
     assert min(norms[0.0]) > 0.1 and max(norms[0.01]) == pytest.approx(0.01, rel=1e-3)
-
-
-def test_the_weights_of_a_run_may_follow_a_schedule(teacher, tmp_path, settings_for):
-    arguments = ("--num_steps", 4, "--log_every", 1, "--weight_schedule", "{xrd: [[1, 0], [3, 1]]}")
-    rows = distill(settings_for(tmp_path, "--teacher", teacher, *arguments))["history"]
-    assert ["xrd" in row for row in rows] == [False, False, True, True]
 
 
 def test_a_teacher_of_another_kind_teaches_too(teacher, tmp_path, settings_for):
@@ -276,51 +272,31 @@ class Killed(BaseException):
     """Ends a run where it is, as a signal does."""
 
 
-def killed_at(patch, moment):
-    """Has the run end in the middle of what it does after the third step, or at the end."""
-    calls = []
-    # A checkpoint has four parts beside the weights: average, history, position and evaluations.
-    last = {"a checkpoint is written": 10, "the student is written": 1}.get(moment, 3)
-    rmtree = shutil.rmtree
+# Moment -> the function that never returns, at which call, and whether that call has done its work. A checkpoint has
+# four parts beside the weights: average, history, position and evaluations.
+MOMENTS = {
+    "a checkpoint is written": ("accelerate.accelerator.save_custom_state", 10, True),
+    "a checkpoint gets its name": ("os.rename", 3, False),
+    "an old checkpoint is dropped": ("shutil.rmtree", 1, False),
+    "the student is written": ("hf_blemo.clip_rd.modeling_clip_rd.CLIPRDModel.save_pretrained", 1, True),
+}
 
-    def after_a_part(original):
-        def call(*arguments, **options):
-            result = original(*arguments, **options)
-            calls.append(arguments)
-            if len(calls) == last:
-                raise Killed
-            return result
 
-        return call
+def kill_in(patch, target, number, works):
+    original, calls = pkgutil.resolve_name(target), []
 
-    def half_dropped(path, **options):
-        if options or not path.name.startswith("step_"):
-            return rmtree(path, **options)
-        next(file for file in sorted(path.iterdir()) if file.is_file()).unlink()
-        raise Killed
-
-    def never(path, target, original=os.rename):
-        calls.append(path)
-        if len(calls) == last:
+    def call(*arguments, **options):
+        if options.get("ignore_errors"):
+            return original(*arguments, **options)
+        calls.append(arguments)
+        if len(calls) == number and target == "shutil.rmtree":
+            next(file for file in sorted(arguments[0].iterdir()) if file.is_file()).unlink()
+        result = original(*arguments, **options) if works or len(calls) < number else None
+        if len(calls) == number:
             raise Killed
-        return original(path, target)
+        return result
 
-    if moment == "a checkpoint is written":
-        patch.setattr("accelerate.accelerator.save_custom_state", after_a_part(accelerator_module.save_custom_state))
-    elif moment == "a checkpoint gets its name":
-        patch.setattr(os, "rename", never)
-    elif moment == "an old checkpoint is dropped":
-        patch.setattr("hf_blemo.programs.checkpoints.shutil.rmtree", half_dropped)
-    else:
-        patch.setattr(CLIPRDModel, "save_pretrained", after_a_part(CLIPRDModel.save_pretrained))
-
-
-MOMENTS = (
-    "a checkpoint is written",
-    "a checkpoint gets its name",
-    "an old checkpoint is dropped",
-    "the student is written",
-)
+    patch.setattr(target, call)
 
 
 def test_a_run_may_be_killed_at_every_moment_of_a_checkpoint(teacher, tmp_path, settings_for):
@@ -330,7 +306,7 @@ def test_a_run_may_be_killed_at_every_moment_of_a_checkpoint(teacher, tmp_path, 
     for moment in MOMENTS:
         output = tmp_path / moment
         with pytest.MonkeyPatch.context() as patch:
-            killed_at(patch, moment)
+            kill_in(patch, *MOMENTS[moment])
             with pytest.raises(Killed):
                 distill(settings_for(output, *arguments))
         assert not (output / "metrics.json").exists(), moment
