@@ -22,13 +22,8 @@ if TYPE_CHECKING:
     from hf_blemo.built_in.random_encoder import save_random_speech_encoder
     from hf_blemo.built_in.synthetic_blends import SYNTHETIC_ENCODERS, make_synthetic_blends
     from hf_blemo.built_in.synthetic_clips import make_synthetic_clips
-    from hf_blemo.built_in.synthetic_pairs import (
-        COLOURS,
-        caption_of,
-        draw_scene,
-        make_synthetic_pairs,
-        synthetic_tokenizer,
-    )  # fmt: skip
+    from hf_blemo.built_in.synthetic_pairs import COLOURS, caption_of, draw_scene, make_synthetic_pairs
+    from hf_blemo.built_in.synthetic_pairs import synthetic_tokenizer  # isort: skip
 
 __all__ = [
     "COLOURS", "EMOJI", "PAIRS", "SYNTHETIC", "SYNTHETIC_ENCODERS", "caption_of", "check_options", "draw_scene",

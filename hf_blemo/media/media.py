@@ -13,8 +13,6 @@ from hf_blemo.media.audio import Audio
 from hf_blemo.media.decoding import Frame, MediaPass
 from hf_blemo.media.sources import EXPECTED, MediaError, MediaSource, is_address
 
-__all__ = ["MEDIA_SUFFIXES", "Audio", "Frame", "MediaError", "MediaFile", "Thumbnails", "is_media"]
-
 _VIDEO_SUFFIXES = "3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts webm wmv"
 _AUDIO_SUFFIXES = "aac aif aiff amr au caf flac m4a mp3 oga ogg opus wav wma"
 MEDIA_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_VIDEO_SUFFIXES} {_AUDIO_SUFFIXES}".split())
