@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import fresh_processes
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled
+from transformers.utils import logging
 
 from hf_blemo.programs import progress
 from hf_blemo.programs.progress import Progress
@@ -48,13 +50,23 @@ def test_short_jobs_and_other_processes_say_nothing(capsys, clock):
     assert capsys.readouterr().err == "encoding: 1 clip, 0.1 clips/s\n"
 
 
-def test_a_terminal_gets_a_bar(monkeypatch):
+def test_a_terminal_gets_a_bar_and_those_of_downloads(monkeypatch):
+    for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(progress, "_program_is_quiet", False)
+    logging.enable_progress_bar()
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress("encoding", "clip", 3) as bar:
         bar.update(3)
     assert "\rencoding: 100%" in terminal.getvalue() and "3/3" in terminal.getvalue()
+    assert logging.is_progress_bar_enabled()
+    progress.quiet_libraries()
+    assert not logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    progress.quiet_libraries()
+    assert are_progress_bars_disabled() and os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
 
 
 def test_the_log_of_a_program_holds_no_bars(tmp_path):
