@@ -279,13 +279,13 @@ def test_a_fold_may_have_a_single_clip(make_data, make_settings, run, with_colum
 def test_final_models_come_in_the_order_of_the_seeds(make_data, make_settings, finish):
     data = make_data(30)
     both = finish(data, make_settings(seeds=[5, 2]), 2)
-    for seed, model in zip((5, 2), both, strict=True):
-        assert not model.training
-        alone = finish(data, make_settings(seeds=[seed]), 2)[0]
-        for name, value in model.state_dict().items():
-            torch.testing.assert_close(value, alone.state_dict()[name], atol=2e-6, rtol=0)
-    first, second = (model.state_dict()["fusion.linear.weight"] for model in both)
-    assert not torch.allclose(first, second)
+    states = [model.state_dict() for model in both]
+    for seed, state in zip((5, 2), states, strict=True):
+        alone = finish(data, make_settings(seeds=[seed]), 2)[0].state_dict()
+        for name, value in state.items():
+            torch.testing.assert_close(value, alone[name], atol=2e-6, rtol=0)
+    assert not any(model.training for model in both)
+    assert not torch.allclose(states[0]["fusion.linear.weight"], states[1]["fusion.linear.weight"])
 
 
 # --- Checkpoints ---

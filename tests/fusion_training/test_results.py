@@ -91,18 +91,6 @@ def test_pooled_predictions_are_in_the_order_of_the_clips(results):
         assert loss == pytest.approx(-np.log(picked).mean())
 
 
-def test_summary_spreads_over_the_right_axis(results):
-    summary = results.summary("thresholds")
-    scores = np.array([row["score"] for row in results.fold_rows("thresholds")]).reshape(2, 3)
-    assert summary["summary"]["score"] == pytest.approx({"mean": scores.mean(), "std": scores.std()})
-    assert summary["over_seeds"]["score"] == pytest.approx({"mean": scores.mean(), "std": scores.mean(1).std()})
-    ensemble = [row["score"] for row in results.ensemble("thresholds")[0]]
-    assert summary["ensemble"]["score"] == pytest.approx({"mean": np.mean(ensemble), "std": np.std(ensemble)})
-    assert set(summary["alternatives"]) == {"expected_score", "thresholds"}
-    assert summary["alternatives"]["thresholds"] == summary["summary"]
-    assert results.best_epochs() == round(sum(EPOCHS.values()) / 6)
-
-
 def test_gate_table_counts_by_emotion_set(results):
     gate = results.gate
     sets = blemore.LABEL_SETS[LABELS]
