@@ -89,7 +89,7 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Recognises the blends of a clip or of many; see the class."""
-        if isinstance(inputs, str | Path) and _is_folder_of_clips(Path(inputs)):
+        if isinstance(inputs, str | Path) and Path(inputs).is_dir() and any(map(is_media, Path(inputs).rglob("*"))):
             inputs = find_clips(inputs)
         elif _is_clip(inputs):
             inputs = as_clip(inputs)
@@ -106,7 +106,7 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
 
     def _results(self, inputs: Iterable[Any], batch_size: int, parameters: dict) -> Iterator[dict[str, Any]]:
         """Clips and features in their order, neighbours of one kind together."""
-        # It imports the pipeline that travels with the models, which brings in this file.
+        # clips.py imports the pipeline of the family, whose registration imports this file.
         from hf_blemo.prediction.clips import Windows, predict_clips
 
         own = {name: parameters[name] for name in parameters if name not in _CLIP_PARAMETERS}
@@ -119,10 +119,6 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
                 continue
             clips = (as_clip(item, number) for number, item in group)
             yield from predict_clips(clips, [(self.model, self.processor)], self.encoders, windows, **own_of_clips)
-
-
-def _is_folder_of_clips(path: Path) -> bool:
-    return path.is_dir() and any(is_media(found) for found in path.rglob("*"))
 
 
 def _is_clip(item: Any) -> bool:

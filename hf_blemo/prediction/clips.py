@@ -132,7 +132,8 @@ def predict_clips(
         if (problem := clip.problem) is not None:
             yield {"clip": clip.name, "error": problem}
             continue
-        duration = _duration(clip)
+        # As the file says, or up to the last row of an encoder.
+        duration = max(clip.duration or 0.0, *(float(times[-1]) for times in clip.times.values()))
         [result] = results([clip.features], [clip.name], members, **options)
         result |= {"duration": duration, "notes": clip.notes}
         if num_thumbnails:
@@ -147,12 +148,6 @@ def predict_clips(
                 del row["clip"]
                 result["timeline"].append({"start": start, "end": end, **row})
         yield result
-
-
-def _duration(clip: ClipFeatures) -> float:
-    """Seconds of the clip, as the file says, or up to the last row of an encoder."""
-    last = max(float(times[-1]) for times in clip.times.values())
-    return max(clip.duration or 0.0, last)
 
 
 def _window(clip: ClipFeatures, start: float, end: float) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi
 from tiny_extraction import BROKEN, CLIPS, assert_same_features, features_by_clip, make_clips, save_fusion
 
 from hf_blemo import RankAwareFusionConfig, blemore
+from hf_blemo.built_in import make_synthetic_clips
 from hf_blemo.encoders.loading import load_encoders
 from hf_blemo.extraction import run as extraction_run
 from hf_blemo.extraction.clip_sources import find_clips
@@ -131,9 +132,7 @@ def test_imported_features_that_belong_to_no_clip_are_refused(entries, clips, tm
     with pytest.raises(FileNotFoundError, match="imported.HiCMAE: found no .npy or .csv in"):
         extract(settings)
     np.save(tmp_path / "HiCMAE" / "other.npy", np.ones((2, 3)))
-    with pytest.raises(
-        ValueError, match=f"found other.npy and 0 more in .*, none named after a clip such as '{CLIPS[0]}"
-    ):
+    with pytest.raises(ValueError, match=f"found other.npy and 0 more in .*, none named after .* as '{CLIPS[0]}"):
         extract(settings)
     settings.imported = {"HiCMAE": str(tmp_path / "gone")}
     with pytest.raises(FileNotFoundError, match="imported.HiCMAE: no folder"):
@@ -145,6 +144,8 @@ def test_a_fusion_names_the_encoders(entries, clips, expected, tmp_path):
     save_fusion(tmp_path / "fusion", entries)
     extract(settings_of({}, clips, tmp_path / "made", model=str(tmp_path / "fusion")))
     assert_same_features(features_by_clip(made(tmp_path / "made")), expected)
+    with pytest.raises(ValueError, match="found model_type 'clip_rd', expected 'rank_aware_fusion'"):
+        extract(settings_of({}, clips, tmp_path / "no", model=entries["student"]["model_id"]))
     unknown = {"student": entries["student"], "hubert": {}}
     save_fusion(tmp_path / "unknown", unknown)
     settings = settings_of({}, clips, tmp_path / "other", model=str(tmp_path / "unknown"))
@@ -158,8 +159,6 @@ def test_a_fusion_names_the_encoders(entries, clips, expected, tmp_path):
 
 
 def test_folds_and_labels_come_from_the_metadata(entries, clips, tmp_path):
-    from hf_blemo.built_in import make_synthetic_clips
-
     paths = make_synthetic_clips(tmp_path / "drawn", num_clips=6, num_actors=5, seconds=(1.0, 1.0), size=32)
     settings = settings_of({"student": entries["student"]}, tmp_path / "drawn", tmp_path / "made")
     extract(settings)
