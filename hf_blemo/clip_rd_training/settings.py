@@ -128,7 +128,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
             built-in data gets a tokenizer of its words.
         weights: term -> weight of the loss; those of CLIP-RD by default.
         weight_schedule: term -> [[step, weight], ...], linear in between; its terms need no entry in `weights`.
-        scales: scales of the loss, `released` or `exponentiated`.
+        scales: how the loss reads its learned scales.
         num_steps: optimizer steps.
         batch_size: pairs per step over all processes; all are negatives of each other.
         chunk_size: pairs that a process runs at once; 0 runs the whole batch. The gradients are the same
@@ -137,8 +137,8 @@ class DistillationSettings(PushSettings, _PairDataSettings):
             matrices decay. The rate rises linearly, then falls to 0 along a cosine. A norm of 0 does not clip.
         ema_decay: decay of the moving average of the student's weights, which is evaluated and saved; 0 saves the last
             weights.
-        mixed_precision: precision of the towers: `no`, `bf16` or `fp16`; the loss is always float32.
-        dtype: precision of the weights: `float32` or `float64`. float32 rounding grows with every step of Adam;
+        mixed_precision: precision of the towers; the loss is always float32.
+        dtype: precision of the weights. float32 rounding grows with every step of Adam;
             `float64` keeps equal runs equal.
         seed: seed of the student's weights and the order of the pairs.
         log_every: steps between entries of the history.
