@@ -7,8 +7,9 @@ import torch
 from direct_features import frame_features, segment_features, spectrogram_features, speech_features
 from encoder_checks import WAYS, assert_same, encoded
 from exact_clips import exact_sound, write_exact
+from tiny_encoders import MODELS
 
-from hf_blemo.encoders import EncodedClip, EncoderSource, load_encoder
+from hf_blemo.encoders import EncodedClip, load_encoder
 from hf_blemo.encoders.encoder import EncoderMemoryError, Piece
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.media import MediaError
@@ -26,6 +27,30 @@ EXPECTED = {
     "wav2vec2_bert": (spectrogram_features, (160000,), 10.0),
     "clap": (spectrogram_features, (96000,), 2.0),
 }
+
+
+FAMILIES = {
+    frame_features: "ImageEncoder",
+    segment_features: "VideoEncoder",
+    speech_features: "SpeechEncoder",
+    spectrogram_features: "SpectrogramEncoder",
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_families_and_widths(name, checkpoint):
+    encoder = load_encoder(checkpoint(name), device="cpu")
+    family = "ClipEncoder" if name in ("clip", "student", "siglip") else FAMILIES[EXPECTED[name][0]]
+    assert type(encoder).__name__ == family
+    assert encoder.feature_size == (12 if name in ("clip", "student", "clap") else 16)
+    looks = family in ("ClipEncoder", "ImageEncoder", "VideoEncoder")
+    rate = None if looks else 48000 if name == "clap" else 16000
+    assert (encoder.modality, encoder.audio_rate) == ("video" if looks else "audio", rate)
+    assert encoder.source.options() == {"model_id": checkpoint(name)} and not encoder.model.training
+    assert (encoder.device, encoder.model.dtype) == (torch.device("cpu"), torch.float32)
+    # Only the side that sees or hears is kept.
+    kept = [key for key, _ in encoder.model.named_parameters()]
+    assert not [key for key in kept if key.startswith(("text_", "decoder"))]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -140,9 +165,3 @@ def test_encode_gives_one_clip_or_says_why_not(checkpoint, clips, tmp_path):
     path = write_exact(tmp_path / "sound.wav", [], exact_sound(0.5))
     with pytest.raises(MediaError, match="sound.wav: found no picture, expected some for .*/vit"):
         encoder.encode(path)
-
-
-def test_options_of_a_source():
-    assert EncoderSource("me/model").options() == {"model_id": "me/model"}
-    source = EncoderSource("me/model", "c" * 40, {"layer": 3})
-    assert source.options() == {"model_id": "me/model", "revision": "c" * 40, "extraction": {"layer": 3}}

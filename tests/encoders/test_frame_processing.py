@@ -70,6 +70,8 @@ def test_a_processor_that_does_more_is_used_as_a_whole_if_it_makes_pictures():
     split, found, whole = both(processor, frames(1)[0])
     assert split.scale is None and np.abs(whole).max() <= 1
     np.testing.assert_array_equal(found.numpy(), whole)
+    with pytest.raises(ValueError, match="me/model: .* makes pictures of .* expected one size for all"):
+        FrameProcessor(images(do_center_crop=False), "me/model")
     processor.change = lambda pixels, options: pixels.reshape(1, 16, -1)
     with pytest.raises(ValueError, match=r"me/model: ChangedProcessor makes \(1, 16, 192\) of a frame, expected \(3,"):
         FrameProcessor(processor, "me/model")
@@ -119,11 +121,8 @@ def test_torchvision_gives_the_same(resample):
         assert difference.max() <= (resample == Resampling.BILINEAR) and (difference > 0).mean() < 0.02
 
 
-class MirroringProcessor(hf.CLIPImageProcessorPil):
-    """Resizes in a way of its own."""
-
-    def resize(self, *args, **options):
-        return super().resize(*args, **options)[..., ::-1]
+MIRRORING = images()
+MIRRORING.resize = lambda *args, **options: images().resize(*args, **options)[..., ::-1]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +131,7 @@ class MirroringProcessor(hf.CLIPImageProcessorPil):
         (images(), "torch", "must be one of pil, torchvision, found 'torch'"),
         (images(), None, "must be one of pil, torchvision, found None"),
         (images(resample=Resampling.LANCZOS), "torchvision", r"by resample 2 \(bilinear\), 3 \(bicubic\), found 1"),
-        (MirroringProcessor(**PIXELS), "torchvision", "torchvision cannot resize as MirroringProcessor does"),
+        (MIRRORING, "torchvision", "torchvision cannot resize as CLIPImageProcessorPil does"),
         (processor_of("vivit"), "torchvision", "torchvision cannot resize as VivitImageProcessor"),
     ],
 )

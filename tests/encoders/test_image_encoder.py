@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import pytest
@@ -8,7 +7,7 @@ from encoder_checks import assert_same, encoded
 from safetensors.torch import load_file, save_file
 from tiny_encoders import images
 
-from hf_blemo.encoders import EncoderSource, load_encoder
+from hf_blemo.encoders import EncoderSource
 from hf_blemo.encoders.image_encoder import ClipEncoder
 
 
@@ -36,12 +35,3 @@ def test_without_weights_of_the_pooler_rows_are_the_mean_of_the_hidden_states(ch
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     [(features, _)] = encoded([clips[0].path], str(folder))
     assert_same(features, frame_features(folder, clips[0].frames, False))
-
-
-def test_pictures_of_different_sizes_are_refused(checkpoint, tmp_path):
-    folder = tmp_path / "uncut"
-    shutil.copytree(checkpoint("resnet"), folder)
-    path = folder / "preprocessor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "do_center_crop": False}))
-    with pytest.raises(ValueError, match="uncut: .* makes pictures of .* expected one size for all"):
-        load_encoder(str(folder), device="cpu")
