@@ -1,4 +1,4 @@
-"""The environment of every test, set before any test imports torch or a Hugging Face library."""
+"""The environment of all tests, set before any of them imports torch or a Hugging Face library; shared fixtures."""
 
 import gc
 import os
@@ -24,7 +24,7 @@ os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
 IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
-# The caches of an earlier run, or the user's own, must not decide what a test sees. Workers inherit the variable.
+# Caches of an earlier run or of the user must not influence a test. Workers inherit the variable.
 if not IS_XDIST_WORKER:
     hf_home = tempfile.TemporaryDirectory(prefix="hf_blemo_tests_", ignore_cleanup_errors=True)
     os.environ["HF_HOME"] = hf_home.name
@@ -40,14 +40,14 @@ SLOW_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What begins last has to be short, or the other worker waits for its end; `make test` deals out whole files."""
+    """Starts long files first, or one worker would wait for the other at the end: each gets whole files."""
     places = {name: place for place, name in enumerate(SLOW_FILES)}
     folder = Path(__file__).parent
     items.sort(key=lambda item: places.get(item.path.relative_to(folder).with_suffix("").as_posix(), len(places)))
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays; each time a run frees its memory, collection would go through all of it."""
+    """Keeps garbage collection from walking everything imported so far, again and again."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""Every program of the documentation runs and prints what its page says; every command of it is understood."""
+"""Every program of the documentation runs and prints what its page says; every command parses."""
 
 import re
 import runpy
@@ -234,7 +234,7 @@ make bench
     assert len(COMMANDS) > 15
 
 
-def test_what_a_page_says_is_printed_is_looked_for():
+def test_printed_lines_are_matched_in_order():
     page = Page("```python\nprint(1)\n```\n```text\nloss 0.51\n3 of [...]\n```\n")
     assert page.program == "print(1)\n" and page.printed == ["loss 0.51", "3 of [...]"]
     assert missing_line(page.printed, "loss 1.2e-05\nother\n3 of ['a']\n") is None

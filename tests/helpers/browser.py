@@ -79,21 +79,18 @@ class Browser:
         """What a reader of the page sees."""
         return self.run("return document.body.innerText")
 
-    def wait_for_text(self, text: str, seconds: float = 30.0) -> str:
-        """The page's text as soon as this is part of it."""
-        end = time.monotonic() + seconds
-        while text not in (found := self.text()):
-            assert time.monotonic() < end, f"no {text!r} after {seconds} s in: {found}"
-            time.sleep(0.05)
-        return found
-
     def wait_for(self, script: str, seconds: float = 30.0) -> Any:
         """What a script returns as soon as that is true."""
         end = time.monotonic() + seconds
         while not (found := self.run(script)):
-            assert time.monotonic() < end, f"not true after {seconds} s: {script}"
+            assert time.monotonic() < end, f"not true after {seconds} s: {script}, in: {self.text()}"
             time.sleep(0.05)
         return found
+
+    def wait_for_text(self, text: str, seconds: float = 30.0) -> str:
+        """The page's text as soon as this is part of it."""
+        self.wait_for(f"return document.body.innerText.includes({json.dumps(text)})", seconds)
+        return self.text()
 
     def click(self, selector: str) -> None:
         self._ask("POST", f"/element/{self._find(selector)}/click", {})

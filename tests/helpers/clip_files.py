@@ -1,4 +1,4 @@
-"""Small clips of every kind, written with PyAV, for tests of whatever reads them."""
+"""Writes small clips of every kind with PyAV."""
 
 import struct
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What models of the Hub and of folders give: called with the package, and run as a program without it.
+"""Reports what models of the Hub and of folders give: called with the package, and run as a program without it.
 
 As a program it reads a list of [function, arguments, keyword arguments] and prints what each call returns.
 """

@@ -1,4 +1,4 @@
-"""Pictures and captions on disk, for tests of whatever reads them."""
+"""Writes pictures and captions."""
 
 import io
 import tarfile

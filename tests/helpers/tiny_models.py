@@ -1,4 +1,4 @@
-"""A tiny model of each family in a folder, with what prepares its inputs."""
+"""A tiny model of each family, with its processor."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the tests of Trainer run over: a tiny model of each family, its rows, and how they become batches."""
+"""The cases of the tests of Trainer: a tiny model of each family, its rows, and its collator."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Exported models say what PyTorch says, for batches and lengths that the exporter never saw."""
+"""Exported models give what PyTorch gives, for batches and lengths that the exporter never saw."""
 
 import contextlib
 import io
@@ -212,7 +212,7 @@ def test_the_command_exports_either_family(family, exported, capsys):
     assert "holds ONNX files already; pass --overwrite" in capsys.readouterr().err
 
 
-def test_what_cannot_be_exported_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+def test_export_errors_are_one_line(tmp_path, capsys, monkeypatch):
     assert main(["export", str(tmp_path / "absent"), "--output", str(tmp_path / "out")]) == 2
     assert "not a file, folder or Hub id" in capsys.readouterr().err
     (tmp_path / "file").write_text("")

@@ -1,4 +1,4 @@
-"""A clip goes in and a blend comes out, by a fusion and encoders that lie on the Hub at revisions of their own."""
+"""A pipeline recognises clips with a fusion from the Hub and its encoders, each at its own revision."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def published(hub, entries):
     return found
 
 
-def test_a_clip_goes_in_and_a_blend_comes_out(published, member, paths, tmp_path):
+def test_a_clip_is_recognised_by_encoders_at_their_revisions(published, member, paths, tmp_path):
     bad, path = tmp_path / "bad.mp4", paths[1]
     bad.write_bytes(b"none")
     recognise = pipeline("blended-emotion-recognition", model="you/clips-fusion")
@@ -51,7 +51,7 @@ def test_a_clip_goes_in_and_a_blend_comes_out(published, member, paths, tmp_path
     assert {name: encoder.source.options() for name, encoder in recognise.encoders.items()} == published
 
 
-def test_an_encoder_that_cannot_be_loaded_is_named_with_where_it_was_looked_for(hub, published, entries, paths):
+def test_an_encoder_that_cannot_be_loaded_is_named_with_its_source(hub, published, entries, paths):
     changes = {
         "gone": {"hubert": {**published["hubert"], "revision": 40 * "0"}},
         "lost": {"student": {"model_id": "you/clips-nothing"}},
@@ -72,7 +72,7 @@ def test_an_encoder_that_cannot_be_loaded_is_named_with_where_it_was_looked_for(
     assert json.loads(config)["encoders"]["student"]["model_id"] == "student"
 
 
-def test_without_the_package_it_says_what_to_install(published, paths, tmp_path):
+def test_without_the_package_the_error_says_what_to_install(published, paths, tmp_path):
     errors, blend = run_code(tmp_path, WITHOUT, paths[0], installed=False)
     assert blend and len(errors) == 2
     for error in errors:

@@ -1,4 +1,4 @@
-"""Feature data sets and teacher stores go to the Hub as Parquet with cards, and come back."""
+"""Feature data sets and teacher stores are pushed to the Hub as Parquet with cards, and load from there."""
 
 import json
 
@@ -27,7 +27,7 @@ def parquet(files):
     return sorted(path for path in files if path.endswith(".parquet"))
 
 
-def test_features_go_and_come_back_and_people_keep_their_words(hub):
+def test_features_round_trip_and_edits_of_the_card_survive(hub):
     build = ["dataset", "build", "synthetic", "--output", "built", "--push-to-hub", "you/features"]
     assert main([*build, "--num-clips", "40"]) == 0
     card = hub.files("you/features", kind="dataset")["README.md"].decode()
@@ -55,7 +55,7 @@ def test_features_go_and_come_back_and_people_keep_their_words(hub):
     assert (data["hub_id"], data["clips"]) == ("you/features", 30)
 
 
-def test_a_teacher_store_goes_and_trains_students_elsewhere(hub, tmp_path):
+def test_a_pushed_teacher_store_trains_students(hub, tmp_path):
     save_tiny_model("clip_rd", tmp_path / "teacher")
     settings = {"teachers": {"tiny": "teacher"}, "synthetic": {"num_pairs": 12}, "push_to_hub": "you/store"}
     embed(EmbeddingSettings(output_dir="store", rows_per_shard=4, batch_size=4, **settings))

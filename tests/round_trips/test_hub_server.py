@@ -73,7 +73,7 @@ def test_a_range_of_a_file_is_served(hub):
         assert answer.headers["Content-Range"] == "bytes 3-5/10"
 
 
-def test_a_program_knows_this_hub_alone_and_starts_with_an_empty_cache(hub, tmp_path):
+def test_a_fresh_process_knows_only_this_hub_and_starts_with_an_empty_cache(hub, tmp_path):
     code = """
 import json, os
 from huggingface_hub import HfApi, constants

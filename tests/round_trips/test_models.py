@@ -1,4 +1,4 @@
-"""One battery over both families: saved, pushed, trained and adapted models load here and without the package."""
+"""One battery over both families: saved, pushed, trained and adapted models load with and without the package."""
 
 import json
 
@@ -105,7 +105,7 @@ PUSHES = ("Training in progress, step 2", "End of training")
 
 @pytest.fixture(scope="module")
 def elsewhere(hub, saved, adapters, pushed, tmp_path_factory):
-    """What a process without the package says of all that lies on the Hub, by the kind of call and the family."""
+    """Results of a process without the package for everything on the Hub, by the kind of call and the family."""
     work = tmp_path_factory.mktemp("elsewhere")
     student, processor = make_student(vision=SWIN)
     for part in (student, processor):
@@ -181,7 +181,7 @@ def test_a_saved_folder_holds_the_code_of_its_family_and_nothing_of_the_package(
         assert processor["auto_map"] == {"AutoProcessor": f"processing_{family}.RankAwareFusionProcessor"}
 
 
-def test_pipelines_say_the_same_with_and_without_the_package(elsewhere):
+def test_pipelines_agree_with_and_without_the_package(elsewhere):
     names = [f"you/load-{family}" for family in FAMILIES]
     here, trusting, there = model_reports.piped(*names), model_reports.piped(*names, **TRUSTING), elsewhere["piped",]
     assert here.pop("module") == trusting.pop("module") == "hf_blemo.prediction.clip_pipeline"
@@ -195,7 +195,7 @@ def test_pipelines_say_the_same_with_and_without_the_package(elsewhere):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_travel(family, hub, adapters, elsewhere):
+def test_pushed_adapters_load_and_merge(family, hub, adapters, elsewhere):
     files = hub.files(f"you/adapter-{family}")
     assert "adapter_model.safetensors" in files and "model.safetensors" not in files
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == f"you/base-{family}"
@@ -262,7 +262,7 @@ except RuntimeError as error:
     assert report == ["RankAwareFusionModel", "RankAwareFusionModel", "new code"]
 
 
-def test_what_cannot_be_loaded_is_said_in_one_line(hub, saved, monkeypatch):
+def test_loading_errors_are_one_line(hub, saved, monkeypatch):
     """Through the package's own door; each message says what was found."""
     name = "you/load-rank_aware_fusion"
     broken = hub.copy(f"{name}-sharded", "you/broken-shards")

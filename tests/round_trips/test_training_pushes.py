@@ -76,7 +76,7 @@ def test_a_program_pushes_at_every_save_and_publishes_a_release(family, train, h
         ("clip_rd", "others", "hf_of_you", "the token writes for you, not for 'others'"),
     ],
 )
-def test_a_program_says_before_it_trains_that_it_could_not_push(
+def test_a_program_refuses_before_training_what_it_could_not_push(
     family, owner, token, message, train, hub, tmp_path, monkeypatch, capfd
 ):
     name = f"{owner}/refused{len(token)}"

@@ -104,7 +104,7 @@ def test_every_listed_tower_has_an_adapter(vision, text):
     adapted.eval().merge_and_unload()
 
 
-def test_what_has_no_list_is_said():
+def test_models_without_a_list_of_targets_are_refused():
     model = CASES["clip_rd"]().make_model()
     model.config.vision_config.model_type = "regnet"
     with pytest.raises(
@@ -121,7 +121,7 @@ def test_what_has_no_list_is_said():
         )
 
 
-def test_settings_of_lora_are_the_callers_choice():
+def test_the_caller_chooses_the_settings_of_lora():
     config = lora_config(CASES["fusion"]().make_model(), r=3, lora_dropout=0.1)
     assert (config.r, config.lora_alpha, config.lora_dropout, config.task_type) == (3, 6, 0.1, None)
 
@@ -143,7 +143,7 @@ def test_only_the_last_layers_move_under_trainer(name, tmp_path):
     assert any(not torch.equal(values, before[key]) for key, values in model.state_dict().items())
 
 
-def test_batch_statistics_and_dropout_of_frozen_towers_stand_still(tmp_path):
+def test_batch_statistics_and_dropout_of_frozen_towers_are_off(tmp_path):
     case = CASES["clip_rd"]()
     text = {**case.make_model().config.text_config.to_dict(), "attention_dropout": 0.5}
     config = CLIPRDConfig(
@@ -170,7 +170,7 @@ def test_batch_statistics_and_dropout_of_frozen_towers_stand_still(tmp_path):
     assert any(not torch.equal(values, before[key]) for key, values in model.state_dict().items() if "running" in key)
 
 
-def test_dropout_of_a_frozen_fusion_stands_still():
+def test_dropout_of_a_frozen_fusion_is_off():
     case = fusion_case(dropout=0.5)
     batch = case.collator(list(case.dataset.select(range(4))))
     model = case.make_model().train()

@@ -1,4 +1,4 @@
-"""A new encoder joins a trained fusion: nothing changes without it, and its projection alone is trained."""
+"""A new encoder joins a trained fusion: without it nothing changes, and only its own parts are trained."""
 
 import copy
 
@@ -48,7 +48,7 @@ def test_without_the_new_encoder_nothing_changes(gate, fusion, top_n, level):
     assert processor.encoder_order == ["face", "voice"] and len(model.projections) == 2
 
 
-def test_only_what_is_its_own_is_trained():
+def test_only_the_new_encoders_parts_are_trained():
     grown, _ = add_encoder(*make_model(), "breath", NEW)
     trained = {name for name, parameter in grown.named_parameters() if parameter.requires_grad}
     assert trained == {
@@ -58,7 +58,7 @@ def test_only_what_is_its_own_is_trained():
     assert (grown.config.encoder_loss_weight, grown.config.gate_loss_weight) == (0.1, 0.1)
 
 
-def test_an_informative_encoder_pays_and_the_rest_stays_as_it_was(tmp_path):
+def test_an_informative_encoder_helps_and_the_rest_stays_unchanged(tmp_path):
     train, test = (
         make_synthetic_blends(num_clips=size, seed=seed, missing=0.0) for size, seed in ((400, 0), (200, 9))
     )
@@ -107,7 +107,7 @@ def test_an_informative_encoder_pays_and_the_rest_stays_as_it_was(tmp_path):
     assert list(AutoProcessor.from_pretrained(tmp_path).encoders) == [*first, new]
 
 
-def test_what_cannot_be_added_is_said():
+def test_invalid_encoders_are_refused():
     model, processor = make_model()
     with pytest.raises(ValueError, match="encoder 'face' exists already among face, voice"):
         add_encoder(model, processor, "face", NEW)

@@ -109,7 +109,7 @@ def test_one_of_several_captions_is_drawn():
     assert len(drawn) == 2
 
 
-def test_what_is_no_pair_is_said():
+def test_rows_that_are_no_pairs_are_refused():
     table = datasets.Dataset.from_dict({"picture": [b"1"], "caption": ["a"]})
     with pytest.raises(ValueError, match="found the columns picture, caption, expected 'image' among them"):
         pair_columns(table)

@@ -1,4 +1,4 @@
-"""Two processes under plain Trainer give the weights of one with both shares, negatives of all pairs included."""
+"""Two processes under plain Trainer end with the weights of one, which contrasts all pairs."""
 
 import json
 

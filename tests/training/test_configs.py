@@ -1,4 +1,4 @@
-"""The configs that the repository ships are valid, and say what the paper and the documentation say."""
+"""The shipped configs are valid and agree with the paper and the documentation."""
 
 from shlex import split
 

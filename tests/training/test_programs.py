@@ -1,4 +1,4 @@
-"""The programs as their users start them: what they print, what they write, and how they refuse."""
+"""The training programs as users start them: what they print, what they write, and what they refuse."""
 
 import json
 import re
