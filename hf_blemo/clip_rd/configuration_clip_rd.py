@@ -9,14 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 # Exact GELU, as in open_clip; transformers' own default is the quick GELU of OpenAI's checkpoints.
-_SMALL_TEXT = {
-    "model_type": "clip_text_model",
-    "hidden_size": 384,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 6,
-    "hidden_act": "gelu",
-}
+_SMALL_TEXT: dict[str, Any] = {"model_type": "clip_text_model", "hidden_size": 384, "intermediate_size": 1536}
+_SMALL_TEXT |= {"num_hidden_layers": 12, "num_attention_heads": 6, "hidden_act": "gelu"}
 _BASE_TEXT = {**_SMALL_TEXT, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
 _LARGE_TEXT = {**_SMALL_TEXT, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 
@@ -34,51 +28,29 @@ def _vit(hidden_size: int, num_hidden_layers: int, num_attention_heads: int, pat
     }
 
 
+_SMALL = {"text_config": _SMALL_TEXT, "projection_dim": 512}
+_EFFICIENTNET_B0: dict[str, Any] = {"model_type": "efficientnet", "image_size": 224, "width_coefficient": 1.0}
+_EFFICIENTNET_B0 |= {"depth_coefficient": 1.0, "hidden_dim": 1280, "batch_norm_eps": 1e-5, "batch_norm_momentum": 0.1}
+_EFFICIENTNET_B0 |= {"drop_connect_rate": 0.0}
+_RESNET_18 = {"model_type": "resnet", "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2] * 4}
+
 # No dropout and PyTorch's batch-norm settings where transformers' defaults differ from timm's, by which they trained.
 PRESETS: dict[str, dict[str, Any]] = {
-    "vit-t-16": {"vision_config": _vit(192, 12, 3, 16), "text_config": _SMALL_TEXT, "projection_dim": 512},
+    "vit-t-16": {"vision_config": _vit(192, 12, 3, 16), **_SMALL},
     "vit-b-16": {"vision_config": _vit(768, 12, 12, 16), "text_config": _BASE_TEXT, "projection_dim": 512},
     "vit-l-14": {"vision_config": _vit(1024, 24, 16, 14), "text_config": _LARGE_TEXT, "projection_dim": 768},
     "mobilevit-s": {
         "vision_config": {"model_type": "mobilevit", "image_size": 224, "hidden_dropout_prob": 0.0},
-        "text_config": _SMALL_TEXT,
-        "projection_dim": 512,
+        **_SMALL,
     },
-    "swin-t": {
-        "vision_config": {"model_type": "swin", "image_size": 224},
-        "text_config": _SMALL_TEXT,
-        "projection_dim": 512,
-    },
-    "efficientnet-b0": {
-        "vision_config": {
-            "model_type": "efficientnet",
-            "image_size": 224,
-            "width_coefficient": 1.0,
-            "depth_coefficient": 1.0,
-            "hidden_dim": 1280,
-            "batch_norm_eps": 1e-5,
-            "batch_norm_momentum": 0.1,
-            "drop_connect_rate": 0.0,
-        },
-        "text_config": _SMALL_TEXT,
-        "projection_dim": 512,
-    },
+    "swin-t": {"vision_config": {"model_type": "swin", "image_size": 224}, **_SMALL},
+    "efficientnet-b0": {"vision_config": _EFFICIENTNET_B0, **_SMALL},
     "mobilenet-v3-s": {
         "vision_config": {"model_type": "timm_wrapper", "architecture": "mobilenetv3_small_100"},
         "vision_hidden_size": 1024,
-        "text_config": _SMALL_TEXT,
-        "projection_dim": 512,
+        **_SMALL,
     },
-    "resnet-18": {
-        "vision_config": {
-            "model_type": "resnet",
-            "layer_type": "basic",
-            "hidden_sizes": [64, 128, 256, 512],
-            "depths": [2, 2, 2, 2],
-        },
-        "text_config": _SMALL_TEXT,
-        "projection_dim": 512,
-    },
+    "resnet-18": {"vision_config": _RESNET_18, **_SMALL},
     "resnet-50": {"vision_config": {"model_type": "resnet"}, "text_config": _BASE_TEXT, "projection_dim": 1024},
 }
 

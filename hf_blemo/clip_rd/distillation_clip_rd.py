@@ -9,16 +9,8 @@ from torch import nn
 
 from .losses_clip_rd import MAXIMAL_LOG_SCALE, CLIPRDLoss, CLIPRDLossOutput, check_weights, computing_dtype
 
-INPUTS = (
-    "pixel_values",
-    "input_ids",
-    "attention_mask",
-    "teacher_pixel_values",
-    "teacher_input_ids",
-    "teacher_attention_mask",
-    "teacher_image_embeds",
-    "teacher_text_embeds",
-)
+_OWN = ("pixel_values", "input_ids", "attention_mask")
+INPUTS = (*_OWN, *(f"teacher_{name}" for name in _OWN), "teacher_image_embeds", "teacher_text_embeds")
 Schedule = Sequence[tuple[int, float]]
 
 
@@ -28,7 +20,6 @@ def features_of(output: Any) -> torch.Tensor:
 
 
 def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
     return values.to(computing_dtype(values))
 
 

@@ -23,14 +23,7 @@ LARGEST_RATIO = 40.0
 
 @dataclass
 class TilesCall:
-    """Arguments of one computation beside its tensors.
-
-    Args:
-        weights: of all terms.
-        tile_size: rows and columns of a tile.
-        group: the processes.
-        rows: number of rows of each.
-    """
+    """Arguments beside the tensors: weights of all terms, side of a tile, and the processes with their rows."""
 
     weights: dict[str, float]
     tile_size: int

@@ -17,12 +17,7 @@ SHOWN_PAIRS = 48
 
 
 class SimilarityMaps:
-    """Image-text similarities of some pairs of the first batch, for the current student and the teacher.
-
-    Args:
-        distiller: of the run.
-        batches: of the run.
-    """
+    """Image-text similarities of some pairs of the first batch, for the current student and the teacher."""
 
     def __init__(self, distiller: CLIPRDDistiller, batches: PairBatches):
         self.distiller = distiller

@@ -36,22 +36,27 @@ FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", *PUSH_
 
 
 class _Rows:
-    """Rows that a run collects; part of its checkpoints."""
+    """Rows that a run collects, and what else is `kept` of them; part of its checkpoints."""
+
+    kept = ("rows",)
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"rows": self.rows}
+        return {name: getattr(self, name) for name in self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores [`state_dict`]."""
-        self.rows = list(state["rows"])
+        for name in self.kept:
+            setattr(self, name, type(getattr(self, name))(state[name]))
 
 
 class _History(_Rows):
-    """Means of the terms over the steps between two entries that computed them; part of the checkpoint."""
+    """Means of the terms over the steps between two entries that computed them."""
+
+    kept = ("rows", "sums")
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,28 +71,15 @@ class _History(_Rows):
             self.sums[name] = total + value, count + 1
 
     def close(self, step: int, **more: float) -> dict[str, Any]:
-        """Ends an entry after a step, counted from 1.
-
-        Returns:
-            The entry.
-        """
+        """Ends an entry after a step, counted from 1, and returns it."""
         means = {name: total / count for name, (total, count) in self.sums.items()}
         self.rows.append({"step": step, **means, **more})
         self.sums = {}
         return self.rows[-1]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return {**super().state_dict(), "sums": self.sums}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores [`state_dict`]."""
-        super().load_state_dict(state)
-        self.sums = dict(state["sums"])
-
 
 class _Evaluations(_Rows):
-    """Evaluations of a student during its training, on the first process; part of the checkpoint."""
+    """Evaluations of a student during its training, on the first process."""
 
     def __init__(self, evaluator: ClipEvaluator | None, processor: PairProcessor):
         super().__init__()
@@ -224,17 +216,7 @@ def _tasks_of_first_process(accelerator: Accelerator, settings: DistillationSett
 
 
 class _Training:
-    """The loop over the steps.
-
-    Args:
-        accelerator: of the run.
-        model, optimizer: prepared by it.
-        batches: of all steps.
-        settings: of the run.
-        average: of the student's weights, or None.
-        evaluator: of the student on the first process, or None.
-        pushes: of the student to the Hub.
-    """
+    """The loop over the steps, on the prepared model and optimizer; `average` and `evaluator` may be None."""
 
     def __init__(
         self,
