@@ -20,18 +20,15 @@ def test_options_win_over_defaults_and_fixed_arguments_over_options(tmp_path):
     assert built_in.load("synthetic", {"num_pairs": 3}) is built_in.make_synthetic_pairs(num_pairs=3)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "message"),
-    [
+def test_unknown_options_are_refused():
+    for kind, name, message in (
         ("blends", "num_clip", "synthetic: unknown setting 'num_clip'; the nearest known one is 'num_clips'"),
         ("clips", "folder", "synthetic: unknown setting 'folder'"),
         ("synthetic", "helt_out", "synthetic: unknown setting 'helt_out'; the nearest known one is 'held_out'"),
         ("emoji", "size", "emoji: unknown setting 'size'; the nearest known one is 'image_size'"),
-    ],
-)
-def test_unknown_options_are_refused(kind, name, message):
-    with pytest.raises(ValueError, match=message):
-        built_in.load(kind, {name: 1})
+    ):
+        with pytest.raises(ValueError, match=message):
+            built_in.load(kind, {name: 1})
 
 
 def test_tokenizers_know_their_captions():
