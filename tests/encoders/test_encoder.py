@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 from direct_features import frame_features, segment_features, spectrogram_features, speech_features
-from encoder_checks import WAYS, assert_same, encoded
-from exact_clips import exact_sound, write_exact
+from known_clips import WAYS, assert_same, encoded, exact_sound, write_exact
 from tiny_encoders import MODELS
 
 from hf_blemo.encoders import EncodedClip, load_encoder

@@ -4,8 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from direct_features import frame_features, segment_features
-from encoder_checks import assert_same, encoded
-from exact_clips import write_exact
+from known_clips import assert_same, encoded, write_exact
 from tiny_encoders import frames
 
 from hf_blemo.encoders import load_encoder

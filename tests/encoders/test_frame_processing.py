@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from encoder_checks import encoded
+from known_clips import encoded
 from PIL.Image import Resampling
 from tiny_encoders import MODELS, PIXELS, frames, images
 

@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 from direct_features import frame_features
-from encoder_checks import assert_same, encoded
+from known_clips import assert_same, encoded
 from safetensors.torch import load_file, save_file
 from tiny_encoders import images
 

@@ -2,8 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from encoder_checks import encoded
-from exact_clips import exact_sound, write_exact
+from known_clips import encoded, exact_sound, write_exact
 
 
 @pytest.mark.parametrize("name", ["whisper", "ast", "wav2vec2_bert", "clap"])

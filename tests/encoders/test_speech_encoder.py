@@ -8,8 +8,7 @@ import pytest
 import torch
 import transformers as hf
 from direct_features import speech_features
-from encoder_checks import assert_same, encoded
-from exact_clips import exact_sound, write_exact
+from known_clips import assert_same, encoded, exact_sound, write_exact
 from tiny_encoders import CONVOLUTIONS, HIDDEN, speech_extractor
 
 from hf_blemo.encoders import load_encoder, speech_encoder

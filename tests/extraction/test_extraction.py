@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 from clip_files import gray_pictures, write_clip
-from exact_clips import exact_sound, write_exact
+from known_clips import exact_sound, write_exact
 from tiny_encoders import frames
 
 from hf_blemo.encoders import load_encoder
