@@ -251,19 +251,16 @@ def test_a_smaller_student_sees_the_pixels_it_would_beside_the_live_teacher(teac
 
 def test_of_several_captions_those_that_were_embedded_are_drawn(teacher, tmp_path, settings_for):
     captions = list(make_synthetic_pairs(60)["caption"])
-    data = saved_pairs(tmp_path / "pairs", captions=[captions[3 * row : 3 * row + 3] for row in range(20)])
+    lists = [captions[3 * row : 3 * row + 3] for row in range(20)]
+    data = saved_pairs(tmp_path / "pairs", captions=lists)
     for name, augmentation in (("whole", {}), ("crops", CROPS)):
         store = tmp_path / f"store_{name}"
         embed(embed_settings(store, teacher, data=data, synthetic={}, augmentation=augmentation))
-        chosen = {
-            row["row"]: captions[3 * row["row"] : 3 * row["row"] + 3].index(row["caption"]) for row in rows_of(store)
-        }
-        assert len(set(chosen.values())) == 3
+        assert len({lists[row["row"]].index(row["caption"]) for row in rows_of(store)}) == 3
         # Four passes, each of which would draw anew.
         arguments = ("--synthetic", "{}", "--data", data, "--augmentation", json.dumps(augmentation))
-        metrics = distill(
-            settings_for(tmp_path / name, *arguments, "--teacher_store", store, "--batch_size", 20, "--num_steps", 4)
-        )
+        arguments += ("--teacher_store", store, "--batch_size", 20, "--num_steps", 4)
+        metrics = distill(settings_for(tmp_path / name, *arguments))
         assert metrics["data"]["seen"] == 80 and metrics["data"]["broken"] == 0
 
 
@@ -343,12 +340,14 @@ def test_broken_pairs_are_marked_and_replaced(teacher, tmp_path, settings_for):
 
 def test_what_cannot_be_embedded_is_named(teacher, tmp_path):
     folder = write_shards(tmp_path / "shards", ["red ring"] * 4, 2)
-    with pytest.raises(ValueError, match="embeddings are found by row, which a stream does not have"):
-        embed_settings(tmp_path / "store", teacher, data=str(folder), synthetic={}, streaming=True)
-    with pytest.raises(ValueError, match="augmentation.variants: expected the number of crops"):
-        embed_settings(tmp_path / "store", teacher, augmentation={"scale": [0.5, 1.0]})
-    with pytest.raises(ValueError, match="expected names of letters, digits and underscores, found 'vit-b'"):
-        embed_settings(tmp_path / "store", teacher, teachers={"vit-b": str(teacher)})
+    stream = {"data": str(folder), "synthetic": {}, "streaming": True}
+    for changes, message in (
+        (stream, "embeddings are found by row, which a stream does not have"),
+        ({"augmentation": {"scale": [0.5, 1.0]}}, "augmentation.variants: expected the number of crops"),
+        ({"teachers": {"vit-b": "x"}}, "expected names of letters, digits and underscores, found 'vit-b'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            embed_settings(tmp_path / "store", teacher, **changes)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="found something that is not a store"):

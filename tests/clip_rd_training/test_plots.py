@@ -97,13 +97,9 @@ def test_evaluations_over_steps_with_the_teacher_dashed(tmp_path, figures):
     # One scale for both directions, reaching the teacher; another for the lower task.
     assert to_text.get_ylim() == to_image.get_ylim() == pytest.approx((0, 0.88))
     assert accuracy.get_ylim() == pytest.approx((0, 0.44))
-    (legend,) = figures[0].legends
-    assert [text.get_text() for text in legend.texts] == ["top-1 or R@1", "top-5 or R@5", "R@10", "teacher"]
-
-
-def test_zero_shot_alone_has_no_recall_in_its_legend(tmp_path, figures):
     plot_evaluations([{"step": 1, "tasks": {"a": zero_shot(0.0, 0.0)}}], tmp_path / "evaluations.png")
-    assert [text.get_text() for text in figures[0].legends[0].texts] == ["top-1", "top-5"]
+    shown = [[text.get_text() for text in figure.legends[0].texts] for figure in figures]
+    assert shown == [["top-1 or R@1", "top-5 or R@5", "R@10", "teacher"], ["top-1", "top-5"]]
 
 
 def test_similarities_share_colours_and_are_compared_off_the_diagonal(tmp_path, figures):
@@ -113,6 +109,9 @@ def test_similarities_share_colours_and_are_compared_off_the_diagonal(tmp_path, 
     before = np.full((5, 5), 0.1)
     after = 0.5 * teacher + 0.1
     np.fill_diagonal(after, [0.9, 0.9, 0.9, -0.9, -0.9])  # ruins a correlation that reads the diagonal
+    after[0, 1] += 0.3
+    off = ~np.eye(5, dtype=bool)
+    expected = np.corrcoef(teacher[off], after[off])[0, 1]
     plot_similarity(teacher, before, after, tmp_path / "similarity.png")
     panels = panels_of(figures[0])
     images = [panels[name].images[0] for name in ("teacher", "student before training", "student after training")]
@@ -127,16 +126,8 @@ def test_similarities_share_colours_and_are_compared_off_the_diagonal(tmp_path, 
     ]
     assert panels["student after training"].get_xlabel().splitlines() == [
         "60% of rows have the diagonal largest",
-        "correlation with the teacher off the diagonal: 1.000",
+        f"correlation with the teacher off the diagonal: {expected:.3f}",
     ]
-
-
-def test_the_correlation_is_pearsons(tmp_path, figures):
-    teacher, before, after = np.random.default_rng(1).uniform(-1, 1, (3, 7, 7))
-    plot_similarity(teacher, before, after, tmp_path / "similarity.png")
-    off = ~np.eye(7, dtype=bool)
-    expected = np.corrcoef(teacher[off], after[off])[0, 1]
-    assert panels_of(figures[0])["student after training"].get_xlabel().endswith(f": {expected:.3f}")
 
 
 def test_equal_numbers_give_equal_files(tmp_path):
