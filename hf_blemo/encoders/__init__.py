@@ -10,13 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EncodedClip", "Encoder", "EncoderSource", "load_encoder", "load_encoders"]
 
+_DEFINERS = {"encoder": ("EncodedClip", "Encoder", "EncoderSource"), "loading": ("load_encoder", "load_encoders")}
 __getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "EncodedClip": "hf_blemo.encoders.encoder",
-        "Encoder": "hf_blemo.encoders.encoder",
-        "EncoderSource": "hf_blemo.encoders.encoder",
-        "load_encoder": "hf_blemo.encoders.loading",
-        "load_encoders": "hf_blemo.encoders.loading",
-    },
+    __name__, {name: f"{__name__}.{module}" for module, names in _DEFINERS.items() for name in names}
 )

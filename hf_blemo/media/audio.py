@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from hf_blemo.errors import one_line
+from hf_blemo.media.sources import MediaError
+
 # Containers round time stamps to milliseconds or to whole packets; only more than this is a gap.
 _GAP = 0.05
 
@@ -25,45 +28,55 @@ class Audio:
     samples: np.ndarray
 
 
-class AudioMixer:
-    """Mixes decoded audio down to mono at several rates with FFmpeg's filters, and keeps track of its time.
+class AudioTrack:
+    """Mixes the decoded audio of a track down to mono at several rates, and keeps track of its time.
 
     Within a stretch without gaps, the pieces of one rate join without a break: times are counted in samples, whatever
-    rounded time stamps say. A gap, an overlap or a change of format ends a stretch.
+    rounded time stamps say. A gap, an overlap or a change of format ends a stretch. The filters are FFmpeg's.
 
     Args:
+        stream: of PyAV.
+        origin: time stamp at which the clip starts, in seconds.
+        name: of the clip, for messages.
         rates: samples per second, each once.
     """
 
-    def __init__(self, rates: Sequence[int]):
-        self.rates = tuple(rates)
+    def __init__(self, stream: Any, origin: float, name: str, rates: Sequence[int]):
+        self.stream, self._origin, self._name, self._rates = stream, origin, name, list(rates)
         self._kind: tuple[str, str, int] | None = None
         self._start, self._count = 0.0, 0
         self._outputs: list[_MonoOutput] = []
 
-    def push(self, frame: Any, time: float | None) -> Iterator[Audio]:
-        """Takes an audio frame of PyAV.
+    def items(self, frames: Sequence[Any], is_end: bool) -> Iterator[Audio]:
+        """Takes audio frames of PyAV, and at the end of the track also returns the last pieces.
 
-        Args:
-            frame: decoded audio.
-            time: of its first sample in seconds; None if it follows the frame before.
-
-        Returns:
-            The pieces that are ready, of all rates.
+        Raises:
+            MediaError: the audio cannot be mixed.
         """
+        import av
+
+        try:
+            for frame in frames:
+                yield from self._push(frame)
+            if is_end:
+                yield from self._flush()
+        except av.error.FFmpegError as error:
+            message = f"{self._name}: cannot mix the audio to mono at {self._rates}: {one_line(error)}"
+            raise MediaError(message) from error
+
+    def _push(self, frame: Any) -> Iterator[Audio]:
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         end = self._start + (self._count / self._kind[2] if self._kind else 0.0)
-        time = end if time is None else time
+        time = end if frame.pts is None else float(frame.pts * self.stream.time_base) - self._origin
         if kind != self._kind or abs(time - end) > _GAP:
-            yield from self.flush()
+            yield from self._flush()
             self._kind, self._start, self._count = kind, time, 0
-            self._outputs = [_MonoOutput(frame, rate, time) for rate in self.rates]
+            self._outputs = [_MonoOutput(frame, rate, time) for rate in self._rates]
         self._count += frame.samples
         for output in self._outputs:
             yield from output.push(frame)
 
-    def flush(self) -> Iterator[Audio]:
-        """Ends a stretch and returns its last pieces."""
+    def _flush(self) -> Iterator[Audio]:
         for output in self._outputs:
             yield from output.push(None)
         self._outputs = []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_blemo.errors import one_line
-from hf_blemo.media.audio import Audio, AudioMixer
+from hf_blemo.media.audio import Audio, AudioTrack
 from hf_blemo.media.sources import EXPECTED, MediaError, MediaSource
 
 _BUFFER_SIZE = 2**16
@@ -91,12 +91,6 @@ class MediaPass:
         # Cover art is no video track.
         self._covers = {stream.index for stream in self.container.streams.video if _is_cover(stream)}
         self.videos = [stream for stream in self.container.streams.video if stream.index not in self._covers]
-
-    def __enter__(self) -> "MediaPass":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the container, not the source."""
@@ -186,14 +180,14 @@ class MediaPass:
         Returns:
             Frames and pieces of audio, in the order of the file.
         """
-        tracks: dict[int, _VideoTrack | _AudioTrack] = {}
+        tracks: dict[int, _VideoTrack | AudioTrack] = {}
         if video is not None:
             stream = self.container.streams[video]
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = num_threads
             tracks[video] = _VideoTrack(stream, origin, self._name)
         if audio is not None:
-            tracks[audio] = _AudioTrack(self.container.streams[audio], origin, self._name, rates)
+            tracks[audio] = AudioTrack(self.container.streams[audio], origin, self._name, rates)
         packets = ((packet.stream_index, packet) for packet in self.packets())
         for index, packet in chain(packets, ((index, None) for index in tracks)):
             if (track := tracks.get(index)) is not None:
@@ -271,27 +265,6 @@ class _VideoTrack:
             later = [stamp for stamp in stamps if stamp > self._last]
             self._last = later[0] if later else self._last + self._step
         return self._last + self._shift - self._origin
-
-
-class _AudioTrack:
-    """Mixes the decoded sound of a track."""
-
-    def __init__(self, stream: Any, origin: float, name: str, rates: Sequence[int]):
-        self.stream, self._origin, self._name = stream, origin, name
-        self._mixer = AudioMixer(rates)
-
-    def items(self, pieces: Sequence[Any], is_end: bool) -> Iterator[Audio]:
-        import av
-
-        try:
-            for piece in pieces:
-                time = None if piece.pts is None else float(piece.pts * self.stream.time_base) - self._origin
-                yield from self._mixer.push(piece, time)
-            if is_end:
-                yield from self._mixer.flush()
-        except av.error.FFmpegError as error:
-            rates = list(self._mixer.rates)
-            raise MediaError(f"{self._name}: cannot mix the audio to mono at {rates}: {one_line(error)}") from error
 
 
 class _PixelConverter:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,6 @@ class MediaFile:
         self._source.close()
 
     @property
-    def has_video(self) -> bool:
-        """Whether there is a video track."""
-        return self._video is not None
-
-    @property
-    def has_audio(self) -> bool:
-        """Whether there is an audio track."""
-        return self._audio is not None
-
-    @property
     def notes(self) -> list[str]:
         """Unusual findings so far, one sentence each; reading to the end may add some."""
         return list(self._notes.values())
@@ -106,7 +97,7 @@ class MediaFile:
         return self._read(self._video if video else None, self._audio if rates else None, rates)
 
     def _read(self, video: int | None, audio: int | None, rates: tuple[int, ...]) -> Iterator[Frame | Audio]:
-        with MediaPass(self._source, self._hint) as opened:
+        with closing(MediaPass(self._source, self._hint)) as opened:
             try:
                 yield from opened.decode(video, audio, self._origin, rates, self._num_threads)
                 self._note_end(opened)
@@ -126,7 +117,7 @@ class MediaFile:
 
     def _inspect(self) -> None:
         """Chooses among the tracks that hold something."""
-        with MediaPass(self._source, self._hint) as opened:
+        with closing(MediaPass(self._source, self._hint)) as opened:
             container = opened.container
             if container.duration is not None and container.duration > 0:
                 self.duration = container.duration / 1e6
@@ -156,6 +147,7 @@ class MediaFile:
                     self._video = chosen.index
         # Decoders drop the samples that an encoder puts before the first, so their time is not part of the clip.
         self._origin = max(0.0, min(starts, default=0.0))
+        self.has_video, self.has_audio = self._video is not None, self._audio is not None
         if not self.has_video and not self.has_audio:
             found = "; ".join(self.notes) or "no video and no audio track"
             raise MediaError(f"{self.name}: {found}, {EXPECTED}")
