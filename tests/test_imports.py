@@ -35,9 +35,9 @@ _TABLE = {
     "__init__": "_registration blemore clip_rd prediction rank_aware_fusion",
     "commands": "blemore built_in clip_evaluation clip_rd encoders extraction files hub loading media pairs "
     "prediction programs",
-    "fusion_training": "_registration blemore built_in encoders errors extraction files hub loading programs "
+    "fusion_training": "__init__ _registration blemore built_in encoders errors extraction files hub loading programs "
     "rank_aware_fusion",
-    "cli": "commands errors programs",
+    "cli": "__init__ commands errors programs",
 }
 MAY_IMPORT = {room: others.split() for room, others in _TABLE.items()}
 # A floor stands above all that its rooms import; `training/` and `benchmarks/` stand above the package.

@@ -110,7 +110,9 @@ def test_every_help_says_what_is_read_and_written_with_an_example_that_parses(ca
         assert cli._make_parser().parse_args(example).program == f"hf-blemo {command}"
 
 
-def test_version_and_misuse(capsys):
+def test_version_and_misuse(capsys, monkeypatch):
+    # A checkout on the path need not be installed.
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: 1 / 0)
     assert run(capsys, "--version") == (0, f"hf_blemo {hf_blemo.__version__}\n", "")
     assert "arguments are required: command" in refused(capsys)
     assert "hf-blemo dataset: error: the following arguments" in refused(capsys, "dataset")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from fresh_processes import run_python
 from transformers import AutoModel, AutoProcessor
 
+import hf_blemo
 from hf_blemo import blemore
 from hf_blemo.fusion_training import run as run_module
 from hf_blemo.fusion_training.results import results_table
@@ -307,3 +309,9 @@ def test_what_is_refused_leaves_an_output_as_it_was(settings_for, trained, make_
         with pytest.raises(Exception, match=message):
             train_fusion(settings_for(**{**changes, **paths}))
         assert snapshot(tmp_path / "output") == before, message
+
+
+def test_a_run_of_a_checkout_that_is_not_installed_records_its_version(monkeypatch):
+    found = distribution("torch")
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: {"hf_blemo": None}.get(name, found))
+    assert run_module._versions()["hf_blemo"] == hf_blemo.__version__
