@@ -85,6 +85,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     result, lines = (_score_blends if arguments.model is None else _evaluate_clip)(arguments)
     if output is not None:
         write_json({output: result})
+    if arguments.card:
+        # The last, since it refuses a card that people have broken.
+        _update_card(Path(arguments.model), result["tasks"])
     print(lines)
 
 
@@ -145,14 +148,10 @@ def _check_same_clips(predictions: Mapping, labels: Mapping, predictions_path: s
 
 
 def _evaluate_clip(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """The results of a CLIP, which go into its card if asked, and the tables to print."""
+    """The results of a CLIP, and the tables to print."""
     tasks_of = _task_settings(arguments)
-    folder = Path(arguments.model)
-    metrics = None
-    if arguments.card:
-        if not (folder / "metrics.json").is_file():
-            raise FileNotFoundError(f"--card: {arguments.model} has no metrics.json, expected a folder of a training")
-        metrics = read_json(folder / "metrics.json")
+    if arguments.card and not Path(arguments.model, "metrics.json").is_file():
+        raise FileNotFoundError(f"--card: {arguments.model} has no metrics.json, expected a folder of a training")
 
     import torch
 
@@ -167,8 +166,6 @@ def _evaluate_clip(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     model = clip.model.to("cuda" if torch.cuda.is_available() else "cpu")
     tasks = evaluator.evaluate(model, clip.processor, progress=True)
     result["tasks"] = tasks
-    if metrics is not None:
-        _update_card(folder, metrics, tasks)
     return result, _tables(tasks)
 
 
@@ -195,9 +192,10 @@ def _task_settings(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return {**found, **{name: {"kind": name} for name in asked["benchmark"]}}
 
 
-def _update_card(folder: Path, metrics: dict[str, Any], tasks: Mapping[str, Any]) -> None:
+def _update_card(folder: Path, tasks: Mapping[str, Any]) -> None:
     from hf_blemo.hub import write_card
 
+    metrics = read_json(folder / "metrics.json")
     earlier = metrics.get("evaluation") or {"step": metrics["num_steps"], "tasks": {}}
     metrics["evaluation"] = {**earlier, "tasks": {**earlier["tasks"], **tasks}}
     write_card(folder, metrics)

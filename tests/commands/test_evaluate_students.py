@@ -71,6 +71,14 @@ def test_results_go_into_the_card_beside_what_people_wrote(student, shards):
     assert f"{evaluation['tasks']['zero_shot']['top_1']:.1%}" in text
 
 
+def test_results_are_written_though_the_card_cannot_be(student, shards, tmp_path, capsys):
+    (student / "README.md").write_text("---\ntags: [\n---\n")
+    data = ["--retrieval", str(shards), "--split", "train", "--output", str(tmp_path / "found.json")]
+    assert main(["evaluate", "--model", str(student), "--card", *data]) == 2
+    assert "expected YAML metadata" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "found.json").read_text())["tasks"]) == ["birds_retrieval"]
+
+
 def test_images_that_cannot_be_read_are_reported(student, tmp_path, capsys):
     shards = write_shards(tmp_path / "torn", ["red", "green", "blue", "ring"], 1, torn=(2,))
     assert main(["evaluate", "--model", str(student), "--retrieval", str(shards), "--split", "train"]) == 0
