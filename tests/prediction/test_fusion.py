@@ -22,6 +22,8 @@ ENCODERS = {
     "imagebind": {"feature_size": 4, "pooling": "statistics"},
     "videomae": {"feature_size": 3},
 }
+CONFIG, PROCESSOR, WEIGHTS = "config.json", "processor_config.json", "model.safetensors"
+WIDTHS = {"wavlm": 5, "imagebind": 4, "videomae": 3}
 NAMES = ["A1_ang_int1_ver1", "test_0001", "my clip.mov", "A1_mix_ang_hap_30_70_ver1", "A2_neu_sit1_ver1"]
 
 
@@ -36,8 +38,7 @@ def make_member(seed=0, encoders=ENCODERS, **settings):
     return model.eval(), RankAwareFusionProcessor(config.encoders)
 
 
-def make_dataset(names=NAMES, widths=None, missing=((1, "wavlm"), (4, "videomae"))):
-    widths = widths or {name: options["feature_size"] for name, options in ENCODERS.items()}
+def make_dataset(names=NAMES, widths=WIDTHS, missing=((1, "wavlm"), (4, "videomae"))):
     generator = np.random.default_rng(0)
     features = dataset_features({name: (width, "float32") for name, width in widths.items()})
     clips = []
@@ -60,6 +61,11 @@ def blends(results):
     return [result["blend"] for result in results]
 
 
+def refused(message, *arguments, **options):
+    with pytest.raises(ValueError, match=message):
+        next(predict_blends(*arguments, **options))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "fusion"
@@ -71,9 +77,6 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "fusion")
-
-
-# --- Predicting ---
 
 
 def test_one_model_predicts_as_processor_and_model_do_by_hand(monkeypatch):
@@ -123,8 +126,7 @@ def test_decoding_of_the_call_wins_and_a_model_in_training_stays_so_without_drop
     assert member[1].decoding == "expected_score"
     member[0].train()
     assert list(predict_blends([member], dataset)) == expected and member[0].training
-    with pytest.raises(ValueError, match="batch_size must be at least 1, found 0"):
-        next(predict_blends([member], dataset, batch_size=0))
+    refused("batch_size must be at least 1, found 0", [member], dataset, batch_size=0)
 
 
 def test_encoders_of_one_side_alone_are_named_in_a_warning(caplog):
@@ -144,36 +146,26 @@ def test_encoders_of_one_side_alone_are_named_in_a_warning(caplog):
 
 def test_unusable_data_is_refused_by_name():
     member = make_member()
-    unusable = [
+    for dataset, message in (
         (make_dataset(widths={"hubert": 3}), "found the encoders hubert in the data, expected some of wavlm"),
         (make_dataset(widths={"wavlm": 4, "videomae": 3}), "A1_ang_int1_ver1, encoder 'wavlm': expected shape"),
         (make_dataset(widths={"wavlm": 5, "hubert": 3}), "test_0001: no encoder is present"),
         (make_dataset(names=["a", "b", "a"]), "clip 'a' comes more than once"),
         (make_dataset().select([]), "without clips"),
         (make_dataset().remove_columns("clip"), "found the columns features, labels, fold, expected 'clip'"),
-    ]
-    for dataset, message in unusable:
-        with pytest.raises(ValueError, match=message):
-            next(predict_blends([member], dataset))
+    ):
+        refused(message, [member], dataset)
 
 
 def test_models_that_cannot_be_averaged_are_refused():
     dataset = make_dataset()
-    reversed_order = dict(reversed(ENCODERS.items()))
-    fewer = {"wavlm": ENCODERS["wavlm"]}
-    wider = {**ENCODERS, "videomae": {"feature_size": 6}}
     for encoders, message in (
-        (reversed_order, "model 2 of 2 has its encoders in the order videomae, imagebind, wavlm"),
-        (fewer, "model 2 of 2 cannot be averaged with the first: found the encoders wavlm, expected imagebind"),
-        (wider, "model 2 of 2 .* encoder 'videomae': found 6, expected 3"),
+        (dict(reversed(ENCODERS.items())), "has its encoders in the order videomae, imagebind, wavlm"),
+        ({"wavlm": ENCODERS["wavlm"]}, "cannot be averaged with the first: found the encoders wavlm, expected ima"),
+        ({**ENCODERS, "videomae": {"feature_size": 6}}, ".* encoder 'videomae': found 6, expected 3"),
     ):
-        with pytest.raises(ValueError, match=message):
-            next(predict_blends([make_member(), make_member(encoders=encoders)], dataset))
-    with pytest.raises(ValueError, match="found no model"):
-        next(predict_blends([], dataset))
-
-
-# --- Loading ---
+        refused(f"model 2 of 2 {message}", [make_member(), make_member(encoders=encoders)], dataset)
+    refused("found no model", [], dataset)
 
 
 def test_a_loaded_model_predicts_as_the_saved_one(saved, capsys):
@@ -184,56 +176,58 @@ def test_a_loaded_model_predicts_as_the_saved_one(saved, capsys):
     assert capsys.readouterr().err == ""
 
 
-def edit(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def edit(name, **changes):
+    def damage(folder):
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
+
+    return damage
 
 
-def drop_weight(folder):
-    weights = load_file(folder / "model.safetensors")
-    save_file({key: weights[key] for key in sorted(weights)[1:]}, folder / "model.safetensors", {"format": "pt"})
+def write(name, content=b""):
+    return lambda folder: (folder / name).write_bytes(content)
 
 
-def reshape_weight(folder):
-    weights = load_file(folder / "model.safetensors")
-    weights[sorted(weights)[0]] = torch.zeros(2, 3, 4)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def change_first_weight(other=None):
+    def damage(folder):
+        weights = load_file(folder / WEIGHTS)
+        first = min(weights)
+        changed = {key: value for key, value in {**weights, first: other}.items() if value is not None}
+        save_file(changed, folder / WEIGHTS, {"format": "pt"})
+
+    return damage
 
 
 def replace_weights_by_pickle(folder):
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
 
 
-def shrink_processor(folder):
-    RankAwareFusionProcessor({"wavlm": ENCODERS["wavlm"]}).save_pretrained(folder)
+def other_processor(encoders):
+    return lambda folder: RankAwareFusionProcessor(encoders).save_pretrained(folder)
 
 
-def widen_processor(folder):
-    RankAwareFusionProcessor({**ENCODERS, "wavlm": {"feature_size": 9}}).save_pretrained(folder)
-
-
+WIDER = {**ENCODERS, "wavlm": {"feature_size": 9}}
 DAMAGES = {
-    "no config": (lambda folder: (folder / "config.json").unlink(), "found no config.json"),
-    "no processor": (lambda folder: (folder / "processor_config.json").unlink(), "expected processor_config.json"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "expected model.safetensors"),
+    "no config": (remove(CONFIG), "found no config.json"),
+    "no processor": (remove(PROCESSOR), "expected processor_config.json"),
     "pickle": (replace_weights_by_pickle, "expected model.safetensors"),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: expected JSON, found"),
-    "JSON list": (
-        lambda folder: (folder / "config.json").write_text("[]"),
-        "expected a JSON object, found list",
-    ),
-    "other family": (lambda folder: edit(folder / "config.json", model_type="bert"), "found model_type 'bert'"),
-    "bad type": (lambda folder: edit(folder / "config.json", top_n="x"), "config.json .* 'top_n' expected int"),
-    "bad value": (lambda folder: edit(folder / "config.json", top_n=0), "top_n must be at least 1"),
-    "bad encoder": (lambda folder: edit(folder / "config.json", encoders={"wavlm": {}}), "config.json holds an inv"),
-    "bad decoding": (lambda folder: edit(folder / "processor_config.json", decoding="x"), "decoding 'x'"),
-    "other processor": (lambda folder: (folder / "processor_config.json").write_text("{}"), "found no 'encoders'"),
-    "fewer encoders": (shrink_processor, "different models: found the encoders wavlm, expected imagebind"),
-    "other width": (widen_processor, "different models: encoder 'wavlm': found .*9.*expected .*5"),
-    "weight missing": (drop_weight, "do not fit config.json: .* is missing"),
-    "weight's shape": (reshape_weight, "do not fit config.json: .* has another shape"),
-    "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"garbage"), "the weights are damaged"),
-}
+    "no JSON": (write(CONFIG, b"{"), "config.json: expected JSON, found"),
+    "JSON list": (write(CONFIG, b"[]"), "expected a JSON object, found list"),
+    "other family": (edit(CONFIG, model_type="bert"), "found model_type 'bert'"),
+    "bad type": (edit(CONFIG, top_n="x"), "config.json holds an invalid setting: .* 'top_n' expected int"),
+    "bad value": (edit(CONFIG, top_n=0), "top_n must be at least 1"),
+    "bad decoding": (edit(PROCESSOR, decoding="x"), "decoding 'x'"),
+    "other processor": (write(PROCESSOR, b"{}"), "found no 'encoders'"),
+    "fewer encoders": (other_processor({"wavlm": ENCODERS["wavlm"]}), "different models: found the encoders wavlm, e"),
+    "other width": (other_processor(WIDER), "different models: encoder 'wavlm': found .*9.*expected .*5"),
+    "weight missing": (change_first_weight(), "do not fit config.json: .* is missing"),
+    "weight's shape": (change_first_weight(torch.zeros(2, 3, 4)), "do not fit config.json: .* has another shape"),
+    "garbage": (write(WEIGHTS, b"garbage"), "the weights are damaged"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
@@ -273,7 +267,7 @@ def test_a_repository_is_read_at_one_commit_and_weights_only_of_a_fusion_model(f
     model, _ = load_fusion("owner/name", revision="v1")
     assert list(model.config.encoders) == list(ENCODERS)
     assert calls == [("owner/name", "v1", False), ("owner/name", "0123abc", True)]
-    edit(commit / "config.json", model_type="bert")
+    edit(CONFIG, model_type="bert")(commit)
     with pytest.raises(ValueError, match="owner/name: found model_type 'bert'"):
         load_fusion("owner/name")
     assert calls[2:] == [("owner/name", None, False)]
