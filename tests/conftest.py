@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import shared_models
-from accelerate_state import fresh_accelerate
 from hub_server import local_hub
 
 # Workers share the machine's cores, so torch may not start a thread per core in each.
@@ -66,7 +65,7 @@ def hub():
 @pytest.fixture
 def fresh_accelerate_state() -> Iterator[None]:
     """Accelerate keeps one state per process: a test starts and ends without one, on the CPU wherever it runs."""
-    with fresh_accelerate():
+    with shared_models.fresh_accelerate():
         yield
 
 
@@ -90,7 +89,7 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
         with FileLock(root / f"{name}.lock"):
             if not done.exists():
                 made.mkdir()
-                with fresh_accelerate():
+                with shared_models.fresh_accelerate():
                     make(made)
                 done.touch()
         return made

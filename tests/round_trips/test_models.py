@@ -7,10 +7,10 @@ import pytest
 import torch
 import transformers
 import yaml
-from accelerate_state import fresh_accelerate
 from fresh_processes import PACKAGE_FOLDER, run_code, run_python
 from model_reports import AUTO_CLASSES, fingerprints
 from peft import get_peft_model
+from shared_models import fresh_accelerate
 from tiny_models import MAKERS, make_student, save_tiny_model
 from trainer_cases import CASES
 from transformers import AutoModel, AutoProcessor, Trainer, TrainerCallback

@@ -91,11 +91,11 @@ def test_an_informative_encoder_helps_and_the_rest_stays_unchanged(tmp_path):
             joint = model(**batch).joint_probabilities
         return -joint[torch.arange(len(test)), labels].log().mean().item()
 
-    fit(model, 150)
+    fit(model, 80)
     grown, more = add_encoder(model, processor, new, encoders[new])
     fit_feature_statistics(grown, train, encoders=[new])
     before = copy.deepcopy(grown.state_dict())
-    fit(grown, 120)
+    fit(grown, 70)
     assert likelihood(grown) < likelihood(model) - 0.15
     number = len(first)
     for name, values in grown.state_dict().items():
