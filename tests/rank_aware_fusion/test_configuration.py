@@ -52,26 +52,21 @@ def test_round_trip_keeps_every_setting_and_the_order_of_the_encoders(encoders, 
     ("options", "message"),
     [
         ({}, "encoders['a']: 'feature_size' must be a positive integer, found None"),
-        ({"feature_size": 0}, "encoders['a']: 'feature_size' must be a positive integer, found 0"),
-        ({"feature_size": 2.0}, "encoders['a']: 'feature_size' must be a positive integer, found 2.0"),
-        ({"feature_size": True}, "encoders['a']: 'feature_size' must be a positive integer, found True"),
+        *(
+            ({"feature_size": value}, f"encoders['a']: 'feature_size' must be a positive integer, found {value}")
+            for value in (0, 2.0, True)
+        ),
         ({"feature_size": 2, "poolin": "mean"}, "encoders['a']: unknown key 'poolin'"),
         ({"feature_size": 2, "pooling": "max"}, "pooling 'max' is not one of mean, statistics, attention"),
         ({"feature_size": 2, "modality": "text"}, "modality 'text' is not one of video, audio, audiovisual"),
         ({"feature_size": 2, "transform": "softmax"}, "transform 'softmax' is not one of none, log_softmax"),
+        *((value, "encoders") for value in (4, [4], "wavlm")),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_a_bad_encoder_is_refused_by_name(options, message):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(REFUSALS) as error:
         RankAwareFusionConfig(encoders={"good": {"feature_size": 1}, "a": options})
     assert message in str(error.value)
-
-
-@pytest.mark.parametrize("value", [4, [4], "wavlm"], ids=repr)
-def test_an_encoder_that_is_no_dict_is_refused(value):
-    with pytest.raises(REFUSALS, match="encoders"):
-        RankAwareFusionConfig(encoders={"a": value})
 
 
 @pytest.mark.parametrize("order", [["a"], ["a", "b", "c"], ["a", "a"], ["a", "c"]], ids=str)
@@ -80,31 +75,16 @@ def test_an_order_of_other_encoders_is_refused(order):
         RankAwareFusionConfig(encoders={"a": {"feature_size": 1}, "b": {"feature_size": 1}}, encoder_order=order)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("top_n", 0),
-        ("top_n", 1.5),
-        ("hidden_size", 0),
-        ("gate", "softmax"),
-        ("fusion", "attention"),
-        ("head_fusion", "arithmetic"),
-        ("domain_adaptation", "dann"),
-        ("gate_context", "yes"),
-        ("dropout", 1.0),
-        ("dropout", -0.1),
-        ("dropout", float("nan")),
-        ("encoder_dropout", 1),
-        ("modality_dropout", 1.2),
-        ("head_exponent", 0),
-        ("head_exponent", 1.0),
-        ("gate_noise", -0.5),
-        ("gate_balance_weight", -1),
-        ("presence_loss_weight", -1),
-        ("joint_loss_weight", -0.1),
-        ("domain_adaptation_weight", -1),
-    ],
-)
+BAD = {
+    "top_n": (0, 1.5), "hidden_size": (0,), "gate": ("softmax",), "fusion": ("attention",), "head_fusion": ("mean",),
+    "domain_adaptation": ("dann",), "gate_context": ("yes",), "dropout": (1.0, -0.1, float("nan")),
+    "encoder_dropout": (1,), "modality_dropout": (1.2,), "head_exponent": (0, 1.0), "gate_noise": (-0.5,),
+    "gate_balance_weight": (-1,), "presence_loss_weight": (-1,), "joint_loss_weight": (-0.1,),
+    "domain_adaptation_weight": (-1,), "hiden_size": (1,), "topn": (1,), "encoder_drop_out": (1,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_a_bad_value_is_refused_by_name(encoders, name, value):
     with pytest.raises(REFUSALS, match=name):
         RankAwareFusionConfig(encoders=encoders, **{name: value})
@@ -113,12 +93,6 @@ def test_a_bad_value_is_refused_by_name(encoders, name, value):
 def test_the_gates_target_needs_the_encoders_own_loss(encoders):
     with pytest.raises(REFUSALS, match="gate_loss_weight > 0 needs encoder_loss_weight > 0"):
         RankAwareFusionConfig(encoders=encoders, gate_loss_weight=0.1)
-
-
-@pytest.mark.parametrize("name", ["hiden_size", "topn", "encoder_drop_out"])
-def test_a_misspelt_setting_is_refused_by_name(encoders, name):
-    with pytest.raises(REFUSALS, match=name):
-        RankAwareFusionConfig(encoders=encoders, **{name: 1})
 
 
 def test_a_bad_value_set_later_is_refused_when_saving(encoders, tmp_path):

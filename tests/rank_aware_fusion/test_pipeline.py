@@ -7,7 +7,13 @@ import torch
 from tiny_models import ENCODERS, make_fusion, save_tiny_model
 from transformers import pipeline
 
-from hf_blemo import BlendedEmotionRecognitionPipeline, blemore
+from hf_blemo import (
+    BlendedEmotionRecognitionPipeline,
+    RankAwareFusionConfig,
+    RankAwareFusionModel,
+    RankAwareFusionProcessor,
+    blemore,
+)
 from hf_blemo.built_in import make_synthetic_blends
 
 TASK = "blended-emotion-recognition"
@@ -72,15 +78,7 @@ def test_one_clip(recognise, clips, expected):
     assert_same(recognise({"face": clips[0]["face"][0]}), recognise({"face": clips[0]["face"][:1]}))
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_batches_give_what_clips_alone_give(batch_size, recognise, clips, expected):
-    found = recognise(clips, batch_size=batch_size)
-    assert isinstance(found, list) and len(found) == len(expected)
-    for one, two in zip(found, expected, strict=True):
-        assert_same(one, two)
-
-
-def test_a_batch_goes_through_the_model_at_once(recognise, clips, monkeypatch):
+def test_batches_go_through_the_model_at_once_and_give_what_clips_alone_give(recognise, clips, expected, monkeypatch):
     sizes = []
     forward = recognise.model.forward
     monkeypatch.setattr(
@@ -88,8 +86,12 @@ def test_a_batch_goes_through_the_model_at_once(recognise, clips, monkeypatch):
         "forward",
         lambda **batch: sizes.append(len(next(iter(batch["features"].values())))) or forward(**batch),
     )
-    recognise(clips, batch_size=2)
-    assert sizes == [2, 2, 1]
+    for options, batches in (({}, [1] * 5), ({"batch_size": 2}, [2, 2, 1])):
+        sizes.clear()
+        found = recognise(clips, **options)
+        assert isinstance(found, list) and sizes == batches
+        for one, two in zip(found, expected, strict=True):
+            assert_same(one, two)
 
 
 def test_streams_are_read_as_results_are_asked_for(recognise, clips, expected):
@@ -106,10 +108,8 @@ def test_streams_are_read_as_results_are_asked_for(recognise, clips, expected):
     assert len(list(results)) == 4 and read == list(range(5))
 
 
-def test_data_sets_are_taken_by_row(tmp_path):
+def test_data_sets_are_taken_by_row():
     data = make_synthetic_blends(num_clips=6, missing=0.5)
-    from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor
-
     encoders = {name: {"feature_size": width} for name, width in blemore.encoder_widths(data).items()}
     model = RankAwareFusionModel(RankAwareFusionConfig(encoders=encoders)).eval()
     processor = RankAwareFusionProcessor(encoders)
@@ -175,16 +175,16 @@ def test_a_bad_clip_is_named(inputs, message, recognise):
 def test_bad_folders_are_named(recognise, tmp_path):
     with pytest.raises(FileNotFoundError, match="absent: no such folder, expected one with files such as face.npy"):
         recognise(str(tmp_path / "absent"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty: found no features"):
-        recognise(tmp_path / "empty")
-    (tmp_path / "clip").mkdir()
-    np.save(tmp_path / "clip" / "face.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="face.npy: expected an array of numbers without pickled objects"):
-        recognise(tmp_path / "clip")
-    np.save(tmp_path / "clip" / "face.npy", np.array(["a"]))
-    with pytest.raises(ValueError, match="face.npy: expected numbers, found"):
-        recognise(tmp_path / "clip")
+    for name, array, message in (
+        ("empty", None, "empty: found no features"),
+        ("pickled", np.array([{"a": 1}], dtype=object), "face.npy: expected an array of numbers without pickled"),
+        ("text", np.array(["a"]), "face.npy: expected numbers, found"),
+    ):
+        (tmp_path / name).mkdir()
+        if array is not None:
+            np.save(tmp_path / name / "face.npy", array, allow_pickle=True)
+        with pytest.raises(ValueError, match=message):
+            recognise(tmp_path / name)
 
 
 def test_other_parameters_and_models_are_refused(recognise, clips, tmp_path):
@@ -193,7 +193,5 @@ def test_other_parameters_and_models_are_refused(recognise, clips, tmp_path):
     with pytest.raises(ValueError, match="top_labels must be from 1 to 36, found 0"):
         recognise(clips[0], top_labels=0)
     save_tiny_model("clip_rd", tmp_path)
-    with pytest.raises(
-        ValueError, match="expected a model of rank-aware fusion with its processor, found a CLIPRDModel"
-    ):
+    with pytest.raises(ValueError, match="model of rank-aware fusion with its processor, found a CLIPRDModel"):
         pipeline(TASK, model=str(tmp_path))

