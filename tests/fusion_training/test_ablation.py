@@ -1,7 +1,6 @@
 """The table of the ablation: its rows, what each of them changes, and the numbers that only it computes."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +9,9 @@ from accelerate import Accelerator
 
 from hf_blemo import RankAwareFusionConfig, blemore
 from hf_blemo.fusion_training import ablation
-from hf_blemo.fusion_training.ablation import _markdown, _planted_share, _variants, ablate
+from hf_blemo.fusion_training.ablation import _chosen_variants, _markdown, _planted_share, _variants, ablate
 from hf_blemo.fusion_training.cross_validation import cross_validate
+from hf_blemo.fusion_training.data import model_config
 from hf_blemo.fusion_training.settings import AblationSettings
 
 NAMES = ["voice", "face", "noise"]
@@ -49,10 +49,11 @@ def test_the_rows_for_three_encoders(settings_for):
     assert [row.settings for row in aligned if "alignment" in row.name] == [{"align_folds": False}]
 
 
-def test_only_asks_for_rows_by_their_beginning(settings_for, capsys):
+def test_only_asks_for_rows_by_their_beginning(settings_for, make_data):
     # Rows that would change nothing are left out: this configuration has no gate noise and no encoder dropout.
-    result = ablate(settings_for(only=["single encoder: face", "rank-aware, n = 2", "without"]))
-    assert [row["name"].strip() for row in result["rows"]] == [
+    settings = settings_for(only=["single encoder: face", "rank-aware, n = 2", "without"])
+    chosen = _chosen_variants(settings, model_config(make_data(4), settings))
+    assert [variant.name.strip() for variant in chosen] == [
         "single encoder: face",
         "rank-aware, n = 2 (the method as configured)",
         "without rank order (weighted sum)",
@@ -60,17 +61,9 @@ def test_only_asks_for_rows_by_their_beginning(settings_for, capsys):
         "without joint loss",
         "without balance term",
     ]
-    folder = Path(result["settings"]["output_dir"])
-    assert json.loads((folder / "ablation.json").read_text()) == json.loads(json.dumps(result))
-    assert (folder / "ablation.md").read_text() == _markdown(result)
-    assert set(result) == {"settings", "rows"}
-    printed = capsys.readouterr().out
-    lines = _markdown(result).splitlines()
-    assert printed.startswith("\n".join(lines[2:])) and _markdown(result) in printed
-    assert len(lines) == 2 + 6 and {line.count("|") for line in lines} == {8 + 1}
 
 
-def test_a_table_of_no_rows_is_refused_and_one_broken_off_is_finished(settings_for, monkeypatch, tmp_path):
+def test_a_table_of_no_rows_is_refused_and_one_broken_off_is_finished(settings_for, monkeypatch, tmp_path, capsys):
     trained, original = [], ablation.cross_validate
 
     def recorded(*arguments, **options):
@@ -82,34 +75,46 @@ def test_a_table_of_no_rows_is_refused_and_one_broken_off_is_finished(settings_f
     monkeypatch.setattr(ablation, "cross_validate", recorded)
     with pytest.raises(ValueError, match="asks for no row; the rows are single encoder: voice, .*mean of all"):
         ablate(settings_for(only=["gate without contxt"]))
-    assert not (tmp_path / "ablation").exists()
+    folder = tmp_path / "ablation"
+    assert not folder.exists()
     with pytest.raises(KeyboardInterrupt):
         ablate(settings_for(only=["single encoder: face", "mean"]))
-    first = json.loads((tmp_path / "ablation" / "ablation.json").read_text())["rows"]
+    first = json.loads((folder / "ablation.json").read_text())["rows"]
     assert [row["name"] for row in first] == ["single encoder: face"]
+    capsys.readouterr()
     result = ablate(settings_for(only=["single encoder: face", "mean"], resume=True))
     assert trained == ["single encoder: face", "mean of all", "mean of all"]
     assert result["rows"][0] == first[0] and len(result["rows"]) == 2
+    assert json.loads((folder / "ablation.json").read_text()) == json.loads(json.dumps(result))
+    text, printed = (folder / "ablation.md").read_text(), capsys.readouterr().out
+    assert text == _markdown(result) and set(result) == {"settings", "rows"}
+    lines = text.splitlines()
+    assert printed.startswith("\n".join(lines[2:])) and text in printed
+    assert len(lines) == 2 + 2 and {line.count("|") for line in lines} == {8 + 1}
     with pytest.raises(ValueError, match="resume: learning_rate is 0.5 and was 0.01"):
         ablate(settings_for(resume=True, learning_rate=0.5))
 
 
-def test_a_row_is_the_cross_validation_of_its_settings(settings_for, make_store, make_settings):
-    statistics = {"voice": {"pooling": "statistics"}}
-    settings = settings_for(
-        only=["single encoder: face", "concatenation", "scored the published"],
-        seeds=[3, 1],
-        encoder_options=statistics,
+def test_a_row_is_the_cross_validation_of_its_settings(settings_for, make_store, make_settings, monkeypatch):
+    """The static ranking puts noise last; the planted encoders of all clips are the other two."""
+    monkeypatch.setattr(
+        "hf_blemo.fusion_training.cross_validation._probe_scores",
+        lambda store, rows: {name: 0.0 if name == "noise" else 1.0 for name in store.config.encoders},
     )
+    given = {"encoders": ["noise", "voice", "face"], "encoder_options": {"voice": {"pooling": "statistics"}}}
+    only = ["single encoder: face", "concatenation", "static top-2", "scored the published"]
+    settings = settings_for(only=only, seeds=[3, 1], **given)
     single = {"gate": "uniform", "fusion": "weighted_sum", "top_n": 1}
     concatenation = {"gate": "uniform", "fusion": "concatenation", "top_n": 3}
     alike = [
         {"model": single, "encoders": ["face"]},
-        {"model": concatenation, "encoder_options": statistics},
-        {"protocol": "published_style", "encoder_options": statistics},
+        {"model": concatenation, **given},
+        {"protocol": "published_style", **given},
     ]
     rows = ablate(settings)["rows"]
-    for row, changes in zip(rows, alike, strict=True):
+    # Only a selection of as many encoders as are planted can be theirs.
+    assert [row["planted"] for row in rows[:3]] == [None, None, 1.0] and rows[3]["planted"] is not None
+    for row, changes in zip([*rows[:2], rows[3]], alike, strict=True):
         own = make_settings(seeds=[3, 1], num_epochs=1, **changes)
         store = make_store(blemore.load_features(settings.data), own)
         results, _ = cross_validate(Accelerator(), store, own)
@@ -117,8 +122,6 @@ def test_a_row_is_the_cross_validation_of_its_settings(settings_for, make_store,
         assert row["thresholds"] == results.over_seeds("thresholds")
         assert row["ensemble"] == results.over_folds("expected_score")
         assert row["loss"] == {"mean": np.mean(results.losses()), "std": np.std(results.losses())}
-    # Only a selection of as many encoders as are planted can be theirs.
-    assert [row["planted"] is None for row in rows] == [True, True, False]
 
 
 def test_planted_share_by_hand(make_data):
@@ -139,18 +142,6 @@ def test_planted_share_by_hand(make_data):
     wider = clips.add_column("informative", [[0, 1, 2]] * 4)
     assert _planted_share(Results(), wider, list("wxyz")) is None
 
-
-def test_planted_share_of_a_selection_that_is_always_right(settings_for, monkeypatch):
-    """The static ranking puts noise last; the planted encoders of all clips are the other two."""
-    monkeypatch.setattr(
-        "hf_blemo.fusion_training.cross_validation._probe_scores",
-        lambda store, rows: {name: 0.0 if name == "noise" else 1.0 for name in store.config.encoders},
-    )
-    result = ablate(settings_for(only=["static top-2"], encoders=["noise", "voice", "face"]))
-    assert [row["planted"] for row in result["rows"]] == [1.0]
-
-
-# --- Domain adaptation ---
 
 WEIGHTS = {"mmd": 0.25, "coral": 1.0, "adversarial": 1.0}
 # Per kind and seed: on shifted clips, on the same clips unshifted.

@@ -86,36 +86,27 @@ def test_initial_models_have_the_weights_of_their_seed_and_the_numbers_of_their_
     assert [row.tolist() for row in selected] == [[[1, 2]] * 40, [[0, 2]] * 40, [[0, 2]] * 40]
 
 
-@pytest.mark.parametrize(("model", "precision"), [({"head_fusion": "salience"}, "no"), (ALL_TERMS, "bf16")])
-def test_the_loss_falls(make_data, make_settings, make_store, model, precision):
-    settings = make_settings(model=model, learning_rate=2e-2)
+def test_the_loss_falls_in_full_and_in_half_precision(make_data, make_settings, make_store, accelerator):
+    settings = make_settings(model={**ALL_TERMS, "head_fusion": "salience"}, learning_rate=2e-2)
     store = make_store(make_data(120, noise_std=0.1), settings)
-    members = [Member(0, (fold,)) for fold in range(5)]
-    lockstep = Lockstep(Accelerator(mixed_precision=precision), members, store, settings)
-    losses = [lockstep.train_epoch(QUIET) for _ in range(6)]
-    assert (losses[-1] < 0.9 * losses[0]).all()
-    joint = lockstep.predict_held_out(np.arange(120))["joint_probabilities"]
-    assert joint.dtype == np.float32
-    np.testing.assert_allclose(joint[np.arange(120) % 5, np.arange(120)].sum(-1), 1, atol=1e-3)
-    assert {value.dtype for value in lockstep.model_of(0).parameters()} == {torch.float32}
-
-
-def test_half_precision_is_used_and_stays_near_full_precision(make_data, make_settings, make_store, accelerator):
-    settings = make_settings()
-    found = {}
+    members, untrained = [Member(0, (fold,)) for fold in range(5)], []
     for precision in ("no", "bf16"):
         accelerator.state._reset_state(reset_partial_state=True)
-        store = make_store(make_data(40), settings)
-        lockstep = Lockstep(Accelerator(mixed_precision=precision), [Member(0, (0,))], store, settings)
-        found[precision] = lockstep.predict(np.arange(40))["joint_probabilities"]
-    assert 0 < np.abs(found["no"] - found["bf16"]).max() < 0.02
+        lockstep = Lockstep(Accelerator(mixed_precision=precision), members, store, settings)
+        untrained.append(lockstep.predict(np.arange(120))["joint_probabilities"])
+        losses = [lockstep.train_epoch(QUIET) for _ in range(6)]
+        assert (losses[-1] < 0.9 * losses[0]).all()
+        joint = lockstep.predict_held_out(np.arange(120))["joint_probabilities"]
+        assert joint.dtype == np.float32
+        np.testing.assert_allclose(joint[np.arange(120) % 5, np.arange(120)].sum(-1), 1, atol=1e-3)
+        assert {value.dtype for value in lockstep.model_of(0).parameters()} == {torch.float32}
+    assert 0 < np.abs(untrained[0] - untrained[1]).max() < 0.02
 
 
-@pytest.mark.parametrize("size", [7, 100])
-def test_predictions_keep_the_order_of_the_rows_for_any_batch(make_data, make_settings, train, size):
+def test_predictions_keep_the_order_of_the_rows_over_batches(make_data, make_settings, train):
     data = make_data(30, missing=[(3, "voice"), (4, "noise")])
     members = [Member(0, (0,)), Member(1, (1,)), Member(2, (0, 1))]
-    lockstep, _ = train(data, make_settings(evaluation_batch_size=size), members, 1)
+    lockstep, _ = train(data, make_settings(evaluation_batch_size=7), members, 1)
     rows = np.array([4, 29, 3, 3, 0, 11, 12, 8])
     found = lockstep.predict(rows)
     for index in range(3):
@@ -177,12 +168,25 @@ def test_warm_up_then_constant_or_cosine(make_data, make_settings, train):
 def test_the_learning_rate_and_weight_decay_are_those_of_the_step(make_data, make_settings, train):
     """Without gradients that matter AdamW shrinks matrices by 1 - lr * decay each step, and only them."""
     model = {f"{name}_loss_weight": 0.0 for name in ("presence", "salience", "alignment", "joint")}
-    model["gate_balance_weight"] = 0.0
-    settings = make_settings(batch_size=16, learning_rate=0.1, weight_decay=0.5, model=model)
-    old, new = (weights(train(make_data(64), settings, [Member(0, ())], epochs)[0], 0) for epochs in (0, 1))
+    options = {"model": {**model, "gate_balance_weight": 0.0}, "encoder_options": {"voice": {"pooling": "attention"}}}
+    settings = make_settings(batch_size=16, learning_rate=0.1, weight_decay=0.5, **options)
+    lockstep, _ = train(make_data(64), settings, [Member(0, ())], 0)
+    with torch.no_grad():
+        for value in lockstep.stacked.stacked:
+            value.add_(1)
+    old = weights(lockstep, 0)
+    lockstep.train_epoch(QUIET)
+    new = weights(lockstep, 0)
+    changed = {name for name, value in old.items() if not torch.equal(new[name], value)}
+    assert changed == {
+        *("poolings.0.attention_hidden.weight", "poolings.0.attention_score.weight"),
+        *(f"projections.{index}.linear.weight" for index in range(3)),
+        *("gate.key.weight", "gate.context.weight", "fusion.linear.weight"),
+        *(f"heads.{name}.weight" for name in ("presence", "salience", "interaction")),
+    }
     factor = np.prod([1 - rate * 0.5 for rate in (0.025, 0.05, 0.075, 0.1)])
-    torch.testing.assert_close(new["fusion.linear.weight"], factor * old["fusion.linear.weight"])
-    assert torch.equal(new["fusion.rank_scale"], old["fusion.rank_scale"])
+    for name in changed:
+        torch.testing.assert_close(new[name], factor * old[name])
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 1e-10])
@@ -203,9 +207,6 @@ def test_members_and_batches_that_cannot_be_trained_are_refused(make_data, make_
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     with pytest.raises(ValueError, match="batch_size 16 is not a multiple of the 3 processes"):
         train(data, make_settings(batch_size=16), [Member(0, ())], 0)
-
-
-# --- Domain adaptation ---
 
 
 def test_labels_of_the_target_are_never_read(make_data, make_settings, train, with_column):
@@ -236,29 +237,18 @@ def test_unlabelled_rows_alone_join_every_batch_in_equal_number(make_data, make_
     assert_equal_weights(weights(plain, 0), weights(alone, 0))
 
 
-# --- The order of the rows ---
-
-ROWS = np.array([3, 4, 8, 11, 20, 21, 40])
-
-
-def test_any_split_of_a_stretch_equals_the_whole():
-    whole = _row_stream(3, 0, ROWS, 5, 25)
-    for cuts in ([4], [7], [1, 2, 3], [6, 8, 14, 21], [20]):
-        bounds = [0, *cuts, 25]
-        spans = zip(bounds[:-1], bounds[1:], strict=True)
-        parts = [_row_stream(3, 0, ROWS, 5 + start, stop - start) for start, stop in spans]
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
-
-
-def test_every_pass_visits_each_row_once_in_an_order_of_its_own():
-    passes = _row_stream(0, 0, ROWS, 0, 4 * len(ROWS)).reshape(4, -1)
-    np.testing.assert_array_equal(np.sort(passes, 1), np.broadcast_to(ROWS, passes.shape))
-    orders = [_row_stream(seed, purpose, ROWS, 0, 7) for seed in (1, 2) for purpose in (0, 1)]
+def test_every_pass_visits_each_row_once_in_an_order_of_its_own_and_stretches_join():
+    rows = np.array([3, 4, 8, 11, 20, 21, 40])
+    whole = _row_stream(0, 0, rows, 0, 28)
+    for start, stop in ((0, 4), (5, 7), (7, 8), (6, 15), (20, 28), (5, 26)):
+        np.testing.assert_array_equal(_row_stream(0, 0, rows, start, stop - start), whole[start:stop])
+    passes = whole.reshape(4, -1)
+    np.testing.assert_array_equal(np.sort(passes, 1), np.broadcast_to(rows, passes.shape))
+    orders = [_row_stream(seed, purpose, rows, 0, 7) for seed in (1, 2) for purpose in (0, 1)]
     assert len({tuple(row) for row in [*passes, *orders]}) == 8
 
 
-# --- Stacked models; `tests/rank_aware_fusion/test_transforms.py` runs every kind of model under vmap ---
-
+# Stacked models; `tests/rank_aware_fusion/test_transforms.py` runs every kind of model under vmap.
 OPTIONS = {"voice": {"pooling": "attention"}, "face": {"pooling": "statistics"}}
 
 
@@ -312,8 +302,8 @@ def test_outputs_gradients_and_clipping_equal_those_of_separate_models(make_mode
     models = make_models(**model)
     stack = _StackedModels(models).train()
     outputs = stack(stacked_batch(batches))
-    # One model far above the limit of the gradient, one just above, one below.
-    scales = torch.tensor([50.0, 1.0, 1e-3])
+    # One model above the limit of the gradient, one below, one without a gradient.
+    scales = torch.tensor([50.0, 1e-3, 0.0])
     (outputs["loss"] * scales).sum().backward()
     before = [gradients_of(stack, index) for index in range(3)]
     before = [{name: value.clone() for name, value in own.items()} for own in before]
@@ -332,14 +322,7 @@ def test_outputs_gradients_and_clipping_equal_those_of_separate_models(make_mode
             for name, parameter in model.named_parameters():
                 wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 torch.testing.assert_close(found[name], wanted, atol=2e-5, rtol=1e-3, msg=name)
-    assert norms[0] > 10 and norms[1] > 0.5 > norms[2]
-
-
-def test_clipping_leaves_zero_gradients_alone(make_models, batches):
-    stack = _StackedModels(make_models()).train()
-    (stack(stacked_batch(batches))["loss"] * torch.tensor([0.0, 1.0, 0.0])).sum().backward()
-    stack.clip_gradients(0.1)
-    assert all(value.grad.isfinite().all() and not value.grad[[0, 2]].any() for value in stack.stacked)
+    assert norms[0] > 10 and 0.5 > norms[1] > 0 == norms[2]
 
 
 def test_shared_rows_and_subsets(make_models, batches):
@@ -368,18 +351,3 @@ def test_an_unstacked_model_has_its_own_weights_and_buffers(make_models):
     for name, value in found.items():
         assert torch.equal(value, original[1][name] * 1.1 if name in parameters else original[1][name]), name
         assert torch.equal(models[1].state_dict()[name], original[1][name]), "the stack owns its weights"
-
-
-def test_only_matrices_decay(make_models):
-    stack = _StackedModels(make_models(domain_adaptation="adversarial"))
-    decayed, others = stack.optimizer_groups(0.7)
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.7, 0.0)
-    names = {id(value): name for name, value in zip(stack.parameter_names, stack.stacked, strict=True)}
-    assert len(decayed["params"]) + len(others["params"]) == len(names)
-    assert {names[id(value)] for value in decayed["params"]} == {
-        *("poolings.0.attention_hidden.weight", "poolings.0.attention_score.weight"),
-        *(f"projections.{index}.linear.weight" for index in range(3)),
-        *("gate.key.weight", "gate.context.weight", "fusion.linear.weight"),
-        *(f"heads.{name}.weight" for name in ("presence", "salience", "interaction")),
-        *("discriminators.0.hidden.weight", "discriminators.0.output.weight"),
-    }
