@@ -177,7 +177,7 @@ class CLIPRDDistiller(nn.Module):
         given: Sequence[torch.Tensor | None],
         cached_gradients: "_CachedGradients | None" = None,
     ) -> Any:
-        """The four embeddings, or the surrogate of cached gradients."""
+        """Returns the four embeddings, or the surrogate of cached gradients."""
         inputs = dict(zip(INPUTS, given, strict=True))
         for name, value in (batch or {}).items():
             if name not in inputs:
@@ -200,7 +200,7 @@ class CLIPRDDistiller(nn.Module):
         return self.loss(*embeddings, _at_least_float32(self.student.logit_scale).exp(), scale)
 
     def _loss_parameters(self) -> list[nn.Parameter]:
-        """What the loss trains beside the towers."""
+        """Returns the parameters that the loss trains beside the towers."""
         every = [self.student.logit_scale, *self.loss.parameters()]
         return [parameter for parameter in every if parameter.requires_grad]
 
@@ -266,7 +266,7 @@ class _CachedGradients:
         self.image, self.text, self.parameters = image, text, parameters
 
     def surrogate(self, image: torch.Tensor, text: torch.Tensor, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
-        """A scalar whose gradient is that of the loss."""
+        """Returns a scalar with the gradient of the loss."""
         total = (_at_least_float32(image) * self.image).sum() + (_at_least_float32(text) * self.text).sum()
         # Every parameter takes part in every chunk: gradient synchronisation waits for all of them.
         gradients = self.parameters or [torch.zeros_like(parameter) for parameter in parameters]

@@ -87,7 +87,7 @@ class DataPosition:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts."""
+        """Returns plain numbers and texts."""
         return {"seen": self.seen, "broken": self.broken, "examples": self.examples, "states": self.states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -36,15 +36,15 @@ FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", *PUSH_
 
 
 class _Rows:
-    """Rows that a run collects, and what else is `kept` of them; part of its checkpoints."""
+    """Rows that a run collects; its checkpoints hold the attributes in `kept`."""
 
-    kept = ("rows",)
+    kept: tuple[str, ...] = ("rows",)
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Returns plain numbers."""
         return {name: getattr(self, name) for name in self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ class _History(_Rows):
         self.sums: dict[str, tuple[float, int]] = {}
 
     def add(self, terms: Mapping[str, torch.Tensor]) -> None:
-        """Takes the terms of a step."""
+        """Adds the terms of a step."""
         values = torch.stack([value.detach() for value in terms.values()]).tolist()
         for name, value in zip(terms, values, strict=True):
             total, count = self.sums.get(name, (0.0, 0))
