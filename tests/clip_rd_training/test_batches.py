@@ -140,7 +140,7 @@ def test_sources_have_their_share_of_every_batch(table):
         batches_of([table, others], batch_size=20)
 
 
-def test_quotas_are_whole_and_in_proportion():
+def test_quotas_are_whole_and_in_proportion(table):
     assert _quotas([1.0], 7) == [7]
     assert _quotas([3, 1], 16) == [12, 4]
     assert sum(_quotas([0.2, 0.3, 0.5], 7)) == 7
@@ -149,9 +149,6 @@ def test_quotas_are_whole_and_in_proportion():
         assert np.abs(np.array(_quotas(shares, size)) - shares / 7 * size).max() < 1
     with pytest.raises(ValueError, match="a source has less than one pair in a batch of 8"):
         _quotas([100, 1], 8)
-
-
-def test_a_batch_that_processes_cannot_share_is_refused(table):
     with pytest.raises(ValueError, match="batch_size 8 is not a multiple of the 3 processes"):
         batches_of(table, world=3)
 
