@@ -1,7 +1,7 @@
 """How many of our own calls lie between a command and a network, and how often a clip is decoded on the way."""
 
-import sys
 from pathlib import Path
+from traceback import walk_stack
 
 import numpy as np
 import pytest
@@ -20,14 +20,12 @@ MOST = 7
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def fusion(tmp_path_factory):
     folder = tmp_path_factory.mktemp("walks")
-    kinds = {"student": "vit", "hubert": "hubert"}
-    entries = {
-        name: {"model_id": str(save_encoder(kind, folder / kind)), "feature_size": 16} for name, kind in kinds.items()
-    }
-    save_fusion(folder / "fusion", entries)
-    return folder
+    entries = {"student": "vit", "hubert": "hubert"}
+    for name, kind in entries.items():
+        entries[name] = {"model_id": str(save_encoder(kind, folder / kind)), "feature_size": 16}
+    return save_fusion(folder / "fusion", entries)
 
 
 def watch(monkeypatch, network):
@@ -35,22 +33,24 @@ def watch(monkeypatch, network):
     counts, forward = [], network.forward
 
     def watched(self, *arguments, **options):
-        frame, count = sys._getframe(1), 0
-        while frame is not None:
-            count += frame.f_code.co_filename.startswith(PACKAGE)
-            frame = frame.f_back
-        counts.append(count)
+        counts.append(sum(frame.f_code.co_filename.startswith(PACKAGE) for frame, _ in walk_stack(None)))
         return forward(self, *arguments, **options)
 
     monkeypatch.setattr(network, "forward", watched)
     return counts
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
-def test_few_calls_lie_between_a_clip_and_the_networks(capsys, shared, paths, monkeypatch, num_threads):
+@pytest.fixture(params=[1, 2])
+def num_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_few_calls_lie_between_a_clip_and_the_networks(capsys, fusion, paths, monkeypatch, num_threads):
     from transformers import HubertModel, ViTModel
 
-    before = torch.get_num_threads()
     counts = {network: watch(monkeypatch, network) for network in (ViTModel, HubertModel, RankAwareFusionModel)}
 
     def load(*arguments, **options):
@@ -61,11 +61,7 @@ def test_few_calls_lie_between_a_clip_and_the_networks(capsys, shared, paths, mo
         return encoders
 
     monkeypatch.setattr("hf_blemo.prediction.clips.load_encoders", load)
-    try:
-        torch.set_num_threads(num_threads)
-        code, _, err = run(capsys, "predict", paths[3], "--model", shared / "fusion")
-    finally:
-        torch.set_num_threads(before)
+    code, _, err = run(capsys, "predict", paths[3], "--model", fusion)
     assert code == 0, err
     for network, found in counts.items():
         assert found and max(found) <= MOST, (network, found)
@@ -74,15 +70,15 @@ def test_few_calls_lie_between_a_clip_and_the_networks(capsys, shared, paths, mo
         assert max(counts[ViTModel]) == MOST
 
 
-def test_few_calls_lie_between_features_and_the_fusion(capsys, tmp_path, shared, monkeypatch):
+def test_few_calls_lie_between_features_and_the_fusion(capsys, tmp_path, fusion, monkeypatch):
     (tmp_path / "student").mkdir()
     np.save(tmp_path / "student" / "clip.npy", np.ones((3, 16), np.float32))
     counts = watch(monkeypatch, RankAwareFusionModel)
-    assert run(capsys, "predict", "--features", tmp_path, "--model", shared / "fusion")[0] == 0
+    assert run(capsys, "predict", "--features", tmp_path, "--model", fusion)[0] == 0
     assert counts and max(counts) <= MOST
 
 
-def test_a_clip_is_decoded_once_whatever_is_asked_for(capsys, tmp_path, shared, paths, monkeypatch):
+def test_a_clip_is_decoded_once_whatever_is_asked_for(capsys, tmp_path, fusion, paths, monkeypatch):
     opened, read = [], []
 
     class Counted(media.MediaFile):
@@ -98,9 +94,7 @@ def test_a_clip_is_decoded_once_whatever_is_asked_for(capsys, tmp_path, shared, 
         monkeypatch.setattr(f"{module}.MediaFile", Counted)
     clips = paths[:2]
     outputs = [tmp_path / f"results.{suffix}" for suffix in ("html", "json", "csv")]
-    code, _, err = run(
-        capsys, "predict", *clips, "--model", shared / "fusion", "--window", "0.5", "--output", *outputs
-    )
+    code, _, err = run(capsys, "predict", *clips, "--model", fusion, "--window", "0.5", "--output", *outputs)
     assert code == 0, err
     assert sorted(map(str, opened)) == sorted(read) == sorted(map(str, clips))
     assert outputs[0].read_text().count("data:image/jpeg") == 16
