@@ -1,5 +1,6 @@
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,13 +12,7 @@ from hf_blemo.extraction.batching import THREAD_NAME, Batches
 
 
 class Watched:
-    """An encoder, and what it was doing when.
-
-    Args:
-        model_id: folder of an encoder.
-        around: called with the pieces of each forward, in its thread, while it counts as running.
-        options: of [`load_encoder`].
-    """
+    """An encoder, and what it was doing when: `around` gets the pieces of each forward, in its thread."""
 
     def __init__(self, model_id, around=lambda pieces: None, **options):
         self.encoder = load_encoder(model_id, device="cpu", **options)
@@ -29,7 +24,7 @@ class Watched:
             with self.lock:
                 self.running += len(pieces)
                 self.most = max(self.most, self.running)
-                self.sizes.append(len(pieces))
+            self.sizes.append(len(pieces))
             self.threads.add(threading.current_thread().name)
             self.torch_threads.add(torch.get_num_threads())
             around(pieces)
@@ -56,8 +51,11 @@ def no_thread_is_left():
     assert [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)] == []
 
 
-def pieces(count, seed=0):
-    generator = np.random.default_rng(seed)
+SOUND = Piece(np.zeros(8000, np.float32), np.zeros(1))
+
+
+def pieces(count):
+    generator = np.random.default_rng(0)
     return [Piece(generator.integers(0, 256, (3, 32, 32), dtype=np.uint8), np.zeros(1)) for _ in range(count)]
 
 
@@ -112,38 +110,32 @@ def test_one_thread_or_a_small_batch_is_not_shared(num_threads, batch_size, expe
 
 def test_an_encoder_of_large_pieces_is_alone(checkpoint, torch_threads):
     torch_threads(2)
-    images = Watched(checkpoint("vit"), lambda part: time.sleep(0.05))
+    images = Watched(checkpoint("vit"), lambda part: time.sleep(0.02))
     beside = []
     sound = Watched(checkpoint("hubert"), lambda part: beside.append(images.running), batch_size=1)
-    window = Piece(np.zeros(8000, np.float32), np.zeros(1))
-    given = [("hubert", window) if number % 20 == 19 else ("vit", piece) for number, piece in enumerate(pieces(80))]
+    given = [("hubert", SOUND) if number % 20 == 19 else ("vit", piece) for number, piece in enumerate(pieces(80))]
     found = run({"vit": images.encoder, "hubert": sound.encoder}, given)
     assert len(found["vit"]) == 76 and len(found["hubert"]) == 4
     assert images.most > 8 and beside == [0] * 4
     assert sound.torch_threads == {2} and sound.threads == {threading.current_thread().name}
 
 
-@pytest.mark.parametrize(("is_ahead", "expected"), [(True, 8), (False, 5)])
-def test_what_is_alone_leaves_cores_to_decoding_that_is_behind(
-    is_ahead, expected, checkpoint, torch_threads, monkeypatch
-):
+def test_what_is_alone_leaves_cores_to_decoding_that_is_behind(checkpoint, torch_threads, monkeypatch):
     monkeypatch.setattr("hf_blemo.extraction.batching.os.cpu_count", lambda: 6)
     torch_threads(8)
-    sound = Watched(checkpoint("hubert"), batch_size=1)
-    run({"hubert": sound.encoder}, [("hubert", Piece(np.zeros(8000, np.float32), np.zeros(1)))], is_ahead)
-    assert sound.torch_threads == {expected} and torch.get_num_threads() == 8
+    for is_ahead, expected in ((True, 8), (False, 5)):
+        sound = Watched(checkpoint("hubert"), batch_size=1)
+        run({"hubert": sound.encoder}, [("hubert", SOUND)], is_ahead)
+        assert sound.torch_threads == {expected} and torch.get_num_threads() == 8
 
 
 def test_threads_that_begin_later_have_as_many_threads_of_torch_as_before(checkpoint, torch_threads):
     torch_threads(2)
     watched = Watched(checkpoint("vit"))
     run({"vit": watched.encoder}, [("vit", piece) for piece in pieces(32)])
-    assert watched.torch_threads == {1}
-    later = []
-    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert later == [2] and torch.get_num_threads() == 2
+    assert watched.torch_threads == {1} and torch.get_num_threads() == 2
+    with ThreadPoolExecutor() as later:
+        assert later.submit(torch.get_num_threads).result() == 2
 
 
 def test_an_error_of_a_part_is_the_caller_s(checkpoint, torch_threads):

@@ -25,18 +25,13 @@ def settled(answers, count):
 
 def test_items_come_in_their_order_as_far_as_there_is_room():
     queue = _Queue(2, 10)
-    thread, answers = putting(queue, ("a", 6), ("b", 4), ("c", 1), ("large", 50), ("d", 1))
-    # Two by number, then one that fits beside the other, then the large one alone.
-    assert settled(answers, 2)
-    assert queue.get() == "a" and settled(answers, 3)
-    assert [queue.get(), queue.get()] == ["b", "c"] and settled(answers, 4)
-    assert [queue.get(), queue.get()] == ["large", "d"]
+    thread, answers = putting(queue, ("a", 6), ("b", 4), ("c", 1), ("large", 50), ("d", 1), ("e", 6), ("f", 5))
+    # Two by number, then one that fits beside the other, then the large one alone; bytes alone stop the last.
+    for count, taken in ((2, "a"), (3, "b"), (3, "c"), (4, "large"), (6, "d"), (6, "e")):
+        assert settled(answers, count) and queue.get() == taken
+    assert queue.get() == "f"
     thread.join(5)
-    assert answers == [True] * 5 and len(queue) == 0
-    # Bytes alone stop it too.
-    thread, answers = putting(queue, ("a", 6), ("b", 5))
-    assert settled(answers, 1) and [queue.get(), queue.get()] == ["a", "b"]
-    thread.join(5)
+    assert answers == [True] * 7 and len(queue) == 0
 
 
 def test_closing_frees_every_thread_that_waits():

@@ -13,18 +13,18 @@ from hf_blemo.prediction.clip_report import LIMITS, blend_words, result_html, wr
 
 HAPPY_SAD = [{"emotion": "hap", "salience": 70.0}, {"emotion": "sad", "salience": 30.0}]
 SAD = [{"emotion": "sad", "salience": 100.0}]
-PRESENCE = dict(zip(EMOTIONS, (0.08, 0.05, 0.14, 0.913, 0.72, 0.1), strict=True))
-SALIENCE = dict(zip(EMOTIONS, (0.03, 0.02, 0.05, 0.587, 0.273, 0.04), strict=True))
-PROBABILITIES = dict(zip(EMOTIONS, (0.04, 0.03, 0.07, 0.521, 0.279, 0.06), strict=True))
+SHARES = {
+    "presence": (0.08, 0.05, 0.14, 0.913, 0.72, 0.1),
+    "salience": (0.03, 0.02, 0.05, 0.587, 0.273, 0.04),
+    "probabilities": (0.04, 0.03, 0.07, 0.521, 0.279, 0.06),
+}
 
 
 def result(clip="clips/happy.mp4", blend=HAPPY_SAD, **entries):
     return {
         "clip": clip,
         "blend": blend,
-        "probabilities": PROBABILITIES,
-        "presence": PRESENCE,
-        "salience": SALIENCE,
+        **{name: dict(zip(EMOTIONS, values, strict=True)) for name, values in SHARES.items()},
         "encoder_weights": {"clip": 0.1, "wavlm": 0.3, "imagebind": 0.35, "hubert": 0.25},
         "selected_encoders": ["imagebind", "wavlm"],
         "duration": 4.0,
@@ -41,13 +41,6 @@ TIMELINE = [window(0.0, 2.0, HAPPY_SAD, 0.6), window(1.0, 3.0, HAPPY_SAD, 0.7), 
 
 
 @pytest.fixture(scope="module")
-def jpeg():
-    file = io.BytesIO()
-    Image.new("RGB", (64, 48), (200, 30, 30)).save(file, "JPEG")
-    return file.getvalue()
-
-
-@pytest.fixture(scope="module")
 def browser():
     if MISSING:
         pytest.skip(MISSING)
@@ -60,14 +53,12 @@ def test_words_of_blends():
     assert blend_words(SAD) == "sadness" and blend_words([]) == "no emotion"
 
 
-def test_page_in_a_browser(browser, tmp_path, jpeg):
+def test_page_in_a_browser(browser, tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "JPEG")
+    labels = [{"blend": SAD, "probability": 0.123}]
     results = [
-        result(
-            timeline=TIMELINE,
-            notes=["sound only"],
-            labels=[{"blend": SAD, "probability": 0.123}],
-            thumbnails=[jpeg] * 3,
-        ),  # fmt: skip
+        result(timeline=TIMELINE, notes=["sound only"], labels=labels, thumbnails=[file.getvalue()] * 3),
         result("calm.wav", SAD),
         {"clip": "broken.mp4", "error": "broken.mp4: no decoder\nknows it"},
     ]
@@ -79,10 +70,8 @@ def test_page_in_a_browser(browser, tmp_path, jpeg):
     for words in ("you/model", "3, 1 of them failed", LIMITS, "91.3 %", "58.7 %", "52.1 %", "12.3 %"):
         assert words in text
     assert "broken.mp4: no decoder knows it" in text and "sound only" in text
-    assert browser.run("return [...document.querySelectorAll('h2')].map(h => h.innerText.trim())") == [
-        "70 % happiness, 30 % sadness",
-        "Sadness",
-    ]
+    headings = browser.run("return [...document.querySelectorAll('h2')].map(h => h.innerText.trim())")
+    assert headings == ["70 % happiness, 30 % sadness", "Sadness"]
     assert browser.run("return [...document.images].map(i => i.naturalWidth)") == [64, 64, 64]
     bar = "return [...document.querySelectorAll('#clip-1 > .clip-blend-bar span')].map(s => s.offsetWidth)"
     happiness, sadness = browser.run(bar)
@@ -135,8 +124,9 @@ def test_encoders_stand_by_rank_then_by_weight():
 def test_timeline_draws_each_second_from_the_nearest_window():
     fragment = result_html(result(timeline=TIMELINE))
     boxes = re.findall(r"M(\S+) (\S+)h(\S+)v(\S+)h\S+z", fragment)
-    shown = [tuple(float(number) for number in box) for box in boxes]
-    assert shown == [  # x, y, width, height of happiness in three windows, then of sadness above it
+    assert [
+        tuple(map(float, box)) for box in boxes
+    ] == [  # x, y, width, height of happiness in three windows, then of sadness above it
         (0.0, 40.0, 375.0, 60.0),
         (375.0, 30.0, 250.0, 70.0),
         (625.0, 75.0, 375.0, 25.0),

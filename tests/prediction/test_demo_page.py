@@ -2,7 +2,6 @@
 
 import base64
 import importlib
-import io
 import json
 import os
 import re
@@ -16,7 +15,6 @@ from urllib.request import urlopen
 
 import pytest
 from browser import MISSING, Browser, interrupted
-from PIL import Image
 
 from hf_blemo.errors import MissingExtraError
 from hf_blemo.prediction import demo_page
@@ -37,9 +35,7 @@ def recognise(path):
     with open(path, "rb") as file:
         if file.read(4) != b"RIFF":
             raise ValueError(f"{path}: expected a clip,\nfound 5 bytes")
-    picture = io.BytesIO()
-    Image.new("RGB", (40, 30)).save(picture, "JPEG")
-    return {**RESULT, "thumbnails": [picture.getvalue()] * 2}
+    return {**RESULT, "thumbnails": [b"a picture"] * 2}
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +57,8 @@ def page(sound, tmp_path_factory):
         "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads")),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), *sys.path]),
     }
-    command = [sys.executable, __file__, str(sound)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as server:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, __file__, str(sound)], env=environment, **streams) as server:
         line = server.stdout.readline()
         assert line.startswith("Serving blended emotion recognition at http://127.0.0.1:"), server.stderr.read()
         yield line.split()[5]
@@ -91,9 +85,8 @@ def choose(browser, kind, path):
 
 def test_sound_is_recognised(browser, sound):
     assert "you/<model>" in browser.text() and "not what somebody feels" in browser.text()
-    browser.run(
-        "[...document.querySelectorAll('button[role=tab]')].findLast(t => t.innerText == 'Sound only').click()"
-    )
+    tabs = "[...document.querySelectorAll('button[role=tab]')]"
+    browser.run(f"{tabs}.findLast(tab => tab.innerText == 'Sound only').click()")
     browser.wait_for("return document.querySelector('#demo-sound input[type=file]')")
     choose(browser, "sound", sound)
     browser.click("#demo-sound-button")
@@ -122,11 +115,7 @@ def test_bad_clip_is_told_in_one_line(browser, page, tmp_path):
 
 
 def test_served_page_names_no_font_or_script_of_others(page):
-    with urlopen(page) as response:
-        html = response.read().decode()
-    theme = f"{page}theme.css"
-    with urlopen(theme) as response:
-        styles = response.read().decode()
+    html, styles = (urlopen(f"{page}{path}").read().decode() for path in ("", "theme.css"))
     addresses = set(re.findall(r"https?://[^/'\"]+", styles))
     assert "system-ui" in styles and "@font-face" not in styles and addresses <= {"http://www.w3.org"}  # names of SVG
     loaded = [line for line in html.splitlines() if "<script" in line or "<link" in line]
@@ -137,9 +126,8 @@ def test_served_page_names_no_font_or_script_of_others(page):
 def test_taken_port_is_an_error_of_one_line():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(
-            ValueError, match=rf"^127\.0\.0\.1, port {port}: cannot serve there \(Address already in use"
-        ):
+        message = rf"^127\.0\.0\.1, port {port}: cannot serve there \(Address already in use"
+        with pytest.raises(ValueError, match=message):
             launch_demo(None, port=port)
     with pytest.raises(ValueError, match=r"^192\.0\.2\.1: cannot serve there"):
         launch_demo(None, host="192.0.2.1")
