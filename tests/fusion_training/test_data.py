@@ -34,26 +34,6 @@ def test_a_source_that_is_nothing_is_named(source):
         load_data(source, {})
 
 
-def test_options_of_an_encoder_win_over_the_defaults_of_the_run(make_data):
-    settings = FusionSettings(
-        encoders=["noise", "voice"],
-        pooling="statistics",
-        transform="log_softmax",
-        encoder_options={"voice": {"pooling": "attention", "modality": "audiovisual"}},
-    )
-    options = model_config(make_data(4), settings).encoders
-    assert list(options) == ["noise", "voice"]
-    run = {"modality": "video", "pooling": "statistics", "transform": "log_softmax"}
-    own = {"modality": "audiovisual", "pooling": "attention"}
-    assert options == {"noise": {"feature_size": 2, **run}, "voice": {"feature_size": 4, **run, **own}}
-
-
-@pytest.mark.parametrize("changes", [{"encoders": ["voice", "clip"]}, {"encoder_options": {"clip": {}}}])
-def test_unknown_encoders_are_named_with_those_of_the_data(make_data, changes):
-    with pytest.raises(ValueError, match="unknown encoder 'clip': the data has voice, face, noise"):
-        model_config(make_data(4), FusionSettings(**changes))
-
-
 def test_modalities_are_known_by_name(make_data):
     known = {"audio": ["WavLM_large", "HuBERT_large", "voice"], "audiovisual": ["HiCMAE", "hicmae_kl_100"]}
     known["video"] = ["ImageBind", "VideoMAEv2", "OpenFace_3", "clip", "face"]
@@ -64,13 +44,27 @@ def test_modalities_are_known_by_name(make_data):
 
 
 def test_the_config_follows_data_and_settings(make_data):
-    settings = FusionSettings(encoders=["noise", "voice"], model={"top_n": 1, "hidden_size": 12, "gate": "uniform"})
+    # Options of an encoder win over the defaults of the run.
+    own = {"modality": "audiovisual", "pooling": "attention"}
+    run = {"pooling": "statistics", "transform": "log_softmax"}
+    model = {"top_n": 1, "hidden_size": 12, "gate": "uniform"}
+    settings = FusionSettings(encoders=["noise", "voice"], encoder_options={"voice": own}, model=model, **run)
     config = model_config(make_data(4), settings)
     assert list(config.encoders) == ["noise", "voice"]
+    expected = {"noise": {"feature_size": 2, "modality": "video", **run}, "voice": {"feature_size": 4, **run, **own}}
+    assert config.encoders == expected
     assert (config.top_n, config.hidden_size, config.gate) == (1, 12, "uniform")
-    for key in ("hidden_sise", "encoders", "encoder_order", "torch_dtype"):
-        with pytest.raises(ValueError, match=f"model: unknown setting '{key}'"):
-            model_config(make_data(4), FusionSettings(model={key: 1}))
+    unknown = "unknown encoder 'clip': the data has voice, face, noise"
+    for changes, message in (
+        ({"encoders": ["voice", "clip"]}, unknown),
+        ({"encoder_options": {"clip": {}}}, unknown),
+        *(
+            ({"model": {key: 1}}, f"model: unknown setting '{key}'")
+            for key in ("hidden_sise", "encoders", "torch_dtype")
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model_config(make_data(4), FusionSettings(**changes))
 
 
 def test_unlabelled_rows_follow_without_labels_and_folds(make_data):
