@@ -75,6 +75,12 @@ def test_disk_and_parquet_round_trips(tmp_path):
     assert np.abs(blemore.read_features(dataset, [1])[0]["face"]).min() > 0
 
 
+def one_encoder(feature, rows):
+    return datasets.Dataset.from_dict(
+        {"features": [{"a": row} for row in rows]}, features=datasets.Features({"features": {"a": feature}})
+    )
+
+
 @pytest.mark.parametrize(
     "feature",
     [
@@ -86,9 +92,7 @@ def test_disk_and_parquet_round_trips(tmp_path):
 )
 def test_other_types_of_sequences_are_read_alike(feature):
     sequence = [[1, 2], [3, 4], [5, 6]]
-    dataset = datasets.Dataset.from_dict(
-        {"features": [{"a": None}, {"a": sequence}]}, features=datasets.Features({"features": {"a": feature}})
-    )
+    dataset = one_encoder(feature, [None, sequence])
     assert blemore.encoder_widths(dataset) == {"a": 2}
     for rows in ([0, 1], [1, 0, 1]):
         for row, found in zip(rows, blemore.read_features(dataset, rows), strict=True):
@@ -97,33 +101,22 @@ def test_other_types_of_sequences_are_read_alike(feature):
 
 @pytest.mark.parametrize("length", [-1, 3])
 def test_vectors_are_sequences_of_one(length):
-    feature = datasets.List(datasets.Value("float32"), length=length)
-    dataset = datasets.Dataset.from_dict(
-        {"features": [{"a": None}, {"a": [1, 2, 3]}]}, features=datasets.Features({"features": {"a": feature}})
-    )
+    dataset = one_encoder(datasets.List(datasets.Value("float32"), length=length), [None, [1, 2, 3]])
     assert blemore.encoder_widths(dataset) == {"a": 3}
     assert blemore.read_features(dataset)[1]["a"].tolist() == [[1, 2, 3]]
 
 
 def test_features_of_another_shape_are_refused():
-    ragged = datasets.Dataset.from_dict({"features": [{"a": [[1.0, 2.0], [3.0]]}]})
-    with pytest.raises(ValueError, match="a: row 0 has widths of 1 to 2"):
-        blemore.read_features(ragged)
-    holes = datasets.Dataset.from_dict({"features": [{"a": [[1.0]]}, {"a": [[None]]}]})
-    with pytest.raises(ValueError, match="a: row 1 has an empty value"):
-        blemore.read_features(holes)
-    text = datasets.Dataset.from_dict({"features": [{"a": ["x"]}]})
-    with pytest.raises(ValueError, match="a: found .*string"):
-        blemore.read_features(text)
-    with pytest.raises(ValueError, match="expected a nested column 'features'"):
-        blemore.read_features(datasets.Dataset.from_dict({"clip": ["x"]}))
+    for column, message in (
+        ({"features": [{"a": [[1.0, 2.0], [3.0]]}]}, "a: row 0 has widths of 1 to 2"),
+        ({"features": [{"a": [[1.0]]}, {"a": [[None]]}]}, "a: row 1 has an empty value"),
+        ({"features": [{"a": ["x"]}]}, "a: found .*string"),
+        ({"clip": ["x"]}, "expected a nested column 'features'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            blemore.read_features(datasets.Dataset.from_dict(column))
     with pytest.raises(ValueError, match="encoder 'a': no clip"):
-        feature = datasets.List(datasets.List(datasets.Value("float32")))
-        blemore.encoder_widths(
-            datasets.Dataset.from_dict(
-                {"features": [{"a": None}]}, features=datasets.Features({"features": {"a": feature}})
-            )
-        )
+        blemore.encoder_widths(one_encoder(datasets.List(datasets.List(datasets.Value("float32"))), [None]))
 
 
 def test_stored_dtypes():

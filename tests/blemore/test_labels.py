@@ -53,28 +53,13 @@ def test_parse_clip_name_gives_every_part():
 @pytest.mark.parametrize(
     "name",
     [
-        "A102_ang_int5_ver1",
-        "A102_ang_int0_ver1",
-        "A102_ang_sit1_ver1",
-        "A102_neu_int1_ver1",
-        "A102_neu_sit5_ver1",
-        "A102_angry_int1_ver1",
-        "A_ang_int1_ver1",
-        "102_ang_int1_ver1",
-        "A102_ang_int1",
-        "A102_ang_int1_ver0",
-        "A102_ang_int1_ver1_copy",
-        "A102_ang_int1_ver1\n",
-        "A102_mix_ang_hap_60_40_ver1",
-        "A102_mix_ang_neu_50_50_ver1",
-        "A102_mix_hap_ang_50_50_ver1",
-        "A102_mix_ang_ang_50_50_ver1",
-        "A١٠٢_ang_int1_ver1",
-        "test_0595",
-        "test_0000",
-        "",
+        "A102_ang_int5_ver1", "A102_ang_int0_ver1", "A102_ang_sit1_ver1", "A102_neu_int1_ver1", "A102_neu_sit5_ver1",
+        "A102_angry_int1_ver1", "A_ang_int1_ver1", "102_ang_int1_ver1", "A102_ang_int1", "A102_ang_int1_ver0",
+        "A102_ang_int1_ver1_copy", "A102_ang_int1_ver1\n", "A102_mix_ang_hap_60_40_ver1",
+        "A102_mix_ang_neu_50_50_ver1", "A102_mix_hap_ang_50_50_ver1", "A102_mix_ang_ang_50_50_ver1",
+        "A١٠٢_ang_int1_ver1", "test_0595", "test_0000", "",
     ],
-)
+)  # fmt: skip
 def test_names_outside_the_grammar_are_refused(name):
     with pytest.raises(ValueError, match=r"clip .*found.*expected"):
         blemore.parse_clip_name(name)
@@ -98,18 +83,10 @@ def test_label_indices_find_every_label_in_every_dtype(dtype):
 @pytest.mark.parametrize(
     "row",
     [
-        [0.6, 0.4, 0, 0, 0, 0],
-        [0.5, 0, 0, 0, 0, 0.5],
-        [0.7, 0.3, 0, 0, 0, 0.1],
-        [0, 0, 0, 0, 0, 0],
-        [0.34, 0.33, 0.33, 0, 0, 0],
-        [0.998, 0, 0, 0, 0, 0],
-        [np.nan, 0.3, 0.7, 0, 0, 0],
-        [np.nan] * 6,
-        [np.inf, 0, 0, 0, 0, 0],
-        [-100, -100, -100, -100, -100, 0],
+        [0.6, 0.4, 0, 0, 0, 0], [0.5, 0, 0, 0, 0, 0.5], [0.7, 0.3, 0, 0, 0, 0.1], [0] * 6, [0.34, 0.33, 0.33, 0, 0, 0],
+        [0.998, 0, 0, 0, 0, 0], [np.nan, 0.3, 0.7, 0, 0, 0], [np.nan] * 6, [np.inf, 0, 0, 0, 0, 0], [-100] * 5 + [0],
     ],
-)
+)  # fmt: skip
 def test_label_indices_name_the_row_that_is_no_label(row):
     with pytest.raises(ValueError, match="row 1 is"):
         blemore.label_indices([LABEL_MATRIX[3].tolist(), row])

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -8,7 +6,6 @@ import pytest
 
 from hf_blemo import blemore
 
-DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "blemore_hicmae_logits.parquet"
 CLIPS = ["A102_ang_int1_ver1", "A303_mix_ang_hap_30_70_ver1", "test_0001"]
 VECTORS = np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]], dtype=np.float32)
 LABEL_INDICES = [0, 14, -1]
@@ -88,14 +85,13 @@ def test_labels_of_the_table_come_before_names(tmp_path):
     path = write_parquet(tmp_path / "x.parquet", clip=["mine", CLIPS[0], CLIPS[1]], labels=labels, a=VECTORS.tolist())
     dataset = blemore.build_table_dataset(path)
     assert blemore.label_indices(dataset["labels"][:]).tolist() == [20, -1, LABEL_INDICES[1]]
-    contradiction = [blemore.LABEL_MATRIX[1].tolist(), None, None]
-    path = write_parquet(tmp_path / "x.parquet", clip=CLIPS, labels=contradiction, a=VECTORS.tolist())
-    with pytest.raises(ValueError, match=f"clip '{CLIPS[0]}': found the label .*expected .*as in the name"):
-        blemore.build_table_dataset(path)
-    invalid = [[0.6, 0.4, 0, 0, 0, 0], None, None]
-    path = write_parquet(tmp_path / "x.parquet", clip=CLIPS, labels=invalid, a=VECTORS.tolist())
-    with pytest.raises(ValueError, match=f"clip '{CLIPS[0]}': labels: row 0"):
-        blemore.build_table_dataset(path)
+    for given, message in (
+        (blemore.LABEL_MATRIX[1].tolist(), "found the label .*expected .*as in the name"),
+        ([0.6, 0.4, 0, 0, 0, 0], "labels: row 0"),
+    ):
+        write_parquet(path, clip=CLIPS, labels=[given, None, None], a=VECTORS.tolist())
+        with pytest.raises(ValueError, match=f"clip '{CLIPS[0]}': {message}"):
+            blemore.build_table_dataset(path)
 
 
 def test_names_without_a_label_need_leave(tmp_path):
@@ -157,35 +153,22 @@ def test_bad_files_are_named(tmp_path):
         (tmp_path / name).write_bytes(b"no table")
         with pytest.raises(ValueError, match=f"{name}: found a damaged table"):
             blemore.build_table_dataset(tmp_path / name)
-    np.savez(tmp_path / "x.npz", clip=np.array(CLIPS, dtype=object), a=VECTORS)
-    with pytest.raises(ValueError, match="x.npz: found a damaged table or pickled objects"):
-        blemore.build_table_dataset(tmp_path / "x.npz")
-    np.savez(tmp_path / "x.npz", clip=np.array(CLIPS), a=VECTORS[:2])
-    with pytest.raises(ValueError, match="found 2 rows of 'a' and 3 clips"):
-        blemore.build_table_dataset(tmp_path / "x.npz")
-    (tmp_path / "x.csv").write_text("clip,a.0,a.2\nA1_ang_int1_ver1,1,2\n")
-    with pytest.raises(ValueError, match="found 2 columns of 'a', expected number 1 among them"):
-        blemore.build_table_dataset(tmp_path / "x.csv")
-    (tmp_path / "x.csv").write_text("clip,a.0,a.1\nA1_ang_int1_ver1,1,left\n")
-    with pytest.raises(ValueError, match="column 'a.1': found string, expected numbers"):
-        blemore.build_table_dataset(tmp_path / "x.csv")
-    (tmp_path / "x.csv").write_text("clip,a.0\nA1_ang_int1_ver1,1,2\n")
-    with pytest.raises(ValueError, match="x.csv: found a damaged table"):
-        blemore.build_table_dataset(tmp_path / "x.csv")
+    for columns, message in (
+        ({"clip": np.array(CLIPS, dtype=object), "a": VECTORS}, "x.npz: found a damaged table or pickled objects"),
+        ({"clip": np.array(CLIPS), "a": VECTORS[:2]}, "found 2 rows of 'a' and 3 clips"),
+    ):
+        np.savez(tmp_path / "x.npz", **columns)
+        with pytest.raises(ValueError, match=message):
+            blemore.build_table_dataset(tmp_path / "x.npz")
+    for header, cells, message in (
+        ("a.0,a.2", "1,2", "found 2 columns of 'a', expected number 1 among them"),
+        ("a.0,a.1", "1,left", "column 'a.1': found string, expected numbers"),
+        ("a.0", "1,2", "x.csv: found a damaged table"),
+    ):
+        (tmp_path / "x.csv").write_text(f"clip,{header}\nA1_ang_int1_ver1,{cells}\n")
+        with pytest.raises(ValueError, match=message):
+            blemore.build_table_dataset(tmp_path / "x.csv")
     with pytest.raises(FileNotFoundError, match="absent.csv"):
         blemore.build_table_dataset(tmp_path / "absent.csv")
     with pytest.raises(ValueError, match="'.xlsx', expected one of .parquet, .npz, .csv"):
         blemore.build_table_dataset(tmp_path / "x.xlsx")
-
-
-@pytest.mark.skipif(not DATA.is_file(), reason="the HiCMAE logits are not beside this checkout")
-def test_the_real_logits_become_a_data_set_exactly():
-    dataset = blemore.build_table_dataset(DATA)
-    assert blemore.encoder_widths(dataset) == dict.fromkeys(
-        ("hicmae_ce_50", "hicmae_ce_100", "hicmae_kl_50", "hicmae_kl_100"), 6
-    )
-    assert np.bincount(dataset["fold"][:]).tolist() == [522, 486, 468, 472, 508]
-    assert (blemore.label_indices(dataset["labels"][:]) >= 0).all()
-    column = pq.read_table(DATA).column("hicmae_kl_100").to_pylist()
-    found = np.concatenate([features["hicmae_kl_100"] for features in blemore.read_features(dataset)])
-    np.testing.assert_array_equal(found, np.array(column, dtype=np.float32))
