@@ -1,20 +1,16 @@
 """The metrics as modules of `evaluate` give what the benchmark's own functions give."""
 
-import json
-import os
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import evaluate
 import numpy as np
 import pytest
-from fresh_processes import run_python
 
 from hf_blemo import blemore
 from hf_blemo.metrics import AccPresence, AccSalience, BlemoreScore, blends_to_saliences, metric_path
 
 METRICS = {"acc_presence": AccPresence, "acc_salience": AccSalience, "score": BlemoreScore}
-NAMES = {"acc_presence": "acc_presence", "acc_salience": "acc_salience", "score": "blemore_score"}
-ROOT = Path(__file__).resolve().parents[2]
+NAMES = dict(zip(METRICS, ("acc_presence", "acc_salience", "blemore_score"), strict=True))
 
 
 def drawn(num_clips: int, seed: int = 0):
@@ -64,29 +60,19 @@ def test_they_are_combined():
     assert set(evaluate.combine([AccPresence(), BlemoreScore()]).compute(**inputs)) == {"acc_presence", "score"}
 
 
-PROCESS = """
-import json, os, sys
-import numpy as np
-from hf_blemo.metrics import BlemoreScore
-rank, folder = int(os.environ["RANK"]), sys.argv[1]
-data = np.load(f"{folder}/data.npz")
-metric = BlemoreScore(num_process=2, process_id=rank, experiment_id="two", cache_dir=f"{folder}/cache")
-rows = slice(rank, None, 2)
-metric.add_batch(predictions=data["predictions"][rows], references=data["references"][rows])
-found = metric.compute()
-print(json.dumps(found))
-"""
-
-
 def test_two_processes_gather_what_one_has(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gathered")
+    """Threads stand for the processes: each has its own locks and files in the folder through which they gather."""
+    cache = tmp_path_factory.mktemp("gathered")
     labels, blends = drawn(64, seed=3)
-    np.savez(folder / "data.npz", predictions=blends_to_saliences(blends), references=labels)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = run_python(["-c", PROCESS, folder], cwd=folder, env=environment, processes=2)
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
-    assert json.loads(first) == {"score": expected(blends, labels)["score"]} and json.loads(second) is None
+    rows = blends_to_saliences(blends)
+
+    def compute(rank):
+        metric = BlemoreScore(num_process=2, process_id=rank, experiment_id="two", cache_dir=str(cache))
+        metric.add_batch(predictions=rows[rank::2], references=labels[rank::2])
+        return metric.compute()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(compute, range(2))) == [{"score": expected(blends, labels)["score"]}, None]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +86,7 @@ def test_two_processes_gather_what_one_has(tmp_path_factory):
 )
 def test_what_is_no_label_is_refused(predictions, references, message):
     with pytest.raises(ValueError, match=message):
-        AccPresence().compute(predictions=predictions, references=references)
+        AccPresence(keep_in_memory=True).compute(predictions=predictions, references=references)
 
 
 def test_names_and_emotions_are_checked():
@@ -109,5 +95,5 @@ def test_names_and_emotions_are_checked():
     with pytest.raises(ValueError, match="blend 1: found the emotion 'joy'"):
         blends_to_saliences([[], [{"emotion": "joy", "salience": 100.0}]])
     assert blends_to_saliences([[]]).tolist() == [[0.0] * 6]
-    empty = AccPresence().compute(predictions=np.zeros((1, 6)), references=blemore.LABEL_MATRIX[:1])
+    empty = AccPresence(keep_in_memory=True).compute(predictions=np.zeros((1, 6)), references=blemore.LABEL_MATRIX[:1])
     assert empty == {"acc_presence": 0.0}
