@@ -2,12 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 from fresh_processes import run_python
-from huggingface_hub import HfApi
 from tiny_extraction import BROKEN, CLIPS, assert_same_features, features_by_clip, fusion_entries, save_fusion
 
 from hf_blemo import RankAwareFusionConfig, blemore
@@ -251,10 +251,9 @@ def test_two_processes_make_what_one_makes_and_none_waits_for_ever(
 
 def test_a_fusion_learns_from_the_hub_where_its_features_come_from(hub, entries, clip_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    api, paths = HfApi(), sorted(clip_folder.glob("*.mp4"))
+    paths, commits = sorted(clip_folder.glob("*.mp4")), {}
     for name, entry in entries.items():
-        api.create_repo(f"you/tiny-{name}")
-        api.upload_folder(repo_id=f"you/tiny-{name}", folder_path=entry["model_id"])
+        commits[name] = hub.put(f"you/tiny-{name}", Path(entry["model_id"])).branches["main"].oid
     encoders = {name: {**entry, "model_id": f"you/tiny-{name}"} for name, entry in entries.items()}
     # A branch is remembered as the commit it was.
     encoders["hubert"]["revision"] = "main"
@@ -276,7 +275,6 @@ def test_a_fusion_learns_from_the_hub_where_its_features_come_from(hub, entries,
     pushed = {"encoders": encoders, "output_dir": "made", "push_to_hub": "you/clip-features"}
     extract(ExtractionSettings(data="you/films", split="test", **pushed))
     extract(ExtractionSettings(data=str(clip_folder), overwrite=True, **pushed))
-    commits = {name: api.model_info(f"you/tiny-{name}").sha for name in encoders}
     files = hub.files("you/clip-features", kind="dataset")
     assert hub.repository("you/clip-features", "dataset").private and "extraction.json" not in files
     assert sorted(path for path in files if path.endswith(".parquet")) == [
