@@ -85,14 +85,11 @@ def test_nothing_that_people_may_edit_depends_on_the_run(metrics):
     assert {**metadata, "metrics": None} == {**other_metadata, "metrics": None}
 
 
-def test_card_names_risks_and_sources(metrics):
-    card = render_card(metrics)
+def test_card_names_risks_and_sources_and_its_code_the_repository(metrics):
+    card = render_card(metrics, repo_id="owner/model")
     for phrase in PHRASES[metrics["model_type"]].split("|"):
         assert phrase in card, phrase
-
-
-def test_usage_code_names_the_repository(metrics):
-    codes = re.findall(r"```python\n(.*?)```", render_card(metrics, repo_id="owner/model"), re.DOTALL)
+    codes = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     for code in codes:
         compile(code, "card", "exec")
         assert 'from_pretrained("owner/model"' in code
