@@ -152,6 +152,18 @@ def test_blend_share_is_that_of_the_other_folds():
     assert blends != blemore.decode_expected_score(predictions["joint_probabilities"], 3 / 7)
 
 
+def test_a_fold_closes_after_its_patience_however_long_the_others_go_on():
+    selection = Selection("honest", FOLDS, SOFT, (5,), "loss", "expected_score", patience=2)
+    for epoch in range(1, 7):
+        # The models without folds 0 and 1 judge fold 0 on fold 1 and fold 1, which improves in every epoch, on fold 0.
+        def share(held_out, fold, epoch=epoch):
+            judged = (0.1 * epoch, {1: 0.2, 3: 0.3, 6: 0.6}.get(epoch, 0.1))
+            return judged[fold] if held_out == (0, 1) and fold < 2 else 0.5
+
+        selection.update(epoch, predictions_of(selection.members, share))
+    assert {fold: choice.epoch for _, fold, choice in selection} == {0: 3, 1: 6, 2: 1}
+
+
 def test_stale_epochs_count_from_the_last_fold_that_found_a_better_one():
     members, selection = make_selection()
     stale = []
