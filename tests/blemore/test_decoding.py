@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_probabilities import KINDS, draw, softmax
 
 from hf_blemo import blemore
 from hf_blemo.blemore import EMOTIONS, LABEL_MATRIX, LABELS, THRESHOLD_GRID
@@ -47,33 +48,16 @@ def reference_search(probabilities, labels):
     return grid, sorted(grid, key=lambda cell: 0.5 * cell[2] + 0.5 * cell[3], reverse=True)[0]
 
 
-def softmax(logits):
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
-
-
-def make_probabilities(kind, generator, num_clips):
-    if kind == "softmax":
-        return softmax(2 * generator.standard_normal((num_clips, 6)))
-    if kind == "twentieths":
-        return generator.integers(0, 20, (num_clips, 6)) / 20
-    if kind == "grid values":
-        return generator.choice([0.0, *THRESHOLD_GRID, *np.diff(THRESHOLD_GRID)], (num_clips, 6))
-    if kind == "neutral-heavy":
-        return softmax(generator.standard_normal((num_clips, 6)) + np.array([0, 0, 0, 0, 0, 1.5]))
-    return generator.integers(0, 4, (num_clips, 6)) / 100  # all below the lowest threshold, zero rows among them
-
-
 @pytest.mark.parametrize(
     ("kind", "dtype", "singles_only"),
     [
-        *((kind, np.float32, False) for kind in ("softmax", "twentieths", "grid values", "neutral-heavy", "below")),
-        *((kind, np.float64, kind == "twentieths") for kind in ("twentieths", "grid values")),
+        *((kind, np.float32, False) for kind in KINDS),
+        *((kind, np.float64, kind == "twentieths") for kind in ("twentieths", "thresholds")),
     ],
 )
 def test_search_equals_the_official_loop(kind, dtype, singles_only):
-    generator = np.random.default_rng(len(kind) + singles_only)
-    probabilities = make_probabilities(kind, generator, 60).astype(dtype)
+    probabilities = draw(kind, (60, 6), dtype, seed=len(kind))
+    generator = np.random.default_rng(0)
     labels = LABEL_MATRIX[generator.integers(0, 6 if singles_only else 36, 60)]
     # Half of the labels are near the prediction, so that hits of every kind occur.
     near = blemore.decode_thresholds(probabilities[:30], 0.2, 0.1)
@@ -94,8 +78,8 @@ def test_search_equals_the_official_loop(kind, dtype, singles_only):
 
 @pytest.mark.parametrize("alpha, beta", [(0.1, 0.1), (0.0, 0.0), (0.05, 0.95), (0.5, 0.2), (-1.0, -1.0)])
 def test_decoding_equals_the_rules(alpha, beta):
-    for kind in ("softmax", "twentieths", "neutral-heavy", "below"):
-        probabilities = make_probabilities(kind, np.random.default_rng(0), 200)
+    for kind in KINDS:
+        probabilities = draw(kind, (200, 6))
         for row, prediction in zip(probabilities, blemore.decode_thresholds(probabilities, alpha, beta), strict=True):
             assert list(as_dict(prediction).items()) == sorted(
                 reference_prediction(row, alpha, beta).items(), key=lambda part: EMOTIONS.index(part[0])

@@ -74,19 +74,14 @@ def test_openface_fills_gaps_with_the_clips_mean(tmp_path):
         (OPENFACE.replace("0.5,-0.25", "left,-0.25"), "x.csv, line 2: .*'left'.*expected numbers"),
         (OPENFACE.replace("0.5,-0.25", "inf,-0.25"), "x.csv: found infinity"),
         ("", "x.csv: found the columns"),
+        ("\udcff\udcfe\x00", "x.csv: found a damaged file"),
     ],
 )
 def test_openface_files_that_are_damaged_are_named(tmp_path, text, message):
     path = tmp_path / "x.csv"
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message):
         load_feature_file(path)
-
-
-def test_a_csv_that_is_not_text_is_named(tmp_path):
-    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="x.csv: found a damaged file"):
-        load_feature_file(tmp_path / "x.csv")
 
 
 def test_statistics_are_the_seven_in_order(tmp_path):

@@ -20,8 +20,8 @@ def test_labels_are_the_36_in_order():
 def test_emotion_sets_are_singles_then_pairs_and_match_the_labels():
     assert len(blemore.EMOTION_SETS) == 16
     assert blemore.EMOTION_SETS[6:8] == (("ang", "disg"), ("ang", "fea"))
-    for index, label in enumerate(LABELS):
-        assert blemore.EMOTION_SETS[blemore.LABEL_SETS[index]] == tuple(part["emotion"] for part in label)
+    sets = [blemore.EMOTION_SETS[index] for index in blemore.LABEL_SETS]
+    assert sets == [tuple(part["emotion"] for part in label) for label in LABELS]
 
 
 @pytest.mark.parametrize(

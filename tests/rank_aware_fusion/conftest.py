@@ -53,8 +53,8 @@ def make_model(encoders) -> Callable[..., RankAwareFusionModel]:
 def make_samples(encoders) -> Callable[..., list[Sample]]:
     """Makes clips: encoder name -> (T, D), of 1 to 7 steps."""
 
-    def make(num_samples: int = 5, absent: Mapping[int, Sequence[str]] | None = None, seed: int = 0) -> list[Sample]:
-        generator = np.random.default_rng(seed)
+    def make(num_samples: int = 5, absent: Mapping[int, Sequence[str]] | None = None) -> list[Sample]:
+        generator = np.random.default_rng(0)
         samples = [
             {
                 name: generator.standard_normal((generator.integers(1, 8), options["feature_size"])).astype(np.float32)
@@ -72,12 +72,12 @@ def make_samples(encoders) -> Callable[..., list[Sample]]:
 
 @pytest.fixture
 def collate(encoders) -> Callable[..., dict[str, dict[str, torch.Tensor]]]:
-    """Pads clips to a batch, with `extra` more steps than needed and `fill` at every step that is no clip's."""
+    """Pads clips to a batch, with `fill` at every step that is no clip's."""
 
-    def make(samples: Sequence[Sample], extra: int = 0, fill: float = 0.0) -> dict[str, dict[str, torch.Tensor]]:
+    def make(samples: Sequence[Sample], fill: float = 0.0) -> dict[str, dict[str, torch.Tensor]]:
         features, feature_mask = {}, {}
         for name, options in encoders.items():
-            num_steps = max(len(sample.get(name, ())) for sample in samples) + extra
+            num_steps = max(len(sample.get(name, ())) for sample in samples)
             values = torch.full((len(samples), max(num_steps, 1), options["feature_size"]), fill)
             mask = torch.zeros(values.shape[:2], dtype=torch.bool)
             for row, sample in enumerate(samples):

@@ -21,11 +21,6 @@ def test_encoders_are_completed_with_their_defaults():
     }
 
 
-def test_pooled_size_is_seven_times_the_width_for_statistics_alone(encoders):
-    config = RankAwareFusionConfig(encoders=encoders)
-    assert [config.pooled_size(name) for name in encoders] == [5, 4, 6, 21]
-
-
 def test_emotions_are_those_of_the_benchmark(encoders):
     config = RankAwareFusionConfig(encoders=encoders)
     assert config.id2label == dict(enumerate(blemore.EMOTIONS))

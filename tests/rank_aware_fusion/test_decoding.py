@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from drawn_probabilities import KINDS, draw
 
 from hf_blemo import RankAwareFusionProcessor, blemore
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import (
@@ -15,37 +16,11 @@ from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import (
 )
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionOutput
 
-KINDS = ["softmax", "twentieths", "thresholds", "neutral", "sparse", "halves"]
-
-
-def softmax(values: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(values - values.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
-
-
-def make_probabilities(kind: str, width: int, dtype: type, num_rows: int = 250) -> np.ndarray:
-    """Rows of which all kinds but the first hold many ties, with each other or with the thresholds."""
-    generator = np.random.default_rng(0)
-    if kind == "softmax":
-        values = softmax(2 * generator.standard_normal((num_rows, width)))
-    elif kind == "twentieths":
-        values = generator.integers(0, 20, (num_rows, width)) / 20
-    elif kind == "thresholds":
-        grid = blemore.THRESHOLD_GRID
-        values = generator.choice([0.0, *grid, *(grid[1:] - grid[:-1]), *(grid[3:] - grid[:-3])], (num_rows, width))
-    elif kind == "neutral":
-        values = softmax(generator.integers(0, 3, (num_rows, width)) + 2.0 * (np.arange(width) == 5))
-    elif kind == "sparse":
-        values = generator.integers(0, 2, (num_rows, width)) * generator.integers(0, 3, (num_rows, width)) / 10
-    else:
-        values = generator.integers(1, 4, (num_rows, width)) * 0.5
-    return values.astype(dtype)
-
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_thresholds_decode_as_the_benchmark_does(kind, dtype):
-    probabilities = make_probabilities(kind, 6, dtype)
+    probabilities = draw(kind, (250, 6), dtype)
     grid = blemore.THRESHOLD_GRID[::4].tolist()
     for alpha, beta in [(0.0, 0.0), (0.1, 0.1), (1.5, 0.0), *[(alpha, beta) for alpha in grid for beta in grid]]:
         found = decode_thresholds(probabilities, alpha, beta)
@@ -55,7 +30,7 @@ def test_thresholds_decode_as_the_benchmark_does(kind, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_expected_score_decodes_as_the_benchmark_does(kind, dtype):
-    joint = make_probabilities(kind, 36, dtype)
+    joint = draw(kind, (250, 36), dtype)
     for shares in ([], [0.1], [1.0]):
         assert decode_expected_score(joint, *shares) == blemore.decode_expected_score(joint, *shares)
 
@@ -77,8 +52,8 @@ def test_predictions_are_plain_python_lists_that_nobody_shares(decode):
 @pytest.fixture
 def output() -> RankAwareFusionOutput:
     return RankAwareFusionOutput(
-        probabilities=torch.from_numpy(make_probabilities("softmax", 6, np.float32)).requires_grad_(),
-        joint_probabilities=torch.from_numpy(make_probabilities("softmax", 36, np.float32)).requires_grad_(),
+        probabilities=torch.from_numpy(draw("softmax", (250, 6), np.float32)).requires_grad_(),
+        joint_probabilities=torch.from_numpy(draw("softmax", (250, 36), np.float32)).requires_grad_(),
     )
 
 

@@ -20,9 +20,9 @@ def make_pooling(pooling: str, transform: str = "none", feature_size: int = 4) -
     return module
 
 
-def ragged_batch(lengths, feature_size: int = 4, fill: float = 0.0, seed: int = 0):
+def ragged_batch(lengths, fill: float, feature_size: int = 4):
     """Clips of the given lengths whose valid steps stand anywhere among the padding; the clips themselves too."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     num_steps = max(lengths) + 2
     values = np.full((len(lengths), num_steps, feature_size), fill, dtype=np.float32)
     mask = np.zeros((len(lengths), num_steps), dtype=bool)
