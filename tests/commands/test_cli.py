@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import datasets
@@ -302,17 +301,20 @@ def test_evaluate_names_clips_that_are_missing_on_either_side(capsys, shared, tm
     assert run(capsys, "evaluate", "--predictions", more)[0] == 0
 
 
-def test_submission_is_written_and_passes_its_check(capsys, tmp_path):
+def test_all_test_clips_make_a_submission(capsys, shared, tmp_path):
     names = [f"test_{number:04d}" for number in range(1, 595)]
-    blends = [blemore.LABELS[number % 36] for number in range(594)]
-    predictions = write_predictions(tmp_path / "predictions.json", dict(zip(names, blends, strict=True)))
-    output = tmp_path / "submission.zip"
-    code, out, _ = run(capsys, "submit", "--predictions", predictions, "--output", output)
-    assert (code, out) == (0, f"{output}: 594 clips, ready to submit\n")
-    with zipfile.ZipFile(output) as archive:
-        content = json.loads(archive.read("submission_template.json"))["predictions"]
-    assert content == {f"{name}.mov": blend for name, blend in zip(names, blends, strict=True)}
-    assert run(capsys, "submit", "--check", output) == (0, f"{output}: a valid submission\n", "")
+    results, made, again = (tmp_path / name for name in ("results.json", "made.zip", "again.zip"))
+    predict = ("predict", "--model", shared / "model", "--features")
+    fewer = write_table(tmp_path / "fewer.npz", names[:1])
+    assert "clip 'test_0002': is missing" in refused(capsys, *predict, fewer, "--output", made)
+    features = write_table(tmp_path / "features.npz", names)
+    assert run(capsys, *predict, features, "--output", results, made)[0] == 0
+    code, out, _ = run(capsys, "submit", "--predictions", results, "--output", again)
+    assert (code, out) == (0, f"{again}: 594 clips, ready to submit\n")
+    predictions = json.loads(results.read_text())["predictions"]
+    for submission in (made, again):
+        assert run(capsys, "submit", "--check", submission) == (0, f"{submission}: a valid submission\n", "")
+        assert blemore.read_predictions(submission) == predictions and len(predictions) == 594
 
 
 def test_incomplete_submission_is_refused_with_its_problems_and_the_old_one_kept(capsys, tmp_path):
@@ -344,14 +346,23 @@ def publishable(tmp_path):
     return folder
 
 
-def test_publish_without_repository_lists_the_files_and_changes_nothing(capsys, publishable):
+def test_publish_lists_the_files_or_refuses_and_changes_nothing(capsys, publishable, tmp_path):
     before = {path: path.read_bytes() for path in publishable.rglob("*") if path.is_file()}
     code, out, _ = run(capsys, "publish", publishable)
     names = [line.strip() for line in out.splitlines()[1:]]
     assert code == 0 and out.startswith(f"{publishable} can be published")
     assert {"README.md", "config.json", "model.safetensors", "modeling_rank_aware_fusion.py"} <= set(names)
     assert "optimizer.safetensors" not in names
+    cases = {
+        f"{publishable} --tag v1": "--tag needs --repo",
+        f"{publishable} --create-pr": "--create-pr needs --repo",
+        f"{publishable} --repo somebody/name": f"{publishable} was not published to somebody/name: ",
+        f"{tmp_path}/gone": "expected a folder with a model",
+    }
+    assert_refused(capsys, ("publish",), cases)
     assert {path: path.read_bytes() for path in publishable.rglob("*") if path.is_file()} == before
+    (publishable / "model.safetensors").unlink()
+    assert "model.safetensors is missing" in refused(capsys, "publish", publishable)
 
 
 def test_publish_hands_its_options_over(capsys, publishable, monkeypatch):
@@ -365,15 +376,3 @@ def test_publish_hands_its_options_over(capsys, publishable, monkeypatch):
     ):
         assert run(capsys, "publish", publishable, "--repo", "owner/name", *words.split()) == (0, "https://a\n", "")
         assert calls.pop() == ((str(publishable), "owner/name"), {**defaults, **changes})
-
-
-def test_publish_refuses_what_it_cannot_use(capsys, publishable, tmp_path):
-    cases = {
-        f"{publishable} --tag v1": "--tag needs --repo",
-        f"{publishable} --create-pr": "--create-pr needs --repo",
-        f"{publishable} --repo somebody/name": f"{publishable} was not published to somebody/name: ",
-        f"{tmp_path}/gone": "expected a folder with a model",
-    }
-    assert_refused(capsys, ("publish",), cases)
-    (publishable / "model.safetensors").unlink()
-    assert "model.safetensors is missing" in refused(capsys, "publish", publishable)

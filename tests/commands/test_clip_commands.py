@@ -6,7 +6,6 @@ import json
 import datasets
 import numpy as np
 import pytest
-from clip_files import write_clip
 from command_line import refused, run
 from tiny_extraction import BROKEN, CLIPS, save_fusion
 
@@ -84,19 +83,6 @@ def test_without_outputs_lines_are_printed_and_only_if_no_clip_can_be_read_the_c
     code, out, err = predict([bad], "--output", "results.json")
     assert (code, out) == (2, "") and not list(tmp_path.iterdir())
     assert err.splitlines()[-1].startswith(f"hf-blemo predict: error: could not read the clip: {bad}: no media")
-
-
-def test_all_test_clips_make_a_submission(predict, tmp_path):
-    # Of features, which is the same from here on: 594 clips would have to be decoded.
-    features, output, clip = (tmp_path / name for name in ("features.npz", "submission.zip", "test_0001.mp4"))
-    names = [f"test_{number:04d}" for number in range(1, 595)]
-    np.savez(features, clip=np.array(names), student=np.ones((594, 12), np.float32))
-    assert predict([], "--features", features, "--output", output)[0] == 0
-    assert blemore.check_submission(output) == []
-    write_clip(clip, audio=None)
-    output.unlink()
-    code, _, err = predict([clip], "--output", output)
-    assert code == 2 and "clip 'test_0002': is missing" in err and not output.exists()
 
 
 def test_predict_refuses_what_does_not_go_together(capsys, paths, fusion, tmp_path):

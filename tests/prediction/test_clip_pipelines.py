@@ -25,7 +25,11 @@ def test_image_features_are_the_embeddings_of_the_images(folder, images):
     model, processor = make_student()
     with torch.no_grad():
         expected = model(**processor.image_processor(images, return_tensors="pt"))
+        texts = model(**processor.tokenizer(["a", "bb"], padding=True, return_tensors="pt"))
     assert expected.logits_per_image is None and expected.text_embeds is None and expected.loss is None
+    # Texts alone give theirs.
+    torch.testing.assert_close(texts.text_embeds.norm(dim=-1), torch.ones(2))
+    assert texts.image_embeds is None and texts.loss is None
     embed = pipeline("image-feature-extraction", model=folder)
     for batch_size in (1, 2):
         found = embed(images, batch_size=batch_size, return_tensors=True)
@@ -35,21 +39,11 @@ def test_image_features_are_the_embeddings_of_the_images(folder, images):
         embed(images[0], pool=True)
 
 
-def test_texts_alone_give_their_embeddings():
-    model, processor = make_student()
-    texts = processor.tokenizer(["a", "bb"], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        output = model(**texts)
-    torch.testing.assert_close(output.text_embeds.norm(dim=-1), torch.ones(2))
-    assert output.image_embeds is None and output.loss is None
-
-
 def test_zero_shot_classification_takes_batches(folder, images):
     classify = pipeline("zero-shot-image-classification", model=folder)
     labels = ["red", "blue", "green"]
     alone = [classify(image, candidate_labels=labels) for image in images]
     together = classify(images, candidate_labels=labels, batch_size=3)
     for one, two in zip(alone, together, strict=True):
-        assert {row["label"]: row["score"] for row in one} == pytest.approx(
-            {row["label"]: row["score"] for row in two}
-        )
+        scores = {row["label"]: row["score"] for row in two}
+        assert {row["label"]: row["score"] for row in one} == pytest.approx(scores)
