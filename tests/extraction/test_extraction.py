@@ -57,37 +57,11 @@ def no_thread_is_left():
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_several_encoders_share_a_pass_through_each_clip(num_threads, clips, encoders):
-    paths = [clip.path for clip in clips]
-    found = list(encode_clips(paths, encoders, num_threads))
-    assert [clip.name for clip in found] == [Path(path).stem for path in paths]
-    for clip in found:
-        assert list(clip.features) == list(NAMES) and clip.error is None and clip.notes == []
-        seconds = max(len(clip.times["vit"]) / 25, len(clip.times["hubert"]) / 50)
-        assert clip.duration == pytest.approx(seconds, abs=0.1)
-    assert_alike(found, one_by_one(paths, encoders))
-
-
-@pytest.mark.parametrize("num_threads", [1, 3])
 def test_many_clips_come_in_their_order(num_threads, many, checkpoint):
     encoder = load_encoder(checkpoint("vit"), batch_size=500, device="cpu")
     found = list(encode_clips(iter(many), {"vit": encoder}, num_threads))
     assert [clip.name for clip in found] == [Path(path).stem for path in many]
     assert_alike(found[::9], one_by_one(many[::9], {"vit": encoder}))
-
-
-def test_missing_modalities_are_missing_encoders(clips, encoders, tmp_path):
-    silent = write_exact(tmp_path / "silent.mkv", clips[0].frames, None)
-    dark = write_exact(tmp_path / "dark.wav", [], clips[0].samples)
-    found = list(encode_clips([silent, clips[0].path, dark], encoders, num_threads=1))
-    assert [list(clip.features) for clip in found] == [["vit", "timesformer"], list(NAMES), ["hubert", "whisper"]]
-    assert all(clip.problem is None and set(clip.times) == set(clip.features) for clip in found)
-    for clip in (found[0], found[2]):
-        for name, values in clip.features.items():
-            np.testing.assert_allclose(values, found[1].features[name], atol=1e-4)
-    [none] = encode_clips([silent], {"hubert": encoders["hubert"], "whisper": encoders["whisper"]})
-    assert none.features == {} and isinstance(none.error, MediaError)
-    assert none.problem == "silent: found no sound, expected some for hubert, whisper"
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -111,22 +85,33 @@ def test_bad_clips_leave_good_ones_as_they_are(num_threads, clips, encoders, tmp
     errors = [clip.error for clip in found if clip.error is not None]
     assert [type(error) for error in errors] == [MediaError, MediaError, OSError, FileNotFoundError, IsADirectoryError]
     assert all("\n" not in str(error) for error in errors)
-    assert_alike([clip for clip in found if clip.error is None], one_by_one(good, encoders))
+    found = [clip for clip in found if clip.error is None]
+    for clip in found:
+        assert list(clip.features) == list(NAMES) and clip.notes == []
+        seconds = max(len(clip.times["vit"]) / 25, len(clip.times["hubert"]) / 50)
+        assert clip.duration == pytest.approx(seconds, abs=0.1)
+    assert_alike(found, one_by_one(good, encoders))
 
 
-def test_a_clip_may_be_many_things(clips, encoders, tmp_path):
+def test_a_clip_may_be_many_things_and_lack_a_modality(clips, encoders, tmp_path):
     clip = clips[0]
     silent = write_exact(tmp_path / "silent.mkv", clip.frames, None)
     dark = write_exact(tmp_path / "dark.wav", [], clip.samples)
     content = Path(clip.path).read_bytes()
     given = [content, io.BytesIO(content), MediaClip("mine", Path(clip.path)), MediaClip("late", lambda: content)]
     given.append(MediaClip("split", lambda: (silent, Path(dark).read_bytes())))
-    found = list(encode_clips(given, encoders))
-    assert [one.name for one in found] == ["clip 0", "clip 1", "mine", "late", "split"]
-    [expected] = encode_clips([clip.path], encoders)
-    for one in found:
-        one.name = expected.name
-    assert_alike(found, [expected] * 5)
+    whole, *same, no_sound, no_picture = encode_clips([clip.path, *given, silent, dark], encoders)
+    assert [one.name for one in same] == ["clip 1", "clip 2", "mine", "late", "split"]
+    for one in same:
+        one.name = whole.name
+    assert_alike(same, [whole] * 5)
+    for one, names in ((no_sound, ["vit", "timesformer"]), (no_picture, ["hubert", "whisper"])):
+        assert one.problem is None and list(one.features) == list(one.times) == names
+        for name, values in one.features.items():
+            np.testing.assert_allclose(values, whole.features[name], atol=1e-4)
+    [none] = encode_clips([silent], {"hubert": encoders["hubert"], "whisper": encoders["whisper"]})
+    assert none.features == {} and isinstance(none.error, MediaError)
+    assert none.problem == "silent: found no sound, expected some for hubert, whisper"
 
 
 def test_results_come_before_all_clips_are_taken(many, checkpoint):

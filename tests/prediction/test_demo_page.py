@@ -42,9 +42,7 @@ def recognise(path):
 def sound(tmp_path_factory):
     path = tmp_path_factory.mktemp("clips") / "hello.wav"
     with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8000)
+        file.setparams((1, 2, 8000, 0, "NONE", None))
         file.writeframes(bytes(1600))
     return path
 
