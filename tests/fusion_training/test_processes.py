@@ -28,7 +28,7 @@ def outcome(make_data, make_settings, tmp_path_factory):
     # Most batches of a process hold no clip with a voice: its parameters must take part all the same.
     data = make_data(41, num_folds=3, missing=[(row, "voice") for row in range(38)])
     data.save_to_disk(str(folder / "data"))
-    options = {"evaluation_batch_size": 5, "batch_size": 8}
+    options = {"seeds": [3, 1], "evaluation_batch_size": 5, "batch_size": 8}
     written = {name: vars(make_settings(**options, **changes)) for name, changes in SETTINGS.items()}
     (folder / "settings.json").write_text(json.dumps(written))
     run = run_python([PROGRAM, folder], cwd=folder, processes=2)
@@ -38,20 +38,14 @@ def outcome(make_data, make_settings, tmp_path_factory):
     return [torch.load(folder / name, weights_only=True) for name in names]
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, "cross-validation"])
+@pytest.mark.parametrize("name", SETTINGS)
 def test_two_processes_end_like_one(outcome, name):
     one, first, second = outcome
     assert set(one) == set(first) == set(second)
     compared = [key for key in one if key.startswith(f"{name}/")]
-    assert len(compared) == 6 if name == "cross-validation" else len(compared) > 40
+    assert len(compared) == 1 + 2 * 3 * (1 + 4)
     for key in compared:
         torch.testing.assert_close(first[key], one[key], atol=1e-5, rtol=0, msg=key)
         assert torch.equal(first[key], second[key]), key
-
-
-def test_the_runs_did_train(outcome):
-    losses = outcome[0]["all terms/losses"]
-    assert (losses[1] < losses[0]).all()
-    predicted = outcome[0]["all terms/joint_probabilities"]
-    assert predicted.shape == (2, 31, 36)
-    assert predicted[0, ::3].std(0).max() > 1e-3 and not predicted[0, 1::3].any()
+    predicted = one[f"{name}/1/0/joint_probabilities"]
+    assert predicted.shape == (14, 36) and predicted.std(0).max() > 1e-3

@@ -64,15 +64,17 @@ def test_the_ensemble_decodes_mean_probabilities(results):
         for fold in range(3):
             first, second = results.choices[2, fold], results.choices[5, fold]
             inside, outside = np.equal(FOLDS, fold), ~np.equal(FOLDS, fold)
+            scored = {
+                name: (first.scored[name] + second.scored[name]) / 2
+                for name in ("probabilities", "joint_probabilities")
+            }
             if decoding == "thresholds":
                 judging = (first.judging["probabilities"] + second.judging["probabilities"]) / 2
                 fitted = blemore.fit_thresholds(judging, SOFT[outside])
-                scored = (first.scored["probabilities"] + second.scored["probabilities"]) / 2
-                expected = blemore.decode_thresholds(scored, fitted.alpha, fitted.beta)
+                expected = blemore.decode_thresholds(scored["probabilities"], fitted.alpha, fitted.beta)
             else:
-                scored = (first.scored["joint_probabilities"] + second.scored["joint_probabilities"]) / 2
                 share = (LABELS[outside] >= 6).mean()
-                expected = blemore.decode_expected_score(scored, share)
+                expected = blemore.decode_expected_score(scored["joint_probabilities"], share)
             assert [blends[row] for row in np.flatnonzero(inside)] == expected
             assert rows[fold]["score"] == measure(expected, SOFT[inside])["score"]
 
