@@ -56,11 +56,12 @@ def reference_search(probabilities, labels):
     ],
 )
 def test_search_equals_the_official_loop(kind, dtype, singles_only):
-    probabilities = draw(kind, (60, 6), dtype, seed=len(kind))
+    probabilities = draw(kind, (60, 6), dtype)
     generator = np.random.default_rng(0)
     labels = LABEL_MATRIX[generator.integers(0, 6 if singles_only else 36, 60)]
-    # Half of the labels are near the prediction, so that hits of every kind occur.
-    near = blemore.decode_thresholds(probabilities[:30], 0.2, 0.1)
+    # Half of the labels are near a prediction, so that hits of every kind occur.
+    near = [*blemore.decode_thresholds(probabilities[:20], 0.1, 0.1)]
+    near += blemore.decode_thresholds(probabilities[20:30], 0.3, 0.4)
     if not singles_only:
         labels[:30] = LABEL_MATRIX[blemore.prediction_label_indices(near)]
     grid, (alpha, beta, presence, salience) = reference_search(probabilities, labels)
@@ -74,6 +75,14 @@ def test_search_equals_the_official_loop(kind, dtype, singles_only):
     predictions = blemore.decode_thresholds(probabilities, thresholds.alpha, thresholds.beta)
     assert blemore.acc_presence(predictions, labels) == thresholds.acc_presence
     assert blemore.acc_salience(predictions, labels) == thresholds.acc_salience
+
+
+@pytest.mark.parametrize(("num_blends", "alpha"), [(2, 0.05), (3, 0.05 + 6 * 0.9 / 19)])
+def test_presence_and_salience_weigh_the_same(num_blends, alpha):
+    """A low alpha hits one more blend of 1 + n, a higher one three more singles of 4 + n clips."""
+    probabilities = np.array([[0.6, 0.3, 0, 0, 0, 0]] * 4 + [[0.5, 0.5, 0, 0, 0, 0]] * num_blends)
+    thresholds = blemore.fit_thresholds(probabilities, LABEL_MATRIX[[0, 0, 0, 6] + [7] * num_blends])
+    assert thresholds.alpha == pytest.approx(alpha)
 
 
 @pytest.mark.parametrize("alpha, beta", [(0.1, 0.1), (0.0, 0.0), (0.05, 0.95), (0.5, 0.2), (-1.0, -1.0)])

@@ -31,9 +31,9 @@ def make_module(name: str, level: str = "fused") -> RankAwareFusionDomainAdaptat
 
 
 def term(module, features, is_source):
-    """The term of fused features, where nothing is absent and latents do not matter."""
+    """The term of fused features, whatever the latents; no row lacks every encoder."""
     latents = torch.full((len(features), 2, 3), torch.nan)
-    return module(features, latents, torch.ones(len(features), 2, dtype=torch.bool), is_source)
+    return module(features, latents, torch.tensor([[True, False]] * len(features)), is_source)
 
 
 def brute_force(name: str, features: torch.Tensor, is_source: torch.Tensor, discriminator=None) -> float:
