@@ -220,6 +220,7 @@ DAMAGES = {
     "other family": (edit(CONFIG, model_type="bert"), "found model_type 'bert'"),
     "bad type": (edit(CONFIG, top_n="x"), "config.json holds an invalid setting: .* 'top_n' expected int"),
     "bad value": (edit(CONFIG, top_n=0), "top_n must be at least 1"),
+    "bad encoder": (edit(CONFIG, encoders={"wavlm": {}}), "config.json holds an invalid setting"),
     "bad decoding": (edit(PROCESSOR, decoding="x"), "decoding 'x'"),
     "other processor": (write(PROCESSOR, b"{}"), "found no 'encoders'"),
     "fewer encoders": (other_processor({"wavlm": ENCODERS["wavlm"]}), "different models: found the encoders wavlm, e"),
