@@ -18,20 +18,16 @@ NOISY = {"dropout": 0.3, "gate_noise": 0.5, "encoder_dropout": 0.2}
 
 @pytest.fixture
 def run(make_store):
-    def cross_validated(data, settings, *args, **options):
-        store = make_store(data, settings)
-        return cross_validate(Accelerator(), store, settings, *args, **options)
-
-    return cross_validated
+    return lambda data, settings, *args, **options: cross_validate(
+        Accelerator(), make_store(data, settings), settings, *args, **options
+    )
 
 
 @pytest.fixture
 def finish(make_store):
-    def trained(data, settings, num_epochs, folder=None):
-        store = make_store(data, settings)
-        return train_on_all(Accelerator(), store, settings, num_epochs, folder)
-
-    return trained
+    return lambda data, settings, num_epochs, folder=None: train_on_all(
+        Accelerator(), make_store(data, settings), settings, num_epochs, folder
+    )
 
 
 @contextmanager
