@@ -52,6 +52,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def check_extra(what: str, extra: str, *packages: str) -> None:
+    """Checks that the packages of an optional feature are installed.
+
+    Args:
+        what: the feature, with its verb, at the start of the message ("ONNX needs").
+        extra: of this package, which installs them.
+        packages: to import.
+
+    Raises:
+        MissingExtraError: a package, or one that it needs, is missing; the message names it.
+    """
+    for package in packages:
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise MissingExtraError(f"{what} {error.name or package}: pip install hf_blemo[{extra}]") from error
+
+
 def check_known(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:
     """Refuses an unknown key, and names the nearest known one.
 

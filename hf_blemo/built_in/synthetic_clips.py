@@ -13,7 +13,7 @@ import numpy as np
 from hf_blemo.blemore import LABELS, parse_clip_name
 from hf_blemo.blemore.distribution import METADATA_COLUMNS
 from hf_blemo.built_in.synthetic_pairs import BACKGROUNDS, COLOURS, draw_scene
-from hf_blemo.errors import MissingExtraError
+from hf_blemo.errors import check_extra
 from hf_blemo.files import replace_folder
 
 # One or two {"emotion": str, "salience": per cent}, as in `blemore.LABELS`.
@@ -285,10 +285,7 @@ def make_synthetic_clips(
             f"seconds and frames_per_second: found {shortest} and {frames_per_second}, "
             f"expected at least {_MIN_FRAMES} frames, which a salience of 30 needs to show"
         )
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("synthetic clips: need the package av: pip install hf_blemo[media]") from error
+    check_extra("synthetic clips need", "media", "av")
     _check_folder(folder, overwrite)
     clips = _plan_clips(num_clips, seed, num_actors, shortest, longest)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -72,13 +72,6 @@ def caption_of(shape: str, colour: str, size: str, texture: str, position: str, 
     return f"{count} {size} {texture} {colour} {noun} on the {position} of a {background} background"
 
 
-def shape_and_colour(caption: str) -> tuple[str, str]:
-    """Reads the shape and the colour out of a caption."""
-    words = caption.split()
-    singular = {plural: shape for shape, plural in SHAPES.items()}
-    return singular.get(words[4], words[4]), words[3]
-
-
 def draw_scene(
     shape: str,
     colour: str,

@@ -19,7 +19,6 @@ from hf_blemo.built_in.synthetic_pairs import (
     TEXTURES,
     caption_of,
     make_synthetic_pairs,
-    shape_and_colour,
 )
 from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
 from hf_blemo.pairs.images import Augmentation, read_crop
@@ -62,7 +61,7 @@ def synthetic_tasks(
     ]
     tasks: dict[str, Task] = {}
     for name, pairs in (("zero_shot", drawn), ("held_out_zero_shot", held_out)):
-        labels = [classes.index(shape_and_colour(caption)) for caption in pairs["caption"]]
+        labels = [classes.index(_shape_and_colour(caption)) for caption in pairs["caption"]]
         tasks[name] = ZeroShotTask(list(pairs["image"]), labels, prompts, SYNTHETIC)
     tasks["retrieval"] = RetrievalTask(
         tasks["zero_shot"].images, [[caption] for caption in drawn["caption"]], SYNTHETIC
@@ -105,3 +104,10 @@ def emoji_tasks(
 def _cropped(image: Image.Image, seed: Sequence[int]) -> Image.Image:
     crop = EMOJI_CROPS.crop_of(image.size, np.random.default_rng(seed))
     return Image.fromarray(read_crop(image, crop, image.size))
+
+
+def _shape_and_colour(caption: str) -> tuple[str, str]:
+    """Reads the shape and the colour out of a caption."""
+    words = caption.split()
+    singular = {plural: shape for shape, plural in SHAPES.items()}
+    return singular.get(words[4], words[4]), words[3]

@@ -64,6 +64,16 @@ class ClipEvaluator:
     def __init__(self, tasks: Mapping[str, Task], batch_size: int = BATCH_SIZE):
         self.tasks, self.batch_size = dict(tasks), batch_size
 
+    @staticmethod
+    def flat(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        """Returns the metrics of an evaluation alone, as `task/metric`, for trackers and tables."""
+        return {
+            f"{name}/{metric}": value
+            for name, found in results.items()
+            for metric, value in found.items()
+            if isinstance(value, float)
+        }
+
     @torch.no_grad()
     def evaluate(
         self, model: Any, processor: PairProcessor, device: Any = None, progress: bool = False
@@ -162,13 +172,3 @@ def _retrieval(
     described = {"kind": "retrieval", "data": task.data, "images": len(rows), "captions": len(captions)}
     recall = retrieval_recall(images, texts, owners)
     return {**described, **recall, **one_caption_recall(images, texts, owners)}
-
-
-def flat_metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the metrics alone, as `task/metric`, for trackers and tables."""
-    return {
-        f"{name}/{metric}": value
-        for name, found in results.items()
-        for metric, value in found.items()
-        if isinstance(value, float)
-    }

@@ -33,7 +33,28 @@ LONGEST_NAME = 46
 LOG_RATIO = 20
 
 
-def plot_loss_terms(history: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
+def plot_distillation(
+    metrics: Mapping[str, Any], maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None, folder: Path
+) -> None:
+    """Draws `loss_terms.png`, with two or more evaluations `evaluations.png`, and with a teacher `similarity.png`.
+
+    Args:
+        metrics: of the run.
+        maps: (N, N) similarities of the teacher, and of the student before and after; None without a teacher.
+        folder: made where it is missing; plots of an earlier run there go.
+    """
+    folder.mkdir(exist_ok=True)
+    for name in ("loss_terms", "evaluations", "similarity"):
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    _plot_loss_terms(metrics["history"], folder / "loss_terms.png")
+    if len(metrics["evaluations"]) > 1:
+        _plot_evaluations(metrics["evaluations"], folder / "evaluations.png", metrics["teacher_evaluation"])
+    # A student that has diverged has nothing to draw.
+    if maps is not None and all(np.isfinite(values).all() for values in maps):
+        _plot_similarity(*maps, folder / "similarity.png")
+
+
+def _plot_loss_terms(history: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
     """Draw the total loss and every unweighted term over the steps, each in a panel of its own.
 
     A panel's axis is logarithmic if its values are positive and span more than a factor of 20.
@@ -72,7 +93,7 @@ def plot_loss_terms(history: Iterable[Mapping[str, Any]], path: str | Path) -> P
     return save(figure, path)
 
 
-def plot_evaluations(
+def _plot_evaluations(
     evaluations: Sequence[Mapping[str, Any]], path: str | Path, teacher: Mapping[str, Any] | None = None
 ) -> Path:
     """Draw zero-shot accuracies and recalls of both directions over the steps, a panel per task and direction.
@@ -139,7 +160,7 @@ def plot_evaluations(
     return save(figure, path)
 
 
-def plot_similarity(teacher: np.ndarray, before: np.ndarray, after: np.ndarray, path: str | Path) -> Path:
+def _plot_similarity(teacher: np.ndarray, before: np.ndarray, after: np.ndarray, path: str | Path) -> Path:
     """Draw the image-caption cosines of teacher and student, before and after the distillation, in the same colours.
 
     Below each panel stands the share of rows with their largest entry on the diagonal and, for the student, Pearson's

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
 from hf_blemo.clip_rd_training.batches import PairBatches
-from hf_blemo.clip_rd_training.plots import plot_evaluations, plot_loss_terms, plot_similarity
+from hf_blemo.clip_rd_training.plots import plot_distillation
 from hf_blemo.files import write_json
 from hf_blemo.hub import write_card
 
@@ -47,15 +47,5 @@ def write_results(
         maps: similarities of the teacher, of the student before and after; None without a teacher.
     """
     write_json({output / "metrics.json": metrics})
-    plots = output / "plots"
-    plots.mkdir(exist_ok=True)
-    for name in ("loss_terms", "evaluations", "similarity"):
-        (plots / f"{name}.png").unlink(missing_ok=True)
-    plot_loss_terms(metrics["history"], plots / "loss_terms.png")
-    if len(metrics["evaluations"]) > 1:
-        teacher = metrics["teacher_evaluation"]
-        plot_evaluations(metrics["evaluations"], plots / "evaluations.png", teacher)
-    # A student that has diverged has nothing to draw.
-    if maps is not None and all(np.isfinite(values).all() for values in maps):
-        plot_similarity(*maps, plots / "similarity.png")
+    plot_distillation(metrics, maps, output / "plots")
     write_card(output, metrics)

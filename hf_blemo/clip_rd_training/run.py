@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import set_seed
 
-from hf_blemo.clip_evaluation.evaluator import ClipEvaluator, Task, flat_metrics
+from hf_blemo.clip_evaluation.evaluator import ClipEvaluator, Task
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
@@ -91,7 +91,7 @@ class _Evaluations(_Rows):
             return {}
         tasks = self.evaluator.evaluate(student, self.processor)
         self.rows.append({"step": step, "tasks": tasks})
-        return flat_metrics(tasks)
+        return self.evaluator.flat(tasks)
 
 
 def distill(settings: DistillationSettings, command: str | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_blemo.commands.parsing import add_command, positive
 from hf_blemo.encoders.encoder_options import DTYPES
+from hf_blemo.errors import check_extra
 
 
 def add_demo(commands: Any) -> None:
@@ -40,10 +41,9 @@ def _demo(arguments: argparse.Namespace) -> None:
         if not Path(example).is_file():
             raise FileNotFoundError(f"--example {example}: no such file, expected a clip")
 
-    from hf_blemo.media import check_extra
     from hf_blemo.prediction.demo_page import launch_demo, make_demo
 
-    check_extra()
+    check_extra("media need", "media", "av")
 
     from hf_blemo.prediction.clip_report import NUM_THUMBNAILS
     from hf_blemo.prediction.clips import fusion_encoders, predict_clips

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo.commands.parsing import add_command
+from hf_blemo.errors import check_extra
 
 
 def add_export(commands: Any) -> None:
@@ -35,9 +36,9 @@ def _export(arguments: argparse.Namespace) -> None:
     if output.is_dir() and any(output.glob("*.onnx")) and not arguments.overwrite:
         raise FileExistsError(f"--output {output}: holds ONNX files already; pass --overwrite to replace them")
 
-    from hf_blemo.hub.onnx_export import check_extra, export_onnx
+    from hf_blemo.hub import export_onnx
 
-    check_extra()
+    check_extra("ONNX needs", "onnx", "onnx", "onnxruntime", "onnxscript")
     for path in export_onnx(_load(arguments.model, arguments.revision), output, arguments.int8):
         print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
 

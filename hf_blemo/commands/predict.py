@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_blemo.commands.parsing import add_command, output_path, positive
 from hf_blemo.encoders.encoder_options import DTYPES
+from hf_blemo.errors import check_extra
 from hf_blemo.files import whole_file, write_json
 from hf_blemo.programs.progress import Progress
 
@@ -150,9 +151,9 @@ def _checked(arguments: argparse.Namespace) -> list[Path]:
 def _clips(texts: Sequence[str]) -> list[Any]:
     """Clips of files, folders and addresses."""
     from hf_blemo.extraction.clip_sources import as_clip, find_clips
-    from hf_blemo.media import check_extra, is_address
+    from hf_blemo.media import is_address
 
-    check_extra()
+    check_extra("media need", "media", "av")
     clips: dict[str, Any] = {}
     for text in texts:
         for clip in find_clips(text) if Path(text).is_dir() and not is_address(text) else [as_clip(text)]:

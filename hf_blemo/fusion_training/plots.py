@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hf_blemo import blemore
 from hf_blemo.fusion_training.results import CrossValidationResults
-from hf_blemo.programs.figures import DPI, heat_map, save, write_in_cell
+from hf_blemo.programs.figures import DPI, heat_map, save
 
 _TRAIN_COLOUR = "#3b6ea5"
 _SCORE_COLOUR = "#b4532a"
@@ -72,7 +74,7 @@ def _plot_confusion(counts: np.ndarray, path: Path, title: str) -> None:
     for (row, column), count in np.ndenumerate(counts):
         if count:
             weight = "bold" if row == column else "normal"
-            write_in_cell(axes, row, column, f"{count:,.0f}", image, 9.5, weight)
+            _write_in_cell(axes, row, column, f"{count:,.0f}", image, 9.5, weight)
     for index in range(len(names)):
         axes.add_patch(Rectangle((index - 0.5, index - 0.5), 1, 1, fill=False, edgecolor="#777777", linewidth=0.7))
     axes.axhline(num_singles - 0.5, color="#222222", linewidth=1.4)
@@ -149,7 +151,7 @@ def _plot_gate(
         image = heat_map(axes, values, colours, Normalize(0, highest))
         for (row, encoder), value in np.ndenumerate(values):
             text = "–" if np.isnan(value) else (f"{value:.0%}" if column else f"{value:.2f}")
-            write_in_cell(axes, row, encoder, text, image, 9.5)
+            _write_in_cell(axes, row, encoder, text, image, 9.5)
         axes.set_xticks(
             range(shape[1]), list(encoder_names), rotation=35, ha="right", rotation_mode="anchor", fontsize=10
         )
@@ -206,3 +208,13 @@ def _plot_learning_curves(history: Iterable[Mapping[str, Any]], path: Path, titl
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _write_in_cell(
+    axes: Axes, row: int, column: int, text: str, image: AxesImage, size: float, weight: str = "normal"
+) -> None:
+    """Write a value into its cell, in dark or white for contrast."""
+    value = np.asarray(image.get_array())[row, column]
+    red, green, blue, _ = image.to_rgba(value) if np.isfinite(value) else (1.0, 1.0, 1.0, 1.0)
+    colour = "#1a1a1a" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+    axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, fontweight=weight)

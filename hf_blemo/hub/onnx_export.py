@@ -15,7 +15,7 @@ from torch.export import Dim
 from torch.nn import functional
 
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
-from hf_blemo.errors import MissingExtraError
+from hf_blemo.errors import check_extra
 from hf_blemo.files import write_json
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
@@ -53,7 +53,7 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False) -> list[Path
 
     Source: the quantiser is onnxruntime's.
     """
-    check_extra()
+    check_extra("ONNX needs", "onnx", "onnx", "onnxruntime", "onnxscript")
     if not isinstance(model, RankAwareFusionModel | CLIPRDModel):
         raise ValueError(f"expected a RankAwareFusionModel or a CLIPRDModel, found {type(model).__name__}")
     folder = Path(folder)
@@ -105,20 +105,6 @@ def onnx_inputs(batch: Mapping[str, Any], encoders: Mapping[str, Mapping[str, An
             values, mask = np.zeros((size, 1, options["feature_size"]), np.float32), np.zeros((size, 1), bool)
         inputs |= {f"features.{name}": values, f"feature_mask.{name}": mask}
     return inputs
-
-
-def check_extra() -> None:
-    """Check that the packages of the extra `onnx` are installed.
-
-    Raises:
-        MissingExtraError: one of them is missing; the message names it.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(f"ONNX needs {error.name}: pip install hf_blemo[onnx]") from error
 
 
 class _FusionGraph(nn.Module):

@@ -2,7 +2,7 @@
 
 from hf_blemo.media.audio import Audio
 from hf_blemo.media.decoding import Frame
-from hf_blemo.media.media import MEDIA_SUFFIXES, MediaFile, Thumbnails, check_extra, is_media
+from hf_blemo.media.media import MEDIA_SUFFIXES, MediaFile, Thumbnails, is_media
 from hf_blemo.media.sources import MediaError, is_address
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "MediaError",
     "MediaFile",
     "Thumbnails",
-    "check_extra",
     "is_address",
     "is_media",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_blemo.errors import MissingExtraError
+from hf_blemo.errors import check_extra
 from hf_blemo.media.audio import Audio
 from hf_blemo.media.decoding import Frame, MediaPass
 from hf_blemo.media.sources import EXPECTED, MediaError, MediaSource, is_address
@@ -44,7 +44,7 @@ class MediaFile:
     """
 
     def __init__(self, source: Any, name: str | None = None, num_threads: int = 0):
-        check_extra()
+        check_extra("media need", "media", "av")
         if num_threads < 0:
             raise ValueError(f"num_threads: expected 0 for one per core, or more, found {num_threads}")
         self.duration: float | None = None
@@ -151,18 +151,6 @@ class MediaFile:
         if not self.has_video and not self.has_audio:
             found = "; ".join(self.notes) or "no video and no audio track"
             raise MediaError(f"{self.name}: {found}, {EXPECTED}")
-
-
-def check_extra() -> None:
-    """Checks that PyAV is installed.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(f"media need {error.name or 'av'}: pip install hf_blemo[media]") from error
 
 
 def is_media(path: str | Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hf_blemo.errors import USER_ERRORS, MissingExtraError
+from hf_blemo.errors import USER_ERRORS, check_extra
 from hf_blemo.prediction.clip_report import LIMITS, result_html
 
 if TYPE_CHECKING:
@@ -172,10 +172,9 @@ def _check_free(host: str, port: int | None) -> None:
 def _gradio() -> ModuleType:
     # Gradio reads this on import and when it builds a page; either would look up its version on the internet.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio
-    except ImportError as error:
-        raise MissingExtraError(f"the demo page needs {error.name}: pip install hf_blemo[demo]") from error
+    check_extra("the demo page needs", "demo", "gradio")
+    import gradio
+
     return gradio
 
 

@@ -1,4 +1,4 @@
-"""Shared by all plots: heat maps, numbers in their cells, and PNG files that depend only on the data."""
+"""Shared by all plots: heat maps, and PNG files that depend only on the data."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,16 +19,6 @@ def heat_map(
     image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", origin=origin)
     axes.tick_params(length=0)
     return image
-
-
-def write_in_cell(
-    axes: Axes, row: int, column: int, text: str, image: AxesImage, size: float, weight: str = "normal"
-) -> None:
-    """Write a value into its cell, in dark or white for contrast."""
-    value = np.asarray(image.get_array())[row, column]
-    red, green, blue, _ = image.to_rgba(value) if np.isfinite(value) else (1.0, 1.0, 1.0, 1.0)
-    colour = "#1a1a1a" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-    axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, fontweight=weight)
 
 
 def save(figure: Figure, path: str | Path) -> Path:

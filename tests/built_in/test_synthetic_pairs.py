@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hf_blemo.built_in import caption_of, draw_scene, make_synthetic_pairs, synthetic_tokenizer
-from hf_blemo.built_in.synthetic_pairs import COLOURS, SHAPES, _held_out_pairs, shape_and_colour
+from hf_blemo.built_in.synthetic_pairs import COLOURS, SHAPES, _held_out_pairs
+from hf_blemo.clip_evaluation.built_in_tasks import _shape_and_colour
 
 NAMES = ("shape", "colour", "size", "texture", "position", "count", "background")
 SCENE = dict(zip(NAMES, ("square", "red", "large", "plain", "left", "two", "white"), strict=True))
@@ -41,7 +42,7 @@ def test_every_word_of_a_caption_changes_the_picture_and_pictures_of_one_differ_
 
 def test_held_out_combinations_are_drawn_there_and_nowhere_else():
     drawn, kept_back = (
-        {shape_and_colour(caption) for caption in make_synthetic_pairs(400, held_out=held_out)["caption"]}
+        {_shape_and_colour(caption) for caption in make_synthetic_pairs(400, held_out=held_out)["caption"]}
         for held_out in (False, True)
     )
     assert kept_back == set(_held_out_pairs()) and len(kept_back) == 6

@@ -5,8 +5,8 @@ from emoji_font import FOUND, few_emoji, needs_font
 
 from hf_blemo.built_in import make_synthetic_pairs
 from hf_blemo.built_in.emoji_pairs import make_emoji_pairs, rows_of_kind
-from hf_blemo.built_in.synthetic_pairs import _held_out_pairs, shape_and_colour
-from hf_blemo.clip_evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
+from hf_blemo.built_in.synthetic_pairs import _held_out_pairs
+from hf_blemo.clip_evaluation.built_in_tasks import _shape_and_colour, emoji_tasks, synthetic_tasks
 from hf_blemo.clip_evaluation.tasks import make_tasks
 
 __all__ = ["few_emoji"]
@@ -17,14 +17,14 @@ SIZE = 64
 def test_synthetic_tasks_ask_for_shape_and_colour():
     tasks = synthetic_tasks(images=20, combinations=2)
     assert set(tasks) == {"zero_shot", "held_out_zero_shot", "retrieval"}
-    classes = [{shape_and_colour(prompt) for prompt in prompts} for prompts in tasks["zero_shot"].prompts]
+    classes = [{_shape_and_colour(prompt) for prompt in prompts} for prompts in tasks["zero_shot"].prompts]
     assert len(classes) == 36 and {len(named) for named in classes} == {1}
     held_out = make_synthetic_pairs(20, seed=10_000, held_out=True, combinations=2)["caption"]
     drawn = [caption for (caption,) in tasks["retrieval"].captions]
     for name, captions in (("zero_shot", drawn), ("held_out_zero_shot", held_out)):
         for label, caption in zip(tasks[name].labels, captions, strict=True):
             assert caption in tasks[name].prompts[label]
-            assert (shape_and_colour(caption) in _held_out_pairs(2)) == (name == "held_out_zero_shot")
+            assert (_shape_and_colour(caption) in _held_out_pairs(2)) == (name == "held_out_zero_shot")
     assert len(set(drawn)) == len(drawn) == 20 and tasks["retrieval"].images is tasks["zero_shot"].images
 
 

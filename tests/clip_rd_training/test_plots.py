@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_blemo.clip_rd.losses_clip_rd import TERMS as LOSS_TERMS
-from hf_blemo.clip_rd_training.plots import TERMS, plot_evaluations, plot_loss_terms, plot_similarity
+from hf_blemo.clip_rd_training.plots import TERMS, _plot_evaluations, _plot_loss_terms, _plot_similarity
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_every_term_of_the_loss_has_a_panel(tmp_path, figures):
         for step in (20, 10)
     ]
     history[0] |= {"fd": 0.001, "hrd": 0.0, "xrd": None}
-    path = plot_loss_terms(history, tmp_path / "plots" / "loss.png")
+    path = _plot_loss_terms(history, tmp_path / "plots" / "loss.png")
     panels = panels_of(figures[0])
     assert list(panels) == ["total, weighted", *LOSS_TERMS]
     assert points_of(panels["total, weighted"].lines[0]) == [(10, 20.0), (20, 20.0)]
@@ -67,7 +67,7 @@ def test_every_term_of_the_loss_has_a_panel(tmp_path, figures):
 
 
 def test_a_logarithmic_axis_of_little_more_than_a_decade_is_labelled(tmp_path, figures):
-    plot_loss_terms([{"step": 1, "loss": 0.9}, {"step": 2, "loss": 0.02}], tmp_path / "loss.png")
+    _plot_loss_terms([{"step": 1, "loss": 0.9}, {"step": 2, "loss": 0.02}], tmp_path / "loss.png")
     figures[0].canvas.draw()
     (axes,) = figures[0].axes
     low, high = axes.get_ylim()
@@ -80,7 +80,7 @@ def test_evaluations_over_steps_with_the_teacher_dashed(tmp_path, figures):
         {"step": 200, "tasks": {"drawn": zero_shot(0.2, 0.4), "coco": retrieval(0.6)}},
         {"step": 100, "tasks": {"drawn": zero_shot(0.1, 0.3)}},
     ]
-    plot_evaluations(evaluations, tmp_path / "evaluations.png", {"tasks": {"coco": retrieval(0.8)}})
+    _plot_evaluations(evaluations, tmp_path / "evaluations.png", {"tasks": {"coco": retrieval(0.8)}})
     panels = panels_of(figures[0])
     assert list(panels) == [
         "image to text recall\ncoco: owner/coco",
@@ -97,7 +97,7 @@ def test_evaluations_over_steps_with_the_teacher_dashed(tmp_path, figures):
     # One scale for both directions, reaching the teacher; another for the lower task.
     assert to_text.get_ylim() == to_image.get_ylim() == pytest.approx((0, 0.88))
     assert accuracy.get_ylim() == pytest.approx((0, 0.44))
-    plot_evaluations([{"step": 1, "tasks": {"a": zero_shot(0.0, 0.0)}}], tmp_path / "evaluations.png")
+    _plot_evaluations([{"step": 1, "tasks": {"a": zero_shot(0.0, 0.0)}}], tmp_path / "evaluations.png")
     shown = [[text.get_text() for text in figure.legends[0].texts] for figure in figures]
     assert shown == [["top-1 or R@1", "top-5 or R@5", "R@10", "teacher"], ["top-1", "top-5"]]
 
@@ -112,7 +112,7 @@ def test_similarities_share_colours_and_are_compared_off_the_diagonal(tmp_path, 
     after[0, 1] += 0.3
     off = ~np.eye(5, dtype=bool)
     expected = np.corrcoef(teacher[off], after[off])[0, 1]
-    plot_similarity(teacher, before, after, tmp_path / "similarity.png")
+    _plot_similarity(teacher, before, after, tmp_path / "similarity.png")
     panels = panels_of(figures[0])
     images = [panels[name].images[0] for name in ("teacher", "student before training", "student after training")]
     for image, matrix in zip(images, (teacher, before, after), strict=True):
@@ -132,7 +132,7 @@ def test_similarities_share_colours_and_are_compared_off_the_diagonal(tmp_path, 
 
 def test_equal_numbers_give_equal_files(tmp_path):
     first, second = (
-        plot_loss_terms([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], tmp_path / name)
+        _plot_loss_terms([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], tmp_path / name)
         for name in ("first.png", "second.png")
     )
     assert first.read_bytes() == second.read_bytes()
@@ -140,8 +140,8 @@ def test_equal_numbers_give_equal_files(tmp_path):
 
 def test_no_global_matplotlib_state_is_touched(tmp_path):
     code = (
-        "import sys; from hf_blemo.clip_rd_training.plots import plot_loss_terms;"
-        f"plot_loss_terms([{{'step': 1, 'loss': 1.0}}], {str(tmp_path / 'loss.png')!r});"
+        "import sys; from hf_blemo.clip_rd_training.plots import _plot_loss_terms;"
+        f"_plot_loss_terms([{{'step': 1, 'loss': 1.0}}], {str(tmp_path / 'loss.png')!r});"
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
