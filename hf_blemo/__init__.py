@@ -6,7 +6,7 @@ transformers' auto classes when those are imported, whether before or after this
 
 from typing import TYPE_CHECKING
 
-from hf_blemo._registration import AutoClassRegistrar, lazy_names
+from hf_blemo._registration import AutoClassRegistrar, __version__, lazy_names
 
 if TYPE_CHECKING:
     from hf_blemo import blemore
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
     from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
     from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "BlendedEmotionRecognitionPipeline",

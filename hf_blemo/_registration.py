@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from importlib.abc import Loader
 
+__version__ = "0.1.0.dev0"
+
 AUTO_MODULES = {
     "AutoConfig": "transformers.models.auto.configuration_auto",
     "AutoModel": "transformers.models.auto.modeling_auto",

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-import hf_blemo
+from hf_blemo._registration import __version__
 from hf_blemo.commands.dataset import add_dataset
 from hf_blemo.commands.demo import add_demo
 from hf_blemo.commands.evaluate import add_evaluate
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _make_parser() -> Parser:
     parser = Parser(prog="hf-blemo", description="Recognise blended emotions by rank-aware fusion, on BlEmoRE.")
-    parser.add_argument("--version", action="version", version=f"hf_blemo {hf_blemo.__version__}")
+    parser.add_argument("--version", action="version", version=f"hf_blemo {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for add in (add_predict, add_demo, add_features, add_dataset, add_evaluate, add_submit, add_publish, add_export):
         add(commands)

@@ -33,11 +33,11 @@ _TABLE = {
     "trainer": "blemore clip_rd hub pairs rank_aware_fusion",
     "prediction": "blemore encoders errors extraction files loading media rank_aware_fusion",
     "__init__": "_registration blemore clip_rd prediction rank_aware_fusion",
-    "commands": "blemore built_in clip_evaluation clip_rd encoders extraction files hub loading media pairs "
+    "commands": "blemore built_in clip_evaluation clip_rd encoders errors extraction files hub loading media pairs "
     "prediction programs",
-    "fusion_training": "__init__ _registration blemore built_in encoders errors extraction files hub loading programs "
+    "fusion_training": "_registration blemore built_in encoders errors extraction files hub loading programs "
     "rank_aware_fusion",
-    "cli": "__init__ commands errors programs",
+    "cli": "_registration commands errors programs",
 }
 MAY_IMPORT = {room: others.split() for room, others in _TABLE.items()}
 # A floor stands above all that its rooms import; `training/` and `benchmarks/` stand above the package.
@@ -107,7 +107,7 @@ def test_no_file_imports_a_private_name_of_another():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("hf_blemo"))
         for alias in node.names
-        if alias.name.startswith("_")
+        if alias.name.startswith("_") and not alias.name.startswith("__")
     ]
     assert not private
 

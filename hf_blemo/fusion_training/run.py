@@ -12,8 +12,8 @@ from typing import Any
 import datasets
 from accelerate import Accelerator
 
-import hf_blemo
 from hf_blemo import blemore
+from hf_blemo._registration import __version__
 from hf_blemo.files import write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
@@ -214,4 +214,4 @@ def _metrics(settings: FusionSettings, store: FeatureStore, results: CrossValida
 def _versions() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
     found = {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")}
-    return {"hf_blemo": hf_blemo.__version__, **found, "python": platform.python_version()}
+    return {"hf_blemo": __version__, **found, "python": platform.python_version()}
