@@ -139,6 +139,8 @@ def test_a_call_that_does_not_fit_is_refused(processor, options, message):
 def test_a_bad_encoder_is_refused_when_the_processor_is_made():
     with pytest.raises(ValueError, match="'clip'.*'feature_size' must be a positive integer, found None"):
         RankAwareFusionProcessor({"clip": {"pooling": "mean"}})
+    with pytest.raises(ValueError, match="'clip'.*expected a dict with 'feature_size', found int"):
+        RankAwareFusionProcessor({"clip": 4})
 
 
 def test_to_casts_the_floating_tensors_at_every_depth(processor, make_samples, make_labels):
