@@ -60,7 +60,7 @@ def test_the_config_follows_data_and_settings(make_data):
         ({"encoder_options": {"clip": {}}}, unknown),
         *(
             ({"model": {key: 1}}, f"model: unknown setting '{key}'")
-            for key in ("hidden_sise", "encoders", "torch_dtype")
+            for key in ("hidden_sise", "encoders", "encoder_order", "torch_dtype")
         ),
     ):
         with pytest.raises(ValueError, match=message):
