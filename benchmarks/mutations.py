@@ -2,7 +2,7 @@
 
 Needs pytest-cov, and a run of the suite that notes which test executes which line:
     python -m pytest -n 2 --cov=hf_blemo --cov-context=test --cov-report= tests
-    python tests/mutations.py --number 30 --seed 12 --output out/mutations.json
+    python benchmarks/mutations.py --number 30 --seed 12 --output out/mutations.json
 
 A mutant swaps an operator or two arguments, moves a number or a bool, or turns a condition around. It meets the tests
 of its own room first, and where it survives, all other tests that execute its line. Draws are made in a fixed order,
