@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_blemo.errors import one_line_errors
-from hf_blemo.programs.settings import parse_settings
+from hf_blemo.programs.settings import parse_settings, read_settings
 
 ROOT = Path(__file__).resolve().parent
 CONFIG = str(ROOT / "configs" / "clip_rd_synthetic.yaml")
@@ -34,13 +34,15 @@ class DemoSettings:
     """
 
     output_dir: str = "out/demo"
-    num_pairs: int = 6000
-    teacher_steps: int = 400
+    num_pairs: int = 5000
+    teacher_steps: int = 300
     student_steps: int = 150
 
 
 def main() -> None:
     settings = parse_settings(DemoSettings, description=__doc__)
+    # On the CPU wherever it runs: two processes need two devices otherwise.
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     output = Path(settings.output_dir)
     names = ("clip_teacher", "clip_alone", "clip_student", "clip_student_of_two")
     teacher, alone, student, of_two = (output / name for name in names)
@@ -49,14 +51,14 @@ def main() -> None:
     steps = (*data, "--num_steps", str(settings.student_steps))
     # float64, because float32 rounding differs between one and two processes and grows with every step of Adam.
     distil = (*steps, "--teacher_store", str(store), "--dtype", "float64")
-    evaluated = ("--evaluation", json.dumps(TASKS), "--evaluate_every", "50")
+    evaluated = ("--evaluation", json.dumps(TASKS), "--evaluate_every", "75")
 
     _say(1, "Train a tiny teacher on drawn images, on two processes")
     wider = [argument for name in TEACHER for argument in (f"--{name}", "64")]
     _wait(_distil(teacher, 2, *wider, *data, "--num_steps", str(settings.teacher_steps)))
     _say(2, "Store its embeddings of all pairs once for all students")
     shutil.rmtree(store, ignore_errors=True)
-    _wait(_start("embed_teacher.py", 1, "--output_dir", str(store), "--teachers.tiny", str(teacher), *data))
+    _embed("--output_dir", str(store), "--teachers.tiny", str(teacher), *data)
     _say(3, "Side by side: train a student a quarter of its size without the teacher, and distil one from the store")
     _wait(_distil(alone, 1, *steps), _distil(student, 1, *distil, *evaluated))
     _say(4, "Distil it again, on two processes")
@@ -74,16 +76,19 @@ def _say(number: int, what: str) -> None:
     print(f"\n{number}. {what}" if number > 1 else f"{number}. {what}", flush=True)
 
 
+def _embed(*arguments: str) -> None:
+    from hf_blemo.clip_rd_training.embedding import embed
+    from hf_blemo.clip_rd_training.settings import EmbeddingSettings
+
+    made = embed(read_settings(EmbeddingSettings, arguments))
+    print(f"{made['pairs']} pairs, {made['rows']} rows in {made['shards']} shards")
+
+
 def _distil(folder: Path, num_processes: int, *arguments: str) -> subprocess.Popen:
-    return _start("distill_clip_rd.py", num_processes, "--config", CONFIG, "--output_dir", str(folder), *arguments)
-
-
-def _start(program: str, num_processes: int, *arguments: str) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    command = [sys.executable, *(launcher if num_processes > 1 else []), str(ROOT / program), *arguments]
-    # Always on the CPU: on GPUs, two processes need two of them.
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, *(launcher if num_processes > 1 else []), str(ROOT / "distill_clip_rd.py")]
+    command += ["--config", CONFIG, "--output_dir", str(folder), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def _wait(*programs: subprocess.Popen) -> None:

@@ -41,7 +41,7 @@ def main() -> None:
     output = Path(settings.output_dir)
     run, published = output / "fusion", output / "published"
     print("1. Train and cross-validate rank-aware fusion on the built-in data", flush=True)
-    smaller = ["--seeds", "0", "1", "--synthetic.num_clips", "1000"]
+    smaller = ["--seeds", "0", "1", "--synthetic.num_clips", "800"]
     arguments = ["--config", str(CONFIG), "--output_dir", str(run), *smaller]
     metrics = train_fusion(read_settings(FusionSettings, arguments), command="make demo")
     print(results_table(metrics))
