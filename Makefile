@@ -17,8 +17,9 @@ demo: $(INSTALLED)  ## train both halves on built-in data, publish to a folder, 
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) training/demo_clip_rd.py --output_dir out/demo
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) training/demo_clips.py --output_dir out/demo
 
+# One worker more than two cores: at any time one of them waits for a process that it has started.
 test: $(INSTALLED)  ## run the whole test suite
-	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q tests
+	$(VENV_PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -q tests
 
 quality: $(INSTALLED)  ## lint, check the format and the types
 	$(VENV_PYTHON) -m ruff check .
