@@ -112,6 +112,12 @@ def test_no_file_imports_a_private_name_of_another():
     assert not private
 
 
+def test_nothing_is_pickled():
+    loads = ("torch.load", "torch.save", "pickle.load", "allow_pickle=True")
+    found = [path.name for path in MODULES.values() for call in loads if call in path.read_text(encoding="utf-8")]
+    assert not found
+
+
 def test_the_house_stays_low_and_small():
     @cache
     def floor(room: str) -> int:

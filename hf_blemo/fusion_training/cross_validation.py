@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
+from hf_blemo.files import read_json, write_json
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.lockstep import Lockstep, Member
 from hf_blemo.fusion_training.results import CrossValidationResults
@@ -18,7 +20,7 @@ from hf_blemo.programs.checkpoints import Checkpoints
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
-_PROGRESS_FILE = "cross_validation.pt"
+_NUMBERS_FILE, _TENSORS_FILE = "cross_validation.json", "cross_validation.safetensors"
 _RIDGE = 10.0
 
 
@@ -150,11 +152,13 @@ def _kept_in_checkpoints(accelerator: Accelerator, selection: Selection, rows: l
 
     def save(models: Any, weights: Any, folder: str) -> None:
         if accelerator.is_main_process:
-            torch.save({"selection": selection.state_dict(), "rows": rows}, Path(folder, _PROGRESS_FILE))
+            numbers, tensors = selection.state()
+            save_file(tensors, Path(folder, _TENSORS_FILE))
+            write_json({Path(folder, _NUMBERS_FILE): {"selection": numbers, "rows": rows}})
 
     def restore(models: Any, folder: str) -> None:
-        state = torch.load(Path(folder, _PROGRESS_FILE), weights_only=True)
-        selection.load_state_dict(state["selection"])
+        state = read_json(Path(folder, _NUMBERS_FILE))
+        selection.load_state(state["selection"], load_file(Path(folder, _TENSORS_FILE)))
         rows[:] = state["rows"]
 
     hooks = [accelerator.register_save_state_pre_hook(save), accelerator.register_load_state_pre_hook(restore)]

@@ -1,7 +1,8 @@
 """Chooses epoch and thresholds for every scored fold, and keeps its predictions at that epoch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,28 +145,25 @@ class Selection:
         """Epochs since any scored fold last found a better one."""
         return epoch - max(choice.epoch for choice in self.choices.values())
 
-    def state_dict(self) -> dict:
-        """For `accelerator.save_state`: numbers and tensors only."""
-        return {
-            f"{seed}:{fold}": {
-                "criterion": choice.criterion,
-                "epoch": choice.epoch,
-                **{f"scored.{name}": torch.from_numpy(value) for name, value in choice.scored.items()},
-                **{f"judging.{name}": torch.from_numpy(value) for name, value in choice.judging.items()},
-            }
-            for (seed, fold), choice in self.choices.items()
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restores what [`state_dict`] saved."""
+    def state(self) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
+        """Returns what a checkpoint keeps: the numbers of every choice, and its arrays by `seed:fold/part/name`."""
+        numbers, tensors = {}, {}
         for (seed, fold), choice in self.choices.items():
-            saved = state[f"{seed}:{fold}"]
+            numbers[f"{seed}:{fold}"] = {"criterion": choice.criterion, "epoch": choice.epoch}
+            for part in ("scored", "judging"):
+                for name, value in getattr(choice, part).items():
+                    tensors[f"{seed}:{fold}/{part}/{name}"] = torch.from_numpy(np.ascontiguousarray(value))
+        return numbers, tensors
+
+    def load_state(self, numbers: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restores what [`state`] returned."""
+        for (seed, fold), choice in self.choices.items():
+            saved = numbers[f"{seed}:{fold}"]
             choice.criterion, choice.epoch = saved["criterion"], saved["epoch"]
-            for part, target in (("scored.", choice.scored), ("judging.", choice.judging)):
-                target.clear()
-                for name, value in saved.items():
-                    if name.startswith(part):
-                        target[name.removeprefix(part)] = value.numpy()
+            for part in ("scored", "judging"):
+                beginning = f"{seed}:{fold}/{part}/"
+                found = {name: value for name, value in tensors.items() if name.startswith(beginning)}
+                setattr(choice, part, {name.removeprefix(beginning): found[name].numpy() for name in found})
 
     def __iter__(self) -> Iterator[tuple[int, int, _Choice]]:
         for (seed, fold), choice in self.choices.items():
