@@ -24,6 +24,14 @@ USER_ERRORS = (
 )
 
 
+# Extra -> beginning of the message, and its packages.
+_EXTRAS = {
+    "media": ("media need", "av"),
+    "onnx": ("ONNX needs", "onnx", "onnxruntime", "onnxscript"),
+    "demo": ("the demo page needs", "gradio"),
+}
+
+
 @contextmanager
 def one_line_errors(program: str | None = None) -> Iterator[None]:
     """Ends a program after a user's error with one line on stderr; other errors keep their traceback.
@@ -52,22 +60,21 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def check_extra(what: str, extra: str, *packages: str) -> None:
-    """Checks that the packages of an optional feature are installed.
+def check_extra(extra: str) -> None:
+    """Checks that the packages of an extra are installed.
 
     Args:
-        what: the feature, with its verb, at the start of the message ("ONNX needs").
-        extra: of this package, which installs them.
-        packages: to import.
+        extra: `media`, `onnx` or `demo`.
 
     Raises:
         MissingExtraError: a package, or one that it needs, is missing; the message names it.
     """
+    feature, *packages = _EXTRAS[extra]
     for package in packages:
         try:
             __import__(package)
         except ImportError as error:
-            raise MissingExtraError(f"{what} {error.name or package}: pip install hf_blemo[{extra}]") from error
+            raise MissingExtraError(f"{feature} {error.name or package}: pip install hf_blemo[{extra}]") from error
 
 
 def check_known(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:

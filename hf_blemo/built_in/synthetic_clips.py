@@ -285,7 +285,7 @@ def make_synthetic_clips(
             f"seconds and frames_per_second: found {shortest} and {frames_per_second}, "
             f"expected at least {_MIN_FRAMES} frames, which a salience of 30 needs to show"
         )
-    check_extra("synthetic clips need", "media", "av")
+    check_extra("media")
     _check_folder(folder, overwrite)
     clips = _plan_clips(num_clips, seed, num_actors, shortest, longest)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     from hf_blemo.prediction.demo_page import launch_demo, make_demo
 
-    check_extra("media need", "media", "av")
+    check_extra("media")
 
     from hf_blemo.prediction.clip_report import NUM_THUMBNAILS
     from hf_blemo.prediction.clips import fusion_encoders, predict_clips

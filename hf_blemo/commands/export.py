@@ -38,7 +38,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
     from hf_blemo.hub import export_onnx
 
-    check_extra("ONNX needs", "onnx", "onnx", "onnxruntime", "onnxscript")
+    check_extra("onnx")
     for path in export_onnx(_load(arguments.model, arguments.revision), output, arguments.int8):
         print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
 

@@ -153,7 +153,7 @@ def _clips(texts: Sequence[str]) -> list[Any]:
     from hf_blemo.extraction.clip_sources import as_clip, find_clips
     from hf_blemo.media import is_address
 
-    check_extra("media need", "media", "av")
+    check_extra("media")
     clips: dict[str, Any] = {}
     for text in texts:
         for clip in find_clips(text) if Path(text).is_dir() and not is_address(text) else [as_clip(text)]:

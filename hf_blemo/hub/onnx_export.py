@@ -53,7 +53,7 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False) -> list[Path
 
     Source: the quantiser is onnxruntime's.
     """
-    check_extra("ONNX needs", "onnx", "onnx", "onnxruntime", "onnxscript")
+    check_extra("onnx")
     if not isinstance(model, RankAwareFusionModel | CLIPRDModel):
         raise ValueError(f"expected a RankAwareFusionModel or a CLIPRDModel, found {type(model).__name__}")
     folder = Path(folder)

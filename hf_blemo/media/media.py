@@ -44,7 +44,7 @@ class MediaFile:
     """
 
     def __init__(self, source: Any, name: str | None = None, num_threads: int = 0):
-        check_extra("media need", "media", "av")
+        check_extra("media")
         if num_threads < 0:
             raise ValueError(f"num_threads: expected 0 for one per core, or more, found {num_threads}")
         self.duration: float | None = None

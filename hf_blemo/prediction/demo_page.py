@@ -172,7 +172,7 @@ def _check_free(host: str, port: int | None) -> None:
 def _gradio() -> ModuleType:
     # Gradio reads this on import and when it builds a page; either would look up its version on the internet.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    check_extra("the demo page needs", "demo", "gradio")
+    check_extra("demo")
     import gradio
 
     return gradio
