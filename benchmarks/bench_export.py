@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import nn
 
-from hf_blemo import blemore
+from hf_blemo import blemore, feature_sets
 from hf_blemo.built_in import make_synthetic_blends
 from hf_blemo.clip_evaluation.built_in_tasks import synthetic_tasks
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
@@ -80,7 +80,7 @@ def bench_fusion(folder: Path, num_clips: int, rounds: int) -> None:
         model, processor = load_fusion(folder)
         path, small = export_onnx(model, folder / "onnx", int8=True)
     test = make_synthetic_blends(num_clips=num_clips, seed=1)
-    batch = processor(blemore.read_features(test))
+    batch = processor(feature_sets.read_features(test))
     names = list(model.config.encoders)
     feed = {f"features.{name}": batch["features"][name].numpy() for name in names}
     feed |= {f"feature_mask.{name}": batch["feature_mask"][name].numpy() for name in names}

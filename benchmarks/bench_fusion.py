@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_blemo import blemore
+from hf_blemo import blemore, feature_sets
 from hf_blemo.built_in import SYNTHETIC_ENCODERS, make_synthetic_blends
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.lockstep import Lockstep, Member
@@ -107,7 +107,7 @@ def bench_reading() -> None:
     arrays = data.with_format("numpy")
     rows = np.random.default_rng(0).permutation(1000)
     ours, baseline = interleaved(
-        lambda: [blemore.read_features(data, part.tolist()) for part in rows.reshape(-1, 50)],
+        lambda: [feature_sets.read_features(data, part.tolist()) for part in rows.reshape(-1, 50)],
         lambda: [arrays[part.tolist()]["features"] for part in rows.reshape(-1, 50)],
         5,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hf_blemo._registration import AutoClassRegistrar, __version__, lazy_names
 
 if TYPE_CHECKING:
-    from hf_blemo import blemore
+    from hf_blemo import blemore, feature_sets
     from hf_blemo.clip_rd.configuration_clip_rd import CLIPRDConfig
     from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
     from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "blemore",
     "cached_backward",
+    "feature_sets",
 ]
 
 # Where each public class or function is defined.
@@ -65,6 +66,8 @@ _PIPELINES = {"blended-emotion-recognition": "BlendedEmotionRecognitionPipeline"
 # The pipeline for features only, which travels to the Hub with the models.
 _PIPELINE_BASES = {"BlendedEmotionRecognitionPipeline": "hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion"}
 
-__getattr__, __dir__ = lazy_names(__name__, {**_CLASSES, "blemore": "hf_blemo.blemore"})
+_ROOMS = {"blemore": "hf_blemo.blemore", "feature_sets": "hf_blemo.feature_sets"}
+
+__getattr__, __dir__ = lazy_names(__name__, {**_CLASSES, **_ROOMS})
 
 AutoClassRegistrar(_FAMILIES, _CLASSES, pipelines=_PIPELINES, bases=_PIPELINE_BASES).install()

@@ -30,7 +30,7 @@ def main() -> None:
     import torch
     from transformers import AutoModel, AutoProcessor
 
-    from hf_blemo import blemore
+    from hf_blemo import blemore, feature_sets
     from hf_blemo.built_in import make_synthetic_blends
     from hf_blemo.fusion_training.results import results_table
     from hf_blemo.fusion_training.run import train_fusion
@@ -59,7 +59,7 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(published)
     clips = make_synthetic_blends(num_clips=200, seed=12345)
     with torch.inference_mode():
-        out = model(**processor(blemore.read_features(clips), clips=clips["clip"]))
+        out = model(**processor(feature_sets.read_features(clips), clips=clips["clip"]))
     blends = processor.post_process_blends(out)
     encoders = list(model.config.encoders)
     rows = []

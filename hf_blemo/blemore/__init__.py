@@ -1,10 +1,13 @@
-"""The BlEmoRE benchmark: labels, metrics, decoding, submission, and its features as a data set.
+"""The BlEmoRE benchmark: labels, metrics, decoding and submission.
 
 Labels, metrics, thresholds and files follow "BlEmoRE", arXiv 2601.13225, and its official code; decoding by the
 expected Score is ours.
 """
 
-from .dataset_writing import is_dataset_folder
+import warnings
+from importlib import import_module
+from typing import Any
+
 from .decoding import (
     BLEND_SHARE,
     THRESHOLD_GRID,
@@ -13,8 +16,6 @@ from .decoding import (
     fit_thresholds,
     threshold_grid,
 )
-from .distribution import build_distribution_dataset
-from .features import encoder_widths, read_features
 from .labels import (
     EMOTION_SETS,
     EMOTIONS,
@@ -31,9 +32,7 @@ from .labels import (
     soft_label,
 )
 from .metrics import acc_presence, acc_salience, confusion, score
-from .readers import load_features
 from .submission import check_submission, read_predictions, write_submission
-from .tables import build_table_dataset
 
 __all__ = [
     "BLEND_SHARE",
@@ -47,25 +46,32 @@ __all__ = [
     "UNLABELLED",
     "acc_presence",
     "acc_salience",
-    "build_distribution_dataset",
-    "build_table_dataset",
     "check_submission",
     "clip_name",
     "confusion",
     "decode_expected_score",
     "decode_label_indices",
     "decode_thresholds",
-    "encoder_widths",
     "fit_thresholds",
-    "is_dataset_folder",
     "label_indices",
-    "load_features",
     "parse_clip_name",
     "prediction_label_indices",
-    "read_features",
     "read_predictions",
     "score",
     "soft_label",
     "threshold_grid",
     "write_submission",
 ]
+
+_MOVED = (
+    "build_distribution_dataset", "build_table_dataset", "encoder_widths", "is_dataset_folder", "load_features",
+    "read_features",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # The readers serve data of any labels and have their own room now.
+    if name in _MOVED:
+        warnings.warn(f"blemore.{name} has moved to hf_blemo.feature_sets", FutureWarning, stacklevel=2)
+        return getattr(import_module("hf_blemo.feature_sets"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

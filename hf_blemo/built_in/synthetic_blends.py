@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_blemo.blemore import BLEND_SHARE, EMOTIONS, LABEL_MATRIX, LABELS
-from hf_blemo.blemore.features import Clip, dataset_features, encode_clips
+from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
 
 _DOMAINS = ("source", "target")
 _NUM_INFORMATIVE = 3

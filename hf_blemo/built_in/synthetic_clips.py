@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_blemo.blemore import LABELS, parse_clip_name
-from hf_blemo.blemore.distribution import METADATA_COLUMNS
 from hf_blemo.built_in.synthetic_pairs import BACKGROUNDS, COLOURS, draw_scene
 from hf_blemo.errors import check_extra
+from hf_blemo.feature_sets.distribution import METADATA_COLUMNS
 from hf_blemo.files import replace_folder
 
 # One or two {"emotion": str, "salience": per cent}, as in `blemore.LABELS`.

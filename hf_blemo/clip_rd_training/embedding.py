@@ -15,7 +15,7 @@ from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
 from hf_blemo.clip_rd_training.settings import EmbeddingSettings
-from hf_blemo.hub.teacher_stores import push_store, store_card
+from hf_blemo.clip_rd_training.teacher_store_card import push_store, store_card
 from hf_blemo.hub.uploads import hub_errors, prepare_repository
 from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source

@@ -101,15 +101,15 @@ def _build_dataset(arguments: argparse.Namespace) -> None:
     if output.exists() and not arguments.overwrite:
         raise FileExistsError(f"{output}: already exists; pass --overwrite to replace it")
 
-    from hf_blemo import blemore
+    from hf_blemo import feature_sets
 
     common = {"overwrite": arguments.overwrite, "progress": sys.stderr.isatty()}
     if kind == SYNTHETIC:
         dataset = _build_synthetic(output, arguments.overwrite, options)
     elif kind == "a table":
-        dataset = blemore.build_table_dataset(source, output, **options, **common)
+        dataset = feature_sets.build_table_dataset(source, output, **options, **common)
     else:
-        dataset = blemore.build_distribution_dataset(source, output, **options, **common)
+        dataset = feature_sets.build_distribution_dataset(source, output, **options, **common)
     print(f"{output}\n{_summary(dataset)}")
     if arguments.push_to_hub is not None:
         from hf_blemo.hub import push_features
@@ -135,8 +135,8 @@ def _build_options(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
 def _build_synthetic(output: Path, overwrite: bool, options: Mapping[str, Any]) -> "datasets.Dataset":
     import datasets
 
-    from hf_blemo.blemore.dataset_writing import refuse_existing
     from hf_blemo.built_in import make_synthetic_blends
+    from hf_blemo.feature_sets.writing import refuse_existing
 
     refuse_existing(output, overwrite)
     dataset = make_synthetic_blends(**options)
@@ -149,9 +149,9 @@ def _build_synthetic(output: Path, overwrite: bool, options: Mapping[str, Any]) 
 
 
 def _describe_dataset(arguments: argparse.Namespace) -> None:
-    from hf_blemo import blemore
+    from hf_blemo import feature_sets
 
-    print(_summary(blemore.load_features(arguments.path)))
+    print(_summary(feature_sets.load_features(arguments.path)))
 
 
 def _summary(dataset: "datasets.Dataset") -> str:
@@ -159,7 +159,7 @@ def _summary(dataset: "datasets.Dataset") -> str:
 
     import numpy as np
 
-    from hf_blemo import blemore
+    from hf_blemo import blemore, feature_sets
 
     indices = np.full(len(dataset), -1)
     if "labels" in dataset.column_names:
@@ -168,7 +168,7 @@ def _summary(dataset: "datasets.Dataset") -> str:
     folds = ", ".join(f"{fold}: {count}" for fold, count in sorted(counts.items()))
     blends = int((indices >= len(blemore.EMOTIONS)).sum())
     lines = [f"clips     {len(dataset)}", f"labelled  {int((indices >= 0).sum())}, {blends} of them blends"]
-    widths = blemore.encoder_widths(dataset)
+    widths = feature_sets.encoder_widths(dataset)
     dtypes, clips = dict.fromkeys(widths, ""), dict.fromkeys(widths, 0)
     for batch in dataset.with_format("arrow", columns=["features"]).iter(batch_size=256):
         for chunk in batch.column("features").chunks:

@@ -119,13 +119,13 @@ def _read_labels(path: Path) -> dict[str, Any]:
     """Clip name -> soft label, of the labelled clips alone."""
     import numpy as np
 
-    from hf_blemo import blemore
-    from hf_blemo.blemore.distribution import METADATA_COLUMNS, read_metadata
-    from hf_blemo.blemore.feature_files import read_csv
+    from hf_blemo import blemore, feature_sets
+    from hf_blemo.feature_sets.distribution import METADATA_COLUMNS, read_metadata
+    from hf_blemo.feature_sets.feature_files import read_csv
 
     if path.is_file() and path.suffix == ".csv" and set(METADATA_COLUMNS) <= set(read_csv(path)[0]):
         return {clip: label for clip, label, _ in read_metadata(path)}
-    dataset = blemore.load_features(path)
+    dataset = feature_sets.load_features(path)
     if "labels" not in dataset.column_names:
         raise ValueError(f"{path}: found the columns {', '.join(dataset.column_names)}, expected 'labels' among them")
     rows = np.array(dataset["labels"][:], dtype=np.float64)

@@ -87,10 +87,10 @@ def _share(text: str) -> float:
 def _predict(arguments: argparse.Namespace) -> None:
     outputs = _checked(arguments)
 
-    from hf_blemo import blemore
+    from hf_blemo import feature_sets
 
     # Inputs are checked before the models are loaded, which takes long.
-    inputs = _clips(arguments.clips) if arguments.features is None else blemore.load_features(arguments.features)
+    inputs = _clips(arguments.clips) if arguments.features is None else feature_sets.load_features(arguments.features)
 
     import torch
 

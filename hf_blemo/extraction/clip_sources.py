@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_blemo import blemore
-from hf_blemo.blemore.dataset_writing import is_dataset_folder
-from hf_blemo.blemore.distribution import read_metadata
-from hf_blemo.blemore.feature_files import read_csv
+from hf_blemo.feature_sets.distribution import read_metadata
+from hf_blemo.feature_sets.feature_files import read_csv
+from hf_blemo.feature_sets.writing import is_dataset_folder
 from hf_blemo.loading import load_dataset
 from hf_blemo.media import is_address, is_media
 

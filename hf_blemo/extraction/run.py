@@ -13,8 +13,6 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 
 from hf_blemo import built_in
-from hf_blemo.blemore.dataset_writing import refuse_existing, write_dataset
-from hf_blemo.blemore.feature_files import ClipSource, FeatureFileReader, feature_files
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
 from hf_blemo.errors import one_line
@@ -22,6 +20,8 @@ from hf_blemo.extraction.clip_sources import MediaClip, find_clips
 from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.settings import ExtractionSettings
+from hf_blemo.feature_sets.feature_files import ClipSource, FeatureFileReader, feature_files
+from hf_blemo.feature_sets.writing import refuse_existing, write_dataset
 from hf_blemo.files import read_json, replace_folder, write_json
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE
 from hf_blemo.loading import load_part

@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 from accelerate import Accelerator
 
-from hf_blemo import blemore
+from hf_blemo import blemore, feature_sets
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.files import read_json, write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
@@ -82,7 +82,7 @@ def _planted_share(results: CrossValidationResults, data: datasets.Dataset, enco
         return None
     row_of = {clip: row for row, clip in enumerate(data["clip"])}
     truth = np.asarray(data["informative"])[[row_of[clip] for clip in results.clips]]
-    names, shares = list(blemore.encoder_widths(data)), []
+    names, shares = list(feature_sets.encoder_widths(data)), []
     for seed in results.seeds:
         selected = results.pooled([seed])["selected_encoders"]
         # The planted numbers count the encoders of the data, the selected ones those of the model.

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_blemo import blemore, built_in
+from hf_blemo import built_in, feature_sets
 from hf_blemo.errors import check_known
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE, read_provenance
@@ -37,7 +37,7 @@ def load_data(source: str, synthetic: Mapping[str, Any]) -> datasets.Dataset:
         return built_in.load("blends", synthetic)
     where = f"data {source!r}"
     if local_path(source, where) is not None:
-        return blemore.load_features(source)
+        return feature_sets.load_features(source)
     return load_dataset(source, where, split="train")
 
 
@@ -65,7 +65,7 @@ def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) ->
     Raises:
         ValueError: the two have no encoder in common, or one of another width.
     """
-    widths, found = blemore.encoder_widths(labelled), blemore.encoder_widths(unlabelled)
+    widths, found = feature_sets.encoder_widths(labelled), feature_sets.encoder_widths(unlabelled)
     common = set(widths) & set(found)
     if not common:
         raise ValueError(
@@ -87,7 +87,7 @@ def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) ->
 
 def _encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dict[str, dict]:
     """Entries of `config.encoders` from the data and the settings; settings win."""
-    widths = blemore.encoder_widths(data)
+    widths = feature_sets.encoder_widths(data)
     known = {name: entry for name, entry in read_provenance(settings.data).items() if name in widths}
     for name in list(known):
         size = known[name].pop("feature_size", widths[name])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from hf_blemo import blemore
+from hf_blemo import blemore, feature_sets
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
@@ -156,7 +156,7 @@ class FeatureStore:
         """Checks and pads some rows, or some encoders of them; a row that has none of them has none present."""
         names = list(self.config.encoders) if names is None else names
         samples, hidden = [], []
-        for position, sample in enumerate(blemore.read_features(self.dataset, rows)):
+        for position, sample in enumerate(feature_sets.read_features(self.dataset, rows)):
             known = {name: values for name, values in sample.items() if name in names}
             if sample and not known:
                 known = {names[0]: np.zeros((1, self.config.encoders[names[0]]["feature_size"]), np.float32)}

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from accelerate import Accelerator
 
-from hf_blemo import blemore
+from hf_blemo import blemore, feature_sets
 from hf_blemo._registration import __version__
 from hf_blemo.files import write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
@@ -143,7 +143,7 @@ def _remove_stale(output: Path, settings: FusionSettings, scored: bool) -> None:
 
 def _test_store(data: datasets.Dataset, config: RankAwareFusionConfig) -> FeatureStore:
     """The test data, read and checked once."""
-    found = list(blemore.encoder_widths(data))
+    found = list(feature_sets.encoder_widths(data))
     if not set(found) & set(config.encoders):
         raise ValueError(
             f"test_data: found the encoders {', '.join(found)}, expected some of {', '.join(config.encoders)}"

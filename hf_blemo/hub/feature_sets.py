@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from huggingface_hub import DatasetCardData
 
-from hf_blemo import blemore
+from hf_blemo import blemore, feature_sets
 
 from .card import merge_card, render_template, without_local_paths
 from .encoder_models import PROVENANCE_FILE, encoder_rows
@@ -77,6 +77,6 @@ def _card(dataset: "datasets.Dataset", repo_id: str, encoders: Mapping[str, Mapp
         blends=blends,
         folds=sorted(set(dataset["fold"])) if "fold" in dataset.column_names else [],
         emotions=blemore.EMOTIONS,
-        widths=blemore.encoder_widths(dataset),
+        widths=feature_sets.encoder_widths(dataset),
         encoders=None if encoders is None else {row["name"]: row for row in encoder_rows({"encoders": encoders})},
     )

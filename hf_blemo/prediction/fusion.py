@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hf_blemo import blemore
+from hf_blemo import feature_sets
 from hf_blemo.files import read_json
 from hf_blemo.loading import download_errors, local_path, quiet_loading
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
@@ -96,7 +96,7 @@ def predict_blends(
         raise ValueError(f"batch_size must be at least 1, found {batch_size}")
     encoders = common_encoders(members)
     clips = _clips(dataset)
-    _warn_of_difference(list(blemore.encoder_widths(dataset)), encoders)
+    _warn_of_difference(list(feature_sets.encoder_widths(dataset)), encoders)
     modules: list[Any] = [model for model, _ in members]
     modes = [module.training for module in modules]
     try:
@@ -108,7 +108,7 @@ def predict_blends(
             rows = range(start, min(start + batch_size, len(clips)))
             samples = [
                 {name: values for name, values in sample.items() if name in encoders}
-                for sample in blemore.read_features(dataset, rows)
+                for sample in feature_sets.read_features(dataset, rows)
             ]
             yield from results(samples, [clips[row] for row in rows], members, **options)
     finally:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hf_blemo import blemore
+from hf_blemo import blemore, feature_sets
 from hf_blemo.built_in import SYNTHETIC_ENCODERS, make_synthetic_blends, synthetic_blends
 
 NAMES = list(SYNTHETIC_ENCODERS)
@@ -15,7 +15,7 @@ STRUCTURES = {
 def means(dataset, name):
     """(N, D) mean over time less the encoder's own, in its own scale, NaN where missing."""
     size = SYNTHETIC_ENCODERS[name]["feature_size"]
-    rows = [row[name].mean(0) if name in row else np.full(size, np.nan) for row in blemore.read_features(dataset)]
+    rows = [row[name].mean(0) if name in row else np.full(size, np.nan) for row in feature_sets.read_features(dataset)]
     return np.stack(rows) / synthetic_blends._ENCODERS[name].scale - STRUCTURES[name].mean
 
 
@@ -26,7 +26,7 @@ def clips():
 
 def test_form_is_that_of_blemore_with_folds_disjoint_in_actors(clips):
     assert clips.column_names == ["clip", "features", "labels", "fold", "informative", "domain"]
-    assert blemore.encoder_widths(clips) == {name: SYNTHETIC_ENCODERS[name]["feature_size"] for name in NAMES}
+    assert feature_sets.encoder_widths(clips) == {name: SYNTHETIC_ENCODERS[name]["feature_size"] for name in NAMES}
     assert len(set(clips["clip"])) == 400
     fold_of = {}
     for name, label, fold in zip(clips["clip"], clips["labels"], clips["fold"], strict=True):
@@ -43,7 +43,7 @@ def test_same_seed_same_bits_and_other_seed_other_clips(clips):
 
 def test_planted_encoders_are_present_and_never_the_noise_encoders(clips):
     counts = dict.fromkeys(NAMES, 0)
-    for row, planted in zip(blemore.read_features(clips), clips["informative"], strict=True):
+    for row, planted in zip(feature_sets.read_features(clips), clips["informative"], strict=True):
         real = [NAMES[place] for place in planted if place >= 0]
         assert len(real) >= 2 and len(set(real)) == len(real) and set(real) <= set(row)
         for name in real:
@@ -92,8 +92,8 @@ def test_shift_is_the_only_difference_between_the_domains():
 
 
 def test_missing_share_and_invalid_settings():
-    assert all(len(row) == 8 for row in blemore.read_features(make_synthetic_blends(num_clips=50, missing=0.0)))
-    lossy = blemore.read_features(make_synthetic_blends(num_clips=200, missing=1.0))
+    assert all(len(row) == 8 for row in feature_sets.read_features(make_synthetic_blends(num_clips=50, missing=0.0)))
+    lossy = feature_sets.read_features(make_synthetic_blends(num_clips=200, missing=1.0))
     assert np.mean([len(row) < 8 for row in lossy]) > 0.95
     with pytest.raises(ValueError, match="domain 'sink' is not one of source, target"):
         make_synthetic_blends(num_clips=5, domain="sink")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from hf_blemo import blemore
-from hf_blemo.blemore.distribution import METADATA_COLUMNS, read_metadata
 from hf_blemo.built_in import COLOURS, make_synthetic_clips, synthetic_clips
 from hf_blemo.built_in.synthetic_clips import _SIGNS, _VOICES, CLEAR, SAMPLE_RATE, _actor_of, _draw_clip, _PlannedClip
 from hf_blemo.built_in.synthetic_pairs import _held_out_pairs
 from hf_blemo.errors import MissingExtraError
+from hf_blemo.feature_sets.distribution import METADATA_COLUMNS, read_metadata
 
 # One round of the labels.
 NUM_CLIPS = 36

@@ -13,7 +13,7 @@ from command_line import refused, run
 from distribution_files import write_metadata
 
 import hf_blemo.hub
-from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, cli
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, cli, feature_sets
 from hf_blemo.prediction.fusion import load_fusion, predict_blends
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def shared(tmp_path_factory):
     """A table, a data set built from it, and two models, which no test changes."""
     folder = tmp_path_factory.mktemp("cli")
     write_table(folder / "table.npz")
-    blemore.build_table_dataset(folder / "table.npz", folder / "data")
+    feature_sets.build_table_dataset(folder / "table.npz", folder / "data")
     write_model(folder / "model")
     write_model(folder / "other", seed=1)
     return folder
@@ -124,7 +124,7 @@ def test_build_and_info_of_a_table(capsys, tmp_path):
     code, out, err = run(capsys, *build, "--encoders", "imagebind", "--feature-dtype", "float16")
     assert (code, err) == (0, "")
     dataset = datasets.load_from_disk(str(output))
-    assert dataset["clip"][:] == CLIPS and blemore.encoder_widths(dataset) == {"imagebind": 3}
+    assert dataset["clip"][:] == CLIPS and feature_sets.encoder_widths(dataset) == {"imagebind": 3}
     expected = ["clips 4", "labelled 4, 2 of them blends", "folds 0: 2, 1: 2", "encoder width dtype clips"]
     expected.append("imagebind 3 float16 4")
     assert [" ".join(line.split()) for line in out.splitlines()] == [str(output), *expected]
@@ -136,7 +136,10 @@ def test_build_of_both_splits_of_the_distribution(capsys, tmp_path):
     build = ["dataset", "build", root, "--output"]
     code, out, _ = run(capsys, *build, tmp_path / "train", "--aggregate", "statistics")
     assert code == 0 and "folds     0: 1, 1: 1, 2: 1, 3: 1" in out
-    assert blemore.encoder_widths(datasets.load_from_disk(str(tmp_path / "train"))) == {"imagebind": 21, "wavlm": 35}
+    assert feature_sets.encoder_widths(datasets.load_from_disk(str(tmp_path / "train"))) == {
+        "imagebind": 21,
+        "wavlm": 35,
+    }
     code, out, _ = run(capsys, *build, tmp_path / "test", "--split", "test")
     assert code == 0 and "labelled  0, 0 of them blends\nfolds     none\n" in out
     (root / "pre_extracted_test_data" / "wavlm_test" / "test_0002.npy").unlink()
@@ -203,7 +206,7 @@ def test_predictions_are_those_of_the_models(capsys, shared, tmp_path):
     code, out, _ = run(capsys, "predict", "--model", *models, "--features", shared / "data", "--output", output)
     assert code == 0 and out == f"4 clips, decoding expected_score: {output}\n"
     members = [load_fusion(model) for model in models]
-    expected = list(predict_blends(members, blemore.load_features(shared / "data")))
+    expected = list(predict_blends(members, feature_sets.load_features(shared / "data")))
     content = json.loads(output.read_text())
     assert content["predictions"] == {result["clip"]: result["blend"] for result in expected}
     assert content["decoding"] == {"name": "expected_score", "blend_share": blemore.BLEND_SHARE}

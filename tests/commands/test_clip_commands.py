@@ -9,7 +9,7 @@ import pytest
 from command_line import refused, run
 from tiny_extraction import BROKEN, CLIPS, save_fusion
 
-from hf_blemo import blemore
+from hf_blemo import feature_sets
 from hf_blemo.prediction import demo_page
 from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
 
@@ -113,7 +113,7 @@ def test_features_become_a_data_set_and_imported_ones_join(capsys, clip_folder, 
     assert "4 clips, 1 failed" in out and BROKEN in err
     data = datasets.load_from_disk(str(output))
     assert sorted(data["clip"]) == sorted(CLIPS)
-    assert blemore.encoder_widths(data) == {"student": 12, "hubert": 16, "HiCMAE": 5}
+    assert feature_sets.encoder_widths(data) == {"student": 12, "hubert": 16, "HiCMAE": 5}
     assert "float32" in run(capsys, "dataset", "info", output)[1]
     assert "already exists" in refused(capsys, *features)
     # The encoders of a model.
@@ -126,7 +126,7 @@ def test_pictures_are_looked_at_as_often_as_asked_for(capsys, paths, encoders, t
     for options in ((), ("--frames-per-second", "2", "--image-backend", "torchvision")):
         output = tmp_path / str(len(options))
         assert run(capsys, "features", paths[0], "--output", output, "--encoder", *encoders, *options)[0] == 0
-        [features] = blemore.read_features(datasets.load_from_disk(str(output)))
+        [features] = feature_sets.read_features(datasets.load_from_disk(str(output)))
         rows.append([len(features[name]) for name in ("student", "hubert")])
     assert rows[0][0] > 4 * rows[1][0] and rows[0][1] == rows[1][1]
     written = json.loads((output / "encoders.json").read_text())

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from accelerate import Accelerator
 
-from hf_blemo import blemore
-from hf_blemo.blemore.features import Clip, dataset_features, encode_clips
+from hf_blemo import blemore, feature_sets
+from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
 from hf_blemo.fusion_training.data import model_config
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.settings import FusionSettings
@@ -83,7 +83,7 @@ def with_features() -> Callable[..., datasets.Dataset]:
         clips = [
             Clip(clip, {name: change(row, name, steps) for name, steps in sample.items()}, np.asarray(labels), fold)
             for row, (clip, sample, labels, fold) in enumerate(
-                zip(data["clip"], blemore.read_features(data), data["labels"], data["fold"], strict=True)
+                zip(data["clip"], feature_sets.read_features(data), data["labels"], data["fold"], strict=True)
             )
         ]
         return datasets.Dataset(pa.Table.from_batches([encode_clips(clips, data.features.arrow_schema)]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 
-from hf_blemo import RankAwareFusionConfig, blemore
+from hf_blemo import RankAwareFusionConfig, feature_sets
 from hf_blemo.fusion_training import ablation
 from hf_blemo.fusion_training.ablation import _chosen_variants, _markdown, _planted_share, _variants, ablate
 from hf_blemo.fusion_training.cross_validation import cross_validate
@@ -116,7 +116,7 @@ def test_a_row_is_the_cross_validation_of_its_settings(settings_for, make_store,
     assert [row["planted"] for row in rows[:3]] == [None, None, 1.0] and rows[3]["planted"] is not None
     for row, changes in zip([*rows[:2], rows[3]], alike, strict=True):
         own = make_settings(seeds=[3, 1], num_epochs=1, **changes)
-        store = make_store(blemore.load_features(settings.data), own)
+        store = make_store(feature_sets.load_features(settings.data), own)
         results, _ = cross_validate(Accelerator(), store, own)
         assert row["expected_score"] == results.over_seeds("expected_score")
         assert row["thresholds"] == results.over_seeds("thresholds")

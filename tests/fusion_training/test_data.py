@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_blemo import blemore
+from hf_blemo import feature_sets
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.settings import FusionSettings
 
@@ -25,7 +25,7 @@ def test_a_built_data_set_and_a_table_are_read(make_data, tmp_path):
     table = load_data(str(tmp_path / "table.npz"), {})
     assert built["clip"] == data["clip"] and built["fold"] == data["fold"]
     np.testing.assert_allclose(table["labels"], [[1, 0, 0, 0, 0, 0], [0.3, 0, 0, 0.7, 0, 0]], atol=1e-6)
-    np.testing.assert_array_equal(blemore.read_features(table, [1])[0]["face"], vectors[1:])
+    np.testing.assert_array_equal(feature_sets.read_features(table, [1])[0]["face"], vectors[1:])
 
 
 @pytest.mark.parametrize("source", ["gone", "./gone/data", "/gone/data", "a/b/c"])
@@ -76,8 +76,8 @@ def test_unlabelled_rows_follow_without_labels_and_folds(make_data):
     assert both["fold"] == [*source["fold"], *[-1] * 5]
     np.testing.assert_array_equal(np.asarray(both["labels"])[8:], np.full((5, 6), -100.0))
     np.testing.assert_array_equal(np.asarray(both["labels"])[:8], np.asarray(source["labels"]))
-    expected = blemore.read_features(target)
-    for row, sample in enumerate(blemore.read_features(both, range(8, 13))):
+    expected = feature_sets.read_features(target)
+    for row, sample in enumerate(feature_sets.read_features(both, range(8, 13))):
         for name in ("voice", "face", "noise"):
             np.testing.assert_array_equal(sample[name], expected[row][name])
 
@@ -85,7 +85,7 @@ def test_unlabelled_rows_follow_without_labels_and_folds(make_data):
 def test_a_target_may_lack_an_encoder_and_have_its_own_order_and_columns(make_data):
     target = make_data(5, widths={"noise": 2, "voice": 4}).add_column("domain", [1] * 5)
     both = with_unlabelled(make_data(8), target)
-    assert set(blemore.read_features(both, [9])[0]) == {"noise", "voice"}
+    assert set(feature_sets.read_features(both, [9])[0]) == {"noise", "voice"}
     np.testing.assert_array_equal(
-        blemore.read_features(both, [9])[0]["voice"], blemore.read_features(target, [1])[0]["voice"]
+        feature_sets.read_features(both, [9])[0]["voice"], feature_sets.read_features(target, [1])[0]["voice"]
     )

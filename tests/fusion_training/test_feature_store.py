@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, feature_sets
 from hf_blemo.fusion_training.feature_store import FeatureStore
 
 MISSING = ((0, "voice"), (7, "voice"), (7, "face"), (11, "noise"))
@@ -17,7 +17,7 @@ def build():
         own = {name: options.pop(name, {}) for name in ("voice", "face", "noise")}
         encoders = {
             name: {"feature_size": width, **options, **own.get(name, {})}
-            for name, width in blemore.encoder_widths(data).items()
+            for name, width in feature_sets.encoder_widths(data).items()
         }
         config = RankAwareFusionConfig(encoders=encoders, hidden_size=8, top_n=2)
         return FeatureStore(data, config, align_folds, progress=False)
@@ -34,7 +34,7 @@ def test_pooled_vectors_give_the_outputs_of_the_model_on_the_raw_steps(make_data
     model = RankAwareFusionModel(store.config).eval()
     for name, (mean, std) in store.statistics(np.arange(20)).items():
         model.set_feature_statistics(name, mean, std)
-    raw = RankAwareFusionProcessor(store.config.encoders)(blemore.read_features(data), labels=data["labels"])
+    raw = RankAwareFusionProcessor(store.config.encoders)(feature_sets.read_features(data), labels=data["labels"])
     rows = np.arange(20)
     with torch.no_grad():
         expected, found = model(**raw), model(**store.batch(rows, torch.device("cpu")))
@@ -53,7 +53,7 @@ def test_statistics_are_those_of_the_rows_alone(make_data, build, pooling):
     rows = np.array([1, 2, 5, 7, 9])
     for name, (mean, std) in store.statistics(rows).items():
         if pooling == "attention":
-            samples = [sample.get(name) for sample in blemore.read_features(data, rows)]
+            samples = [sample.get(name) for sample in feature_sets.read_features(data, rows)]
             values = torch.from_numpy(np.concatenate([sample for sample in samples if sample is not None]))
         else:
             values = store.pooled[name][rows][store.present[name][rows]]
@@ -76,7 +76,7 @@ def test_a_batch_has_the_shape_and_the_order_of_its_rows(make_data, build, pooli
     rows = np.array([[3, 7, 3], [0, 19, 7]])
     batch = store.batch(rows, torch.device("cpu"))
     np.testing.assert_allclose(batch["labels"], np.asarray(data["labels"])[rows], atol=1e-6)
-    steps = blemore.read_features(data)
+    steps = feature_sets.read_features(data)
     for name in ("voice", "face", "noise"):
         values, mask = batch["features"][name], batch["feature_mask"][name]
         assert mask.any(-1).tolist() == store.present[name][rows].tolist()

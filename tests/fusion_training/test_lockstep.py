@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_blemo import RankAwareFusionModel, RankAwareFusionProcessor, blemore
+from hf_blemo import RankAwareFusionModel, RankAwareFusionProcessor, feature_sets
 from hf_blemo.fusion_training.data import model_config, with_unlabelled
 from hf_blemo.fusion_training.lockstep import Lockstep, Member, _row_stream, _StackedModels
 from hf_blemo.programs.progress import Progress
@@ -273,7 +273,7 @@ def batches(make_data, make_models):
         rows = list(range(start, start + 12))
         labels = np.asarray(data["labels"])[rows]
         labels[[2, 5]] = -100
-        found.append(dict(processor(blemore.read_features(data, rows), labels=labels)))
+        found.append(dict(processor(feature_sets.read_features(data, rows), labels=labels)))
     return found
 
 

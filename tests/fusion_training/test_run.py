@@ -12,7 +12,7 @@ from fresh_processes import run_python
 from transformers import AutoModel, AutoProcessor
 
 import hf_blemo
-from hf_blemo import blemore
+from hf_blemo import blemore, feature_sets
 from hf_blemo.fusion_training import run as run_module
 from hf_blemo.fusion_training.results import results_table
 from hf_blemo.fusion_training.run import train_fusion
@@ -100,7 +100,7 @@ def test_the_tracker_was_told(trained):
 
 def test_metrics_agree_with_predictions_and_history(trained, folder):
     output, metrics = trained
-    data = blemore.load_features(folder / "data")
+    data = feature_sets.load_features(folder / "data")
     labels, folds = np.asarray(data["labels"]), np.asarray(data["fold"])
     predictions = read(output / "predictions.json")["predictions"]
     assert list(predictions) == data["clip"]
@@ -135,9 +135,9 @@ def test_the_folder_loads_as_any_model_of_the_hub_does(trained, folder):
     output, metrics = trained
     model, processor = AutoModel.from_pretrained(output), AutoProcessor.from_pretrained(output)
     assert model.num_parameters() == metrics["num_parameters"]
-    data = blemore.load_features(folder / "test")
+    data = feature_sets.load_features(folder / "test")
     with torch.no_grad():
-        blends = processor.post_process_blends(model(**processor(blemore.read_features(data))))
+        blends = processor.post_process_blends(model(**processor(feature_sets.read_features(data))))
     assert blends == [found["blend"] for found in predict_blends([load_fusion(output)], data)]
     assert processor.decoding == "thresholds"
     other = load_fusion(output / "seed_1")[0]
@@ -146,7 +146,7 @@ def test_the_folder_loads_as_any_model_of_the_hub_does(trained, folder):
 
 def test_thresholds_of_the_saved_models_are_those_of_their_own_seed(trained, found_results, folder):
     """Fitted on all out-of-fold predictions of the seed."""
-    labels = np.asarray(blemore.load_features(folder / "data")["labels"])
+    labels = np.asarray(feature_sets.load_features(folder / "data")["labels"])
     for seed, where in ((4, trained[0]), (1, trained[0] / "seed_1")):
         fitted = blemore.fit_thresholds(found_results[0].pooled([seed])["probabilities"], labels)
         processor = load_fusion(where)[1]
@@ -155,7 +155,7 @@ def test_thresholds_of_the_saved_models_are_those_of_their_own_seed(trained, fou
 
 def test_test_data_are_predicted_by_the_mean_of_the_seeds_and_scored(trained, folder):
     output, metrics = trained
-    data = blemore.load_features(folder / "test")
+    data = feature_sets.load_features(folder / "test")
     members = [load_fusion(output), load_fusion(output / "seed_1")]
     expected = [found["blend"] for found in predict_blends(members, data)]
     predictions = read(output / "test_predictions.json")["predictions"]
@@ -175,7 +175,7 @@ def test_without_a_protocol_nothing_is_scored_and_test_clips_are_read_once(
 ):
     test = make_data(6, seed=1)
     with_column(test, "labels", np.full((6, 6), -100.0)).save_to_disk(str(tmp_path / "test"))
-    num_read, original = [], blemore.read_features
+    num_read, original = [], feature_sets.read_features
 
     def counted(dataset, rows=None):
         found = original(dataset, rows)
@@ -221,10 +221,10 @@ def test_other_kinds_of_runs_leave_a_model_that_predicts(
     assert metrics["data"]["unlabelled_clips"] == unlabelled
     assert list(metrics["encoders"]) == changes.get("encoders", ["voice", "face", "noise"])
     member = load_fusion(tmp_path / "output")
-    found = predict_blends([member], blemore.load_features(folder / "test"))
+    found = predict_blends([member], feature_sets.load_features(folder / "test"))
     assert np.ptp([list(clip["probabilities"].values()) for clip in found], axis=0).max() > 1e-3
     predictions = read(tmp_path / "output" / "predictions.json")["predictions"]
-    data = blemore.load_features(folder / "data")
+    data = feature_sets.load_features(folder / "data")
     assert list(predictions) == data["clip"]
     overall = blemore.score(list(predictions.values()), np.asarray(data["labels"]))
     # All folds are of one size, but not of one number of blends: the mean over folds is near the score of all.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo import blemore
-from hf_blemo.blemore.distribution import METADATA_COLUMNS
+from hf_blemo.feature_sets.distribution import METADATA_COLUMNS
 
 
 def write_metadata(folder: Path, clips: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from clip_files import gray_pictures, tone, write_clip
 from tiny_encoders import save_encoder
 
-from hf_blemo import blemore
+from hf_blemo import feature_sets
 
 CLIPS = (
     "A1_hap_int2_ver1",
@@ -97,7 +97,7 @@ def save_fusion(folder: Path, entries: Mapping[str, Mapping[str, Any]], seed: in
 
 def features_by_clip(dataset: Any) -> dict[str, dict[str, np.ndarray]]:
     """Clip -> encoder -> features of a data set."""
-    return dict(zip(dataset["clip"][:], blemore.read_features(dataset), strict=True))
+    return dict(zip(dataset["clip"][:], feature_sets.read_features(dataset), strict=True))
 
 
 def assert_same_features(found: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float = 2e-3) -> None:

@@ -55,9 +55,9 @@ class Case:
 
 def fusion_config(dataset: datasets.Dataset, **settings: Any) -> RankAwareFusionConfig:
     """A small fusion of all encoders of a data set, without anything random or of the batch."""
-    from hf_blemo import blemore
+    from hf_blemo import feature_sets
 
-    encoders = {name: {"feature_size": width} for name, width in blemore.encoder_widths(dataset).items()}
+    encoders = {name: {"feature_size": width} for name, width in feature_sets.encoder_widths(dataset).items()}
     settings = {"hidden_size": 8, "dropout": 0.0, "gate_balance_weight": 0.0, **settings}
     return RankAwareFusionConfig(encoders=encoders, **settings)
 

@@ -9,8 +9,8 @@ import pytest
 from sample_metrics import FUSION
 from tiny_extraction import fusion_entries, save_encoders, save_fusion
 
-from hf_blemo.blemore.dataset_writing import write_dataset
-from hf_blemo.blemore.features import Clip, dataset_features
+from hf_blemo.feature_sets.layout import Clip, dataset_features
+from hf_blemo.feature_sets.writing import write_dataset
 from hf_blemo.fusion_training.data import load_data, model_config
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.hub import publish, write_card

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tiny_extraction import BROKEN, CLIPS, make_fusion
 
-from hf_blemo.blemore.dataset_writing import write_dataset
-from hf_blemo.blemore.features import Clip, dataset_features
 from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
+from hf_blemo.feature_sets.layout import Clip, dataset_features
+from hf_blemo.feature_sets.writing import write_dataset
 from hf_blemo.prediction import clips as clip_prediction
 from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
 from hf_blemo.prediction.fusion import predict_blends, results

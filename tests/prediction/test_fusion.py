@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
-from hf_blemo.blemore.features import Clip, dataset_features, encode_clips
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, feature_sets
+from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
 from hf_blemo.prediction.fusion import load_fusion, predict_blends
 
 ENCODERS = {
@@ -83,8 +83,8 @@ def test_one_model_predicts_as_processor_and_model_do_by_hand(monkeypatch):
     model, processor = make_member()
     dataset = make_dataset()
     with torch.no_grad():
-        expected = model(**processor(blemore.read_features(dataset)))
-    read, sizes = blemore.read_features, []
+        expected = model(**processor(feature_sets.read_features(dataset)))
+    read, sizes = feature_sets.read_features, []
     monkeypatch.setattr(
         blemore, "read_features", lambda data, indices: sizes.append(len(indices)) or read(data, indices)
     )

@@ -13,6 +13,7 @@ from hf_blemo import (
     RankAwareFusionModel,
     RankAwareFusionProcessor,
     blemore,
+    feature_sets,
 )
 from hf_blemo.built_in import make_synthetic_blends
 
@@ -110,11 +111,11 @@ def test_streams_are_read_as_results_are_asked_for(recognise, clips, expected):
 
 def test_data_sets_are_taken_by_row():
     data = make_synthetic_blends(num_clips=6, missing=0.5)
-    encoders = {name: {"feature_size": width} for name, width in blemore.encoder_widths(data).items()}
+    encoders = {name: {"feature_size": width} for name, width in feature_sets.encoder_widths(data).items()}
     model = RankAwareFusionModel(RankAwareFusionConfig(encoders=encoders)).eval()
     processor = RankAwareFusionProcessor(encoders)
     recognise = BlendedEmotionRecognitionPipeline(model=model, processor=processor, device="cpu")
-    expected = recognise(blemore.read_features(data))
+    expected = recognise(feature_sets.read_features(data))
     for source in (data, data.to_iterable_dataset(), datasets.Dataset.from_list(data.to_list())):
         found = list(recognise(source, batch_size=4))
         assert [one["clip"] for one in found] == data["clip"][:]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_blemo.blemore.feature_files import _statistics
+from hf_blemo.feature_sets.feature_files import _statistics
 from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusionPooling
 
 LENGTHS = (*range(1, 25), 41, 100)

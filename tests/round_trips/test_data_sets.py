@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tiny_models import save_tiny_model
 
-from hf_blemo import blemore
+from hf_blemo import feature_sets
 from hf_blemo.built_in import make_synthetic_blends
 from hf_blemo.cli import main
 from hf_blemo.clip_rd_training.embedding import embed
@@ -47,7 +47,7 @@ def test_features_round_trip_and_edits_of_the_card_survive(hub):
     found = datasets.load_dataset("you/features", split="train")
     made = make_synthetic_blends(num_clips=30)
     assert found["clip"][:] == made["clip"][:]
-    for one, two in zip(blemore.read_features(found), blemore.read_features(made), strict=True):
+    for one, two in zip(feature_sets.read_features(found), feature_sets.read_features(made), strict=True):
         assert set(one) == set(two) and all(np.array_equal(one[name], two[name]) for name in one)
     assert next(iter(datasets.load_dataset("you/features", split="train", streaming=True)))["clip"] == made[0]["clip"]
     settings = FusionSettings(data="you/features", output_dir="run", seeds=[0], num_epochs=1, protocol="none")

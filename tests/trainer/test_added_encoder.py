@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, feature_sets
 from hf_blemo.built_in import make_synthetic_blends
 from hf_blemo.fusion_training.feature_store import FeatureStore, fit_feature_statistics
 from hf_blemo.trainer import add_encoder
@@ -62,7 +62,7 @@ def test_an_informative_encoder_helps_and_the_rest_stays_unchanged(tmp_path):
     train, test = (
         make_synthetic_blends(num_clips=size, seed=seed, missing=0.0) for size, seed in ((400, 0), (200, 9))
     )
-    widths = blemore.encoder_widths(train)
+    widths = feature_sets.encoder_widths(train)
     encoders = {name: {"feature_size": width} for name, width in widths.items()}
     first, new = list(widths)[:4], list(widths)[4]
     torch.manual_seed(0)

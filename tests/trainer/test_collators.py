@@ -18,9 +18,9 @@ def clips():
 
 @pytest.fixture(scope="module")
 def collator(clips):
-    from hf_blemo import blemore
+    from hf_blemo import feature_sets
 
-    encoders = {name: {"feature_size": width} for name, width in blemore.encoder_widths(clips).items()}
+    encoders = {name: {"feature_size": width} for name, width in feature_sets.encoder_widths(clips).items()}
     return BlendCollator(RankAwareFusionProcessor(encoders))
 
 
@@ -33,10 +33,10 @@ def assert_same(one, two):
 
 
 def test_lists_and_arrays_give_the_same_batch_as_the_reader(clips, collator):
-    from hf_blemo import blemore
+    from hf_blemo import feature_sets
 
     rows = list(range(6))
-    expected = collator.processor(blemore.read_features(clips, rows), labels=clips["labels"][:6])
+    expected = collator.processor(feature_sets.read_features(clips, rows), labels=clips["labels"][:6])
     assert_same(collator([clips[row] for row in rows]), expected)
     arrays = clips.with_format("numpy")
     assert_same(collator([arrays[row] for row in rows]), expected)

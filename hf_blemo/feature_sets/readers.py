@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .dataset_writing import is_dataset_folder
+from hf_blemo.blemore.labels import soft_label
+
 from .feature_files import ClipSource, FeatureFileReader, encoder_folders, feature_files
-from .features import encode_clips, encoder_widths
-from .labels import soft_label
+from .layout import encode_clips, encoder_widths
 from .tables import TABLE_SUFFIXES, build_table_dataset
+from .writing import is_dataset_folder
 
 if TYPE_CHECKING:
     import datasets

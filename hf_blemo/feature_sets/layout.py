@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .labels import EMOTIONS
+from hf_blemo.blemore.labels import EMOTIONS
 
 if TYPE_CHECKING:
     import datasets

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_blemo import blemore
+from hf_blemo import blemore, feature_sets
 
 CLIPS = ["A102_ang_int1_ver1", "A303_mix_ang_hap_30_70_ver1", "test_0001"]
 VECTORS = np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]], dtype=np.float32)
@@ -20,7 +20,7 @@ def assert_table(dataset, encoder="a", folds=(2, 0, -1)):
     assert dataset["clip"][:] == CLIPS
     assert dataset["fold"][:] == list(folds)
     assert blemore.label_indices(dataset["labels"][:]).tolist() == LABEL_INDICES
-    for features, vector in zip(blemore.read_features(dataset), VECTORS, strict=True):
+    for features, vector in zip(feature_sets.read_features(dataset), VECTORS, strict=True):
         assert list(features) == [encoder]
         np.testing.assert_array_equal(features[encoder], vector[None])
 
@@ -44,36 +44,36 @@ def test_every_form_of_table(tmp_path, form):
         cells = zip(CLIPS, folds, VECTORS, strict=True)
         rows = [f"{clip},{fold},x,{second},{first}\n" for clip, fold, (first, second) in cells]
         path.write_text(header + "".join(rows))
-    dataset = blemore.build_table_dataset(path, tmp_path / "built")
+    dataset = feature_sets.build_table_dataset(path, tmp_path / "built")
     assert_table(dataset, encoder, folds)
     assert dataset.features["features"][encoder].feature.feature.dtype == "float32"
     assert_table(datasets.load_from_disk(tmp_path / "built"), encoder, folds)
-    assert_table(blemore.build_table_dataset(path), encoder, folds)
-    assert_table(blemore.load_features(path), encoder, folds)
+    assert_table(feature_sets.build_table_dataset(path), encoder, folds)
+    assert_table(feature_sets.load_features(path), encoder, folds)
     with pytest.raises(FileExistsError, match="built: already exists"):
-        blemore.build_table_dataset(path, tmp_path / "built")
+        feature_sets.build_table_dataset(path, tmp_path / "built")
 
 
 def test_sequences_and_absent_encoders(tmp_path):
     sequences = [[[1.0, 2.0], [3.0, 4.0]], None, [[5.0, 6.0]]]
     path = write_parquet(tmp_path / "x.parquet", clip=CLIPS, a=sequences, b=VECTORS.tolist())
-    features = blemore.read_features(blemore.build_table_dataset(path))
+    features = feature_sets.read_features(feature_sets.build_table_dataset(path))
     assert features[0]["a"].tolist() == sequences[0]
     assert list(features[1]) == ["b"]
     path = tmp_path / "x.npz"
     np.savez(path, clip=np.array(CLIPS), a=np.arange(12.0).reshape(3, 2, 2))
-    assert blemore.read_features(blemore.build_table_dataset(path), [1])[0]["a"].tolist() == [[4, 5], [6, 7]]
+    assert feature_sets.read_features(feature_sets.build_table_dataset(path), [1])[0]["a"].tolist() == [[4, 5], [6, 7]]
     path = tmp_path / "x.csv"
     path.write_text("clip,a.0,a.1,b.0\nA1_ang_int1_ver1,1,2,3\nA1_ang_int2_ver1,,,4\n")
-    features = blemore.read_features(blemore.build_table_dataset(path))
+    features = feature_sets.read_features(feature_sets.build_table_dataset(path))
     assert [list(row) for row in features] == [["a", "b"], ["b"]]
 
 
 def test_a_data_set_of_this_package_comes_back_from_parquet(tmp_path):
     source = write_parquet(tmp_path / "x.parquet", clip=CLIPS, fold=[2, 0, None], a=VECTORS.tolist())
-    dataset = blemore.build_table_dataset(source)
+    dataset = feature_sets.build_table_dataset(source)
     dataset.to_parquet(tmp_path / "y.parquet")
-    again = blemore.build_table_dataset(tmp_path / "y.parquet")
+    again = feature_sets.build_table_dataset(tmp_path / "y.parquet")
     assert again.features == dataset.features
     assert again[:] == dataset[:]
 
@@ -81,7 +81,7 @@ def test_a_data_set_of_this_package_comes_back_from_parquet(tmp_path):
 def test_labels_of_the_table_come_before_names(tmp_path):
     labels = [blemore.LABEL_MATRIX[20].tolist(), [-100.0] * 6, None]
     path = write_parquet(tmp_path / "x.parquet", clip=["mine", CLIPS[0], CLIPS[1]], labels=labels, a=VECTORS.tolist())
-    dataset = blemore.build_table_dataset(path)
+    dataset = feature_sets.build_table_dataset(path)
     assert blemore.label_indices(dataset["labels"][:]).tolist() == [20, -1, LABEL_INDICES[1]]
     for given, message in (
         (blemore.LABEL_MATRIX[1].tolist(), "found the label .*expected .*as in the name"),
@@ -89,14 +89,14 @@ def test_labels_of_the_table_come_before_names(tmp_path):
     ):
         write_parquet(path, clip=CLIPS, labels=[given, None, None], a=VECTORS.tolist())
         with pytest.raises(ValueError, match=f"clip '{CLIPS[0]}': {message}"):
-            blemore.build_table_dataset(path)
+            feature_sets.build_table_dataset(path)
 
 
 def test_names_without_a_label_need_leave(tmp_path):
     path = write_parquet(tmp_path / "x.parquet", clip=["mine", *CLIPS[1:]], a=VECTORS.tolist())
     with pytest.raises(ValueError, match="no column 'labels'.*clip 'mine': found a name outside the grammar"):
-        blemore.build_table_dataset(path)
-    dataset = blemore.build_table_dataset(path, require_labels=False)
+        feature_sets.build_table_dataset(path)
+    dataset = feature_sets.build_table_dataset(path, require_labels=False)
     assert blemore.label_indices(dataset["labels"][:]).tolist() == [-1, LABEL_INDICES[1], -1]
 
 
@@ -104,17 +104,17 @@ def test_dtypes_and_chosen_encoders(tmp_path):
     half = pa.array(VECTORS.astype(np.float16).tolist(), pa.list_(pa.float16(), 2))
     path = write_parquet(tmp_path / "x.parquet", clip=CLIPS, a=VECTORS.tolist(), b=half, note=["x", "y", "z"])
     with pytest.raises(ValueError, match="column 'note' of single values"):
-        blemore.build_table_dataset(path)
+        feature_sets.build_table_dataset(path)
 
     def kinds(**options):
-        dataset = blemore.build_table_dataset(path, encoders=["b", "a"], **options)
+        dataset = feature_sets.build_table_dataset(path, encoders=["b", "a"], **options)
         return {name: kind.feature.feature.dtype for name, kind in dataset.features["features"].items()}
 
     assert kinds() == {"b": "float16", "a": "float32"}
     assert list(kinds()) == ["b", "a"]
     assert kinds(feature_dtype="auto") == {"b": "float16", "a": "float16"}
     with pytest.raises(ValueError, match="found the encoders a, b, expected 'c' among them"):
-        blemore.build_table_dataset(path, encoders=["c"])
+        feature_sets.build_table_dataset(path, encoders=["c"])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_dtypes_and_chosen_encoders(tmp_path):
 def test_bad_tables_are_named(tmp_path, columns, message):
     path = write_parquet(tmp_path / "x.parquet", **columns)
     with pytest.raises(ValueError, match=f"x.parquet.*{message}"):
-        blemore.build_table_dataset(path, tmp_path / "built")
+        feature_sets.build_table_dataset(path, tmp_path / "built")
     assert not (tmp_path / "built").exists()
 
 
@@ -150,14 +150,14 @@ def test_bad_files_are_named(tmp_path):
     for name in ("x.parquet", "x.npz"):
         (tmp_path / name).write_bytes(b"no table")
         with pytest.raises(ValueError, match=f"{name}: found a damaged table"):
-            blemore.build_table_dataset(tmp_path / name)
+            feature_sets.build_table_dataset(tmp_path / name)
     for columns, message in (
         ({"clip": np.array(CLIPS, dtype=object), "a": VECTORS}, "x.npz: found a damaged table or pickled objects"),
         ({"clip": np.array(CLIPS), "a": VECTORS[:2]}, "found 2 rows of 'a' and 3 clips"),
     ):
         np.savez(tmp_path / "x.npz", **columns)
         with pytest.raises(ValueError, match=message):
-            blemore.build_table_dataset(tmp_path / "x.npz")
+            feature_sets.build_table_dataset(tmp_path / "x.npz")
     for header, cells, message in (
         ("a.0,a.2", "1,2", "found 2 columns of 'a', expected number 1 among them"),
         ("a.0,a.1", "1,left", "column 'a.1': found string, expected numbers"),
@@ -165,8 +165,8 @@ def test_bad_files_are_named(tmp_path):
     ):
         (tmp_path / "x.csv").write_text(f"clip,{header}\nA1_ang_int1_ver1,{cells}\n")
         with pytest.raises(ValueError, match=message):
-            blemore.build_table_dataset(tmp_path / "x.csv")
+            feature_sets.build_table_dataset(tmp_path / "x.csv")
     with pytest.raises(FileNotFoundError, match="absent.csv"):
-        blemore.build_table_dataset(tmp_path / "absent.csv")
+        feature_sets.build_table_dataset(tmp_path / "absent.csv")
     with pytest.raises(ValueError, match="'.xlsx', expected one of .parquet, .npz, .csv"):
-        blemore.build_table_dataset(tmp_path / "x.xlsx")
+        feature_sets.build_table_dataset(tmp_path / "x.xlsx")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .dataset_writing import refuse_existing, write_dataset
+from hf_blemo.blemore.labels import EMOTIONS, UNLABELLED, is_test_clip, parse_clip_name, prediction_label_indices
+
 from .feature_files import SPLITS, ClipSource, FeatureFileReader, encoder_folders, feature_files, read_csv
-from .labels import EMOTIONS, UNLABELLED, is_test_clip, parse_clip_name, prediction_label_indices
+from .writing import refuse_existing, write_dataset
 
 if TYPE_CHECKING:
     import datasets

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .features import Clip, encode_clips
+from .layout import Clip, encode_clips
 
 if TYPE_CHECKING:
     import datasets

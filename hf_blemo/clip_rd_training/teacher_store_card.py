@@ -6,10 +6,9 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCardData
 
+from hf_blemo.hub.card import merge_card, render_template, without_local_paths
+from hf_blemo.hub.uploads import upload
 from hf_blemo.pairs.teacher_store import SHARD_FOLDER, STORE_FILE, TOKENIZERS, StoreDescription
-
-from .card import merge_card, render_template, without_local_paths
-from .uploads import upload
 
 
 def store_card(folder: Path) -> str:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hf_blemo.blemore.feature_files import ClipSource, FeatureFileReader
+from hf_blemo.feature_sets.feature_files import ClipSource, FeatureFileReader
 
 OPENFACE = """emotion_index,gaze_yaw,gaze_pitch,action_units
 0,0.5,-0.25,"[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, nan]"

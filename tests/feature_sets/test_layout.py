@@ -2,8 +2,8 @@ import datasets
 import numpy as np
 import pytest
 
-from hf_blemo import blemore
-from hf_blemo.blemore.features import Clip, FeatureType, dataset_features, encode_clips
+from hf_blemo import blemore, feature_sets
+from hf_blemo.feature_sets.layout import Clip, FeatureType, dataset_features, encode_clips
 
 TYPES = {"wavlm": FeatureType(8, "float16"), "face": FeatureType(3, "float32")}
 
@@ -44,16 +44,16 @@ def test_read_features_in_any_order(batches):
     clips = make_clips()
     dataset = make_dataset(clips, batches)
     for rows in (None, [6, 0, 3, 3, 2], np.array([1, 5]), range(2, 5), [4], []):
-        found = blemore.read_features(dataset, rows)
+        found = feature_sets.read_features(dataset, rows)
         expected = list(range(7)) if rows is None else list(rows)
         assert len(found) == len(expected)
         for features, row in zip(found, expected, strict=True):
             assert_same_features(features, clips[row])
     shuffled = dataset.select([5, 1, 2])
-    for features, row in zip(blemore.read_features(shuffled), [5, 1, 2], strict=True):
+    for features, row in zip(feature_sets.read_features(shuffled), [5, 1, 2], strict=True):
         assert_same_features(features, clips[row])
     with pytest.raises(IndexError):
-        blemore.read_features(dataset, [7])
+        feature_sets.read_features(dataset, [7])
 
 
 def test_disk_and_parquet_round_trips(tmp_path):
@@ -65,14 +65,14 @@ def test_disk_and_parquet_round_trips(tmp_path):
     from_parquet = datasets.Dataset.from_parquet(str(tmp_path / "x.parquet"), cache_dir=cache)
     for loaded in (datasets.load_from_disk(tmp_path / "saved"), from_parquet):
         assert loaded.features == dataset.features == dataset_features(TYPES)
-        assert blemore.encoder_widths(loaded) == {"wavlm": 8, "face": 3}
+        assert feature_sets.encoder_widths(loaded) == {"wavlm": 8, "face": 3}
         assert loaded["clip"][:] == [clip.name for clip in clips] and loaded["fold"][:] == [c.fold for c in clips]
         np.testing.assert_allclose(loaded["labels"][:], [clip.labels for clip in clips], rtol=1e-6)
-        for features, clip in zip(blemore.read_features(loaded), clips, strict=True):
+        for features, clip in zip(feature_sets.read_features(loaded), clips, strict=True):
             assert_same_features(features, clip)
     # What is read is a copy.
-    blemore.read_features(dataset, [1])[0]["face"][:] = 0
-    assert np.abs(blemore.read_features(dataset, [1])[0]["face"]).min() > 0
+    feature_sets.read_features(dataset, [1])[0]["face"][:] = 0
+    assert np.abs(feature_sets.read_features(dataset, [1])[0]["face"]).min() > 0
 
 
 def one_encoder(feature, rows):
@@ -93,17 +93,17 @@ def one_encoder(feature, rows):
 def test_other_types_of_sequences_are_read_alike(feature):
     sequence = [[1, 2], [3, 4], [5, 6]]
     dataset = one_encoder(feature, [None, sequence])
-    assert blemore.encoder_widths(dataset) == {"a": 2}
+    assert feature_sets.encoder_widths(dataset) == {"a": 2}
     for rows in ([0, 1], [1, 0, 1]):
-        for row, found in zip(rows, blemore.read_features(dataset, rows), strict=True):
+        for row, found in zip(rows, feature_sets.read_features(dataset, rows), strict=True):
             assert {name: array.tolist() for name, array in found.items()} == ({"a": sequence} if row else {})
 
 
 @pytest.mark.parametrize("length", [-1, 3])
 def test_vectors_are_sequences_of_one(length):
     dataset = one_encoder(datasets.List(datasets.Value("float32"), length=length), [None, [1, 2, 3]])
-    assert blemore.encoder_widths(dataset) == {"a": 3}
-    assert blemore.read_features(dataset)[1]["a"].tolist() == [[1, 2, 3]]
+    assert feature_sets.encoder_widths(dataset) == {"a": 3}
+    assert feature_sets.read_features(dataset)[1]["a"].tolist() == [[1, 2, 3]]
 
 
 def test_features_of_another_shape_are_refused():
@@ -114,9 +114,9 @@ def test_features_of_another_shape_are_refused():
         ({"clip": ["x"]}, "expected a nested column 'features'"),
     ):
         with pytest.raises(ValueError, match=message):
-            blemore.read_features(datasets.Dataset.from_dict(column))
+            feature_sets.read_features(datasets.Dataset.from_dict(column))
     with pytest.raises(ValueError, match="encoder 'a': no clip"):
-        blemore.encoder_widths(one_encoder(datasets.List(datasets.List(datasets.Value("float32"))), [None]))
+        feature_sets.encoder_widths(one_encoder(datasets.List(datasets.List(datasets.Value("float32"))), [None]))
 
 
 def test_stored_dtypes():

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .dataset_writing import refuse_existing, write_dataset
-from .distribution import METADATA_COLUMNS
-from .features import Clip, FeatureType, arrow_to_arrays, dataset_features, encode_clips
-from .labels import (
+from hf_blemo.blemore.labels import (
     EMOTIONS,
     LABEL_MATRIX,
     UNLABELLED,
@@ -23,6 +20,10 @@ from .labels import (
     parse_clip_name,
     soft_label,
 )  # fmt: skip
+
+from .distribution import METADATA_COLUMNS
+from .layout import Clip, FeatureType, arrow_to_arrays, dataset_features, encode_clips
+from .writing import refuse_existing, write_dataset
 
 if TYPE_CHECKING:
     import datasets

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .features import Clip, FeatureType, dataset_features
+from .layout import Clip, FeatureType, dataset_features
 
 SPLITS = ("train", "test")
 

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hf_blemo import blemore
-from hf_blemo.blemore import dataset_writing
-from hf_blemo.blemore.distribution import METADATA_COLUMNS
-from hf_blemo.blemore.feature_files import FeatureFileReader
+from hf_blemo import blemore, feature_sets
+from hf_blemo.feature_sets import writing
+from hf_blemo.feature_sets.distribution import METADATA_COLUMNS
+from hf_blemo.feature_sets.feature_files import FeatureFileReader
 
 CLIPS = ["A102_ang_int1_ver1", "A102_neu_sit2_ver1", "A303_mix_ang_hap_30_70_ver1", "A303_mix_fea_sad_50_50_ver1"]
 CLIPS += [f"A1_sad_int{intensity}_ver1" for intensity in (1, 2, 3, 4)]
@@ -73,7 +73,7 @@ def train_file(root, encoder, clip):
 
 
 def build(root, **options):
-    return blemore.build_distribution_dataset(root, root.parent / "built", progress=False, **options)
+    return feature_sets.build_distribution_dataset(root, root.parent / "built", progress=False, **options)
 
 
 def test_training_clips_come_with_labels_folds_and_features(distribution, capsys):
@@ -84,9 +84,9 @@ def test_training_clips_come_with_labels_folds_and_features(distribution, capsys
     assert blemore.label_indices(dataset["labels"][:]).tolist() == [
         blemore.parse_clip_name(clip).label_index for clip in CLIPS
     ]
-    assert blemore.encoder_widths(dataset) == WIDTHS
+    assert feature_sets.encoder_widths(dataset) == WIDTHS
     assert {kind.feature.feature.dtype for kind in dataset.features["features"].values()} == {"float16"}
-    for clip, features in zip(CLIPS, blemore.read_features(dataset), strict=True):
+    for clip, features in zip(CLIPS, feature_sets.read_features(dataset), strict=True):
         assert list(features) == sorted(WIDTHS)
         for encoder, array in features.items():
             np.testing.assert_array_equal(array, written[clip, encoder].astype(np.float16))
@@ -101,11 +101,11 @@ def test_test_clips_are_unlabelled(distribution):
     assert dataset["clip"][:] == ["test_0001", "test_0002", "test_0594"]
     assert dataset["fold"][:] == [-1] * 3
     assert np.array_equal(dataset["labels"][:], np.full((3, 6), -100.0))
-    assert blemore.encoder_widths(dataset) == {"WavLM_large": 5, "HiCMAE": 4}
-    features = blemore.read_features(dataset, [2])[0]
+    assert feature_sets.encoder_widths(dataset) == {"WavLM_large": 5, "HiCMAE": 4}
+    features = feature_sets.read_features(dataset, [2])[0]
     np.testing.assert_array_equal(features["HiCMAE"], written["test_0594", "HiCMAE"])
     dataset = build(root, split="test", aggregate="statistics", overwrite=True)
-    assert blemore.encoder_widths(dataset) == {name: 7 * width for name, width in WIDTHS.items()}
+    assert feature_sets.encoder_widths(dataset) == {name: 7 * width for name, width in WIDTHS.items()}
 
 
 def test_missing_files_are_an_error_or_null(distribution):
@@ -119,7 +119,7 @@ def test_missing_files_are_an_error_or_null(distribution):
     assert not (root.parent / "built").exists()
     dataset = build(root, allow_missing=True)
     assert dataset[2]["features"]["HiCMAE"] is None
-    assert list(blemore.read_features(dataset, [2])[0]) == ["OpenFace_3", "VideoMAEv2", "WavLM_large"]
+    assert list(feature_sets.read_features(dataset, [2])[0]) == ["OpenFace_3", "VideoMAEv2", "WavLM_large"]
     with pytest.raises(FileNotFoundError, match=f"clip '{CLIPS[2]}': found no feature file"):
         build(root, allow_missing=True, encoders=["HiCMAE"], overwrite=True)
 
@@ -151,7 +151,7 @@ def test_auto_dtype_follows_the_first_clip_and_float32_never_narrows(distributio
     dataset = build(root)
     kinds = {name: kind.feature.feature.dtype for name, kind in dataset.features["features"].items()}
     assert kinds == {**dict.fromkeys(WIDTHS, "float16"), "WavLM_large": "float32"}
-    assert blemore.read_features(dataset, [0])[0]["WavLM_large"].max() == 1e5
+    assert feature_sets.read_features(dataset, [0])[0]["WavLM_large"].max() == 1e5
     np.save(train_file(root, "WavLM_large", CLIPS[0]), np.ones((2, 5), np.float16))
     with pytest.raises(ValueError, match=f"{CLIPS[1]}.npy: found float32, expected float16 as in the first clip"):
         build(root, feature_dtype="float32", overwrite=True)
@@ -200,8 +200,8 @@ def files_of(folder):
 
 def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(distribution, monkeypatch):
     root, _ = distribution
-    monkeypatch.setattr(dataset_writing, "CLIPS_PER_PART", 3)
-    reference = blemore.build_distribution_dataset(root, root.parent / "reference", progress=False)
+    monkeypatch.setattr(writing, "CLIPS_PER_PART", 3)
+    reference = feature_sets.build_distribution_dataset(root, root.parent / "reference", progress=False)
     read = []
     load = FeatureFileReader._load
 
@@ -253,22 +253,22 @@ def test_existing_outputs_are_left_alone(distribution):
         build(root)
     assert files_of(output) == before
     second = build(root, encoders=["WavLM_large"], overwrite=True)
-    assert blemore.encoder_widths(second) == {"WavLM_large": 5}
+    assert feature_sets.encoder_widths(second) == {"WavLM_large": 5}
     assert first._fingerprint != second._fingerprint
     assert sorted(path.name for path in root.parent.iterdir()) == ["blemore", "built"]
 
 
 def test_large_clips_leave_the_memory_batch_by_batch(distribution, monkeypatch):
     root, written = distribution
-    monkeypatch.setattr(dataset_writing, "_BATCH_BYTES", 100)
+    monkeypatch.setattr(writing, "_BATCH_BYTES", 100)
     batches = []
-    encode = dataset_writing.encode_clips
+    encode = writing.encode_clips
     monkeypatch.setattr(
-        dataset_writing, "encode_clips", lambda clips, schema: batches.append(len(clips)) or encode(clips, schema)
+        writing, "encode_clips", lambda clips, schema: batches.append(len(clips)) or encode(clips, schema)
     )
     dataset = build(root)
     assert sum(batches) == len(CLIPS) and len(batches) > 3
-    for clip, features in zip(CLIPS, blemore.read_features(dataset), strict=True):
+    for clip, features in zip(CLIPS, feature_sets.read_features(dataset), strict=True):
         np.testing.assert_array_equal(features["HiCMAE"], written[clip, "HiCMAE"].astype(np.float16))
 
 
@@ -302,4 +302,4 @@ def test_folders_of_the_first_version_still_load(distribution):
     state |= {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "0123456789abcdef"}
     state |= {"_format_kwargs": {}, "_output_all_columns": False}
     (folder / "state.json").write_text(json.dumps(state))
-    assert blemore.load_features(folder)[:] == dataset[:]
+    assert feature_sets.load_features(folder)[:] == dataset[:]
