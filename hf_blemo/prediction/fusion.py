@@ -150,7 +150,7 @@ def results(
     blends = processor.post_process_blends(values, **decoding)
     encoders = list(members[0][0].config.encoders)
     return [
-        {"clip": clip, **result_of_row(values, row, blends[row], encoders, top_labels)}
+        {"clip": clip, **result_of_row(values, row, blends[row], encoders, processor.label_space, top_labels)}
         for row, clip in enumerate(clips)
     ]
 

@@ -7,11 +7,12 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .label_space_rank_aware_fusion import BLEMORE_SPACE, EMOTIONS, LabelSpace
+
 MODALITIES = ("video", "audio", "audiovisual")
 POOLINGS = ("mean", "statistics", "attention")
 TRANSFORMS = ("none", "log_softmax")
 NUM_STATISTICS = 7
-EMOTIONS = ("ang", "disg", "fea", "hap", "sad", "neu")
 ENCODER_DEFAULTS = {"modality": "video", "pooling": "mean", "transform": "none"}
 # For packages that extract features; kept with the model, so that it knows how its inputs are extracted.
 ENCODER_PROVENANCE = ("model_id", "revision", "extraction")
@@ -49,12 +50,32 @@ def _complete(name: str, options: Any) -> dict[str, Any]:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"encoders[{name!r}]: 'feature_size' must be a positive integer, found {size!r}")
     complete = {**ENCODER_DEFAULTS, **options}
-    for key, choices in (("modality", MODALITIES), ("pooling", POOLINGS), ("transform", TRANSFORMS)):
+    if not isinstance(complete["modality"], str) or not complete["modality"].strip():
+        raise ValueError(f"encoders[{name!r}]: expected a word as modality, found {complete['modality']!r}")
+    for key, choices in (("pooling", POOLINGS), ("transform", TRANSFORMS)):
         if complete[key] not in choices:
             raise ValueError(f"encoders[{name!r}]: {key} {complete[key]!r} is not one of {', '.join(choices)}")
     if not isinstance(complete.get("extraction", {}), dict):
         raise ValueError(f"encoders[{name!r}]: 'extraction' must be a dict, found {complete['extraction']!r}")
     return complete
+
+
+def label_names(id2label: Any) -> list[str]:
+    """Lists the names of labels in order.
+
+    Args:
+        id2label: place -> name; the places may be words, as they are in files.
+
+    Raises:
+        ValueError: the places are not 0, 1, 2, ...
+    """
+    try:
+        names = {int(place): name for place, name in id2label.items()}
+    except (AttributeError, TypeError, ValueError):
+        names = {}
+    if not names or sorted(names) != list(range(len(names))):
+        raise ValueError(f"id2label must map 0, 1, 2, ... to the names, found {id2label!r}")
+    return [names[place] for place in range(len(names))]
 
 
 @strict
@@ -71,12 +92,19 @@ class RankAwareFusionConfig(PreTrainedConfig):
     | a single encoder | any, with one entry in `encoders` | | |
 
     Args:
-        encoders: encoder name -> `{"feature_size": D, "modality": "video" | "audio" | "audiovisual",
-            "pooling": "mean" | "statistics" | "attention", "transform": "none" | "log_softmax"}`; optionally the Hub
-            `model_id` and `revision` the features come from, and the options of their `extraction`. `statistics` is
-            the official seven (mean, standard deviation, percentiles 10, 25, 50, 75, 90). `log_softmax` is for inputs
-            that are another model's logits.
+        encoders: encoder name -> `{"feature_size": D, "modality": word, "pooling": "mean" | "statistics" |
+            "attention", "transform": "none" | "log_softmax"}`; optionally the Hub `model_id` and `revision` the
+            features come from, and the options of their `extraction`. A modality is any word; clips give `video`,
+            `audio` and `audiovisual`. `statistics` is the official seven (mean, standard deviation, percentiles 10,
+            25, 50, 75, 90). `log_softmax` is for inputs that are another model's logits.
             The order of the dict is the order of `encoder_weights`.
+        id2label: place -> name of what is predicted, in order; the six emotions of BlEmoRE by default. `num_labels`
+            and `label2id` follow from it.
+        blend_percents: the splits a blend can have, as of [`LabelSpace`]; an empty list for single labels. By default
+            BlEmoRE's for its six names, and none for others.
+        unblended: names that are no part of a blend; by default `neu` for BlEmoRE's six names, and none for others.
+        label_kind: `valid`: every label is a valid label of the space; `soft`: any distribution over the names.
+        presence_share: a name is present in a label where its share is above this.
         top_n: number of encoders fused per sample; where fewer are present, all of them. With 1, the single weight is
             1 after renormalisation and the gate learns from `gate_loss_weight` and `gate_balance_weight` alone.
         hidden_size: width of the shared latent space.
@@ -121,6 +149,10 @@ class RankAwareFusionConfig(PreTrainedConfig):
         "domain_adaptation_loss",
     ]
 
+    blend_percents: list[list[int]] | None = None
+    unblended: list[str] | None = None
+    label_kind: Literal["valid", "soft"] = "valid"
+    presence_share: float | int = 0.0
     encoders: dict[str, dict] = field(default_factory=dict)
     encoder_order: list[str] | None = None
     top_n: int = 3
@@ -160,9 +192,45 @@ class RankAwareFusionConfig(PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)
         self.encoders = complete_encoders(self.encoders, self.encoder_order)
         self.encoder_order = list(self.encoders)
-        kwargs.setdefault("id2label", dict(enumerate(EMOTIONS)))
-        kwargs.setdefault("label2id", {name: index for index, name in enumerate(EMOTIONS)})
+        self._name_labels(kwargs)
         super().__post_init__(**kwargs)
+
+    def _name_labels(self, kwargs: dict[str, Any]) -> None:
+        """Completes the names of the labels and how they blend, before transformers fills in names of its own."""
+        number = kwargs.get("num_labels")
+        if self.id2label is None:
+            if number not in (None, len(EMOTIONS)):
+                raise ValueError(
+                    f"num_labels is {number}, but without id2label there are the {len(EMOTIONS)} names "
+                    f"{', '.join(EMOTIONS)}: give id2label, the names in order"
+                )
+            self.id2label = dict(enumerate(EMOTIONS))
+        names = label_names(self.id2label)
+        if number not in (None, len(names)):
+            raise ValueError(f"num_labels is {number}, but id2label has the {len(names)} names {', '.join(names)}")
+        places = {name: place for place, name in enumerate(names)}
+        if self.label2id is None:
+            self.label2id = places
+        default = BLEMORE_SPACE if tuple(names) == EMOTIONS else None
+        if self.blend_percents is None:
+            self.blend_percents = [list(split) for split in default.blend_percents] if default else []
+        if self.unblended is None:
+            self.unblended = list(default.unblended) if default else []
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """What is predicted: the names and the valid labels."""
+        return LabelSpace(label_names(self.id2label), self.blend_percents or (), self.unblended or ())
+
+    def validate_labels(self):
+        """Checks that names, splits and unblended names fit together, and that a share is a share."""
+        if self.blend_percents is not None:
+            self.label_space  # noqa: B018
+        places = {name: place for place, name in enumerate(label_names(self.id2label))} if self.id2label else {}
+        if dict(self.label2id or places) != places:
+            raise ValueError(f"label2id is {self.label2id}, but id2label gives {places}: give both, or id2label alone")
+        if not 0 <= self.presence_share < 1:
+            raise ValueError(f"presence_share must be in [0, 1), found {self.presence_share}")
 
     def validate_sizes(self):
         """Checks that sizes are positive and rates are rates."""

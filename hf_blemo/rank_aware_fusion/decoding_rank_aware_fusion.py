@@ -1,7 +1,7 @@
-"""From probabilities to blends: the benchmark's thresholds and the decoding that maximises the expected Score.
+"""From probabilities to predictions over any label space: expected score, thresholds, or the distribution itself.
 
-The family travels to the Hub alone, so the two rules stand here beside `hf_blemo.blemore.decoding`; a test holds the
-two against each other.
+For the space of BlEmoRE the first two are the rules of `hf_blemo.blemore.decoding`; a test holds them against each
+other.
 """
 
 from collections.abc import Mapping
@@ -9,92 +9,116 @@ from typing import Any
 
 import numpy as np
 
-from .configuration_rank_aware_fusion import EMOTIONS
+from .label_space_rank_aware_fusion import BLEMORE_SPACE, Blend, LabelSpace
 
-NEUTRAL = EMOTIONS.index("neu")
+DECODINGS = ("expected_score", "thresholds", "soft")
 # Share of blends among the 3,050 clips of BlEmoRE.
 BLEND_SHARE = 1660 / 3050
 
-_SALIENCES = (70.0, 50.0, 30.0)
+
+def default_blend_share(space: LabelSpace) -> float:
+    """The share of blends to assume where none was measured: BlEmoRE's own for its space, else a half."""
+    if space == BLEMORE_SPACE:
+        return BLEND_SHARE
+    return 0.5 if space.blend_percents else 0.0
 
 
-def _single(emotion: int) -> list[dict[str, str | float]]:
-    return [{"emotion": EMOTIONS[emotion], "salience": 100.0}]
+def decode_thresholds(
+    probabilities: np.ndarray, alpha: float, beta: float, space: LabelSpace = BLEMORE_SPACE
+) -> list[Blend]:
+    """Decodes by thresholds; for the space of BlEmoRE these are the official rules.
 
-
-def _blend(first: int, second: int, salience: float) -> list[dict[str, str | float]]:
-    return [
-        {"emotion": EMOTIONS[first], "salience": salience},
-        {"emotion": EMOTIONS[second], "salience": 100.0 - salience},
-    ]
-
-
-# The 36 valid labels in the order of `joint_probabilities`; to be copied before they are handed out.
-LABELS = [
-    *(_single(emotion) for emotion in range(len(EMOTIONS))),
-    *(
-        _blend(first, second, salience)
-        for first in range(NEUTRAL)
-        for second in range(first + 1, NEUTRAL)
-        for salience in _SALIENCES
-    ),
-]
-LABEL_PERCENT = np.array(
-    [[{part["emotion"]: part["salience"] for part in label}.get(name, 0) for name in EMOTIONS] for label in LABELS]
-).astype(np.int64)
-
-
-def decode_thresholds(probabilities: np.ndarray, alpha: float, beta: float) -> list[list[dict[str, str | float]]]:
-    """Decodes by the official thresholds.
+    The most probable names are kept, as many as the largest set of the space has, and of them those that reach alpha,
+    at least one. A name that never blends stands alone if it is the most probable of them, and is dropped otherwise
+    (on a tie too). The set gets the even split where its probabilities differ by at most beta, else the nearest of the
+    other splits of its size to the renormalised probabilities; without one of its size it loses its least probable
+    name.
 
     Args:
-        probabilities: (B, 6).
-        alpha: presence threshold; an emotion below it is not predicted.
-        beta: salience threshold; a difference of at most this much is a 50/50 blend.
+        probabilities: (B, C).
+        alpha: presence threshold; a name below it is not predicted.
+        beta: salience threshold; a difference of at most this much is an even split.
+        space: the names and the valid labels.
 
     Returns:
-        One or two emotions with their salience in per cent for each sample.
+        For each sample the names predicted, with their salience in per cent.
 
-    Source: BlEmoRE, arXiv 2601.13225.
+    Source: BlEmoRE, arXiv 2601.13225; sets of other sizes and other splits are ours.
     """
     # The official code compares in the precision of the probabilities.
     alpha, beta = probabilities.dtype.type(alpha), probabilities.dtype.type(beta)
-    predictions = []
-    for row, order in zip(probabilities, np.argsort(-probabilities, axis=1, kind="stable"), strict=True):
-        best, second = order[:2]
-        if row[second] < alpha or row[second] <= 0:
-            chosen = best
-        elif NEUTRAL in (best, second):
-            other = second if best == NEUTRAL else best
-            chosen = other if row[other] >= row[NEUTRAL] else NEUTRAL
-        else:
-            first, second = sorted((best, second))
-            difference = row[first] - row[second]
-            salience = 50.0 if abs(difference) <= beta else (70.0 if difference > 0 else 30.0)
-            predictions.append(_blend(first, second, salience))
-            continue
-        predictions.append(_single(chosen))
-    return predictions
+    orders = np.argsort(-probabilities, axis=1, kind="stable")[:, : space.largest_set]
+    never = np.array([name in space.unblended for name in space.names])
+    blends = []
+    for row, order in zip(probabilities, orders, strict=True):
+        kept = [order[0], *(place for place in order[1:] if row[place] >= alpha and row[place] > 0)]
+        blending = [place for place in kept if not never[place]]
+        if len(kept) > 1:
+            kept = blending if blending and row[blending[0]] >= row[kept[0]] or not never[kept[0]] else kept[:1]
+        while not space.splits(len(kept)):
+            kept.pop()
+        places = sorted(kept)
+        blends.append(space.blend(space.index(places, _split(row[places], beta, space))))
+    return blends
 
 
-def decode_expected_score(joint: np.ndarray, blend_share: float = BLEND_SHARE) -> list[list[dict[str, str | float]]]:
-    """Decodes to the valid label with the highest expected Score.
+def _split(values: np.ndarray, beta: Any, space: LabelSpace) -> tuple[int, ...]:
+    """The split of a set whose names have these probabilities."""
+    splits = space.splits(len(values))
+    even = [split for split in splits if max(split) - min(split) <= 1]
+    if even and values.max() - values.min() <= beta:
+        return even[0]
+    others = [split for split in splits if split not in even] or splits
+    shares = values.astype(np.float64) / values.sum(dtype=np.float64)
+    return min(others, key=lambda split: np.abs(shares - np.array(split) / 100).sum())
+
+
+def decode_expected_score(
+    joint: np.ndarray, blend_share: float = BLEND_SHARE, space: LabelSpace = BLEMORE_SPACE
+) -> list[Blend]:
+    """Decodes to the valid label with the highest expected score.
+
+    A right set is worth 0.5 / N, a right blend label another 0.5 / N_blends: for the space of BlEmoRE that is its
+    Score. Without blends it is the most probable label.
 
     Args:
-        joint: (B, 36) probabilities of the valid labels.
-        blend_share: share of true blends among the clips to be scored.
+        joint: (B, L) probabilities of the valid labels.
+        blend_share: share of true blends among the clips to be scored, from 0 to 1; with 0 only sets count.
+        space: the names and the valid labels.
 
     Returns:
-        One or two emotions with their salience in per cent for each sample.
+        For each sample a valid label.
 
-    Source: the Score of BlEmoRE (a right set is worth 0.5 / N, a right blend label another 0.5 / N_blends).
+    Raises:
+        ValueError: the share is not from 0 to 1.
+
+    Source: the Score of BlEmoRE, arXiv 2601.13225; the rule is ours.
     """
+    if not 0 <= blend_share <= 1:
+        raise ValueError(f"blend_share: found {blend_share}, expected a share from 0 to 1")
     # In float64, as the benchmark's room does: float32 can break near ties the other way.
     joint = joint.astype(np.float64)
-    blends = joint[:, 6:].reshape(len(joint), -1, len(_SALIENCES))
-    blend_score = 0.5 * blends.sum(-1, keepdims=True) + 0.5 * blends / blend_share
-    best = np.concatenate([0.5 * joint[:, :6], blend_score.reshape(len(joint), -1)], 1).argmax(1)
-    return [[dict(part) for part in LABELS[index]] for index in best]
+    names = len(space.names)
+    parts, start = [0.5 * joint[:, :names]], names
+    for size, count in space.num_sets.items():
+        labels = joint[:, start : start + count * len(space.splits(size))].reshape(len(joint), count, -1)
+        score = 0.5 * labels.sum(-1, keepdims=True) + (0.5 * labels / blend_share if blend_share > 0 else 0 * labels)
+        parts.append(score.reshape(len(joint), -1))
+        start += parts[-1].shape[1]
+    return [space.blend(index) for index in np.concatenate(parts, 1).argmax(1)]
+
+
+def decode_soft(probabilities: np.ndarray, space: LabelSpace = BLEMORE_SPACE) -> list[Blend]:
+    """The distribution itself: every name with its share in per cent.
+
+    Args:
+        probabilities: (B, C), rows that sum to 1.
+        space: the names.
+    """
+    return [
+        [{"emotion": name, "salience": 100 * value} for name, value in zip(space.names, row, strict=True)]
+        for row in probabilities.tolist()
+    ]
 
 
 def output_probabilities(output: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,8 +128,8 @@ def output_probabilities(output: Mapping[str, Any]) -> dict[str, Any]:
         output: of a [`RankAwareFusionModel`].
 
     Returns:
-        float32: `probabilities`, and `presence` and `salience` of each head alone, (B, 6); `joint_probabilities`
-        (B, 36); `encoder_weights` (B, E).
+        float32: `probabilities`, and `presence` and `salience` of each head alone, (B, C); `joint_probabilities`
+        (B, L); `encoder_weights` (B, E).
     """
     return {
         "probabilities": output["probabilities"].float(),

@@ -10,28 +10,29 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_rank_aware_fusion import MODALITIES, RankAwareFusionConfig
-from .decoding_rank_aware_fusion import LABEL_PERCENT
 from .domain_adaptation_rank_aware_fusion import RankAwareFusionDomainAdaptation
+from .label_space_rank_aware_fusion import LabelSpace
 from .pooling_rank_aware_fusion import RankAwareFusionPooling
 
 IGNORED_LABEL = -100
 
 
-def _label_percent() -> torch.Tensor:
-    """The 36 valid labels, (36, 6): integers stay exact where the model is cast to a lower precision."""
-    return torch.tensor(LABEL_PERCENT)
+def _label_percent(space: LabelSpace) -> torch.Tensor:
+    """The valid labels, (L, C): integers stay exact where the model is cast to a lower precision."""
+    return torch.tensor(space.percent)
 
 
 @dataclass
 class RankAwareFusionOutput(ModelOutput):
-    """What [`RankAwareFusionModel`] returns; B samples, E encoders in the order of `config.encoders`.
+    """What [`RankAwareFusionModel`] returns; B samples, E encoders in the order of `config.encoders`,
+    C names and L valid labels in the order of `config.label_space`.
 
     Args:
         loss: scalar, when `labels` were given.
-        probabilities: (B, 6), the fused probabilities of the emotions, summing to 1.
-        presence_logits: (B, 6).
-        salience_logits: (B, 6).
-        joint_probabilities: (B, 36), over the valid labels in the order of `blemore.LABELS`.
+        probabilities: (B, C), the fused probabilities of the names, summing to 1.
+        presence_logits: (B, C).
+        salience_logits: (B, C).
+        joint_probabilities: (B, L), over the valid labels.
         encoder_weights: (B, E), the gate's softmax over the encoders that are present.
         selected_encoders: (B, top_n) int64, the fused encoders in rank order; -1 where fewer are present.
         fused_features: (B, H), input of the heads and the domain adaptation.
@@ -159,8 +160,13 @@ class _Heads(nn.Module):
     def __init__(self, config: RankAwareFusionConfig):
         super().__init__()
         self.kind = config.head_fusion
-        self.presence = nn.Linear(config.hidden_size, 6)
-        self.salience = nn.Linear(config.hidden_size, 6)
+        self.presence_share = float(config.presence_share)
+        space = config.label_space
+        self.num_names, self.num_labels = len(space.names), len(space)
+        # Any distribution over names that do not blend is one over the valid labels; with blends there is no such one.
+        self.soft = config.label_kind == "soft" and self.num_labels == self.num_names
+        self.presence = nn.Linear(config.hidden_size, self.num_names)
+        self.salience = nn.Linear(config.hidden_size, self.num_names)
         self.initial_exponent = float(config.head_exponent)
         exponent = torch.tensor(0.0)
         if config.learn_head_exponent and self.kind == "geometric":
@@ -168,9 +174,11 @@ class _Heads(nn.Module):
         else:
             self.register_buffer("exponent_logit", exponent)
         self.joint_scale = nn.Parameter(torch.zeros(2))
-        self.joint_bias = nn.Parameter(torch.zeros(36))
-        self.interaction = nn.Linear(config.hidden_size, 36, bias=False) if config.joint_interaction else None
-        self.register_buffer("label_percent", _label_percent())
+        self.joint_bias = nn.Parameter(torch.zeros(self.num_labels))
+        self.interaction = None
+        if config.joint_interaction:
+            self.interaction = nn.Linear(config.hidden_size, self.num_labels, bias=False)
+        self.register_buffer("label_percent", _label_percent(space))
 
     def forward(self, fused: torch.Tensor) -> dict[str, torch.Tensor]:
         """Predicts from fused features (..., H), in float32.
@@ -185,7 +193,7 @@ class _Heads(nn.Module):
         log_salience = salience.log_softmax(-1)
         labels = self.label_percent.float() / 100
         sets = (labels > 0).float()
-        energy = self.joint_bias.float().expand(*fused.shape[:-1], 36)
+        energy = self.joint_bias.float().expand(*fused.shape[:-1], self.num_labels)
         presence_scale, salience_scale = self.joint_scale.float().exp()
         if self.kind != "salience":
             energy = energy + presence_scale * (log_present @ sets.T + log_absent @ (1 - sets).T)
@@ -208,18 +216,25 @@ class _Heads(nn.Module):
         }
 
     def losses(self, heads: dict[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Unweighted, of each row: mean binary cross-entropy of the six, KL divergences of both distributions from the
-        soft label, negative log-likelihood of the nearest valid label."""
-        present = (labels > 0).float()
+        """Unweighted, of each row: mean binary cross-entropy of the names, KL divergences of both distributions from
+        the soft label, and the negative log-likelihood of the nearest valid label: its expectation under the soft
+        label where `label_kind` is `soft` and nothing blends."""
+        present = (labels > self.presence_share).float()
         entropy = torch.special.xlogy(labels, labels).sum(-1)
         nearest = (labels.unsqueeze(-2) - self.label_percent.float() / 100).abs().sum(-1).argmin(-1)
+        joint = -(labels * heads["log_joint"]).sum(-1) if self.soft else _picked(heads["log_joint"], nearest)
         presence = nn.functional.binary_cross_entropy_with_logits(heads["presence_logits"], present, reduction="none")
         return {
             "presence": presence.mean(-1),
             "salience": entropy - (labels * heads["salience_logits"].log_softmax(-1)).sum(-1),
             "alignment": entropy - (labels * heads["log_probabilities"]).sum(-1),
-            "joint": -heads["log_joint"].gather(-1, nearest.unsqueeze(-1)).squeeze(-1),
+            "joint": joint,
         }
+
+
+def _picked(log_joint: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of labels (...) under (..., L)."""
+    return -log_joint.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 class RankAwareFusionPreTrainedModel(PreTrainedModel):
@@ -260,7 +275,7 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
             init.constant_(module.exponent_logit, torch.tensor(module.initial_exponent).logit().item())
             init.zeros_(module.joint_scale)
             init.zeros_(module.joint_bias)
-            init.copy_(module.label_percent, _label_percent())
+            init.copy_(module.label_percent, _label_percent(self.config.label_space))
             if module.interaction is not None:
                 init.zeros_(module.interaction.weight)
 
@@ -312,7 +327,9 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         self.fusion = _Fusion(config)
         self.heads = _Heads(config)
         self.discriminators = RankAwareFusionDomainAdaptation(config)
-        self.modality_indices = [MODALITIES.index(options["modality"]) for options in config.encoders.values()]
+        found = [options["modality"] for options in config.encoders.values()]
+        modalities = list(dict.fromkeys((*MODALITIES, *found)))
+        self.modality_indices = [modalities.index(modality) for modality in found]
         self.post_init()
 
     def train(self, mode: bool = True) -> Any:
@@ -469,7 +486,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                 Encoders may be missing.
             feature_mask: encoder name -> (B, T) bool, true at valid steps ((B, 1) for pooled vectors); a row without
                 one marks the encoder as absent in that sample. Without an entry all steps are valid.
-            labels: (B, 6) soft labels; a row of -100 is unlabelled and takes part in domain adaptation only.
+            labels: (B, C) soft labels; a row of -100 is unlabelled and takes part in domain adaptation only.
 
         Returns:
             [`RankAwareFusionOutput`].

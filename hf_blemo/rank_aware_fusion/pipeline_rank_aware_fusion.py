@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from .configuration_rank_aware_fusion import EMOTIONS
-from .decoding_rank_aware_fusion import LABELS, output_probabilities
+from .decoding_rank_aware_fusion import output_probabilities
+from .label_space_rank_aware_fusion import LabelSpace
 
 TASK = "blended-emotion-recognition"
 FEATURE_SUFFIX = ".npy"
@@ -18,7 +18,7 @@ DECODING_PARAMETERS = ("decoding", "alpha", "beta", "blend_share")
 
 
 class BlendedEmotionRecognitionPipeline(Pipeline):
-    """Recognises which one or two emotions a clip shows, how much of each, and which encoders it relied on.
+    """Recognises which emotions, or other names, a clip shows, how much of each, and which encoders it relied on.
 
     ```text
     recognise = pipeline("blended-emotion-recognition", model="owner/fusion")
@@ -32,10 +32,10 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
             (streamed or not), or a folder of such folders, one per clip, or one per encoder with a file per clip.
         batch_size: clips at once; 1 by default.
         decoding, alpha, beta, blend_share: as of the processor's `post_process_blends`.
-        top_labels: how many of the 36 labels to list with their probabilities; none by default.
+        top_labels: how many of the valid labels to list with their probabilities; none by default.
 
     Returns of a call:
-        For a clip `blend` ([{"emotion": str, "salience": per cent}, ...]), `probabilities` (emotion -> float),
+        For a clip `blend` ([{"emotion": str, "salience": per cent}, ...]), `probabilities` (name -> float),
         `presence` and `salience` (the same, by each head alone), `encoder_weights` (encoder -> float),
         `selected_encoders` (names in rank order), `clip` where it had a name, and with `top_labels` `labels`
         ([{"blend": ..., "probability": float}, ...]). For many a list; for generators and data sets an iterator that
@@ -68,8 +68,9 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
             known = ", ".join((*DECODING_PARAMETERS, "top_labels"))
             raise ValueError(f"{TASK}: unknown parameter {sorted(unknown)[0]!r}, expected some of {known}")
         if top_labels is not None:
-            if not 0 < top_labels <= len(LABELS):
-                raise ValueError(f"top_labels must be from 1 to {len(LABELS)}, found {top_labels}")
+            most = len(self.processor.label_space)
+            if not 0 < top_labels <= most:
+                raise ValueError(f"top_labels must be from 1 to {most}, found {top_labels}")
             kwargs["top_labels"] = top_labels
         return {}, {}, {name: value for name, value in kwargs.items() if value is not None}
 
@@ -141,12 +142,12 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
         top_labels = parameters.get("top_labels")
         output = model_outputs["output"]
         blends = self.processor.post_process_blends(output, **decoding)
-        encoders = list(self.model.config.encoders)
+        encoders, space = list(self.model.config.encoders), self.processor.label_space
         values = {**output_probabilities(output), "selected_encoders": output["selected_encoders"]}
         results = []
         for row, (clip, found) in enumerate(zip(model_outputs["clips"], blends, strict=True)):
             result: dict[str, Any] = {} if clip is None else {"clip": clip}
-            results.append(result | result_of_row(values, row, found, encoders, top_labels))
+            results.append(result | result_of_row(values, row, found, encoders, space, top_labels))
         return results
 
 
@@ -155,31 +156,33 @@ def result_of_row(
     row: int,
     found: list[dict[str, Any]],
     encoders: Sequence[str],
+    space: LabelSpace,
     top_labels: int | None = None,
 ) -> dict[str, Any]:
     """Makes the result of one clip of a batch.
 
     Args:
-        values: `probabilities`, `presence`, `salience` (B, 6), `encoder_weights` (B, E), `selected_encoders` (B, n),
-            `joint_probabilities` (B, 36).
+        values: `probabilities`, `presence`, `salience` (B, C), `encoder_weights` (B, E), `selected_encoders` (B, n),
+            `joint_probabilities` (B, L).
         row: of the clip.
         found: its blend.
         encoders: names of the columns of `encoder_weights`.
-        top_labels: how many of the 36 labels to list.
+        space: the names and the valid labels.
+        top_labels: how many of the valid labels to list.
 
     Returns:
         A result as of [`BlendedEmotionRecognitionPipeline`], numbers as Python has them.
     """
     result: dict[str, Any] = {"blend": found}
     for name in ("probabilities", "presence", "salience"):
-        result[name] = dict(zip(EMOTIONS, values[name][row].float().tolist(), strict=True))
+        result[name] = dict(zip(space.names, values[name][row].float().tolist(), strict=True))
     result["encoder_weights"] = dict(zip(encoders, values["encoder_weights"][row].float().tolist(), strict=True))
     selected = values["selected_encoders"][row].tolist()
     result["selected_encoders"] = [encoders[place] for place in selected if place >= 0]
     if top_labels is not None:
         top, places = values["joint_probabilities"][row].float().topk(top_labels)
         result["labels"] = [
-            {"blend": [dict(part) for part in LABELS[place]], "probability": value}
+            {"blend": space.blend(place), "probability": value}
             for place, value in zip(places.tolist(), top.tolist(), strict=True)
         ]
     return result

@@ -8,11 +8,15 @@ import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .configuration_rank_aware_fusion import complete_encoders
-from .decoding_rank_aware_fusion import BLEND_SHARE, LABEL_PERCENT, decode_expected_score, decode_thresholds
-from .modeling_rank_aware_fusion import IGNORED_LABEL
-
-DECODINGS = ("expected_score", "thresholds")
+from .configuration_rank_aware_fusion import RankAwareFusionConfig, complete_encoders
+from .decoding_rank_aware_fusion import (
+    DECODINGS,
+    decode_expected_score,
+    decode_soft,
+    decode_thresholds,
+    default_blend_share,
+)  # fmt: skip
+from .label_space_rank_aware_fusion import BLEMORE_SPACE, LABEL_KINDS, UNLABELLED, Blend, LabelSpace
 
 
 class _Batch(BatchFeature):
@@ -38,12 +42,17 @@ class RankAwareFusionProcessor(ProcessorMixin):
 
     Args:
         encoders: as in [`RankAwareFusionConfig`].
-        decoding: how `post_process_blends` decodes: `expected_score` (joint probabilities) or `thresholds`.
+        decoding: how `post_process_blends` decodes: `expected_score` (joint probabilities), `thresholds`, or `soft`
+            (the distribution itself); by default `soft` for soft labels, else `expected_score`.
         alpha, beta: the thresholds of `decoding="thresholds"`.
-        blend_share: share of true blends that `expected_score` assumes.
+        blend_share: share of true blends that `expected_score` assumes, from 0 to 1; by default that of BlEmoRE for
+            its labels, and a half for others that blend.
+        id2label, blend_percents, unblended, label_kind: the labels, as in [`RankAwareFusionConfig`]; those of BlEmoRE
+            by default. [`from_config`] takes them, and the encoders, from a config.
 
     Raises:
-        ValueError: an entry of `encoders` is not valid, or `decoding` is neither of the two.
+        ValueError: an entry of `encoders` is not valid, the labels are not, `decoding` is none of the three, or a
+            number is out of its range.
     """
 
     tokenizer = _NoTokens()
@@ -51,12 +60,25 @@ class RankAwareFusionProcessor(ProcessorMixin):
     def __init__(
         self,
         encoders: dict[str, dict[str, Any]],
-        decoding: str = "expected_score",
+        decoding: str | None = None,
         alpha: float = 0.1,
         beta: float = 0.1,
-        blend_share: float = BLEND_SHARE,
+        blend_share: float | None = None,
         encoder_order: list[str] | None = None,
+        id2label: dict[int, str] | None = None,
+        blend_percents: list[list[int]] | None = None,
+        unblended: list[str] | None = None,
+        label_kind: str = "valid",
     ):
+        if label_kind not in LABEL_KINDS:
+            raise ValueError(f"label_kind {label_kind!r} is not one of {', '.join(LABEL_KINDS)}")
+        self.label_space = _label_space(id2label, blend_percents, unblended)
+        self.id2label = dict(enumerate(self.label_space.names))
+        self.blend_percents = [list(split) for split in self.label_space.blend_percents]
+        self.unblended = list(self.label_space.unblended)
+        self.label_kind = label_kind
+        if decoding is None:
+            decoding = "soft" if label_kind == "soft" else "expected_score"
         if decoding not in DECODINGS:
             raise ValueError(f"decoding {decoding!r} is not one of {', '.join(DECODINGS)}")
         self.encoders = complete_encoders(encoders, encoder_order)
@@ -64,8 +86,26 @@ class RankAwareFusionProcessor(ProcessorMixin):
         self.decoding = decoding
         self.alpha = float(alpha)
         self.beta = float(beta)
-        self.blend_share = float(blend_share)
+        self.blend_share = default_blend_share(self.label_space) if blend_share is None else float(blend_share)
+        _check_shares(alpha=self.alpha, beta=self.beta, blend_share=self.blend_share)
         super().__init__()
+
+    @classmethod
+    def from_config(cls, config: RankAwareFusionConfig, **options: Any) -> "RankAwareFusionProcessor":
+        """Makes the processor of a model: its encoders and its labels.
+
+        Args:
+            config: of the model.
+            options: `decoding`, `alpha`, `beta` and `blend_share`.
+        """
+        return cls(
+            config.encoders,
+            id2label=config.id2label,
+            blend_percents=config.blend_percents,
+            unblended=config.unblended,
+            label_kind=config.label_kind,
+            **options,
+        )
 
     def _check(self, name: str, values: Any, where: str) -> np.ndarray:
         """One encoder of one sample as (T, D) float32."""
@@ -98,26 +138,16 @@ class RankAwareFusionProcessor(ProcessorMixin):
             )
         return array
 
-    @staticmethod
-    def _labels(labels: Sequence[Any], num_samples: int, names: Sequence[str]) -> torch.Tensor:
+    def _labels(self, labels: Sequence[Any], num_samples: int, names: Sequence[str]) -> torch.Tensor:
         if len(labels) != num_samples:
             raise ValueError(f"expected one row of labels per sample, found {len(labels)} for {num_samples} samples")
-        rows = torch.full((num_samples, 6), float(IGNORED_LABEL))
-        valid = LABEL_PERCENT / 100
-        for index, given in enumerate(labels):
-            if given is None:
-                continue
+        rows = []
+        for name, given in zip(names, labels, strict=True):
             try:
-                row = np.asarray(given, dtype=np.float32)
-            except (TypeError, ValueError):
-                row = np.empty(0, dtype=np.float32)
-            if row.shape != (6,) or not ((row == IGNORED_LABEL).all() or (np.abs(valid - row).max(1) < 1e-3).any()):
-                raise ValueError(
-                    f"{names[index]}: labels {given!r} are no valid blend; expected one emotion, two of the "
-                    f"first five at 70/30, 50/50 or 30/70, or {IGNORED_LABEL} six times for an unlabelled sample"
-                )
-            rows[index] = torch.from_numpy(row)
-        return rows
+                rows.append(self.label_space.shares(given, self.label_kind))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}, or {UNLABELLED:.0f} everywhere for an unlabelled sample") from None
+        return torch.from_numpy(np.stack(rows)).float()
 
     def __call__(
         self,
@@ -131,17 +161,18 @@ class RankAwareFusionProcessor(ProcessorMixin):
         Args:
             samples: for each sample, encoder name -> (T, D) or (D,) array; an absent encoder is left out or None.
                 A single sample may be given without a list.
-            labels: (B, 6) soft labels; None or -100 six times for an unlabelled row.
+            labels: for each sample a label as of [`LabelSpace.shares`], such as a row of C shares, a name or a class
+                index; None or -100 everywhere for an unlabelled row.
             clips: names of the samples, for error messages.
             return_tensors: must be `"pt"`.
 
         Returns:
             `features` {name: (B, T, D) float32, zero-padded}, `feature_mask` {name: (B, T) bool} and, with `labels`,
-            `labels` (B, 6). An encoder that no sample has is left out.
+            `labels` (B, C) shares. An encoder that no sample has is left out.
 
         Raises:
             ValueError: unknown encoder, wrong width, empty sequence, NaN or infinite values, a sample without any
-                encoder, labels that are no valid blend; the message names the sample.
+                encoder, labels that are none of the space; the message names the sample.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors must be 'pt', found {return_tensors!r}")
@@ -185,29 +216,47 @@ class RankAwareFusionProcessor(ProcessorMixin):
         alpha: float | None = None,
         beta: float | None = None,
         blend_share: float | None = None,
-    ) -> list[list[dict[str, str | float]]]:
+    ) -> list[Blend]:
         """Turns the model's outputs into blends.
 
         Args:
-            outputs: what the model returned (`joint_probabilities` (B, 36) or `probabilities` (B, 6) are read).
+            outputs: what the model returned (`joint_probabilities` (B, L) or `probabilities` (B, C) are read).
             decoding, alpha, beta, blend_share: override the processor's own.
 
         Returns:
-            For each sample one or two `{"emotion": str, "salience": per cent}`, in the order of the emotions.
+            For each sample a list of `{"emotion": str, "salience": per cent}` in the order of the names: those of a
+            valid label, or all of them where `decoding` is `soft`.
 
         Raises:
-            ValueError: unknown `decoding`.
+            ValueError: unknown `decoding`, or a number out of its range.
         """
         decoding = self.decoding if decoding is None else decoding
+        alpha, beta = (self.alpha if alpha is None else alpha), (self.beta if beta is None else beta)
+        blend_share = self.blend_share if blend_share is None else blend_share
+        _check_shares(alpha=alpha, beta=beta, blend_share=blend_share)
         if decoding == "expected_score":
             joint = outputs["joint_probabilities"].detach().float().cpu().numpy()
-            return decode_expected_score(joint, self.blend_share if blend_share is None else blend_share)
+            return decode_expected_score(joint, blend_share, self.label_space)
+        if decoding not in DECODINGS:
+            raise ValueError(f"decoding {decoding!r} is not one of {', '.join(DECODINGS)}")
+        probabilities = outputs["probabilities"].detach().float().cpu().numpy()
         if decoding == "thresholds":
-            probabilities = outputs["probabilities"].detach().float().cpu().numpy()
-            return decode_thresholds(
-                probabilities, self.alpha if alpha is None else alpha, self.beta if beta is None else beta
-            )
-        raise ValueError(f"decoding {decoding!r} is not one of {', '.join(DECODINGS)}")
+            return decode_thresholds(probabilities, alpha, beta, self.label_space)
+        return decode_soft(probabilities, self.label_space)
+
+
+def _label_space(id2label: Any, blend_percents: Any, unblended: Any) -> LabelSpace:
+    """The labels of a processor, completed as a config completes them."""
+    if id2label is None and blend_percents is None and unblended is None:
+        return BLEMORE_SPACE
+    config = RankAwareFusionConfig(id2label=id2label, blend_percents=blend_percents, unblended=unblended)
+    return config.label_space
+
+
+def _check_shares(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, found {value}")
 
 
 RankAwareFusionProcessor.register_for_auto_class()

@@ -86,7 +86,7 @@ def test_one_model_predicts_as_processor_and_model_do_by_hand(monkeypatch):
         expected = model(**processor(feature_sets.read_features(dataset)))
     read, sizes = feature_sets.read_features, []
     monkeypatch.setattr(
-        blemore, "read_features", lambda data, indices: sizes.append(len(indices)) or read(data, indices)
+        feature_sets, "read_features", lambda data, indices: sizes.append(len(indices)) or read(data, indices)
     )
     # Labels and folds are not needed, and features are read batch by batch.
     features = dataset.select_columns(["clip", "features"])

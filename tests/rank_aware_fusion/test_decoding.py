@@ -8,12 +8,8 @@ import torch
 from drawn_probabilities import KINDS, draw
 
 from hf_blemo import RankAwareFusionProcessor, blemore
-from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import (
-    LABEL_PERCENT,
-    LABELS,
-    decode_expected_score,
-    decode_thresholds,
-)
+from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import decode_expected_score, decode_thresholds
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionOutput
 
 
@@ -36,8 +32,10 @@ def test_expected_score_decodes_as_the_benchmark_does(kind, dtype):
 
 
 def test_labels_are_the_benchmarks_in_its_order():
-    assert list(blemore.LABELS) == LABELS
-    assert (np.rint(100 * blemore.LABEL_MATRIX) == LABEL_PERCENT).all()
+    assert list(blemore.LABELS) == [BLEMORE_SPACE.blend(index) for index in range(len(BLEMORE_SPACE))]
+    assert BLEMORE_SPACE.names == blemore.EMOTIONS and tuple(BLEMORE_SPACE.sets) == blemore.EMOTION_SETS
+    assert (np.rint(100 * blemore.LABEL_MATRIX) == BLEMORE_SPACE.percent).all()
+    assert (BLEMORE_SPACE.set_of_label == blemore.LABEL_SETS).all()
 
 
 @pytest.mark.parametrize("decode", ["thresholds", "expected_score"])
@@ -76,7 +74,7 @@ def test_the_processors_own_decoding_is_the_default_and_zero_overrides_it(encode
 
 
 def test_an_unknown_decoding_is_refused(encoders, output):
-    with pytest.raises(ValueError, match="decoding 'argmax' is not one of expected_score, thresholds"):
+    with pytest.raises(ValueError, match="decoding 'argmax' is not one of expected_score, thresholds, soft"):
         RankAwareFusionProcessor(encoders, decoding="argmax")
-    with pytest.raises(ValueError, match="decoding 'argmax' is not one of expected_score, thresholds"):
+    with pytest.raises(ValueError, match="decoding 'argmax' is not one of expected_score, thresholds, soft"):
         RankAwareFusionProcessor(encoders).post_process_blends(output, decoding="argmax")
