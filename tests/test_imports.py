@@ -23,7 +23,7 @@ _TABLE = {
     "built_in": "_registration blemore errors feature_sets files",
     "loading": "errors",
     "media": "errors",
-    "metrics": "blemore",
+    "metrics": "_registration blemore rank_aware_fusion",
     "programs": "errors files",
     "encoders": "_registration errors files loading media",
     "pairs": "_registration built_in clip_rd errors files loading",

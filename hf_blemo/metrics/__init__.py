@@ -1,15 +1,33 @@
-"""The metrics of BlEmoRE as modules of `evaluate`, by class or by path."""
+"""Measures of predictions over any label space, and as modules of `evaluate`, by class or by path."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .acc_presence import AccPresence
-from .acc_salience import AccSalience
-from .blemore_score import BlemoreScore
-from .saliences import blends_to_saliences
+from hf_blemo._registration import lazy_names
+
+if TYPE_CHECKING:
+    from .acc_presence import AccPresence
+    from .acc_salience import AccSalience
+    from .blemore_score import BlemoreScore
+    from .measures import LOWER_IS_BETTER, blends_to_saliences, measure
 
 _NAMES = ("acc_presence", "acc_salience", "blemore_score")
 
-__all__ = ["AccPresence", "AccSalience", "BlemoreScore", "blends_to_saliences", "metric_path"]
+__all__ = [
+    "LOWER_IS_BETTER", "AccPresence", "AccSalience", "BlemoreScore", "blends_to_saliences", "measure", "metric_path",
+]  # fmt: skip
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AccPresence": f"{__name__}.acc_presence",
+        "AccSalience": f"{__name__}.acc_salience",
+        "BlemoreScore": f"{__name__}.blemore_score",
+        "LOWER_IS_BETTER": f"{__name__}.measures",
+        "blends_to_saliences": f"{__name__}.measures",
+        "measure": f"{__name__}.measures",
+    },
+)
 
 
 def metric_path(name: str) -> str:

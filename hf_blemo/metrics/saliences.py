@@ -1,6 +1,5 @@
 """Predictions and labels as six saliences, the form in which the metrics gather them over processes."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -43,25 +42,3 @@ class SalienceMetric(evaluate.Metric):
             for row in rows
         ]
         return {self.measure: getattr(blemore, self.measure)(blends, references)}
-
-
-def blends_to_saliences(blends: Sequence[Sequence[Mapping[str, Any]]]) -> np.ndarray:
-    """Converts blends into saliences for the metrics.
-
-    Args:
-        blends: N lists of {"emotion": str, "salience": per cent}, as the decoders and the processor return them.
-
-    Returns:
-        (N, 6) float64 from 0 to 1.
-
-    Raises:
-        ValueError: unknown emotion; the message names the row.
-    """
-    saliences = np.zeros((len(blends), len(blemore.EMOTIONS)))
-    for row, blend in enumerate(blends):
-        for part in blend:
-            if part["emotion"] not in blemore.EMOTIONS:
-                known = ", ".join(blemore.EMOTIONS)
-                raise ValueError(f"blend {row}: found the emotion {part['emotion']!r}, expected one of {known}")
-            saliences[row, blemore.EMOTIONS.index(part["emotion"])] = part["salience"] / 100
-    return saliences
