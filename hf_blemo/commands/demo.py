@@ -56,6 +56,6 @@ def _demo(arguments: argparse.Namespace) -> None:
         [result] = predict_clips([path], [member], encoders, num_thumbnails=NUM_THUMBNAILS)
         return result
 
-    launch_demo(
-        make_demo(recognise, arguments.model, arguments.example), arguments.host, arguments.port, arguments.open
-    )
+    names = member[0].config.label_space.names
+    demo = make_demo(recognise, arguments.model, arguments.example, names)
+    launch_demo(demo, arguments.host, arguments.port, arguments.open)

@@ -6,45 +6,55 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.blemore import EMOTIONS
 from hf_blemo.files import whole_file
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
 _NUMBERS = ("probabilities", "presence", "salience")
 
 
-def write_clip_table(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+def write_clip_table(
+    results: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    space: LabelSpace = BLEMORE_SPACE,
+    soft: bool = False,
+) -> None:
     """Writes results as CSV, whole or not at all.
 
-    Columns: `clip`; `start` and `end` in seconds, empty in the row of a whole clip; `emotion_1`, `salience_1`,
-    `emotion_2`, `salience_2` (per cent; the second pair is empty without a blend); `probabilities_EMOTION`,
-    `presence_EMOTION` and `salience_EMOTION` from 0 to 1; `weight_ENCODER`; `selected` (encoders by rank, joined by
-    `+`); `error`.
+    Columns: `clip`; `start` and `end` in seconds, empty in the row of a whole clip; `name_1`, `salience_1`, `name_2`,
+    ... up to the largest set of the space (per cent; those after the last name stay empty), for BlEmoRE `emotion_1`,
+    ..., and for distributions `top` instead; `probabilities_NAME`, `presence_NAME` and `salience_NAME` from 0 to 1, of
+    which the first are the shares; `weight_ENCODER`; `selected` (encoders by rank, joined by `+`); `error`.
 
     Args:
         results: of [`predict_clips`] or [`predict_blends`].
         path: of the file to write.
+        space: of the model.
+        soft: whether the blends are whole distributions.
     """
     encoders = list(dict.fromkeys(name for result in results for name in result.get("encoder_weights", {})))
-    columns = ["clip", "start", "end", "emotion_1", "salience_1", "emotion_2", "salience_2"]
-    columns += [f"{name}_{emotion}" for name in _NUMBERS for emotion in EMOTIONS]
+    part = "emotion" if space == BLEMORE_SPACE else "name"
+    numbers = range(1, space.largest_set + 1)
+    blends = ["top"] if soft else [f"{column}_{number}" for number in numbers for column in (part, "salience")]
+    columns = ["clip", "start", "end", *blends]
+    columns += [f"{kind}_{name}" for kind in _NUMBERS for name in space.names]
     columns += [*(f"weight_{name}" for name in encoders), "selected", "error"]
     with whole_file(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for result in results:
-            writer.writerow({"clip": result["clip"], "error": result.get("error", ""), **_cells(result)})
+            writer.writerow({"clip": result["clip"], "error": result.get("error", ""), **_cells(result, part, soft)})
             for window in result.get("timeline", ()):
                 span = {"start": f"{window['start']:.3f}", "end": f"{window['end']:.3f}"}
-                writer.writerow({"clip": result["clip"], **span, **_cells(window)})
+                writer.writerow({"clip": result["clip"], **span, **_cells(window, part, soft)})
 
 
-def _cells(result: Mapping[str, Any]) -> dict[str, Any]:
+def _cells(result: Mapping[str, Any], part: str, soft: bool) -> dict[str, Any]:
     if "blend" not in result:
         return {}
-    cells: dict[str, Any] = {}
-    for number, part in enumerate(result["blend"], start=1):
-        cells |= {f"emotion_{number}": part["emotion"], f"salience_{number}": f"{part['salience']:g}"}
-    for name in _NUMBERS:
-        cells |= {f"{name}_{emotion}": f"{value:.6f}" for emotion, value in result[name].items()}
+    cells: dict[str, Any] = {"top": result["top"]} if soft else {}
+    for number, found in enumerate(() if soft else result["blend"], start=1):
+        cells |= {f"{part}_{number}": found["emotion"], f"salience_{number}": f"{found['salience']:g}"}
+    for kind in _NUMBERS:
+        cells |= {f"{kind}_{name}": f"{value:.6f}" for name, value in result[kind].items()}
     cells |= {f"weight_{name}": f"{value:.6f}" for name, value in result["encoder_weights"].items()}
     return {**cells, "selected": "+".join(result["selected_encoders"])}

@@ -12,12 +12,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hf_blemo.errors import USER_ERRORS, check_extra
-from hf_blemo.prediction.clip_report import LIMITS, result_html
+from hf_blemo.prediction.clip_report import limits, result_html
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import EMOTIONS
 
 if TYPE_CHECKING:
     import gradio
 
 TITLE = "Blended emotion recognition"
+OTHER_TITLE = "Clip recognition"
 SOUND_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg", ".oga", ".m4a", ".aac", ".opus", ".wma")
 
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
@@ -51,7 +53,10 @@ _STYLES = """
 
 
 def make_demo(
-    recognise: Callable[[str], Mapping[str, Any]], model: str, examples: Sequence[str] = ()
+    recognise: Callable[[str], Mapping[str, Any]],
+    model: str,
+    examples: Sequence[str] = (),
+    names: Sequence[str] = EMOTIONS,
 ) -> "gradio.Blocks":
     """Builds the page, where a visitor drops, records or chooses a clip and sees its result.
 
@@ -60,6 +65,7 @@ def make_demo(
             `errors.USER_ERRORS` that it raises is shown in one line.
         model: name of the model.
         examples: paths of clips that the page offers.
+        names: what the model predicts, in order.
 
     Returns:
         The page, which `launch_demo` serves. It recognises one clip at a time; others wait in a queue.
@@ -76,8 +82,9 @@ def make_demo(
     videos = [[str(path)] for path in examples if [str(path)] not in sounds]
     show = partial(_shown, recognise)
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_DELETE_CACHE) as demo:
-        head = f"<h1>{TITLE}</h1><p>Model <b>{escape(model)}</b></p><p>{escape(LIMITS)}</p>"
+    title = TITLE if tuple(names) == EMOTIONS else OTHER_TITLE
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=_DELETE_CACHE) as demo:
+        head = f"<h1>{title}</h1><p>Model <b>{escape(model)}</b></p><p>{escape(limits(names))}</p>"
         gr.HTML(f'{_STYLES}<div class="demo-head">{head}</div>', elem_classes="demo-plain", apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
@@ -154,7 +161,7 @@ def launch_demo(
         enable_monitoring=False,
     )
     if block:
-        print(f"Serving {TITLE.lower()} at {address} until Ctrl+C", flush=True)
+        print(f"Serving {str(demo.title).lower()} at {address} until Ctrl+C", flush=True)
         demo.block_thread()
     return address
 

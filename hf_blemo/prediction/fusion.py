@@ -13,6 +13,7 @@ from hf_blemo.files import read_json
 from hf_blemo.loading import download_errors, local_path, quiet_loading
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import output_probabilities
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import same_space
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import result_of_row
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
@@ -26,6 +27,7 @@ FusionMember = tuple[RankAwareFusionModel, RankAwareFusionProcessor]
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "processor_config.json"
+LABELS_KEY = "heads.label_percent"
 WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 _NUM_SHOWN = 3
@@ -43,8 +45,8 @@ def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
 
     Raises:
         FileNotFoundError: there is no such folder or repository, or a file is missing from it.
-        ValueError: it holds another kind of model, a file is damaged, or model and processor name different encoders;
-            or a `revision` is given for a folder.
+        ValueError: it holds another kind of model, a file is damaged, model, processor and weights differ in encoders
+            or labels, or a `revision` is given for a folder.
     """
     where = str(folder_or_repo)
     folder = local_path(where, revision=revision)
@@ -62,6 +64,15 @@ def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
             f"{where}: {PROCESSOR_FILE} and {CONFIG_FILE} belong to different models: "
             f"{_first_difference(processor.encoders, model.config.encoders)}"
         )
+    try:
+        same_space(processor.label_space, model.config.label_space, PROCESSOR_FILE, CONFIG_FILE)
+        if processor.label_kind != model.config.label_kind:
+            raise ValueError(
+                f"{PROCESSOR_FILE} has the label_kind {processor.label_kind!r}, {CONFIG_FILE} has "
+                f"{model.config.label_kind!r}"
+            )
+    except ValueError as error:
+        raise ValueError(f"{where}: {PROCESSOR_FILE} and {CONFIG_FILE} belong to different models: {error}") from None
     return model, processor
 
 
@@ -78,8 +89,8 @@ def predict_blends(
     models do not know are left out, with a warning; so are, with another one, encoders that the data set lacks.
 
     Args:
-        members: models with their processors, all with the same encoders; several predict by the mean of their
-            probabilities.
+        members: models with their processors, all with the same encoders and labels; several predict by the mean of
+            their probabilities.
         dataset: columns `clip` and `features`; labels and folds are not read.
         batch_size: clips at once.
         device: where the models are moved; each stays where it is by default.
@@ -89,8 +100,8 @@ def predict_blends(
         The result of each clip, in the order of the data set.
 
     Raises:
-        ValueError: there is no model or clip, a clip comes twice, the models have different encoders, the data set has
-            none of them, or the processor refuses a clip's features; the message names the clip.
+        ValueError: there is no model or clip, a clip comes twice, the models have different encoders or labels, the
+            data set has none of the encoders, or the processor refuses a clip's features; the message names the clip.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, found {batch_size}")
@@ -131,7 +142,7 @@ def results(
         clips: names of the clips.
         members: models in evaluation mode with their processors, all with the same encoders; several predict by the
             mean of their probabilities. The first processor checks and decodes.
-        top_labels: how many of the 36 labels to list with their probabilities; none by default.
+        top_labels: how many of the valid labels to list with their probabilities; none by default.
         decoding: `decoding`, `alpha`, `beta` and `blend_share` of the processor's `post_process_blends`.
 
     Returns:
@@ -156,17 +167,17 @@ def results(
 
 
 def common_encoders(members: Sequence[FusionMember]) -> list[str]:
-    """Names the encoders that several models share.
+    """Names the encoders that several models share, which must predict the same labels.
 
     Args:
         members: at least one model with its processor.
 
     Raises:
-        ValueError: there is no model, or they have different encoders.
+        ValueError: there is no model, or they have different encoders or labels.
     """
     if not members:
         raise ValueError("found no model, expected at least one")
-    first = members[0][0].config.encoders
+    first, space = members[0][0].config.encoders, members[0][0].config.label_space
     for number, (model, _) in enumerate(members[1:], start=2):
         encoders = model.config.encoders
         sizes, expected = ({n: e["feature_size"] for n, e in entries.items()} for entries in (encoders, first))
@@ -180,6 +191,7 @@ def common_encoders(members: Sequence[FusionMember]) -> list[str]:
                 f"model {number} of {len(members)} has its encoders in the order {', '.join(encoders)}, expected "
                 f"{', '.join(first)} as in the first"
             )
+        same_space(model.config.label_space, space, f"model {number} of {len(members)}", "the first")
     return list(first)
 
 
@@ -275,6 +287,7 @@ def _load_model(folder: Path, where: str) -> RankAwareFusionModel:
     except SafetensorError as error:
         raise ValueError(f"{where}: the weights are damaged ({error}), expected safetensors") from None
     model, report = loaded
+    _check_labels(model, report, where)
     # transformers fills missing weights with random numbers, which would pass for predictions.
     problems = [
         *(f"{key} is missing" for key in sorted(report["missing_keys"])),
@@ -286,6 +299,20 @@ def _load_model(folder: Path, where: str) -> RankAwareFusionModel:
         more = f"; and {rest} more" if rest > 0 else ""
         raise ValueError(f"{where}: the weights do not fit {CONFIG_FILE}: {'; '.join(problems[:_NUM_SHOWN])}{more}")
     return model.eval()
+
+
+def _check_labels(model: RankAwareFusionModel, report: Mapping[str, Any], where: str) -> None:
+    """Checks that the weights were trained for the valid labels of the config, which they hold too."""
+    space = model.config.label_space
+    shapes = [entry[1] for entry in report["mismatched_keys"] if entry[0] == LABELS_KEY]
+    if shapes:
+        num_labels, num_names = shapes[0]
+        found = f"{num_labels} valid labels of {num_names} names"
+    elif LABELS_KEY not in report["missing_keys"] and (model.heads.label_percent.numpy() != space.percent).any():
+        found = "other blends"
+    else:
+        return
+    raise ValueError(f"{where}: the weights belong to other labels: they have {found}, {CONFIG_FILE} has {space}")
 
 
 def _load_processor(folder: Path, where: str) -> RankAwareFusionProcessor:

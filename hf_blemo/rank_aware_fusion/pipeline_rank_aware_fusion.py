@@ -35,11 +35,11 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
         top_labels: how many of the valid labels to list with their probabilities; none by default.
 
     Returns of a call:
-        For a clip `blend` ([{"emotion": str, "salience": per cent}, ...]), `probabilities` (name -> float),
-        `presence` and `salience` (the same, by each head alone), `encoder_weights` (encoder -> float),
-        `selected_encoders` (names in rank order), `clip` where it had a name, and with `top_labels` `labels`
-        ([{"blend": ..., "probability": float}, ...]). For many a list; for generators and data sets an iterator that
-        reads as it goes.
+        For a clip `blend` ([{"emotion": str, "salience": per cent}, ...]), `top` (the name with the largest share of
+        it, the more probable on a tie), `probabilities` (name -> float), `presence` and `salience` (the same, by each
+        head alone), `encoder_weights` (encoder -> float), `selected_encoders` (names in rank order), `clip` where it
+        had a name, and with `top_labels` `labels` ([{"blend": ..., "probability": float}, ...]). For many a list; for
+        generators and data sets an iterator that reads as it goes.
 
     Raises of a call:
         ValueError: features the processor refuses, naming the clip or its number; a folder without features; no clip.
@@ -174,8 +174,12 @@ def result_of_row(
         A result as of [`BlendedEmotionRecognitionPipeline`], numbers as Python has them.
     """
     result: dict[str, Any] = {"blend": found}
-    for name in ("probabilities", "presence", "salience"):
-        result[name] = dict(zip(space.names, values[name][row].float().tolist(), strict=True))
+    heads = {
+        name: dict(zip(space.names, values[name][row].float().tolist(), strict=True))
+        for name in ("probabilities", "presence", "salience")
+    }
+    best = max(found, key=lambda part: (part["salience"], heads["probabilities"][part["emotion"]]))
+    result |= {"top": best["emotion"], **heads}
     result["encoder_weights"] = dict(zip(encoders, values["encoder_weights"][row].float().tolist(), strict=True))
     selected = values["selected_encoders"][row].tolist()
     result["selected_encoders"] = [encoders[place] for place in selected if place >= 0]
