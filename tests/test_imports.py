@@ -19,7 +19,7 @@ _TABLE = {
     "errors": "",
     "files": "",
     "rank_aware_fusion": "",
-    "feature_sets": "blemore",
+    "feature_sets": "blemore rank_aware_fusion",
     "built_in": "_registration blemore errors feature_sets files",
     "loading": "errors",
     "media": "errors",

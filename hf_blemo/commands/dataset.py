@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 # Kind of source -> the options of `dataset build` for it.
 _BUILD_OPTIONS = {
     "the distribution": ("split", "encoders", "aggregate", "feature_dtype", "allow_missing"),
-    "a table": ("encoders", "feature_dtype"),
+    "a table": (
+        *("encoders", "feature_dtype", "label_column", "label_prefix", "label_kind", "names", "blend_percents"),
+        *("unblended", "folds", "group", "seed", "clip_column", "nan"),
+    ),
     SYNTHETIC: ("num_clips", "seed", "domain"),
 }
 
@@ -37,8 +40,12 @@ one row per clip (.parquet, .npz, .csv), or 'synthetic'.
 Writes the folder DIR, which datasets.load_from_disk, hf-blemo predict and the training programs read. It appears only
 when it is complete; an interrupted build of the distribution or of a table resumes.
 
-Example:
-  hf-blemo dataset build data/BlEmoRE --output out/blemore --encoders ImageBind WavLM_large""",
+Labels of a table are BlEmoRE's, in its clips' names or its column labels, unless --label-column or --label-prefix
+names others: class names or indices, sets of names, shares or votes.
+
+Examples:
+  hf-blemo dataset build data/BlEmoRE --output out/blemore --encoders ImageBind WavLM_large
+  hf-blemo dataset build table.parquet --output out/mine --label-column emotion --folds 5 --group actor""",
     )
     parser.add_argument("source", metavar="SOURCE", help="folder, table, or 'synthetic'")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to make")
@@ -68,8 +75,9 @@ Example:
         help="a clip may lack the file of an encoder (distribution)",
     )
     parser.add_argument("--num-clips", type=positive, metavar="N", help="number of clips (synthetic)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the clips (synthetic)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the clips (synthetic) or of --folds (tables)")
     parser.add_argument("--domain", choices=("source", "target"), help="default: source (synthetic)")
+    _add_table_options(parser.add_argument_group("labels and folds of tables"))
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="also upload it as a Hub data set, private")
     parser.add_argument("--public", action="store_true", help="with --push-to-hub: make a new repository public")
 
@@ -85,6 +93,50 @@ Example:
   hf-blemo dataset info out/blemore""",
     )
     parser.add_argument("path", metavar="PATH", help="data set, table or folder")
+
+
+def _add_table_options(group: Any) -> None:
+    group.add_argument(
+        "--clip-column", metavar="NAME", help="of the clips' names (default: clip, filename, filenames)"
+    )
+    group.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="labels: class names or indices, sets of names (lists, or words joined by + or |), rows of shares",
+    )
+    group.add_argument("--label-prefix", metavar="TEXT", help="columns of shares or votes, named by what follows it")
+    group.add_argument(
+        "--label-kind",
+        choices=("valid", "soft"),
+        help="valid (default): one name, or a blend by --blend-percents; soft: any distribution",
+    )
+    group.add_argument("--names", metavar="NAME", nargs="+", help="all classes in order (default: as in the table)")
+    group.add_argument(
+        "--blend-percents",
+        metavar="70/30",
+        nargs="+",
+        type=_split,
+        help="splits that blends can have (default: none; even ones where labels are sets of names)",
+    )
+    group.add_argument("--unblended", metavar="NAME", nargs="+", help="names that never blend")
+    group.add_argument(
+        "--folds", type=positive, metavar="K", help="deal the clips into K folds (default: column fold)"
+    )
+    group.add_argument(
+        "--group", metavar="NAME", help="column of what stays in one fold, such as the actor; kept in the data set"
+    )
+    group.add_argument(
+        "--nan",
+        choices=("error", "missing"),
+        help="NaN or infinity in a vector: error (default), or the encoder is missing in that row",
+    )
+
+
+def _split(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text}, expected whole numbers such as 70/30") from None
 
 
 def _build_dataset(arguments: argparse.Namespace) -> None:
@@ -129,6 +181,8 @@ def _build_options(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
         if name not in _BUILD_OPTIONS[kind]:
             kinds = " or ".join(other for other, options in _BUILD_OPTIONS.items() if name in options)
             raise ValueError(f"--{name.replace('_', '-')} is for {kinds}, found {arguments.source!r}, which is {kind}")
+    if kind == "a table" and "seed" in given and "folds" not in given:
+        raise ValueError("--seed is for synthetic data, and for --folds of a table")
     return given
 
 
@@ -155,19 +209,22 @@ def _describe_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _summary(dataset: "datasets.Dataset") -> str:
-    from collections import Counter
+    from hf_blemo import feature_sets
 
-    import numpy as np
-
-    from hf_blemo import blemore, feature_sets
-
-    indices = np.full(len(dataset), -1)
-    if "labels" in dataset.column_names:
-        indices = blemore.label_indices(np.array(dataset["labels"][:], dtype=np.float64))
-    counts = Counter(fold for fold in dataset["fold"] if fold >= 0) if "fold" in dataset.column_names else {}
-    folds = ", ".join(f"{fold}: {count}" for fold, count in sorted(counts.items()))
-    blends = int((indices >= len(blemore.EMOTIONS)).sum())
-    lines = [f"clips     {len(dataset)}", f"labelled  {int((indices >= 0).sum())}, {blends} of them blends"]
+    found = feature_sets.describe(dataset)
+    blends = "blends" if found.kind == "valid" else "of several names"
+    share = f" ({found.blends / found.labelled:.0%})" if found.blends else ""
+    lines = [
+        f"clips     {found.clips}",
+        f"labels    {f'{len(found.space)} valid' if found.kind == 'valid' else 'soft'}; {found.space}",
+        f"labelled  {found.labelled}, {found.blends} of them {blends}{share}",
+    ]
+    folds = ", ".join(f"{fold}: {count}" for fold, count in found.folds.items())
+    lines += [f"folds     {folds or 'none'}", f"groups    {found.groups}"]
+    lines += _table(
+        ("name", "share", "top"),
+        [(name, f"{share:.3f}", str(top)) for name, (share, top) in found.names.items()] if found.labelled else [],
+    )
     widths = feature_sets.encoder_widths(dataset)
     dtypes, clips = dict.fromkeys(widths, ""), dict.fromkeys(widths, 0)
     for batch in dataset.with_format("arrow", columns=["features"]).iter(batch_size=256):
@@ -179,7 +236,14 @@ def _summary(dataset: "datasets.Dataset") -> str:
     encoders += [(name, str(width), dtypes[name], str(clips[name])) for name, width in widths.items()]
     longest = max(len(row[0]) for row in encoders)
     rows = [f"{name:<{longest}}  {width:>6}  {dtype:<8}  {count:>6}" for name, width, dtype, count in encoders]
-    return "\n".join([*lines, f"folds     {folds or 'none'}", *rows])
+    return "\n".join([*lines, *rows])
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    if not rows:
+        return []
+    longest = max(len(row[0]) for row in (header, *rows))
+    return [f"{name:<{longest}}  {share:>6}  {top:>6}" for name, share, top in (header, *rows)]
 
 
 def _number_type(arrow_type: Any) -> str:

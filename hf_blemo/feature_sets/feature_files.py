@@ -23,7 +23,7 @@ class ClipSource(NamedTuple):
 
     Args:
         name: clip name.
-        labels: (6,) soft label, all -100 where unlabelled.
+        labels: (C,) shares of the names, all -100 where unlabelled.
         fold: fold from 0, -1 where there is none.
         files: encoder -> file, without the encoders the clip lacks.
     """
@@ -45,6 +45,7 @@ class FeatureFileReader:
         feature_dtype: "auto", "float16" or "float32", see `FeatureType.of`.
         aggregate: None for the sequences as they are; "statistics" for mean, standard deviation and percentiles 10,
             25, 50, 75 and 90 over time, as in the official baselines: (1, 7 * D).
+        nan: "error" refuses NaN and infinity; "missing" takes the encoder for missing in that clip.
 
     Raises:
         ValueError: an option is unknown, or the first file of an encoder is damaged.
@@ -56,12 +57,14 @@ class FeatureFileReader:
         encoders: Sequence[str],
         feature_dtype: str,
         aggregate: str | None,
+        nan: str = "error",
     ):
         if aggregate not in (None, "statistics"):
             raise ValueError(f"aggregate: found {aggregate!r}, expected None or 'statistics'")
         self.sources = sources
         self.feature_dtype = feature_dtype
         self.aggregate = aggregate
+        self.nan = nan
         first_files = {
             encoder: next(source.files[encoder] for source in sources if encoder in source.files)
             for encoder in encoders
@@ -78,6 +81,8 @@ class FeatureFileReader:
             if encoder not in self.types:
                 continue
             array, kind = self._load(path), self.types[encoder]
+            if self.nan == "missing" and not np.isfinite(array).all():
+                continue
             if self.feature_dtype == "float32" and kind.dtype == "float16" != array.dtype:
                 raise ValueError(f"{path}: found {array.dtype}, expected float16 as in the first clip")
             features[encoder] = kind.stored(array, path)

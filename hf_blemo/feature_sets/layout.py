@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hf_blemo.blemore.labels import EMOTIONS
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE
 
 if TYPE_CHECKING:
     import datasets
@@ -23,14 +23,16 @@ class Clip(NamedTuple):
     Args:
         name: clip name without directory and suffix.
         features: encoder -> (T, D), None where the clip lacks the encoder.
-        labels: (6,) soft label, all -100 where unlabelled.
+        labels: (C,) shares of the names, all -100 where unlabelled.
         fold: fold from 0, -1 where there is none.
+        group: what the clip belongs to, such as its actor, where the data set keeps it.
     """
 
     name: str
     features: Mapping[str, np.ndarray | None]
     labels: np.ndarray
     fold: int
+    group: str | None = None
 
 
 class FeatureType(NamedTuple):
@@ -156,12 +158,13 @@ def encoder_widths(dataset: "datasets.Dataset") -> dict[str, int]:
     return {name: width for name, width in widths.items() if width is not None}
 
 
-def arrow_to_arrays(column: "pa.Array", where: str) -> list[np.ndarray | None]:
+def arrow_to_arrays(column: "pa.Array", where: str, nulls_as_nan: bool = False) -> list[np.ndarray | None]:
     """Views each row of a nested Arrow column as an array.
 
     Args:
         column: rows of vectors (D,), or of sequences of vectors (T, D), of any numeric type.
         where: what to name in an error.
+        nulls_as_nan: read nulls among numbers as NaN instead of refusing them.
 
     Returns:
         For each row a (T, D) view of Arrow's memory, (1, D) for a vector, or None for a null.
@@ -174,9 +177,9 @@ def arrow_to_arrays(column: "pa.Array", where: str) -> list[np.ndarray | None]:
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     valid = column.is_valid().to_numpy(zero_copy_only=False)
-    nested = _is_list(column.type) and _is_list(column.type.value_type)
+    nested = is_list(column.type) and is_list(column.type.value_type)
     vectors = column.values if nested else column
-    numbers = vectors.values if _is_list(vectors.type) else vectors
+    numbers = vectors.values if is_list(vectors.type) else vectors
     if numbers is vectors or not (pa.types.is_floating(numbers.type) or pa.types.is_integer(numbers.type)):
         raise ValueError(f"{where}: found {column.type}, expected vectors or sequences of vectors of numbers")
     flat = numbers.to_numpy(zero_copy_only=False)
@@ -197,13 +200,15 @@ def arrow_to_arrays(column: "pa.Array", where: str) -> list[np.ndarray | None]:
                 raise ValueError(
                     f"{where}: row {row} has widths of {row_widths.min()} to {row_widths.max()}, expected one width"
                 )
-        if numbers.null_count and numbers.slice(first, last - first).null_count:
+        if not nulls_as_nan and numbers.null_count and numbers.slice(first, last - first).null_count:
             raise ValueError(f"{where}: row {row} has an empty value among its numbers, expected numbers only")
         arrays.append(flat[first:last].reshape(length, (last - first) // length if length else 0))
     return arrays
 
 
-def dataset_features(encoders: Mapping[str, tuple[int, str]]) -> "datasets.Features":
+def dataset_features(
+    encoders: Mapping[str, tuple[int, str]], num_names: int = len(BLEMORE_SPACE.names), groups: bool = False
+) -> "datasets.Features":
     """The column types of a feature data set.
 
     A list of fixed-size lists is plain Arrow, so every reader supports it. It states the width in the schema, may be
@@ -211,9 +216,11 @@ def dataset_features(encoders: Mapping[str, tuple[int, str]]) -> "datasets.Featu
 
     Args:
         encoders: encoder -> (D, "float16" or "float32"), such as a `FeatureType`.
+        num_names: C, of the label space.
+        groups: whether there is a column of groups.
 
     Returns:
-        `clip` string, `features` encoder -> (T, D), `labels` 6 float32, `fold` int8.
+        `clip` string, `features` encoder -> (T, D), `labels` C float32, `fold` int8, and with groups `group` string.
     """
     import datasets
 
@@ -224,8 +231,9 @@ def dataset_features(encoders: Mapping[str, tuple[int, str]]) -> "datasets.Featu
                 name: datasets.List(datasets.List(datasets.Value(dtype), length=width))
                 for name, (width, dtype) in encoders.items()
             },
-            "labels": datasets.List(datasets.Value("float32"), length=len(EMOTIONS)),
+            "labels": datasets.List(datasets.Value("float32"), length=num_names),
             "fold": datasets.Value("int8"),
+            **({"group": datasets.Value("string")} if groups else {}),
         }
     )
 
@@ -244,18 +252,18 @@ def encode_clips(clips: Sequence[Clip], schema: "pa.Schema") -> "pa.RecordBatch"
 
     struct = schema.field("features").type
     labels = np.concatenate([clip.labels for clip in clips]).astype(np.float32)
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array([clip.name for clip in clips], schema.field("clip").type),
-            pa.StructArray.from_arrays(
-                [_encode_column([clip.features.get(field.name) for clip in clips], field.type) for field in struct],
-                fields=list(struct),
-            ),
-            pa.FixedSizeListArray.from_arrays(pa.array(labels), type=schema.field("labels").type),
-            pa.array([clip.fold for clip in clips], schema.field("fold").type),
-        ],
-        schema=schema,
-    )
+    columns = [
+        pa.array([clip.name for clip in clips], schema.field("clip").type),
+        pa.StructArray.from_arrays(
+            [_encode_column([clip.features.get(field.name) for clip in clips], field.type) for field in struct],
+            fields=list(struct),
+        ),
+        pa.FixedSizeListArray.from_arrays(pa.array(labels), type=schema.field("labels").type),
+        pa.array([clip.fold for clip in clips], schema.field("fold").type),
+    ]
+    if "group" in schema.names:
+        columns.append(pa.array([clip.group for clip in clips], schema.field("group").type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _encode_column(arrays: Sequence[np.ndarray | None], arrow_type: "pa.DataType") -> "pa.Array":
@@ -297,7 +305,8 @@ def _starts(column: "pa.Array") -> "range | np.ndarray":
     return column.offsets.to_numpy()
 
 
-def _is_list(arrow_type: "pa.DataType") -> bool:
+def is_list(arrow_type: "pa.DataType") -> bool:
+    """Whether an Arrow type is a list of any kind."""
     import pyarrow as pa
 
     types = pa.types

@@ -8,24 +8,26 @@ from hf_blemo.blemore.labels import soft_label
 
 from .feature_files import ClipSource, FeatureFileReader, encoder_folders, feature_files
 from .layout import encode_clips, encoder_widths
-from .tables import TABLE_SUFFIXES, build_table_dataset
+from .table_files import TABLE_SUFFIXES
+from .tables import build_table_dataset
 from .writing import is_dataset_folder
 
 if TYPE_CHECKING:
     import datasets
 
 
-def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto") -> "datasets.Dataset":
+def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto", nan: str = "error") -> "datasets.Dataset":
     """Opens features of clips in any supported form.
 
     Args:
         path: the folder of a built data set; a table (`.parquet`, `.npz`, `.csv`); a folder with one sub-folder of
             feature files per encoder, with or without the suffix `_train` or `_test`; or the folder of one encoder.
         feature_dtype: "auto", "float16" or "float32", for folders of feature files; tables keep float32.
+        nan: "error" refuses NaN and infinity within features; "missing" takes the encoder for missing in that clip.
 
     Returns:
         The data set: `clip`, `features`, `labels`, `fold`. A clip whose name carries no label is unlabelled (-100). A
-        clip need not have every encoder.
+        clip need not have every encoder. Columns of a table that are no vectors are left out.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -40,7 +42,7 @@ def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto") -> 
     if path.is_file():
         if path.suffix not in TABLE_SUFFIXES:
             raise ValueError(f"{path}: found the suffix {path.suffix!r}, expected one of {', '.join(TABLE_SUFFIXES)}")
-        return build_table_dataset(path, require_labels=False)
+        return build_table_dataset(path, require_labels=False, nan=nan)
     if is_dataset_folder(path):
         dataset = datasets.Dataset.load_from_disk(str(path))
         if "clip" not in dataset.column_names:
@@ -58,6 +60,6 @@ def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto") -> 
     for clip in clips:
         own = {name: paths[clip] for name, paths in files.items() if clip in paths}
         sources.append(ClipSource(clip, soft_label(clip, required=False), -1, own))
-    reader = FeatureFileReader(sources, list(files), feature_dtype, aggregate=None)
+    reader = FeatureFileReader(sources, list(files), feature_dtype, aggregate=None, nan=nan)
     batches = [encode_clips([reader(row)], reader.features.arrow_schema) for row in range(len(sources))]
     return datasets.Dataset(pa.Table.from_batches(batches))

@@ -1,12 +1,11 @@
-"""Reads a table with one row per clip into a data set: Parquet, NumPy `.npz` or CSV."""
+"""Builds a data set from a table with one row per clip: Parquet, NumPy `.npz` or CSV."""
 
 import hashlib
+import logging
 import os
-import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,27 +19,23 @@ from hf_blemo.blemore.labels import (
     parse_clip_name,
     soft_label,
 )  # fmt: skip
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
-from .distribution import METADATA_COLUMNS
-from .layout import Clip, FeatureType, arrow_to_arrays, dataset_features, encode_clips
+from .folds import check_classes, deal_folds, group_in_two_folds
+from .label_reading import LabelOptions, columns_with_prefix, read_labels, read_votes
+from .label_spaces import with_label_space
+from .layout import Clip, FeatureType, dataset_features, encode_clips
+from .table_files import IGNORED_COLUMNS, Table, Vectors, Wanted, read_table
 from .writing import refuse_existing, write_dataset
 
 if TYPE_CHECKING:
     import datasets
 
+logger = logging.getLogger(__name__)
+
 CLIP_COLUMNS = ("clip", "filename", "filenames")
-TABLE_SUFFIXES = (".parquet", ".npz", ".csv")
-
-_NUMBERED_COLUMN = re.compile(r"(?P<name>.+)[._](?P<number>[0-9]+)")
-_IGNORED_COLUMNS = {*METADATA_COLUMNS, "__index_level_0__"}
-Vectors = list[np.ndarray | None]
-
-
-class _Table(NamedTuple):
-    """The columns of a table: one value, or one (T, D) array or None, per row."""
-
-    scalars: dict[str, list[Any]]
-    vectors: dict[str, Vectors]
+GROUP_COLUMNS = ("actor", "speaker", "subject", "group")
+NAN_POLICIES = ("error", "missing")
 
 
 def build_table_dataset(
@@ -51,35 +46,59 @@ def build_table_dataset(
     require_labels: bool = True,
     overwrite: bool = False,
     progress: bool = False,
+    label_column: str | None = None,
+    label_prefix: str | None = None,
+    names: Sequence[str] | None = None,
+    label_kind: str = "valid",
+    blend_percents: Sequence[Sequence[int]] | None = None,
+    unblended: Sequence[str] = (),
+    folds: int | None = None,
+    group: str | None = None,
+    seed: int = 0,
+    clip_column: str | None = None,
+    nan: str = "error",
 ) -> "datasets.Dataset":
     """Builds a data set from a table with one row per clip.
 
-    The clip is in the column `clip`, `filename` or `filenames`; `fold` is optional. Labels are in the column `labels`
-    (6 numbers) or else in the clips' names. Every other column is an encoder:
+    The clip is in the column `clip`, `filename` or `filenames`, a word or a number; `fold` is optional. Every column
+    of vectors is an encoder:
 
     - Parquet: list columns of D numbers or of (T, D), and the nested column `features` of a data set of this package;
     - `.npz`: arrays (N, D) or (N, T, D); the array `X` of the official aggregation is named after the file;
     - CSV: the columns `<encoder>.0`, `<encoder>.1`, ... or `<encoder>_0`, ...
 
-    The columns of the official metadata are ignored.
+    Labels are in `label_column` or in the columns with `label_prefix`. Without either they are BlEmoRE's: in the
+    column `labels` (6 numbers), or else in the clips' names. Other columns are left out, and named in one line of the
+    log.
 
     Args:
         path: the table.
         output: folder to make, readable by `datasets.load_from_disk`; by default the data set stays in memory.
         encoders: the columns to take, in this order; all by default.
         feature_dtype: "float32", which keeps float16 sources; "float16"; or "auto", float16 where the first clip fits.
-        require_labels: refuse clips without a label, test clips aside; otherwise they are unlabelled.
+        require_labels: without a column of labels, refuse clips without BlEmoRE's label, test clips aside; otherwise
+            they are unlabelled.
         overwrite: replace the data set at `output`.
         progress: show a progress bar.
+        label_column, label_prefix, names, label_kind, blend_percents, unblended: where labels are and how they are
+            read, see `LabelOptions`.
+        folds: deal the labelled clips into so many folds, even in size and labels, in place of the table's own.
+        group: column of what stays within one fold, such as the actor; kept as the column `group`. By default the
+            actor of BlEmoRE's names where folds are dealt, and a column `actor`, `speaker`, `subject` or `group` of
+            which no value is in two of the table's own folds.
+        seed: of the folds.
+        clip_column: column of the clips' names.
+        nan: "error" refuses NaN, infinity and empty values within a vector; "missing" takes the encoder for missing
+            in that row.
 
     Returns:
-        The data set: `clip`, `features`, `labels`, `fold`.
+        The data set: `clip`, `features`, `labels`, `fold`, and `group` where groups are known.
 
     Raises:
         FileNotFoundError: there is no such table.
         FileExistsError: `output` is there and `overwrite` is not given.
-        ValueError: the table is damaged, lacks a column, names a clip twice, or holds an invalid label or feature; the
-            message names the column and the clip.
+        ValueError: the table is damaged, lacks a column, names a clip twice, or holds an invalid label or feature; a
+            group is in two folds, or a class in one alone; the message names the column and the clip.
     """
     import datasets
     import pyarrow as pa
@@ -87,159 +106,91 @@ def build_table_dataset(
     path = Path(path)
     if output is not None:
         refuse_existing(Path(output), overwrite)
-    clips, types = _clips(_read_table(path), path, encoders, feature_dtype, require_labels)
-    features = dataset_features(types)
+    if nan not in NAN_POLICIES:
+        raise ValueError(f"nan: found {nan!r}, expected one of {', '.join(NAN_POLICIES)}")
+    options = LabelOptions(label_column, label_prefix, names, label_kind, blend_percents, unblended)
+    table = read_table(path, _wanted(options, clip_column, group))
+    clip_names = _names(table, path, clip_column)
+    _check_columns(table, len(clip_names), path, options, clip_column, group)
+    used = {*CLIP_COLUMNS, "fold", clip_column, label_column}
+    if options.given:
+        space, labels = _labels_of_columns(table, clip_names, path, options)
+        used |= {name for name in table.singles if _wanted(options, None, None).has_prefix(name)}
+    else:
+        space, labels = BLEMORE_SPACE, _blemore_labels(table, clip_names, path, require_labels)
+        used |= {"labels"} if "labels" in table.vectors and _is_blemore_width(table.vectors["labels"]) else set()
+    own_folds = _own_folds(table, clip_names, path)
+    kept, groups = _groups(table, clip_names, labels, own_folds, path, group, folds is not None)
+    if folds is None:
+        dealt = own_folds
+    else:
+        if (own_folds >= 0).any():
+            logger.warning("%s: the column 'fold' is replaced by %d folds that are dealt anew", path, folds)
+        known = None if groups is None else ["" if name is None else name for name in groups]
+        dealt = _at(path, deal_folds, labels, known, folds, seed)
+    if options.given:
+        check_classes(space.names, labels, dealt, str(path))
+    columns, types = _encoders(table, clip_names, path, encoders, feature_dtype, nan)
+    _say_left_out(table, used | {kept}, path)
+    clips = [
+        Clip(
+            name,
+            {encoder: column[row] for encoder, column in columns.items()},
+            labels[row],
+            int(dealt[row]),
+            None if groups is None else groups[row],
+        )
+        for row, name in enumerate(clip_names)
+    ]
+    features = dataset_features(types, len(space.names), groups is not None)
     if output is None:
         batch = encode_clips(clips, features.arrow_schema)
-        return datasets.Dataset(pa.Table.from_batches([batch]))
-    plan = {
+        return with_label_space(datasets.Dataset(pa.Table.from_batches([batch])), space, label_kind)
+    plan: dict[str, Any] = {
         "table": path.name,
         "feature_dtype": feature_dtype,
         "encoders": {name: list(kind) for name, kind in types.items()},
         "table_digest": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    return write_dataset(Path(output), features, len(clips), clips.__getitem__, plan, overwrite, progress)
+    read_by = {"labels": vars(options), "folds": folds, "group": group, "clip": clip_column, "nan": nan}
+    if options.given or folds is not None or group is not None or clip_column is not None or nan != "error":
+        plan["read_by"] = {**read_by, "seed": seed}
+    return write_dataset(
+        Path(output), features, len(clips), clips.__getitem__, plan, overwrite, progress, (space, label_kind)
+    )
 
 
-def _read_table(path: Path) -> _Table:
-    if path.suffix not in TABLE_SUFFIXES:
-        raise ValueError(f"{path}: found the suffix {path.suffix!r}, expected one of {', '.join(TABLE_SUFFIXES)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected a table of clips")
-    readers = {".parquet": _read_parquet, ".npz": _read_npz, ".csv": _read_csv}
-    return readers[path.suffix](path)
+def _wanted(options: LabelOptions, clip_column: str | None, group: str | None) -> Wanted:
+    texts = {*CLIP_COLUMNS, *GROUP_COLUMNS, clip_column, group} - {None}
+    numbers = {"fold"} if options.given else {"fold", "labels"}
+    return Wanted(frozenset(filter(None, texts)), frozenset(numbers), options.column, options.prefix)
 
 
-def _read_parquet(path: Path) -> _Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _at(path: Path, call: Any, *arguments: Any) -> Any:
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: found a damaged table ({_first_line(error)}), expected Parquet") from None
-    columns: dict[str, pa.Array] = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-        if name == "features" and pa.types.is_struct(array.type):
-            columns.update(zip((field.name for field in array.type), array.flatten(), strict=True))
-        else:
-            columns[name] = array
-    scalars, vectors = {}, {}
-    for name, array in columns.items():
-        if pa.types.is_nested(array.type) or isinstance(array, pa.ExtensionArray):
-            vectors[name] = arrow_to_arrays(array, f"{path}, column {name!r}")
-        else:
-            scalars[name] = array.to_pylist()
-    return _Table(scalars, vectors)
+        return call(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _read_npz(path: Path) -> _Table:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: found a damaged table or pickled objects ({_first_line(error)})") from None
-    scalars: dict[str, list[Any]] = {}
-    vectors: dict[str, Vectors] = {}
-    for name, array in arrays.items():
-        if array.ndim in (2, 3) and array.dtype.kind in "fiu":
-            vectors[path.stem if name == "X" else name] = list(array if array.ndim == 3 else array[:, None, :])
-        elif array.ndim == 1:
-            scalars[name] = [value.decode() if isinstance(value, bytes) else value for value in array.tolist()]
-        else:
-            raise ValueError(
-                f"{path}, array {name!r}: found {array.dtype} of shape {array.shape}, expected (N,) or (N, [T,] D)"
-            )
-    return _Table(scalars, vectors)
-
-
-def _read_csv(path: Path) -> _Table:
-    import pyarrow as pa
-    import pyarrow.csv
-
-    try:
-        table = pyarrow.csv.read_csv(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: found a damaged table ({_first_line(error)}), expected CSV") from None
-    scalars: dict[str, list[Any]] = {}
-    groups: dict[str, dict[int, pa.ChunkedArray]] = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        match = _NUMBERED_COLUMN.fullmatch(name)
-        if name in _IGNORED_COLUMNS or match is None:
-            scalars[name] = column.to_pylist()
-            continue
-        if not (
-            pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)
-        ):
-            raise ValueError(f"{path}, column {name!r}: found {column.type}, expected numbers")
-        groups.setdefault(match["name"], {})[int(match["number"])] = column.cast(pa.float64())
-    vectors: dict[str, Vectors] = {}
-    for name, group in groups.items():
-        if sorted(group) != list(range(len(group))):
-            absent = min(set(range(len(group))) - set(group))
-            raise ValueError(f"{path}: found {len(group)} columns of {name!r}, expected number {absent} among them")
-        matrix = np.stack([group[number].to_numpy() for number in range(len(group))], axis=1)
-        vectors[name] = [None if np.isnan(row).all() else row[None] for row in matrix]
-    return _Table(scalars, vectors)
-
-
-def _clips(
-    table: _Table, path: Path, encoders: Sequence[str] | None, feature_dtype: str, require_labels: bool
-) -> tuple[list[Clip], dict[str, FeatureType]]:
-    names = _names(table, path)
-    lengths = {name: len(column) for name, column in (*table.scalars.items(), *table.vectors.items())}
-    for name, length in lengths.items():
-        if length != len(names):
-            raise ValueError(f"{path}: found {length} rows of {name!r} and {len(names)} clips, expected equal numbers")
-    for name in (*CLIP_COLUMNS, "fold"):
-        if name in table.vectors:
-            raise ValueError(f"{path}: found vectors in the column {name!r}, expected single values")
-    if "labels" in table.scalars:
-        raise ValueError(f"{path}: found single values in the column 'labels', expected {len(EMOTIONS)} numbers each")
-    labels = _labels(table, names, path, require_labels)
-    folds = _folds(table, names, path)
-    vectors = {name: column for name, column in table.vectors.items() if name != "labels"}
-    if encoders is None:
-        known = {*CLIP_COLUMNS, "fold", *_IGNORED_COLUMNS}
-        for name in table.scalars:
-            if name not in known:
-                raise ValueError(
-                    f"{path}: found the column {name!r} of single values, expected vectors; name the encoders to take"
-                )
-    for name in encoders or ():
-        if name not in vectors:
-            raise ValueError(f"{path}: found the encoders {', '.join(vectors)}, expected {name!r} among them")
-    chosen = list(vectors) if encoders is None else list(encoders)
-    if not chosen:
-        raise ValueError(f"{path}: found no encoder, expected at least one column of vectors")
-    columns: dict[str, Vectors] = {}
-    types: dict[str, FeatureType] = {}
-    for encoder in chosen:
-        columns[encoder], types[encoder] = _encoder(vectors[encoder], names, f"{path}, {encoder!r}", feature_dtype)
-    for row, name in enumerate(names):
-        if all(column[row] is None for column in columns.values()):
-            raise ValueError(f"{path}: clip {name!r} has no features of any encoder, expected at least one")
-    clips = [
-        Clip(name, {encoder: column[row] for encoder, column in columns.items()}, labels[row], folds[row])
-        for row, name in enumerate(names)
-    ]
-    return clips, types
-
-
-def _names(table: _Table, path: Path) -> list[str]:
-    column = next((column for column in CLIP_COLUMNS if column in table.scalars), None)
+def _names(table: Table, path: Path, clip_column: str | None) -> list[str]:
+    chosen = CLIP_COLUMNS if clip_column is None else (clip_column,)
+    column = next((column for column in chosen if column in table.singles), None)
     if column is None:
+        for name in chosen:
+            if name in table.vectors:
+                raise ValueError(f"{path}: found vectors in the column {name!r}, expected single values")
         raise ValueError(
-            f"{path}: found the columns {', '.join([*table.scalars, *table.vectors])}, "
-            f"expected one of {', '.join(CLIP_COLUMNS)} with the clips' names"
+            f"{path}: found the columns {', '.join([*table.singles, *table.vectors, *table.others])}, "
+            f"expected one of {', '.join(chosen)} with the clips' names"
+            + ("; --clip-column names another" if clip_column is None else "")
         )
     names = []
     seen: set[str] = set()
-    for row, value in enumerate(table.scalars[column]):
-        if not isinstance(value, str) or not value:
+    for row, value in enumerate(table.singles[column]):
+        name = clip_name(value) if isinstance(value, str) else _word(value)
+        if not name:
             raise ValueError(f"{path}, column {column!r}: row {row} is {value!r}, expected a clip name")
-        name = clip_name(value)
         if name in seen:
             raise ValueError(f"{path}: clip {name!r} comes more than once")
         seen.add(name)
@@ -249,8 +200,63 @@ def _names(table: _Table, path: Path) -> list[str]:
     return names
 
 
-def _labels(table: _Table, names: Sequence[str], path: Path, require_labels: bool) -> list[np.ndarray]:
-    column = table.vectors.get("labels", [None] * len(names))
+def _word(value: Any) -> str | None:
+    """A single value as a word; None where it is empty."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return None if value is None or value != value or value == "" else str(value)
+
+
+def _check_columns(
+    table: Table, num_rows: int, path: Path, options: LabelOptions, clip_column: str | None, group: str | None
+) -> None:
+    lengths = {name: len(column) for name, column in (*table.singles.items(), *table.vectors.items())}
+    for name, length in lengths.items():
+        if length != num_rows:
+            raise ValueError(f"{path}: found {length} rows of {name!r} and {num_rows} clips, expected equal numbers")
+    for name in (*CLIP_COLUMNS, "fold", clip_column, group):
+        if name in table.vectors:
+            raise ValueError(f"{path}: found vectors in the column {name!r}, expected single values")
+    for name, what in ((group, "groups"), (options.column, "labels")):
+        if name is not None and name not in table.singles:
+            raise ValueError(
+                f"{path}: found the columns {', '.join([*table.singles, *table.vectors, *table.others])}, expected "
+                f"{name!r} of {what} among them"
+            )
+
+
+def _labels_of_columns(
+    table: Table, names: Sequence[str], path: Path, options: LabelOptions
+) -> tuple[LabelSpace, np.ndarray]:
+    if options.prefix is not None:
+        columns = columns_with_prefix(table.singles, options.prefix)
+        if not columns:
+            raise ValueError(
+                f"{path}: found the columns {', '.join([*table.singles, *table.vectors, *table.others])}, expected "
+                f"single numbers in some that begin with {options.prefix!r}"
+            )
+        return read_votes({name: table.singles[column] for column, name in columns.items()}, names, options, str(path))
+    assert options.column is not None
+    values = table.singles[options.column]
+    if table.classes is not None:
+        # Sets of classes are lists of their indices.
+        values = [[table.classes[place] for place in value] if isinstance(value, list) else value for value in values]
+    return read_labels(values, names, options, str(path), table.classes)
+
+
+def _is_blemore_width(column: Vectors) -> bool:
+    return all(row is None or row.shape[1] == len(EMOTIONS) for row in column)
+
+
+def _blemore_labels(table: Table, names: Sequence[str], path: Path, require_labels: bool) -> np.ndarray:
+    column: Vectors = table.vectors.get("labels", [None] * len(names))
+    if require_labels and "labels" in table.singles:
+        raise ValueError(
+            f"{path}: found single values in the column 'labels', expected {len(EMOTIONS)} numbers each; "
+            "--label-column labels reads them"
+        )
+    if not require_labels and not _is_blemore_width(column):
+        column = [None] * len(names)
     labels = []
     for name, given in zip(names, column, strict=True):
         named = soft_label(name, required=False)
@@ -261,16 +267,19 @@ def _labels(table: _Table, names: Sequence[str], path: Path, require_labels: boo
             try:
                 parse_clip_name(name)
             except ValueError as error:
-                raise ValueError(f"{path}: found no column 'labels' and no label in a name: {error}") from None
+                raise ValueError(
+                    f"{path}: found no column 'labels' and no label in a name: {error}; --label-column or "
+                    "--label-prefix names the columns of other labels"
+                ) from None
         labels.append(named)
-    return labels
+    return np.stack(labels)
 
 
 def _given_label(given: np.ndarray, named: np.ndarray, where: str) -> np.ndarray:
     try:
         indices = label_indices(given)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}: {error}; --label-column labels with --names reads labels of other names") from None
     if len(indices) != 1:
         raise ValueError(f"{where}: found {len(indices)} labels, expected one")
     label = np.full(len(EMOTIONS), UNLABELLED) if indices[0] < 0 else LABEL_MATRIX[indices[0]]
@@ -279,16 +288,98 @@ def _given_label(given: np.ndarray, named: np.ndarray, where: str) -> np.ndarray
     return label
 
 
-def _folds(table: _Table, names: Sequence[str], path: Path) -> list[int]:
+def _own_folds(table: Table, names: Sequence[str], path: Path) -> np.ndarray:
     folds = []
-    for name, fold in zip(names, table.scalars.get("fold", [None] * len(names)), strict=True):
+    for name, fold in zip(names, table.singles.get("fold", [None] * len(names)), strict=True):
         if fold is None or fold != fold:
             folds.append(-1)
         elif isinstance(fold, (int, float)) and float(fold).is_integer() and -1 <= fold <= 127:
             folds.append(int(fold))
         else:
             raise ValueError(f"{path}: clip {name!r} has the fold {fold!r}, expected a whole number from 0, or -1")
-    return folds
+    return np.array(folds)
+
+
+def _groups(
+    table: Table,
+    names: Sequence[str],
+    labels: np.ndarray,
+    folds: np.ndarray,
+    path: Path,
+    column: str | None,
+    are_dealt: bool,
+) -> tuple[str | None, list[str | None] | None]:
+    """The column of groups and the group of each clip, where they are given or known."""
+    if column is not None:
+        groups = list(map(_word, table.singles[column]))
+        if None in groups:
+            raise ValueError(f"{path}: clip {names[groups.index(None)]!r} has no {column}, expected a group")
+        split = None if are_dealt else group_in_two_folds(groups, folds)
+        if split is not None:
+            raise ValueError(
+                f"{path}: found {column} {split[0]!r} in the folds {', '.join(map(str, split[1]))}, expected a group "
+                "in one fold only; --folds deals them anew"
+            )
+        return column, groups
+    if are_dealt:
+        actors = [_actor(name) for name in names]
+        labelled = (labels >= 0).all(1)
+        known = all(actor is not None for actor, has_label in zip(actors, labelled, strict=True) if has_label)
+        return None, actors if known and labelled.any() else None
+    if (folds >= 0).any():
+        for name in GROUP_COLUMNS:
+            groups = list(map(_word, table.singles.get(name, [None])))
+            if None not in groups and group_in_two_folds(groups, folds) is None:
+                logger.warning("%s: the column %r is kept as `group`; no value of it is in two folds", path, name)
+                return name, groups
+    return None, None
+
+
+def _actor(name: str) -> str | None:
+    try:
+        return parse_clip_name(name).actor
+    except ValueError:
+        return None
+
+
+def _encoders(
+    table: Table,
+    names: Sequence[str],
+    path: Path,
+    encoders: Sequence[str] | None,
+    feature_dtype: str,
+    nan: str,
+) -> tuple[dict[str, Vectors], dict[str, FeatureType]]:
+    vectors = {name: column for name, column in table.vectors.items() if name != "labels"}
+    for name in encoders or ():
+        if name not in vectors:
+            raise ValueError(f"{path}: found the encoders {', '.join(vectors)}, expected {name!r} among them")
+    chosen = list(vectors) if encoders is None else list(encoders)
+    if not chosen:
+        found = ", ".join([*table.singles, *table.others])
+        raise ValueError(f"{path}: found no encoder among {found}, expected at least one column of vectors of numbers")
+    columns: dict[str, Vectors] = {}
+    types: dict[str, FeatureType] = {}
+    dropped: dict[str, int] = {}
+    for encoder in chosen:
+        where, column = f"{path}, {encoder!r}", vectors[encoder]
+        broken = {row for row, array in enumerate(column) if array is not None and not np.isfinite(array).all()}
+        if broken and nan == "error":
+            raise ValueError(
+                f"{where}, clip {names[min(broken)]!r}: found NaN or infinity or an empty value, expected finite "
+                "features; --nan missing takes the encoder for missing in such rows"
+            )
+        if broken:
+            column = [None if row in broken else array for row, array in enumerate(column)]
+            dropped[encoder] = len(broken)
+        columns[encoder], types[encoder] = _encoder(column, names, where, feature_dtype)
+    if dropped:
+        counts = ", ".join(f"{encoder} in {count}" for encoder, count in dropped.items())
+        logger.warning("%s: taken as missing for NaN or infinity, of %d rows: %s", path, len(names), counts)
+    for row, name in enumerate(names):
+        if all(column[row] is None for column in columns.values()):
+            raise ValueError(f"{path}: clip {name!r} has no features of any encoder, expected at least one")
+    return columns, types
 
 
 def _encoder(column: Vectors, names: Sequence[str], where: str, feature_dtype: str) -> tuple[Vectors, FeatureType]:
@@ -304,5 +395,12 @@ def _encoder(column: Vectors, names: Sequence[str], where: str, feature_dtype: s
     ], kind
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _say_left_out(table: Table, used: set[str | None], path: Path) -> None:
+    singles = [name for name in (*table.singles, *table.others) if name not in used | IGNORED_COLUMNS]
+    if "labels" in table.vectors and "labels" not in used:
+        singles.append("labels")
+    if singles:
+        logger.warning(
+            "%s: left out the columns %s, which are neither vectors nor clip, fold, label or group",
+            path, ", ".join(singles),
+        )  # fmt: skip

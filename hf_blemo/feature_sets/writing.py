@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
+
+from .label_spaces import with_label_space
 from .layout import Clip, encode_clips
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ def write_dataset(
     plan: Mapping[str, Any],
     overwrite: bool = False,
     progress: bool = False,
+    space: tuple[LabelSpace, str] = (BLEMORE_SPACE, "valid"),
 ) -> "datasets.Dataset":
     """Writes clips to a folder that `datasets.load_from_disk` reads, holding no more than a few in memory.
 
@@ -70,6 +74,7 @@ def write_dataset(
         plan: settings that must match for a build to resume, JSON values only; stored there as `build.json`.
         overwrite: replace a data set that is at `output`, and discard an unfinished build with another plan.
         progress: show a progress bar.
+        space: label space and kind of the labels.
 
     Returns:
         The data set, memory-mapped from `output`.
@@ -98,7 +103,8 @@ def write_dataset(
     shows_bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        datasets.concatenate_datasets([datasets.Dataset.from_file(str(part)) for part in parts]).save_to_disk(whole)
+        joined = datasets.concatenate_datasets([datasets.Dataset.from_file(str(part)) for part in parts])
+        with_label_space(joined, *space).save_to_disk(whole)
     finally:
         if shows_bars:
             datasets.enable_progress_bars()

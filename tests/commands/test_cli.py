@@ -125,8 +125,14 @@ def test_build_and_info_of_a_table(capsys, tmp_path):
     assert (code, err) == (0, "")
     dataset = datasets.load_from_disk(str(output))
     assert dataset["clip"][:] == CLIPS and feature_sets.encoder_widths(dataset) == {"imagebind": 3}
-    expected = ["clips 4", "labelled 4, 2 of them blends", "folds 0: 2, 1: 2", "encoder width dtype clips"]
-    expected.append("imagebind 3 float16 4")
+    expected = [
+        "clips 4",
+        "labels 36 valid; 6 names (ang, disg, fea, hap, sad, neu), blends of 70/30, 50/50, 30/70, neu unblended",
+        *("labelled 4, 2 of them blends (50%)", "folds 0: 2, 1: 2"),
+        "groups 2, A1 in several folds, so these are not group-disjoint",
+        *("name share top", "ang 0.325 1", "disg 0.000 0", "fea 0.125 1", "hap 0.175 1", "sad 0.125 0", "neu 0.250 1"),
+        *("encoder width dtype clips", "imagebind 3 float16 4"),
+    ]
     assert [" ".join(line.split()) for line in out.splitlines()] == [str(output), *expected]
     assert run(capsys, "dataset", "info", output)[1] == out.partition("\n")[2]
 

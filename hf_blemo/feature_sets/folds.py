@@ -1,0 +1,97 @@
+"""Folds of a data set: dealing them, and refusing those that no honest score can come from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+MAX_FOLDS = 127
+
+
+def deal_folds(labels: np.ndarray, groups: Sequence[str] | None, num_folds: int, seed: int = 0) -> np.ndarray:
+    """Deals clips into folds that are even in size and in their mix of labels.
+
+    Groups go one by one, those with most of a rare class first, to the fold that leaves sizes and classes most even.
+    Ties fall by the seed.
+
+    Args:
+        labels: (N, C) shares, all below 0 where unlabelled.
+        groups: N names, such as actors, that each stay within one fold; without them every clip goes by itself.
+        num_folds: K, from 2.
+        seed: of the order among equal groups.
+
+    Returns:
+        (N,) folds from 0, -1 for unlabelled clips.
+
+    Raises:
+        ValueError: K is below 2, above 127, or above the number of groups of labelled clips.
+    """
+    if not 2 <= num_folds <= MAX_FOLDS:
+        raise ValueError(f"--folds {num_folds}: expected 2 to {MAX_FOLDS}")
+    rows = np.flatnonzero((labels >= 0).all(1))
+    keys = [str(row) for row in rows] if groups is None else [groups[row] for row in rows]
+    members, of_row = np.unique(keys, return_inverse=True)
+    if num_folds > len(members):
+        what = "labelled clips" if groups is None else "groups of labelled clips"
+        raise ValueError(f"--folds {num_folds}: found {len(members)} {what}, expected at least as many as folds")
+    # A column for the size, for the mass of each name, and for each different label: what is to be even.
+    kinds, of_kind = np.unique(np.round(labels[rows], 2), axis=0, return_inverse=True)
+    parts = [np.ones((len(rows), 1)), labels[rows]]
+    if len(kinds) <= max(64, labels.shape[1]):
+        parts.append(np.eye(len(kinds))[of_kind.reshape(-1)])
+    weights = np.zeros((len(members), sum(part.shape[1] for part in parts)))
+    np.add.at(weights, of_row, np.concatenate(parts, axis=1))
+    weights /= np.maximum(weights.sum(0), 1e-12)
+    shuffled = np.random.default_rng(seed).permutation(len(members))
+    order = shuffled[np.argsort(-weights[shuffled].max(1).round(9), kind="stable")]
+    totals = np.zeros((num_folds, weights.shape[1]))
+    chosen = np.zeros(len(members), dtype=np.int64)
+    used: set[int] = set()
+    for done, member in enumerate(order):
+        # The rise of the sum of squares of every column, of which the size counts as much as the classes together.
+        rise = (weights[member] * (2 * totals + weights[member])).round(12)
+        cost = rise[:, 0] + rise[:, 1:].mean(1)
+        if len(order) - done <= num_folds - len(used):
+            cost[list(used)] = np.inf
+        fold = int(np.argmin(cost))
+        used.add(fold)
+        chosen[member] = fold
+        totals[fold] += weights[member]
+    folds = np.full(len(labels), -1)
+    folds[rows] = chosen[of_row]
+    return folds
+
+
+def check_classes(names: Sequence[str], labels: np.ndarray, folds: np.ndarray, where: str) -> None:
+    """Refuses labels of one class alone, and a class that one fold alone has, since no other fold can learn it.
+
+    Args:
+        names: C names.
+        labels: (N, C) shares, below 0 where unlabelled.
+        folds: (N,), -1 for none.
+        where: for messages.
+
+    Raises:
+        ValueError: there is such a class.
+    """
+    has = labels > 0
+    found = [name for name, column in zip(names, has.T, strict=True) if column.any()]
+    if len(found) < 2:
+        raise ValueError(f"{where}: found labels of one class only ({', '.join(found)}), expected two or more")
+    if len(np.unique(folds[folds >= 0])) < 2:
+        return
+    for name, column in zip(names, has.T, strict=True):
+        within = np.unique(folds[column & (folds >= 0)])
+        if len(within) == 1:
+            raise ValueError(
+                f"{where}: found the class {name!r} in fold {within[0]} only, expected it in two folds or more, or no "
+                "model that is scored on it has seen it; choose other folds, or leave its clips out"
+            )
+
+
+def group_in_two_folds(groups: Sequence[str | None], folds: np.ndarray) -> tuple[str, list[int]] | None:
+    """The first group that is in several folds, and those; None where there is no such group."""
+    found: dict[str, set[int]] = {}
+    for group, fold in zip(groups, folds.tolist(), strict=True):
+        if group is not None and fold >= 0:
+            found.setdefault(group, set()).add(fold)
+    return next(((group, sorted(within)) for group, within in found.items() if len(within) > 1), None)
