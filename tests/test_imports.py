@@ -37,7 +37,7 @@ _TABLE = {
     "commands": "blemore built_in clip_evaluation clip_rd encoders errors extraction feature_sets files hub loading "
     "media pairs prediction programs",
     "fusion_training": "_registration blemore built_in encoders errors extraction feature_sets files hub loading "
-    "programs rank_aware_fusion",
+    "metrics programs rank_aware_fusion",
     "cli": "_registration commands errors programs",
 }
 MAY_IMPORT = {room: others.split() for room, others in _TABLE.items()}

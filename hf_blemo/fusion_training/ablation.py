@@ -12,19 +12,18 @@ import datasets
 import numpy as np
 from accelerate import Accelerator
 
-from hf_blemo import blemore, feature_sets
+from hf_blemo import feature_sets
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.files import read_json, write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.results import CrossValidationResults
-from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
 from hf_blemo.programs.checkpoints import check_same_run
 from hf_blemo.programs.tables import plus_minus, table
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
-from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
+from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
 _ADAPTATIONS = ("mmd", "coral", "adversarial")
 
@@ -247,7 +246,6 @@ def _compare_adaptations(
     }
     config = model_config(source, settings)
     stores = {name: FeatureStore(clips, config, progress=False) for name, clips in scored.items()}
-    processor = RankAwareFusionProcessor(config.encoders, blend_share=blemore.BLEND_SHARE)
     lost = unadapted = np.zeros(len(settings.seeds))
     for kind, level in [("none", "fused"), *itertools.product(_ADAPTATIONS, settings.adaptation_weights)]:
         weight = settings.adaptation_weights[level].get(kind, 0.0)
@@ -262,13 +260,19 @@ def _compare_adaptations(
         models = train_on_all(accelerator, store, own, settings.num_epochs)
         row: dict[str, Any] = {"kind": kind, "level": level, "weight": weight}
         for name, clips in stores.items():
-            labels = clips.labels.numpy()
-            row[name] = [measure(clips.blends([model], processor), labels)["score"] for model in models]
+            row[name] = [_score(clips, model, store.blend_share) for model in models]
         if kind == "none":
             unadapted = np.array(row["score"])
             lost = np.array(row["unshifted"]) - unadapted
         row["recovered"] = ((np.array(row["score"]) - unadapted) / lost).tolist() if (lost > 0).all() else []
         yield row
+
+
+def _score(store: FeatureStore, model: RankAwareFusionModel, blend_share: float) -> float:
+    """The Score of one model's predictions of all rows."""
+    found = {name: values.numpy() for name, values in store.predict([model]).items()}
+    blends = store.judge.decode(found, "expected_score", {"blend_share": blend_share})
+    return store.judge.measure(blends, store.labels.numpy(), found)["score"]
 
 
 _ADAPTATION_HEADER = (

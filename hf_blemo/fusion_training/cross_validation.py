@@ -43,8 +43,8 @@ def cross_validate(
         description: for the progress bar.
 
     Returns:
-        The results, and the rows of the learning curves (`seed`, `fold`, `epoch`, `train_loss`, `validation_loss`,
-        `validation_score`, `selected`).
+        The results, and the rows of the learning curves (`seed`, `fold`, `epoch`, `train_loss`, `selected` and what
+        [`Selection.update`] reports).
 
     Raises:
         ValueError: labelled rows without a fold, or too few folds.
@@ -56,8 +56,9 @@ def cross_validate(
     selections, rows = [], []
     for group in groups:
         selection = Selection(
-            settings.protocol, folds, labels, group, settings.selection, settings.decoding, settings.patience
-        )
+            settings.protocol, folds, labels, group, settings.selection_metric, settings.decoding, settings.patience,
+            store.judge,
+        )  # fmt: skip
         members = selection.members
         lockstep = Lockstep(accelerator, members, store, settings, _static_scores(members, store))
         history: list[dict[str, Any]] = []
@@ -81,7 +82,7 @@ def cross_validate(
                     loss = float(losses[selection.position[seed, (fold,)]])
                     history.append({"seed": seed, "fold": fold, "epoch": lockstep.epoch, "train_loss": loss, **values})
                 means = {"train_loss": float(losses.mean())}
-                for name in ("validation_loss", "validation_score"):
+                for name in next(iter(report.values())):
                     means[name] = float(np.mean([values[name] for values in report.values()]))
                 bar.update(0, epoch=lockstep.epoch, **{name: f"{value:.3f}" for name, value in means.items()})
                 if log is not None:

@@ -12,7 +12,8 @@ from hf_blemo.errors import check_known
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE, read_provenance
 from hf_blemo.loading import load_dataset, local_path
-from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig, label_names
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED, LabelSpace, same_space
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ def load_data(source: str, synthetic: Mapping[str, Any]) -> datasets.Dataset:
         synthetic: settings of the built-in data.
 
     Returns:
-        A data set with the columns `clip`, `features`, `labels`, `fold`.
+        A data set with the columns `clip`, `features`, `labels`, `fold`; `feature_sets.label_space` says
+        what its labels name.
 
     Raises:
         FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set that can be loaded.
@@ -45,11 +47,28 @@ def model_config(data: datasets.Dataset, settings: ExperimentSettings) -> RankAw
     """The model's config for a data set and the settings of a run.
 
     Raises:
-        ValueError: an unknown or invalid setting of the model.
+        ValueError: an unknown or invalid setting of the model, or one that names other labels than the data has.
     """
-    known = set(RankAwareFusionConfig.__annotations__) - {"encoders", "encoder_order"}
+    known = {*RankAwareFusionConfig.__annotations__, "id2label", "num_labels"} - {"encoders", "encoder_order"}
     check_known("model", settings.model, sorted(known))
-    return RankAwareFusionConfig(encoders=_encoder_options(data, settings), **settings.model)
+    space, kind = feature_sets.label_space(data)
+    names = label_names(settings.model.get("id2label", dict(enumerate(space.names))))
+    if tuple(names) != space.names:
+        same_space(LabelSpace(names), space, "the setting model.id2label", "the data")
+    labels = {
+        "id2label": dict(enumerate(names)),
+        "blend_percents": [list(split) for split in space.blend_percents],
+        "unblended": list(space.unblended),
+        "label_kind": kind,
+    }
+    given = {key: value for key, value in settings.model.items() if key != "id2label"}
+    config = RankAwareFusionConfig(encoders=_encoder_options(data, settings), **{**labels, **given})
+    same_space(config.label_space, space, "the setting model", "the data")
+    if kind == "soft" and config.label_kind == "valid":
+        raise ValueError(
+            "the data has soft labels, but model.label_kind is 'valid': expected 'soft', or valid labels in the data"
+        )
+    return config
 
 
 def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) -> datasets.Dataset:
@@ -57,7 +76,7 @@ def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) ->
 
     Args:
         labelled: the source.
-        unlabelled: the target; its labels and folds, if any, are replaced by -100 and -1.
+        unlabelled: the target; its labels and folds, if any, are replaced by -100 and -1, whatever they name.
 
     Returns:
         Both, with the columns and types of the source.
@@ -80,9 +99,11 @@ def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) ->
     source = labelled.select_columns(columns)
     hidden = unlabelled.select_columns(["clip", "features"])
     count = len(hidden)
-    hidden = hidden.add_column("labels", [[-100.0] * 6] * count, feature=source.features["labels"])
+    space, kind = feature_sets.label_space(labelled)
+    hidden = hidden.add_column("labels", [[UNLABELLED] * len(space.names)] * count, feature=source.features["labels"])
     hidden = hidden.add_column("fold", np.full(count, -1).tolist(), feature=source.features["fold"])
-    return datasets.concatenate_datasets([source, hidden.cast(source.features)])
+    both = datasets.concatenate_datasets([source, hidden.cast(source.features)])
+    return feature_sets.with_label_space(both, space, kind)
 
 
 def _encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> dict[str, dict]:

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from hf_blemo import blemore, feature_sets
+from hf_blemo import feature_sets
+from hf_blemo.fusion_training.judging import Judge
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED, same_space
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusionPooling
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
@@ -25,14 +27,16 @@ class FeatureStore:
     memory as (N, P) and fed to the model as pooled vectors. Encoders with `attention` pooling stay memory-mapped.
 
     Args:
-        dataset: columns `clip`, `features` and, where present, `labels` and `fold`.
+        dataset: columns `clip`, `features` and, where present, `labels` and `fold`. Where no row has a label, its
+            labels may be those of other names.
         config: the model's config; encoders of the data set that it does not name are left out.
         align_folds: whether the pooled features of each fold are shifted and scaled to the mean and deviation of all
             rows, for out-of-fold predictions of another model.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: a row the processor refuses; the message names the clip. `align_folds` with attention pooling.
+        ValueError: the labels are not those of the config; a row the processor refuses, and the message names the
+            clip; `align_folds` with attention pooling.
     """
 
     def __init__(
@@ -45,7 +49,8 @@ class FeatureStore:
         self.dataset = dataset
         self.clips: list[str] = list(dataset["clip"])
         self.config = config
-        self.processor = RankAwareFusionProcessor(config.encoders)
+        self.judge = Judge.of(config)
+        self.processor = RankAwareFusionProcessor.from_config(config)
         self.poolings = {name: RankAwareFusionPooling(options) for name, options in config.encoders.items()}
         num_rows = len(dataset)
         self.pooled: dict[str, torch.Tensor] = {}
@@ -62,8 +67,8 @@ class FeatureStore:
         columns = dataset.column_names
         folds = dataset["fold"][:] if "fold" in columns else [None] * num_rows
         self.folds = np.array([-1 if fold is None else fold for fold in folds])
-        labels = dataset["labels"] if "labels" in columns else [None] * num_rows
-        self.labels = torch.full((num_rows, 6), -100.0)
+        labels = self._labels_of(dataset)
+        self.labels = torch.full((num_rows, len(self.judge.space.names)), UNLABELLED)
         bar = Progress("reading features", "clip", num_rows, shown=progress)
         for start in range(0, num_rows, _ROWS_AT_ONCE):
             rows = list(range(start, min(start + _ROWS_AT_ONCE, num_rows)))
@@ -81,18 +86,31 @@ class FeatureStore:
                 self._sums[name][:, rows] = torch.stack([pooled.sum(1), pooled.square().sum(1), count])
             bar.update(len(rows))
         bar.close()
-        self.labelled = ~(self.labels == -100).all(-1).numpy()
+        self.labelled = ~(self.labels == UNLABELLED).all(-1).numpy()
         if align_folds:
             self._align_folds()
 
     def __len__(self) -> int:
         return len(self.clips)
 
+    def _labels_of(self, dataset: datasets.Dataset) -> Sequence:
+        """A label of every row as the processor reads it; None where no row has one."""
+        labels = dataset["labels"][:] if "labels" in dataset.column_names else []
+        if all(label is None or (np.asarray(label) == UNLABELLED).all() for label in labels):
+            return [None] * len(dataset)
+        space, kind = feature_sets.label_space(dataset)
+        same_space(space, self.judge.space, "the data", "the model")
+        if kind == "soft" and self.judge.kind == "valid":
+            raise ValueError(
+                "the data has soft labels, but label_kind is 'valid': expected 'soft', or valid labels in the data"
+            )
+        return labels
+
     @property
     def blend_share(self) -> float:
-        """Share of blends among the labelled rows; that of BlEmoRE where there are none."""
-        labels = self.labels.numpy()[self.labelled]
-        return float(((labels > 0).sum(1) == 2).mean()) or blemore.BLEND_SHARE
+        """Share of blends among the labelled rows, from 0 to 1."""
+        labels = self.judge.nearest(self.labels.numpy()[self.labelled])
+        return float(self.judge.space.is_blend[labels].mean())
 
     def labelled_rows(self, protocol: str) -> tuple[np.ndarray, np.ndarray]:
         """The rows with labels (R,) and their folds (R,), checked for what a run needs of them.
@@ -101,12 +119,16 @@ class FeatureStore:
             protocol: of the run.
 
         Raises:
-            ValueError: there are no labelled rows, no or too few folds for the protocol or for the ranking of a static
-                gate, or no unlabelled rows to adapt to.
+            ValueError: there are no labelled rows; no or too few folds for the protocol or for the ranking of a static
+                gate; a class that one fold alone has, so that it is never learned where it is scored; or no unlabelled
+                rows to adapt to.
         """
         rows = np.flatnonzero(self.labelled)
         if len(rows) == 0:
-            raise ValueError(f"none of the {len(self)} clips has labels to train on")
+            shown = ", ".join(self.clips[:2])
+            raise ValueError(
+                f"{len(self)} of {len(self)} clips carry no label, for instance {shown}: expected some to train on"
+            )
         folds = self.folds[rows]
         names = np.unique(folds).tolist()
         if protocol != "none":
@@ -119,6 +141,13 @@ class FeatureStore:
             needed = _FOLDS_NEEDED[protocol]
             if len(names) < needed:
                 raise ValueError(f"protocol {protocol!r} needs at least {needed} folds, found {len(names)}: {names}")
+            for place, name in enumerate(self.judge.space.names):
+                having = np.unique(folds[self.labels.numpy()[rows, place] > 0]).tolist()
+                if len(having) == 1 and not self.judge.is_benchmark:
+                    raise ValueError(
+                        f"{name!r} is a label of clips of fold {having[0]} alone: expected clips of at least two "
+                        "folds, or data without that name"
+                    )
         if self.config.domain_adaptation != "none" and len(rows) == len(self):
             raise ValueError(f"domain_adaptation {self.config.domain_adaptation!r} needs unlabelled rows, found none")
         if self.config.gate == "static" and len(names) < 2:
@@ -223,17 +252,14 @@ class FeatureStore:
         return place(batch)
 
     @torch.inference_mode()
-    def blends(
-        self, models: Sequence[RankAwareFusionModel], processor: RankAwareFusionProcessor
-    ) -> list[list[dict[str, str | float]]]:
+    def predict(self, models: Sequence[RankAwareFusionModel]) -> dict[str, torch.Tensor]:
         """Predicts every row by the mean of some models.
 
         Args:
             models: on the CPU, in evaluation mode, with the store's encoders.
-            processor: decodes.
 
         Returns:
-            N blends.
+            `probabilities` (N, C) and `joint_probabilities` (N, L), float32.
         """
         names = ("probabilities", "joint_probabilities")
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
@@ -243,7 +269,7 @@ class FeatureStore:
             outputs = [model(**batch) for model in models]
             for name in names:
                 parts[name].append(torch.stack([output[name].float() for output in outputs]).mean(0))
-        return processor.post_process_blends({name: torch.cat(part) for name, part in parts.items()})
+        return {name: torch.cat(part) for name, part in parts.items()}
 
 
 def fit_feature_statistics(

@@ -20,7 +20,7 @@ from hf_blemo.programs.figures import DPI, heat_map, save
 _TRAIN_COLOUR = "#3b6ea5"
 _SCORE_COLOUR = "#b4532a"
 _MARK_COLOUR = "#d62728"
-_SET_NAMES = ["+".join(emotions) for emotions in blemore.EMOTION_SETS]
+_MOST_SETS = 24
 
 
 def plot_cross_validation(
@@ -30,45 +30,65 @@ def plot_cross_validation(
     encoder_names: Sequence[str],
     folder: Path,
 ) -> None:
-    """Draws `confusion.png`, `thresholds.png`, `gate_weights.png` and `learning_curves.png`.
+    """Draws `confusion.png`, `gate_weights.png`, `learning_curves.png` and, where something blends, `thresholds.png`.
+
+    Of many sets of names the most frequent are shown.
 
     Args:
         results: of the cross-validation.
-        history: its learning curves: rows with `seed`, `fold`, `epoch`, `train_loss`, `validation_score`, `selected`.
+        history: its learning curves: rows with `seed`, `fold`, `epoch`, `train_loss`, `selected` and
+            `validation_<measure>` of the judge's headline.
         decoding: rule of the confusion's predictions.
         encoder_names: names of the encoders, in the order of the models.
         folder: created if missing.
     """
-    protocol, labels = results.first.protocol.replace("_", " "), results.first.labels
+    protocol, labels, judge = results.first.protocol.replace("_", " "), results.first.labels, results.judge
+    true, predicted = judge.sets_of(results.ensemble(decoding)[1], labels)
+    names = ["+".join(members) for members in judge.space.sets]
+    frequent = np.sort(
+        np.argsort(-np.bincount(np.r_[true, predicted], minlength=len(names)), kind="stable")[:_MOST_SETS]
+    )
+    left_out = f", the {_MOST_SETS} most frequent of {len(names)}" if len(names) > _MOST_SETS else ""
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(counts, (true, predicted), 1)
+    names = [names[place] for place in frequent]
+    what = "emotion set" if judge.is_benchmark else "label set" if judge.space.blend_percents else "label"
     _plot_confusion(
-        blemore.confusion(results.ensemble(decoding)[1], labels),
+        counts[np.ix_(frequent, frequent)],
+        names,
+        int((frequent < len(judge.space.names)).sum()),
         folder / "confusion.png",
-        f"Emotion sets, out of fold, {protocol} protocol, {_plural(len(results.seeds), 'seed')}",
+        f"{what.capitalize()}s, out of fold, {protocol} protocol, {_plural(len(results.seeds), 'seed')}{left_out}",
     )
-    probabilities = results.pooled()["probabilities"]
-    fitted = blemore.fit_thresholds(probabilities, labels)
-    _plot_thresholds(
-        *blemore.threshold_grid(probabilities, labels),
-        (fitted.alpha, fitted.beta),
-        folder / "thresholds.png",
-        f"Thresholds on the pooled out-of-fold predictions, {len(labels):,} clips",
-    )
+    path = folder / "thresholds.png"
+    path.unlink(missing_ok=True)
+    if judge.space.blend_percents:
+        probabilities = results.pooled()["probabilities"]
+        fitted = judge.fit_thresholds(probabilities, labels)
+        _plot_thresholds(
+            *judge.threshold_grid(probabilities, labels),
+            (fitted["alpha"], fitted["beta"]),
+            path,
+            f"Thresholds on the pooled out-of-fold predictions, {len(labels):,} clips",
+        )
     _plot_gate(
-        results.gate["weights"],
-        results.gate["selected"],
+        results.gate["weights"][frequent],
+        results.gate["selected"][frequent],
         encoder_names,
+        names,
         folder / "gate_weights.png",
-        f"Mean gate weight by emotion set and encoder, out of fold, {len(labels):,} clips",
+        f"Mean gate weight by {what} and encoder, out of fold, {len(labels):,} clips{left_out}",
     )
-    _plot_learning_curves(history, folder / "learning_curves.png", f"Learning curves, {protocol} protocol")
+    measure = f"validation_{judge.headline}"
+    _plot_learning_curves(history, folder / "learning_curves.png", f"Learning curves, {protocol} protocol", measure)
 
 
-def _plot_confusion(counts: np.ndarray, path: Path, title: str) -> None:
-    """(16, 16) counts in the cells, rows true and columns predicted, each row coloured by its own shares."""
+def _plot_confusion(counts: np.ndarray, names: Sequence[str], num_singles: int, path: Path, title: str) -> None:
+    """(S, S) counts in the cells, rows true and columns predicted, each row coloured by its own shares."""
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
-    names, num_singles = _SET_NAMES, len(blemore.EMOTIONS)
-    figure = Figure(figsize=(11, 9.8), dpi=DPI, layout="constrained")
+    side = 3.0 + 0.5 * max(len(names), 10)
+    figure = Figure(figsize=(side, side * 9.8 / 11), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     image = heat_map(axes, shares, "Blues", Normalize(0, max(float(shares.max()), 1e-9)))
     for (row, column), count in np.ndenumerate(counts):
@@ -77,8 +97,9 @@ def _plot_confusion(counts: np.ndarray, path: Path, title: str) -> None:
             _write_in_cell(axes, row, column, f"{count:,.0f}", image, 9.5, weight)
     for index in range(len(names)):
         axes.add_patch(Rectangle((index - 0.5, index - 0.5), 1, 1, fill=False, edgecolor="#777777", linewidth=0.7))
-    axes.axhline(num_singles - 0.5, color="#222222", linewidth=1.4)
-    axes.axvline(num_singles - 0.5, color="#222222", linewidth=1.4)
+    if 0 < num_singles < len(names):
+        axes.axhline(num_singles - 0.5, color="#222222", linewidth=1.4)
+        axes.axvline(num_singles - 0.5, color="#222222", linewidth=1.4)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=10)
     axes.set_yticks(
         range(len(names)), [f"{name}  ({total:,.0f})" for name, total in zip(names, totals, strict=True)], fontsize=10
@@ -135,9 +156,14 @@ def _plot_thresholds(
 
 
 def _plot_gate(
-    weights: np.ndarray, selected: np.ndarray, encoder_names: Sequence[str], path: Path, title: str
+    weights: np.ndarray,
+    selected: np.ndarray,
+    encoder_names: Sequence[str],
+    names: Sequence[str],
+    path: Path,
+    title: str,
 ) -> None:
-    """(16, E) mean weight, NaN in a set without clips, and share of the clips whose top-n holds the encoder."""
+    """(S, E) mean weight, NaN in a set without clips, and share of the clips whose top-n holds the encoder."""
     panels = [
         ("mean gate weight", weights, "Purples"),
         ("share of clips with the encoder in the top-n", selected, "Greens"),
@@ -155,14 +181,16 @@ def _plot_gate(
         axes.set_xticks(
             range(shape[1]), list(encoder_names), rotation=35, ha="right", rotation_mode="anchor", fontsize=10
         )
-        axes.set_yticks(range(shape[0]), _SET_NAMES if column == 0 else [""] * shape[0], fontsize=10)
+        axes.set_yticks(range(shape[0]), list(names) if column == 0 else [""] * shape[0], fontsize=10)
         axes.set_title(name, fontsize=10.5)
         figure.colorbar(image, ax=axes, shrink=0.85, pad=0.03).ax.tick_params(labelsize=8)
     figure.suptitle(title, fontsize=12.5)
     save(figure, path)
 
 
-def _plot_learning_curves(history: Iterable[Mapping[str, Any]], path: Path, title: str) -> None:
+def _plot_learning_curves(
+    history: Iterable[Mapping[str, Any]], path: Path, title: str, measure: str = "validation_score"
+) -> None:
     """Each run (seed and fold) faintly, their mean, a band of one standard deviation, and the selected epochs.
 
     Mean and band cover, at each epoch, the runs that reached it.
@@ -172,7 +200,7 @@ def _plot_learning_curves(history: Iterable[Mapping[str, Any]], path: Path, titl
         runs[row["seed"], row["fold"]].append(row)
     panels = [
         ("train_loss", "training loss", _TRAIN_COLOUR),
-        ("validation_score", "validation Score", _SCORE_COLOUR),
+        (measure, measure.replace("_", " ").replace("score", "Score"), _SCORE_COLOUR),
     ]
     figure = Figure(figsize=(6.4 * len(panels), 4.7), dpi=DPI, layout="constrained")
     for column, (key, label, colour) in enumerate(panels):

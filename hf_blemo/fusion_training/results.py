@@ -6,14 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_blemo import blemore
 from hf_blemo.fusion_training.lockstep import PREDICTED
-from hf_blemo.fusion_training.selection import Selection, measure
+from hf_blemo.fusion_training.selection import Selection
 from hf_blemo.fusion_training.settings import PROTOCOLS
 from hf_blemo.programs.tables import plus_minus, table
-
-_METRICS = ("acc_presence", "acc_salience", "score")
-_DECODINGS = ("expected_score", "thresholds")
 
 
 class CrossValidationResults:
@@ -27,6 +23,7 @@ class CrossValidationResults:
     def __init__(self, selections: Sequence[Selection], clips: Sequence[str]):
         first = selections[0]
         self.first = first
+        self.judge = first.judge
         self.clips = list(clips)
         self.choices = {(seed, fold): choice for selection in selections for seed, fold, choice in selection}
         self.seeds = sorted({seed for seed, _ in self.choices})
@@ -40,9 +37,10 @@ class CrossValidationResults:
         rows = []
         for (seed, fold), choice in sorted(self.choices.items()):
             blends, settings = self.first.decode(choice.scored, fold, decoding, choice.judging)
-            metrics = measure(blends, self.first.labels[self.first.folds == fold])
+            metrics = self.judge.measure(blends, self.first.labels[self.first.folds == fold], choice.scored)
             clips = int((self.first.folds == fold).sum())
-            rows.append({"seed": seed, "fold": fold, "epoch": choice.epoch, **settings, **metrics, "clips": clips})
+            row = {"seed": seed, "fold": fold, "epoch": choice.epoch, **settings, **self.judge.shown(metrics)}
+            rows.append({**row, "clips": clips})
         return rows
 
     def _ensemble(self, decoding: str) -> tuple[list[dict[str, Any]], list]:
@@ -55,7 +53,8 @@ class CrossValidationResults:
             scored = _mean_predictions([choice.scored for choice in choices])
             decoded, settings = self.first.decode(scored, fold, decoding, judging)
             where = np.flatnonzero(self.first.folds == fold)
-            rows.append({"fold": fold, **settings, **measure(decoded, self.first.labels[where])})
+            metrics = self.judge.measure(decoded, self.first.labels[where], scored)
+            rows.append({"fold": fold, **settings, **self.judge.shown(metrics)})
             for row, blend in zip(where, decoded, strict=True):
                 blends[row] = blend
         return rows, blends
@@ -76,21 +75,25 @@ class CrossValidationResults:
         rows = self.fold_rows(decoding)
         return _spread(
             [
-                {name: float(np.mean([row[name] for row in rows if row["seed"] == seed])) for name in _METRICS}
+                {
+                    name: float(np.mean([row[name] for row in rows if row["seed"] == seed]))
+                    for name in self.judge.columns
+                }
                 for seed in self.seeds
-            ]
+            ],
+            self.judge.columns,
         )
 
     def over_folds(self, decoding: str) -> dict[str, dict[str, float]]:
         """Mean and standard deviation over the folds of every metric of the ensemble."""
-        return _spread(self.ensemble(decoding)[0])
+        return _spread(self.ensemble(decoding)[0], self.judge.columns)
 
     def best_epochs(self) -> int:
         """Mean of the chosen epochs, at least 1: the epochs of the final models."""
         return max(1, round(float(np.mean([choice.epoch for choice in self.choices.values()]))))
 
     def losses(self) -> list[float]:
-        """For each seed, the negative log-likelihood of all clips under their out-of-fold joint distribution, in nats.
+        """For each seed, the joint loss of all clips under their out-of-fold joint distribution, in nats.
 
         A Score counts exact hits and is coarse; the likelihood of the same predictions separates two methods much
         earlier.
@@ -99,7 +102,7 @@ class CrossValidationResults:
 
     @cached_property
     def gate(self) -> dict[str, np.ndarray]:
-        """Mean gate weight and selection frequency per emotion set and encoder: `weights` and `selected`, (16, E), NaN
+        """Mean gate weight and selection frequency per set of names and encoder: `weights` and `selected`, (S, E), NaN
         for a set without clips; `mean_weight` and `mean_selected`, (E,)."""
         weights, chosen = [], []
         for seed in self.seeds:
@@ -108,10 +111,10 @@ class CrossValidationResults:
             places = np.arange(weights[-1].shape[1])
             chosen.append((pooled["selected_encoders"][..., None] == places).any(1))
         weight, selected = np.mean(weights, 0), np.mean(chosen, 0)
-        sets = blemore.LABEL_SETS[self.first.label_indices]
+        sets = self.judge.space.set_of_label[self.first.label_indices]
         table = {"mean_weight": weight.mean(0), "mean_selected": selected.mean(0)}
         for name, values in (("weights", weight), ("selected", selected)):
-            table[name] = np.full((16, values.shape[1]), np.nan)
+            table[name] = np.full((len(self.judge.space.sets), values.shape[1]), np.nan)
             for index in np.unique(sets):
                 table[name][index] = values[sets == index].mean(0)
         return table
@@ -124,19 +127,19 @@ class CrossValidationResults:
             "protocol_description": PROTOCOLS[self.first.protocol],
             "decoding": decoding,
             "seeds": self.seeds,
-            "summary": _spread(rows),
+            "summary": _spread(rows, self.judge.columns),
             "over_seeds": self.over_seeds(decoding),
             "ensemble": self.over_folds(decoding) if len(self.seeds) > 1 else None,
-            "alternatives": {name: _spread(self.fold_rows(name)) for name in _DECODINGS},
+            "alternatives": {name: _spread(self.fold_rows(name), self.judge.columns) for name in self.judge.decodings},
             "folds": rows,
         }
 
 
-def _spread(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _spread(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation of every metric over rows."""
     return {
         name: {"mean": float(np.mean([row[name] for row in rows])), "std": float(np.std([row[name] for row in rows]))}
-        for name in _METRICS
+        for name in names
     }
 
 
@@ -159,21 +162,23 @@ def results_table(metrics: dict[str, Any]) -> str:
     """
     rows = []
     name = metrics["protocol"].replace("_", " ")
+    columns = metrics["measures"]
     if metrics["summary"]:
         num_seeds, num_folds = len(metrics["seeds"]), len(metrics["data"]["folds"])
         rows.append([f"{name}, ± over {num_folds} folds x {num_seeds} seeds"])
-        rows[-1] += [plus_minus(metrics["summary"][metric]) for metric in _METRICS]
+        rows[-1] += [plus_minus(metrics["summary"][metric]) for metric in columns]
         rows.append([f"{name}, mean over folds, ± over {num_seeds} seeds"])
-        rows[-1] += [plus_minus(metrics["over_seeds"][metric]) for metric in _METRICS]
+        rows[-1] += [plus_minus(metrics["over_seeds"][metric]) for metric in columns]
         if metrics["ensemble"]:
             rows.append([f"{name}, ensemble of the seeds, ± over folds"])
-            rows[-1] += [plus_minus(metrics["ensemble"][metric]) for metric in _METRICS]
+            rows[-1] += [plus_minus(metrics["ensemble"][metric]) for metric in columns]
         for decoding, entry in metrics["alternatives"].items():
             if decoding != metrics["decoding"]:
-                rows.append([f"{name}, decoded by {decoding}"] + [plus_minus(entry[metric]) for metric in _METRICS])
+                rows.append([f"{name}, decoded by {decoding}"] + [plus_minus(entry[metric]) for metric in columns])
     test = metrics.get("test", {})
-    if "score" in test:
-        rows.append([f"test data, {test['clips']} clips"] + [f"{test[metric]:.4f}" for metric in _METRICS])
+    if columns[0] in test:
+        cells = [f"{test[metric]:.4f}" if metric in test else "" for metric in columns]
+        rows.append([f"test data, {test['clips']} clips", *cells])
     if not rows:
         return "Trained on all clips; nothing was scored."
-    return table(["", *_METRICS], rows)
+    return table(["", *columns], rows)

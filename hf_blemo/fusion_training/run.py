@@ -4,29 +4,32 @@ import logging
 import platform
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from accelerate import Accelerator
 
-from hf_blemo import blemore, feature_sets
+from hf_blemo import feature_sets
 from hf_blemo._registration import __version__
 from hf_blemo.files import write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
+from hf_blemo.fusion_training.judging import Judge
 from hf_blemo.fusion_training.plots import plot_cross_validation
 from hf_blemo.fusion_training.results import CrossValidationResults
-from hf_blemo.fusion_training.selection import measure
 from hf_blemo.fusion_training.settings import PROTOCOLS, FusionSettings
 from hf_blemo.hub import write_card
 from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.programs.checkpoints import begin_run, check_resumable, end_training
 from hf_blemo.programs.settings import check_output_folder
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import Blend
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
@@ -69,11 +72,15 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         data = with_unlabelled(data, load_data(settings.unlabelled_data, {**target, "seed": seed + 1}))
     store = FeatureStore(data, config, settings.align_folds, progress=accelerator.is_main_process)
     store.labelled_rows(settings.protocol)
+    judge = store.judge
+    judge.selection_metric(settings.selection_metric, settings.protocol)
+    decoding = judge.decoding(settings.decoding)
     checkpoints = output / "checkpoints"
+    labels = {"labels": f"{judge.space!r}, {judge.kind}"}
     if settings.resume:
-        check_resumable(checkpoints, asdict(settings), settings.free_in_resume)
+        check_resumable(checkpoints, asdict(settings) | labels, settings.free_in_resume)
     pushes = TrainingPushes(settings, accelerator)
-    begin_run(accelerator, settings, checkpoints, "hf_blemo-fusion")
+    begin_run(accelerator, settings, checkpoints, "hf_blemo-fusion", labels)
 
     results = None
     history: list[dict[str, Any]] = []
@@ -108,24 +115,38 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
         if test is not None:
-            blends = test.blends(models, processors[0])
-            write_json({output / "test_predictions.json": {"predictions": dict(zip(test.clips, blends, strict=True))}})
+            found = test.predict(models)
+            blends = processors[0].post_process_blends(found)
+            predictions = {name: values.numpy() for name, values in found.items()}
+            write_json({output / "test_predictions.json": _predictions(test.clips, blends, predictions, judge)})
             metrics["test"] = {"source": settings.test_data, "clips": len(test)}
             if test.labelled.all():
-                metrics["test"] |= measure(blends, test.labels.numpy())
+                metrics["test"] |= judge.shown(judge.measure(blends, test.labels.numpy(), predictions))
         metrics["wall_seconds"] = round(time.perf_counter() - start, 1)
         write_json({output / "history.json": history})
         if results is not None:
-            blends = results.ensemble(settings.decoding)[1]
-            predictions = dict(zip(results.clips, blends, strict=True))
-            write_json({output / "predictions.json": {"predictions": predictions}})
-            plot_cross_validation(results, history, settings.decoding, list(config.encoders), output / "plots")
+            blends = results.ensemble(decoding)[1]
+            content = _predictions(results.clips, blends, results.pooled(), judge)
+            write_json({output / "predictions.json": content})
+            plot_cross_validation(results, history, decoding, list(config.encoders), output / "plots")
         write_json({output / "metrics.json": metrics})
         _remove_stale(output, settings, results is not None)
         write_card(output, metrics)
         pushes.at_end(output)
     end_training(accelerator)
     return metrics
+
+
+def _predictions(
+    clips: Sequence[str], blends: Sequence[Blend], predictions: Mapping[str, np.ndarray], judge: Judge
+) -> dict[str, Any]:
+    """Blend of every clip, as a submission has it, and beside them the probabilities by name."""
+    names = judge.space.names
+    shares = [dict(zip(names, row, strict=True)) for row in predictions["probabilities"].tolist()]
+    return {
+        "predictions": dict(zip(clips, blends, strict=True)),
+        "shares": dict(zip(clips, shares, strict=True)),
+    }
 
 
 def _remove_stale(output: Path, settings: FusionSettings, scored: bool) -> None:
@@ -169,12 +190,10 @@ def _processors(
     """One processor per seed; the thresholds are fitted on that seed's out-of-fold predictions of all folds."""
     processors = []
     for seed in settings.seeds:
-        processor = RankAwareFusionProcessor(
-            store.config.encoders, decoding=settings.decoding, blend_share=store.blend_share
-        )
-        if results is not None:
-            fitted = blemore.fit_thresholds(results.pooled([seed])["probabilities"], results.first.labels)
-            processor.alpha, processor.beta = fitted.alpha, fitted.beta
+        options: dict[str, Any] = {"decoding": settings.decoding, "blend_share": store.blend_share}
+        if results is not None and store.judge.space.blend_percents:
+            options |= store.judge.fit_thresholds(results.pooled([seed])["probabilities"], results.first.labels)
+        processor = RankAwareFusionProcessor.from_config(store.config, **options)
         processors.append(processor)
     return processors
 
@@ -189,7 +208,7 @@ def _metrics(settings: FusionSettings, store: FeatureStore, results: CrossValida
     scored = {
         "protocol": "none",
         "protocol_description": PROTOCOLS["none"],
-        "decoding": settings.decoding,
+        "decoding": store.judge.decoding(settings.decoding),
         "seeds": settings.seeds,
         "summary": {},
     }
@@ -197,7 +216,8 @@ def _metrics(settings: FusionSettings, store: FeatureStore, results: CrossValida
     return {
         "schema_version": 1,
         "model_type": store.config.model_type,
-        **(scored if results is None else results.summary(settings.decoding)),
+        **(scored if results is None else results.summary(store.judge.decoding(settings.decoding))),
+        "measures": list(store.judge.columns),
         "data": {
             "source": settings.data,
             "hub_id": None if settings.data == "synthetic" or Path(settings.data).exists() else settings.data,

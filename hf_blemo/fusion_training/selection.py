@@ -7,17 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_blemo import blemore
+from hf_blemo.fusion_training.judging import Judge, Predictions, better
 from hf_blemo.fusion_training.lockstep import PREDICTED, Member
-
-Predictions = dict[str, np.ndarray]
-
-
-def measure(predictions: Sequence, labels: np.ndarray) -> dict[str, float]:
-    """`acc_presence`, `acc_salience` and their mean, `score`."""
-    presence = blemore.acc_presence(predictions, labels)
-    salience = blemore.acc_salience(predictions, labels)
-    return {"acc_presence": presence, "acc_salience": salience, "score": 0.5 * presence + 0.5 * salience}
 
 
 @dataclass
@@ -47,12 +38,16 @@ class Selection:
         protocol: `honest`: judged by the inner models on all folds but the scored one. `published_style`: judged on
             the scored fold itself.
         folds: (N,) fold of each row.
-        labels: (N, 6) soft labels, all rows labelled.
+        labels: (N, C) shares, all rows labelled.
         seeds: one complete cross-validation each.
-        selection: `loss` or `score`; the published style always uses the score.
-        decoding: decoding rule of the score.
+        selection_metric: `loss` or a measure of the judge; by default its own choice for the protocol.
+        decoding: decoding rule of the measures; by default the judge's.
         patience: epochs without a better one after which a fold's choice is closed, even if other folds still improve:
             their judges know its labels; 0 never closes it.
+        judge: of the labels; BlEmoRE's by default.
+
+    Raises:
+        ValueError: there is no such measure or decoding of these labels.
     """
 
     def __init__(
@@ -61,18 +56,20 @@ class Selection:
         folds: np.ndarray,
         labels: np.ndarray,
         seeds: Sequence[int],
-        selection: str,
-        decoding: str,
+        selection_metric: str | None = None,
+        decoding: str | None = None,
         patience: int = 0,
+        judge: Judge | None = None,
     ):
         self.protocol = protocol
         self.folds = folds
         self.labels = labels
-        self.selection = "score" if protocol == "published_style" else selection
-        self.decoding = decoding
+        self.judge = judge or Judge()
+        self.metric = self.judge.selection_metric(selection_metric, protocol)
+        self.decoding = self.judge.decoding(decoding)
         self.patience = patience
-        self.label_indices = blemore.label_indices(labels)
-        self.is_blend = (labels > 0).sum(1) == 2
+        self.label_indices = self.judge.nearest(labels)
+        self.is_blend = self.judge.space.is_blend[self.label_indices]
         names = np.unique(folds).tolist()
         pairs = [(a, b) for a in names for b in names if a < b] if protocol == "honest" else []
         held_out = [*((fold,) for fold in names), *pairs]
@@ -85,14 +82,12 @@ class Selection:
         return np.flatnonzero(self.folds == fold if self.protocol == "published_style" else self.folds != fold)
 
     def blend_share(self, fold: int) -> float:
-        """Share of blends outside a fold, which expected-score decoding of the fold assumes; BlEmoRE's if there are
-        none."""
-        return float(self.is_blend[self.folds != fold].mean()) or blemore.BLEND_SHARE
+        """Share of blends outside a fold, which expected-score decoding of the fold assumes."""
+        return float(self.is_blend[self.folds != fold].mean())
 
     def loss(self, joint: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:
-        """Mean negative log-likelihood of the labels of some rows, in nats, under their joint distribution (R, 36)."""
-        picked = joint[np.arange(len(joint)), self.label_indices[rows]]
-        return float(-np.log(np.maximum(picked, 1e-30)).mean())
+        """Mean joint loss of some rows, in nats, under their joint distribution (R, L)."""
+        return float(self.judge.losses(joint, self.labels[rows], self.label_indices[rows]).mean())
 
     def _judging_predictions(self, predictions: Predictions, seed: int, fold: int) -> Predictions:
         """Predictions of the models trained without a fold for the other folds."""
@@ -108,12 +103,12 @@ class Selection:
 
     def decode(self, predictions: Predictions, fold: int, decoding: str, judging: Predictions) -> tuple[list, dict]:
         """Blends, decoded with settings fitted on the judging rows: `alpha` and `beta`, or `blend_share`."""
+        settings = {}
         if decoding == "expected_score":
-            share = self.blend_share(fold)
-            return blemore.decode_expected_score(predictions["joint_probabilities"], share), {"blend_share": share}
-        fitted = blemore.fit_thresholds(judging["probabilities"], self.labels[self.judging_rows(fold)])
-        blends = blemore.decode_thresholds(predictions["probabilities"], fitted.alpha, fitted.beta)
-        return blends, {"alpha": fitted.alpha, "beta": fitted.beta}
+            settings = {"blend_share": self.blend_share(fold)}
+        elif decoding == "thresholds":
+            settings = self.judge.fit_thresholds(judging["probabilities"], self.labels[self.judging_rows(fold)])
+        return self.judge.decode(predictions, decoding, settings), settings
 
     def update(self, epoch: int, predictions: Predictions) -> dict[tuple[int, int], dict[str, float]]:
         """Takes the predictions of an epoch.
@@ -123,7 +118,8 @@ class Selection:
             predictions: of all members for all rows, leading shape (M, N).
 
         Returns:
-            (seed, fold) -> `validation_score` and `validation_loss` on the judging rows.
+            (seed, fold) -> on the judging rows, `validation_loss` and `validation_<measure>` of the judge's headline
+            and of the measure that chooses.
         """
         report = {}
         for (seed, fold), choice in self.choices.items():
@@ -131,9 +127,10 @@ class Selection:
             judging = self._judging_predictions(predictions, seed, fold)
             loss = self.loss(judging["joint_probabilities"], rows)
             blends, _ = self.decode(judging, fold, self.decoding, judging)
-            score = measure(blends, self.labels[rows])["score"]
-            report[seed, fold] = {"validation_score": score, "validation_loss": loss}
-            criterion = loss if self.selection == "loss" else -score
+            measures = {"loss": loss, **self.judge.measure(blends, self.labels[rows], judging)}
+            told = dict.fromkeys((self.judge.headline, "loss", self.metric))
+            report[seed, fold] = {f"validation_{name}": measures[name] for name in told}
+            criterion = better(self.metric, measures[self.metric])
             closed = self.patience and epoch - choice.epoch > self.patience
             if criterion < choice.criterion and not closed:
                 index = self.position[seed, (fold,)]

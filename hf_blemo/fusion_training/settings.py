@@ -39,9 +39,11 @@ class ExperimentSettings:
         seeds_at_once: seeds trained in lockstep; 0 trains all together. Fewer need less memory.
         num_epochs: maximum number of epochs; the exact number with `protocol: none`.
         patience: stop after this many epochs without improvement in any scored fold; 0 never stops early.
-        selection: choose the epoch by `loss` (joint negative log-likelihood) or `score`. `published_style` always
-            uses the score, as the published baselines do.
-        decoding: `expected_score` or `thresholds`, for the reported and published predictions.
+        selection_metric: choose the epoch by `loss` (the joint loss) or a measure, such as `accuracy`, `uar` or `kl`;
+            by default by `loss`, for soft labels by `kl`. `published_style` uses the score for the labels of
+            BlEmoRE, as the published baselines do, and by default `accuracy` for others.
+        decoding: `expected_score`, `thresholds` or `soft`, for the reported and published predictions; by default
+            `soft` for soft labels, else `expected_score`.
         batch_size, unlabelled_batch_size: batch size per model, over all processes.
         evaluation_batch_size: batch size per process in evaluation.
         learning_rate, weight_decay, schedule, max_grad_norm: of AdamW. `schedule` is `constant` or `cosine`; a
@@ -64,8 +66,8 @@ class ExperimentSettings:
     seeds_at_once: int = not_negative(0)
     num_epochs: int = at_least_one(30)
     patience: int = not_negative(8)
-    selection: Literal["loss", "score"] = "loss"
-    decoding: Literal["expected_score", "thresholds"] = "expected_score"
+    selection_metric: str | None = None
+    decoding: Literal["expected_score", "thresholds", "soft"] | None = None
     batch_size: int = at_least_one(64)
     unlabelled_batch_size: int = at_least_one(64)
     evaluation_batch_size: int = at_least_one(512)

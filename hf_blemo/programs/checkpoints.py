@@ -82,7 +82,13 @@ def check_resumable(folder: Path, settings: Mapping[str, Any], free: Collection[
         check_same_run(settings, read_json(folder / SETTINGS_FILE), free, str(folder.parent))
 
 
-def begin_run(accelerator: Accelerator, settings: Any, checkpoints: Path, project: str) -> None:
+def begin_run(
+    accelerator: Accelerator,
+    settings: Any,
+    checkpoints: Path,
+    project: str,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
     """Prepares the folder of a run, where an earlier run's checkpoints go unless they are resumed, and its trackers.
 
     Args:
@@ -90,13 +96,14 @@ def begin_run(accelerator: Accelerator, settings: Any, checkpoints: Path, projec
         settings: a dataclass with `checkpoint_every`, `resume` and `trackers`.
         checkpoints: their folder, inside the run's.
         project: name for the trackers.
+        facts: more that a resumed run must share, such as the labels of its data.
     """
     if accelerator.is_main_process:
         checkpoints.parent.mkdir(parents=True, exist_ok=True)
         if not settings.resume:
             shutil.rmtree(checkpoints, ignore_errors=True)
         if settings.checkpoint_every:
-            write_json({checkpoints / SETTINGS_FILE: asdict(settings)})
+            write_json({checkpoints / SETTINGS_FILE: {**asdict(settings), **(facts or {})}})
     accelerator.wait_for_everyone()
     if settings.trackers:
         accelerator.init_trackers(project, config=_flat(asdict(settings)))

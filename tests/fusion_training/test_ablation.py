@@ -161,21 +161,16 @@ def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys, tmp_pa
         trainings.append((store.config, store, num_epochs))
         return [SimpleNamespace(kind=store.config.domain_adaptation, seed=seed) for seed in settings.seeds]
 
-    def blends(store, models, processor):
+    def score(store, model, blend_share):
         predicted.append(store.dataset)
-        return models[0], set(store.dataset["domain"])
-
-    def score(blends, labels):
-        model, domain = blends
-        return {"score": SCORES[model.kind][0 if domain == {1} else 1][model.seed]}
+        return SCORES[model.kind][0 if set(store.dataset["domain"]) == {1} else 1][model.seed]
 
     class Store(ablation.FeatureStore):
         def __init__(self, data, *arguments, **options):
             reads.append(len(data))
             super().__init__(data, *arguments, **options)
 
-    Store.blends = blends
-    for name, replacement in (("train_on_all", train), ("FeatureStore", Store), ("measure", score)):
+    for name, replacement in (("train_on_all", train), ("FeatureStore", Store), ("_score", score)):
         monkeypatch.setattr(ablation, name, replacement)
     settings = AblationSettings(
         seeds=[0, 1],

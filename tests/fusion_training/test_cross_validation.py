@@ -59,7 +59,7 @@ def assert_same_choice(found, expected, tolerance=0.0):
     "changes",
     [
         {"model": NOISY},
-        {"selection": "score", "decoding": "thresholds", "model": {"gate": "static"}},
+        {"selection_metric": "score", "decoding": "thresholds", "model": {"gate": "static"}},
         {"protocol": "published_style"},
     ],
 )
@@ -180,7 +180,11 @@ def test_data_without_what_the_run_needs_is_refused(make_data, make_settings, ru
     for clips, changes, message in (
         (with_column(data, "fold", [-1 if row == 13 else row % 5 for row in range(20)]), {}, "none for clip_013"),
         (make_data(20, num_folds=1), {"protocol": "published_style"}, "needs at least 2 folds, found 1"),
-        (with_column(data, "labels", np.full((20, 6), -100.0)), {}, "none of the 20 clips has labels to train on"),
+        (
+            with_column(data, "labels", np.full((20, 6), -100.0)),
+            {},
+            "20 of 20 clips carry no label, for instance clip_000, clip_001",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             run(clips, make_settings(**changes))

@@ -141,7 +141,7 @@ def test_labels_and_folds_may_be_absent_but_not_wrong(make_data, build, with_col
     labels[3] = [0.6, 0.4, 0, 0, 0, 0]
     damaged = with_features(data, lambda row, name, steps: np.where((row, name) == (70, "face"), np.nan, steps))
     for wrong, message in (
-        (with_column(data, "labels", labels), "clip_003: labels .* are no valid blend"),
+        (with_column(data, "labels", labels), "clip_003: found the shares .* expected one of the valid labels"),
         (damaged, "clip_070, encoder 'face': expected finite values, found nan at step 0"),
     ):
         with pytest.raises(ValueError, match=message):

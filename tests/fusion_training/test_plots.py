@@ -10,6 +10,8 @@ from PIL import Image
 from hf_blemo import blemore
 from hf_blemo.fusion_training import plots
 
+NAMES = ["+".join(emotions) for emotions in blemore.EMOTION_SETS]
+
 
 @pytest.fixture
 def figures(monkeypatch):
@@ -38,7 +40,7 @@ def test_confusion_shows_counts_and_shares_of_each_row(tmp_path, figures):
     confusion[0, 0], confusion[0, 6], confusion[9, 9] = 3, 1, 1200
     paths = [tmp_path / "plots" / "confusion.png", tmp_path / "confusion_again.png"]
     for path in paths:
-        plots._plot_confusion(confusion, path, "honest protocol")
+        plots._plot_confusion(confusion, NAMES, 6, path, "honest protocol")
     assert paths[0].read_bytes() == paths[1].read_bytes()
     axes = panel(figures[0], "honest protocol")
 
@@ -47,8 +49,7 @@ def test_confusion_shows_counts_and_shares_of_each_row(tmp_path, figures):
     assert shares.sum() == 2.0  # the 14 rows without a clip are not divided by zero
     assert cell_texts(axes) == {(0, 0): "3", (0, 6): "1", (9, 9): "1,200"}
     assert axes.get_title() == "honest protocol\n1,204 predictions, 99.9% of them exactly the right set"
-    names = ["+".join(emotions) for emotions in blemore.EMOTION_SETS]
-    assert [label.get_text() for label in axes.get_xticklabels()] == names
+    assert [label.get_text() for label in axes.get_xticklabels()] == NAMES
     assert axes.get_yticklabels()[9].get_text() == "ang+sad  (1,200)"
     with Image.open(paths[0]) as image:
         assert image.format == "PNG" and round(image.info["dpi"][0]) == 150 and image.size == (1650, 1470)
@@ -79,7 +80,7 @@ def test_gate_weights_and_selection(tmp_path, figures):
     weights[3] = np.nan
     selected = np.ones((16, 2))
     selected[0, 1] = 0.25
-    plots._plot_gate(weights, selected, ["wavlm", "imagebind"], tmp_path / "gate.png", "gate, 10 clips")
+    plots._plot_gate(weights, selected, ["wavlm", "imagebind"], NAMES, tmp_path / "gate.png", "gate, 10 clips")
     gate, top = panel(figures[0], "mean gate weight"), panel(figures[0], "share of clips")
 
     np.testing.assert_array_equal(np.ma.filled(gate.images[0].get_array(), np.nan), weights)

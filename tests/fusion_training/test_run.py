@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoProcessor
 import hf_blemo
 from hf_blemo import blemore, feature_sets
 from hf_blemo.fusion_training import run as run_module
+from hf_blemo.fusion_training.judging import Judge
 from hf_blemo.fusion_training.results import results_table
 from hf_blemo.fusion_training.run import train_fusion
-from hf_blemo.fusion_training.selection import measure
 from hf_blemo.prediction.fusion import load_fusion, predict_blends
 
 PLOTS = {"confusion.png", "gate_weights.png", "learning_curves.png", "thresholds.png"}
@@ -160,7 +160,7 @@ def test_test_data_are_predicted_by_the_mean_of_the_seeds_and_scored(trained, fo
     expected = [found["blend"] for found in predict_blends(members, data)]
     predictions = read(output / "test_predictions.json")["predictions"]
     assert list(predictions) == data["clip"] and list(predictions.values()) == expected
-    scores = measure(expected, np.asarray(data["labels"]))
+    scores = Judge().shown(Judge().measure(expected, np.asarray(data["labels"]), {}))
     assert metrics["test"] == {"source": str(folder / "test"), "clips": 20, **scores}
     table = results_table(metrics)
     for part in (metrics["summary"], metrics["over_seeds"], metrics["ensemble"]):
@@ -182,7 +182,7 @@ def test_without_a_protocol_nothing_is_scored_and_test_clips_are_read_once(
         num_read.extend([len(dataset)] * len(found))
         return found
 
-    monkeypatch.setattr(blemore, "read_features", counted)
+    monkeypatch.setattr(feature_sets, "read_features", counted)
     settings = settings_for(protocol="none", num_epochs=2, seeds=[5], test_data=str(tmp_path / "test"))
     metrics, output = train_fusion(settings), tmp_path / "output"
     assert (num_read.count(6), num_read.count(48)) == (6, 48)

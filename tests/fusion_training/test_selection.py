@@ -5,7 +5,7 @@ import pytest
 
 from hf_blemo import blemore
 from hf_blemo.fusion_training.lockstep import PREDICTED, Member
-from hf_blemo.fusion_training.selection import Selection, measure
+from hf_blemo.fusion_training.selection import Selection
 
 # Ten rows in three folds; fold 0 has singles alone.
 FOLDS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 1])
@@ -40,8 +40,8 @@ def predictions_of(members, share):
     }
 
 
-def make_selection(protocol="honest", selection="loss", seeds=(5,)):
-    made = Selection(protocol, FOLDS, SOFT, seeds, selection, "expected_score")
+def make_selection(protocol="honest", selection_metric="loss", seeds=(5,)):
+    made = Selection(protocol, FOLDS, SOFT, seeds, selection_metric, "expected_score")
     return made.members, made
 
 
@@ -59,17 +59,6 @@ def test_negative_log_likelihood_by_hand():
     assert selection.loss(joint(shares)) == pytest.approx(-np.log(shares).mean())
     assert selection.loss(joint(shares)[rows], rows) == pytest.approx(-np.log(shares[rows]).mean())
     assert np.isfinite(selection.loss(joint(0.0)))
-
-
-def test_measure_by_hand():
-    predictions = [list(blemore.LABELS[label]) for label in LABELS]
-    assert measure(predictions, SOFT) == {"acc_presence": 1.0, "acc_salience": 1.0, "score": 1.0}
-    # A wrong single costs presence; the right pair with the wrong salience costs salience alone.
-    predictions[0] = [{"emotion": "sad", "salience": 100.0}]
-    predictions[1] = [{"emotion": "ang", "salience": 50.0}, {"emotion": "disg", "salience": 50.0}]
-    found = measure(predictions, SOFT)
-    assert found["acc_presence"] == pytest.approx(0.9) and found["acc_salience"] == pytest.approx(0.8)
-    assert found["score"] == pytest.approx(0.85)
 
 
 def test_honest_choice_rests_on_the_inner_models_alone():
@@ -109,7 +98,7 @@ def test_honest_choice_rests_on_the_inner_models_alone():
 
 
 def test_published_style_chooses_on_the_scored_fold_by_the_score():
-    members, selection = make_selection("published_style", selection="loss")
+    members, selection = make_selection("published_style", selection_metric="loss")
     # Epoch 1 gets more labels right, epoch 2 has the lower loss: one certain error costs a likelihood much.
     certain = np.full(10, 0.4)
     certain[[0, 1, 2]] = 1e-9
@@ -126,7 +115,7 @@ def test_published_style_chooses_on_the_scored_fold_by_the_score():
 
 
 def test_the_score_may_choose_another_epoch_than_the_loss():
-    members, selection = make_selection(selection="score")
+    members, selection = make_selection(selection_metric="score")
     mostly_right = np.full(10, 0.5)
     mostly_right[[0, 4, 8]] = 1e-12
     for epoch, share in ((1, mostly_right), (2, np.full(10, 0.03)), (3, np.full(10, 0.01))):

@@ -10,8 +10,7 @@ from hf_blemo.programs.settings import read_settings
 def test_bad_values_are_named(settings_class):
     for key, value, message in (
         ("protocol", "fair", "found 'fair', expected honest, published_style or none"),
-        ("selection", "accuracy", "found 'accuracy', expected loss or score"),
-        ("decoding", "argmax", "found 'argmax', expected expected_score or thresholds"),
+        ("decoding", "argmax", "found 'argmax', expected expected_score, thresholds or soft"),
         ("schedule", "linear", "found 'linear', expected constant or cosine"),
         ("num_epochs", "0", "expected at least 1, found 0"),
         ("batch_size", "0", "expected at least 1, found 0"),
