@@ -35,7 +35,7 @@ _TABLE = {
     "prediction": "encoders errors extraction feature_sets files loading media rank_aware_fusion",
     "__init__": "_registration blemore clip_rd feature_sets prediction rank_aware_fusion",
     "commands": "blemore built_in clip_evaluation clip_rd encoders errors extraction feature_sets files hub loading "
-    "media pairs prediction programs",
+    "media metrics pairs prediction programs rank_aware_fusion",
     "fusion_training": "_registration blemore built_in encoders errors extraction feature_sets files hub loading "
     "metrics programs rank_aware_fusion",
     "cli": "_registration commands errors programs",

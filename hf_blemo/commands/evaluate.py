@@ -3,11 +3,15 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_blemo.built_in import PAIRS
 from hf_blemo.commands.parsing import add_command, output_path, positive
 from hf_blemo.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from hf_blemo.commands.prediction_files import Predictions
+    from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 _NUM_SHOWN = 3
 # Option for images -> the kind of task it is for; None for all.
@@ -31,11 +35,13 @@ def add_evaluate(commands: Any) -> None:
         commands,
         "evaluate",
         _evaluate,
-        "score predictions of blends by the official metrics, or a CLIP by zero-shot classification and retrieval",
+        "score predictions against labels, or a CLIP by zero-shot classification and retrieval",
         """\
 Reads predictions (.json or .zip) and labels: a built data set, a table, or train_metadata.csv; by default the labels
-in the clips' names. Predictions and labels must cover the same clips. Prints ACC_presence, ACC_salience and Score,
-from 0 to 1, and writes them to --output.
+in the clips' names. Predictions and labels must cover the same clips and have the same names. For BlEmoRE it prints
+ACC_presence, ACC_salience and Score, from 0 to 1; for other labels accuracy, UAR, macro-F1, presence accuracy, with
+blends salience accuracy, the divergence of the probabilities and, for soft labels, distances of the shares. --output
+gets the same.
 
 With --model it reads any CLIP-like model of transformers, or open_clip:NAME/PRETRAINED, and images with labels
 (zero-shot: top-1 and top-5) or captions (retrieval: R@1, R@5 and R@10). In the standard protocol any caption of an
@@ -92,16 +98,30 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _score_blends(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """The scores of predictions, and the lines to print."""
+    """The measures of predictions, and the lines to print."""
+    from hf_blemo import blemore
+    from hf_blemo.commands.prediction_files import read_prediction_file
+    from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, same_space
+
+    found = read_prediction_file(arguments.predictions)
+    if arguments.labels is not None:
+        labels, space, kind = _read_labels(Path(arguments.labels), found)
+        same_space(found.space, space, arguments.predictions, arguments.labels)
+        _check_same_clips(found.blends, labels, arguments.predictions, arguments.labels)
+    elif found.space == BLEMORE_SPACE:
+        labels, kind = {clip: blemore.soft_label(clip) for clip in found.blends}, "valid"
+    else:
+        raise ValueError(f"--labels is needed: names of clips hold labels of BlEmoRE alone, found {found.space}")
+    if not found.blends:
+        raise ValueError(f"{arguments.predictions}: found no predictions, expected at least one clip to score")
+    blends, rows = list(found.blends.values()), [labels[clip] for clip in found.blends]
+    return _official(blends, rows) if found.official and kind == "valid" else _measures(found, rows, kind)
+
+
+def _official(blends: list[Any], rows: list[Any]) -> tuple[dict[str, Any], str]:
+    """BlEmoRE's own measures."""
     from hf_blemo import blemore
 
-    predictions = blemore.read_predictions(arguments.predictions)
-    if arguments.labels is None:
-        labels = {clip: blemore.soft_label(clip) for clip in predictions}
-    else:
-        labels = _read_labels(Path(arguments.labels))
-        _check_same_clips(predictions, labels, arguments.predictions, arguments.labels)
-    blends, rows = list(predictions.values()), [labels[clip] for clip in predictions]
     metrics = {
         "acc_presence": blemore.acc_presence(blends, rows),
         "acc_salience": blemore.acc_salience(blends, rows),
@@ -115,22 +135,46 @@ def _score_blends(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return metrics, "\n".join(lines)
 
 
-def _read_labels(path: Path) -> dict[str, Any]:
-    """Clip name -> soft label, of the labelled clips alone."""
+def _measures(found: "Predictions", rows: list[Any], kind: str) -> tuple[dict[str, Any], str]:
+    """The measures of any label space."""
+    import numpy as np
+
+    from hf_blemo.metrics.measures import LOWER_IS_BETTER, measure
+
+    probabilities = (
+        None if found.probabilities is None else np.array([found.probabilities[clip] for clip in found.blends])
+    )
+    blends = list(found.blends.values())
+    metrics = measure(
+        found.space, np.array(rows), blends, probabilities, kind=kind, presence_share=found.presence_share
+    )
+    width = max(len(name) for name in metrics)
+    lines = [f"{'clips':<{width}}  {len(rows)}"]
+    for name, value in metrics.items():
+        lines.append(f"{name:<{width}}  {value:.4f}{' (lower is better)' if name in LOWER_IS_BETTER else ''}")
+    return {**metrics, "clips": len(rows)}, "\n".join(lines)
+
+
+def _read_labels(path: Path, predictions: "Predictions") -> tuple[dict[str, Any], "LabelSpace", str]:
+    """Clip name -> soft label, of the labelled clips alone; and the space and kind of the labels."""
     import numpy as np
 
     from hf_blemo import blemore, feature_sets
     from hf_blemo.feature_sets.distribution import METADATA_COLUMNS, read_metadata
     from hf_blemo.feature_sets.feature_files import read_csv
+    from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE
 
     if path.is_file() and path.suffix == ".csv" and set(METADATA_COLUMNS) <= set(read_csv(path)[0]):
-        return {clip: label for clip, label, _ in read_metadata(path)}
+        return {clip: label for clip, label, _ in read_metadata(path)}, BLEMORE_SPACE, "valid"
     dataset = feature_sets.load_features(path)
     if "labels" not in dataset.column_names:
         raise ValueError(f"{path}: found the columns {', '.join(dataset.column_names)}, expected 'labels' among them")
+    space, kind = feature_sets.label_space(dataset)
     rows = np.array(dataset["labels"][:], dtype=np.float64)
-    names = [blemore.clip_name(clip) for clip in dataset["clip"]]
-    return {name: row for name, row in zip(names, rows, strict=True) if row[0] != blemore.UNLABELLED}
+    # Submissions name clips without the suffix of their file.
+    names = [blemore.clip_name(clip) if predictions.official else clip for clip in dataset["clip"]]
+    labels = {name: row for name, row in zip(names, rows, strict=True) if row[0] != blemore.UNLABELLED}
+    return labels, space, kind
 
 
 def _check_same_clips(predictions: Mapping, labels: Mapping, predictions_path: str, labels_path: str) -> None:

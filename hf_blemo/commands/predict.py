@@ -35,18 +35,20 @@ def add_predict(commands: Any) -> None:
         """\
 Reads clips (extra media): files, addresses, or folders, which are searched for clips; the model's config names the
 encoders. With --features it reads features instead: a built data set, a table, or a folder of feature files. Several
-models predict by the mean of their probabilities. Labels and folds are not needed.
+models predict by the mean of their probabilities. Labels and folds are not needed; a clip may lack encoders, and the
+features may lack encoders of the model or have others, which are left out.
 Prints a line per clip. Clips over 30 seconds get a timeline. A clip that cannot be read is reported; the command fails
 only if none can. The suffix of an --output decides what is written:
-  .json  everything: the blends under "predictions", which hf-blemo evaluate and submit read; probabilities, encoder
-         weights and ranks, timeline, notes and errors under "clips"
+  .json  everything: the blends under "predictions", which hf-blemo evaluate and submit read; the top name,
+         probabilities by name, encoder weights and ranks, timeline, notes and errors under "clips"
   .csv   the same as a table, a row per clip and window
   .html  a page to read, which needs no other file
-  .zip   a checked submission to the challenge; the clips must be the 594 test clips
+  .zip   a checked submission to the BlEmoRE challenge; the clips must be its 594 test clips
 
 Examples:
   hf-blemo predict clip.mp4 --model owner/fusion
   hf-blemo predict clips/ --model out/fusion --output out/results.json out/report.html
+  hf-blemo predict --model out/fusion --features table.parquet --output predictions.json
   hf-blemo predict --model out/fusion out/fusion/seed_1 --features out/blemore_test --output out/submission.zip""",
     )
     parser.add_argument("clips", metavar="CLIP", nargs="*", help="file, address or folder")
@@ -59,9 +61,14 @@ Examples:
     parser.add_argument(
         "--batch-size", type=positive, metavar="N", help="clips at once, with --features (default: 64)"
     )
+    parser.add_argument(
+        "--nan", choices=("error", "missing"), help="with --features: what a NaN in a vector means (default: error)"
+    )
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument(
-        "--decoding", choices=("expected_score", "thresholds"), help="default: that of the first model's processor"
+        "--decoding",
+        choices=("expected_score", "thresholds", "soft"),
+        help="default: that of the first model's processor",
     )
     decoding.add_argument("--alpha", type=_share, help="presence threshold from 0 to 1 (decoding thresholds)")
     decoding.add_argument("--beta", type=_share, help="salience threshold from 0 to 1 (decoding thresholds)")
@@ -90,14 +97,24 @@ def _predict(arguments: argparse.Namespace) -> None:
     from hf_blemo import feature_sets
 
     # Inputs are checked before the models are loaded, which takes long.
-    inputs = _clips(arguments.clips) if arguments.features is None else feature_sets.load_features(arguments.features)
+    if arguments.features is None:
+        inputs = _clips(arguments.clips)
+    else:
+        inputs = feature_sets.load_features(arguments.features, nan=arguments.nan or "error")
 
     import torch
 
-    from hf_blemo.prediction.fusion import load_fusion, predict_blends
+    from hf_blemo.prediction.fusion import common_encoders, load_fusion, predict_blends
+    from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, same_space
 
     members = [load_fusion(model, arguments.revision) for model in arguments.model]
+    common_encoders(members)
     decoding = _decoding(arguments, members[0][1])
+    config = members[0][0].config
+    if any(path.suffix == ".zip" for path in outputs):
+        same_space(config.label_space, BLEMORE_SPACE, arguments.model[0], "a submission to the BlEmoRE challenge")
+        if decoding["name"] == "soft":
+            raise ValueError("a submission needs blends, which --decoding soft does not give")
     options = {"decoding": decoding["name"], **_without(decoding, "name")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.features is None:
@@ -122,7 +139,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.features is None or not outputs:
         for result in done:
             print(_line(result))
-    _write(outputs, arguments.model, decoding, results)
+    _write(outputs, arguments.model, config, decoding, results)
     if outputs:
         clips = "1 clip" if len(done) == 1 else f"{len(done)} clips"
         print(f"{clips}, decoding {decoding['name']}: {', '.join(map(str, outputs))}")
@@ -143,6 +160,8 @@ def _checked(arguments: argparse.Namespace) -> list[Path]:
                 raise ValueError(f"--{name.replace('_', '-')} is for clips, found --features")
     elif arguments.batch_size is not None:
         raise ValueError("--batch-size is for --features; encoders of clips have their own")
+    elif arguments.nan is not None:
+        raise ValueError("--nan is for --features")
     elif arguments.window is None and arguments.hop is not None:
         raise ValueError("--hop needs --window")
     return outputs
@@ -170,7 +189,7 @@ def _decoding(arguments: argparse.Namespace, processor: Any) -> dict[str, Any]:
         for option in ("alpha", "beta"):
             if getattr(arguments, option) is not None:
                 raise ValueError(f"--{option} is for --decoding thresholds, the decoding is {name}")
-        return {"name": name, "blend_share": processor.blend_share}
+        return {"name": name} if name == "soft" else {"name": name, "blend_share": processor.blend_share}
     alpha = processor.alpha if arguments.alpha is None else arguments.alpha
     beta = processor.beta if arguments.beta is None else arguments.beta
     return {"name": name, "alpha": alpha, "beta": beta}
@@ -196,14 +215,19 @@ def _line(result: Mapping[str, Any]) -> str:
 
     weights = result["encoder_weights"]
     encoders = ", ".join(f"{name} {weights[name]:.2f}" for name in result["selected_encoders"])
-    return f"{result['clip']}: {blend_words(result['blend'])} ({encoders})"
+    return f"{result['clip']}: {blend_words(result['blend'], tuple(result['probabilities']))} ({encoders})"
 
 
 def _write(
-    outputs: Sequence[Path], models: Sequence[str], decoding: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+    outputs: Sequence[Path],
+    models: Sequence[str],
+    config: Any,
+    decoding: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
 ) -> None:
     """Writes all outputs, or none."""
     from hf_blemo import blemore
+    from hf_blemo.commands.prediction_files import described
     from hf_blemo.prediction.clip_report import write_report
     from hf_blemo.prediction.clip_table import write_clip_table
 
@@ -216,13 +240,13 @@ def _write(
                 continue
             path = stack.enter_context(whole_file(output))
             if output.suffix == ".csv":
-                write_clip_table(results, path)
+                write_clip_table(results, path, config.label_space, decoding["name"] == "soft")
             elif output.suffix == ".html":
                 write_report(results, path, " + ".join(models))
             else:
                 clips = [_rounded(_without(result, "thumbnails")) for result in results]
-                content = {"model": models, "decoding": decoding, "predictions": predictions, "clips": clips}
-                write_json({path: content})
+                content = {"model": models, "decoding": decoding, **described(config)}
+                write_json({path: {**content, "predictions": predictions, "clips": clips}})
 
 
 def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def add_submit(commands: Any) -> None:
         commands,
         "submit",
         _submit,
-        "make a submission to the challenge, or check one",
+        "make a submission to the BlEmoRE challenge, or check one",
         """\
 Reads predictions for exactly the 594 test clips and writes the zip that the challenge takes; or, with --check, reads
 a submission and prints every problem.
@@ -32,6 +32,8 @@ Examples:
 
 def _submit(arguments: argparse.Namespace) -> None:
     from hf_blemo import blemore
+    from hf_blemo.commands.prediction_files import read_prediction_file
+    from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, same_space
 
     if arguments.check is not None:
         if arguments.output is not None:
@@ -49,6 +51,12 @@ def _submit(arguments: argparse.Namespace) -> None:
         raise ValueError("--predictions needs --output, the submission to write")
     if Path(arguments.output).suffix != ".zip":
         raise ValueError(f"--output {arguments.output}: expected the suffix .zip")
-    predictions = blemore.read_predictions(arguments.predictions)
+    found = read_prediction_file(arguments.predictions)
+    same_space(found.space, BLEMORE_SPACE, arguments.predictions, "the BlEmoRE challenge")
+    if not found.official:
+        raise ValueError(
+            f"{arguments.predictions}: found distributions, expected blends: predict with another decoding"
+        )
+    predictions = found.blends
     path = blemore.write_submission(arguments.output, predictions, list(predictions.values()), strict=True)
     print(f"{path}: {len(predictions)} clips, ready to submit")

@@ -17,7 +17,7 @@ from hf_blemo.loading import is_hub_id
 from . import card_clip_rd, card_rank_aware_fusion
 
 CARD_FILE = "README.md"
-# One module per family says what differs: REQUIRED_KEYS, PIPELINE_TAG, TAGS and `card_values`.
+# One module per family says what differs: REQUIRED_KEYS, `identity` and `card_values`.
 FAMILIES: dict[str, ModuleType] = {"clip_rd": card_clip_rd, "rank_aware_fusion": card_rank_aware_fusion}
 
 _SCHEMA_VERSION = 1
@@ -58,6 +58,7 @@ def render_card(
     remote_code: bool = True,
     plots: Sequence[str] = (),
     encoder_models: Sequence[Mapping[str, Any]] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> str:
     """Render the card of a run.
 
@@ -67,6 +68,7 @@ def render_card(
         remote_code: whether the model's code lies beside its weights.
         plots: paths of pictures inside the repository.
         encoder_models: of a fusion, as `encoder_rows` returns them; those named in `metrics` by default.
+        config: content of the model's config.json, which names the labels of a fusion; BlEmoRE's by default.
 
     Returns:
         Metadata and text of a README.md. The model index holds measured results; data sets and base models are named
@@ -90,11 +92,10 @@ def render_card(
             f"metrics.json: expected schema_version {_SCHEMA_VERSION}, found {metrics['schema_version']!r}"
         )
     metrics = without_local_paths(metrics)
-    metadata, values = family.card_values(metrics)
+    metadata, values = family.card_values(metrics, config)
     data = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
-        pipeline_tag=family.PIPELINE_TAG,
         model_name=(repo_id.split("/")[-1] if repo_id else model_type) if metadata["eval_results"] else None,
         **metadata,
     )

@@ -38,13 +38,21 @@ _ACCURACY = re.compile(r"top_(\d+)")
 _RECALL = re.compile(rf"(one_caption_)?({'|'.join(_DIRECTIONS)})_r@(\d+)")
 
 
-def card_values(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def identity(config: Mapping[str, Any] | None) -> tuple[str, list[str]]:
+    """The pipeline tag and the tags of a model; those of students do not depend on their config."""
+    return PIPELINE_TAG, TAGS
+
+
+def card_values(
+    metrics: Mapping[str, Any], config: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Turn the numbers of a run into the family's part of a card.
 
     The Hub knows four relations to a base model; distillation is none of them, so the card names no relation.
 
     Args:
         metrics: content of the run's metrics.json, with all of `REQUIRED_KEYS`.
+        config: content of the model's config.json; not read.
 
     Returns:
         Arguments of `ModelCardData`, and the template's variables besides the metrics. The metadata holds every number
@@ -79,6 +87,7 @@ def card_values(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     ]
     metadata = {
         "base_model": origin if _is_hub_id(origin, metrics) else None,
+        "pipeline_tag": PIPELINE_TAG,
         "tags": [tag for tag in TAGS if teacher or tag != "distillation"],
         "datasets": list(dict.fromkeys(datasets)) or None,
         "metrics": list(dict.fromkeys(result.metric_type for result in results)) or None,

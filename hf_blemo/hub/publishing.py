@@ -109,7 +109,7 @@ def publish(
     def final_card(on_hub: str | None) -> str:
         untouched = [published.read_text(encoding="utf-8")] if published.is_file() else []
         if metrics is not None:
-            untouched.append(render_card(metrics, repo_id))
+            untouched.append(render_card(metrics, repo_id, config=read_json(folder / "config.json")))
         return merge_card(on_hub, (folder / CARD_FILE).read_text(encoding="utf-8-sig"), untouched)
 
     address, card = _upload(
@@ -156,12 +156,12 @@ def push_model(
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if model_type not in FAMILIES:
         raise ValueError(f"found a model of type {model_type!r}, expected one of {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[model_type]
+    pipeline_tag, tags = FAMILIES[model_type].identity(model.config.to_dict())
     data = ModelCardData(
         license=license,
         library_name="transformers",
-        pipeline_tag=family.PIPELINE_TAG,
-        **{**metadata, "tags": list(dict.fromkeys([*family.TAGS, *metadata.get("tags", [])]))},
+        pipeline_tag=pipeline_tag,
+        **{**metadata, "tags": list(dict.fromkeys([*tags, *metadata.get("tags", [])]))},
     )
     name = repo_id.split("/")[-1]
     new = render_template("model", data, name=name, repo_id=repo_id, results=[], training=None)
@@ -212,7 +212,7 @@ def write_card(folder: str | Path, metrics: Mapping[str, Any], repo_id: str | No
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         # The run's metrics do not know the models behind its features.
-        options = {"remote_code": "auto_map" in config, "encoder_models": encoder_rows(config)}
+        options = {"remote_code": "auto_map" in config, "encoder_models": encoder_rows(config), "config": config}
     card = render_card(metrics, repo_id, plots=_plots(folder), **options)
     existing = path.read_text(encoding="utf-8-sig") if path.is_file() else None
     path.write_text(merge_card(existing, card), encoding="utf-8", newline="\n")

@@ -76,8 +76,8 @@ class PublishingTrainer(Trainer):
         metadata.pop("model-index", None)
         metadata.setdefault("library_name", "transformers")
         if family is not None:
-            metadata["pipeline_tag"] = family.PIPELINE_TAG
-            metadata["tags"] = list(dict.fromkeys([*(metadata.get("tags") or []), *family.TAGS]))
+            metadata["pipeline_tag"], tags = family.identity(model.config.to_dict())
+            metadata["tags"] = list(dict.fromkeys([*(metadata.get("tags") or []), *tags]))
         if results:
             metadata |= {"model_name": name, "eval_results": [_result(metadata, *item) for item in results]}
         loadable = family is not None and self.processing_class is not None

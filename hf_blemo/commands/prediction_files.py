@@ -1,0 +1,97 @@
+"""What `hf-blemo predict` writes into a .json and the other commands read: predictions and what they are of."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_blemo.feature_sets.label_spaces import space_entry, space_from_entry
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, Blend, LabelSpace
+
+_SPACE_KEY = "label_space"
+
+
+@dataclass
+class Predictions:
+    """Predictions of clips, and the labels that they are of.
+
+    Args:
+        blends: clip -> blend.
+        space: names and valid labels.
+        kind: of the labels that the model was trained on, `valid` or `soft`.
+        presence_share: a name is present where its share is above this.
+        soft: whether the blends are whole distributions.
+        probabilities: clip -> (C,) shares that sum to 1; empty where the file has none.
+    """
+
+    blends: dict[str, Blend]
+    space: LabelSpace = BLEMORE_SPACE
+    kind: str = "valid"
+    presence_share: float = 0.0
+    soft: bool = False
+    probabilities: dict[str, np.ndarray] | None = None
+
+    @property
+    def official(self) -> bool:
+        """Whether they are blends of BlEmoRE."""
+        return self.space == BLEMORE_SPACE and self.kind == "valid" and not self.soft
+
+
+def described(config: Any) -> dict[str, Any]:
+    """What a file of predictions says of the labels; BlEmoRE's need not be said.
+
+    Args:
+        config: of the model.
+    """
+    if config.label_space == BLEMORE_SPACE and config.label_kind == "valid":
+        return {}
+    entry = space_entry(config.label_space, config.label_kind)
+    return {_SPACE_KEY: {**entry, "presence_share": config.presence_share}}
+
+
+def read_prediction_file(path: str | Path) -> Predictions:
+    """Reads predictions.
+
+    Args:
+        path: a .json that `hf-blemo predict` wrote, or a submission (.zip or .json), whose labels are BlEmoRE's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no predictions, or one that is not of its labels; the message names the clip.
+    """
+    from hf_blemo import blemore
+
+    path = Path(path)
+    content = _content(path)
+    entry = content.get(_SPACE_KEY, {})
+    space, kind = space_from_entry(entry, str(path)) if entry else (BLEMORE_SPACE, "valid")
+    soft = (content.get("decoding") or {}).get("name") == "soft"
+    found = Predictions({}, space, kind, float(entry.get("presence_share", 0.0)), soft)
+    if found.official:
+        found.blends = blemore.read_predictions(path)
+        return found
+    if not isinstance(content.get("predictions"), dict):
+        raise ValueError(f"{path}: expected a JSON object {{'predictions': {{clip: prediction}}}}")
+    for clip, blend in content["predictions"].items():
+        try:
+            space.shares(blend, "soft" if soft else "valid")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: clip {clip!r}: {error}") from None
+    found.blends = content["predictions"]
+    rows = {clip["clip"]: clip["probabilities"] for clip in content.get("clips") or () if "probabilities" in clip}
+    if found.blends and set(found.blends) <= set(rows):
+        # Files hold rounded numbers.
+        shares = {clip: np.array([rows[clip][name] for name in space.names]) for clip in found.blends}
+        found.probabilities = {clip: row / row.sum() for clip, row in shares.items()}
+    return found
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The object of a .json, empty where it is none: the reader of submissions says what is wrong with it."""
+    try:
+        content = json.loads(path.read_bytes()) if path.suffix == ".json" else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
