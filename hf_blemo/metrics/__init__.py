@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from .acc_presence import AccPresence
     from .acc_salience import AccSalience
     from .blemore_score import BlemoreScore
+    from .blend_measures import BlendMeasures
     from .measures import LOWER_IS_BETTER, blends_to_saliences, measure
 
-_NAMES = ("acc_presence", "acc_salience", "blemore_score")
+_NAMES = ("acc_presence", "acc_salience", "blemore_score", "blend_measures")
 
 __all__ = [
-    "LOWER_IS_BETTER", "AccPresence", "AccSalience", "BlemoreScore", "blends_to_saliences", "measure", "metric_path",
+    "LOWER_IS_BETTER", "AccPresence", "AccSalience", "BlemoreScore", "BlendMeasures", "blends_to_saliences", "measure",
+    "metric_path",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(
@@ -23,6 +25,7 @@ __getattr__, __dir__ = lazy_names(
         "AccPresence": f"{__name__}.acc_presence",
         "AccSalience": f"{__name__}.acc_salience",
         "BlemoreScore": f"{__name__}.blemore_score",
+        "BlendMeasures": f"{__name__}.blend_measures",
         "LOWER_IS_BETTER": f"{__name__}.measures",
         "blends_to_saliences": f"{__name__}.measures",
         "measure": f"{__name__}.measures",
@@ -34,7 +37,7 @@ def metric_path(name: str) -> str:
     """Path of a metric for `evaluate.load` and `evaluate.combine`; needs no network.
 
     Args:
-        name: `acc_presence`, `acc_salience` or `blemore_score`.
+        name: `acc_presence`, `acc_salience`, `blemore_score`, or `blend_measures` for any names.
 
     Returns:
         The path of its module.

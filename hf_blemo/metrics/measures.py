@@ -25,7 +25,7 @@ _LOWEST = float(np.finfo(np.float32).tiny)
 def measure(
     space: LabelSpace,
     labels: Any,
-    blends: Sequence[Sequence[Mapping[str, Any]]],
+    blends: Sequence[Sequence[Mapping[str, Any]]] | np.ndarray,
     probabilities: Any = None,
     joint: Any = None,
     kind: str = "valid",
@@ -52,7 +52,8 @@ def measure(
     Args:
         space: names and valid labels.
         labels: (N, C) shares that sum to 1, every row labelled.
-        blends: N lists of {"emotion": name, "salience": per cent}, as the decoders return them.
+        blends: N lists of {"emotion": name, "salience": per cent}, as the decoders return them, or an array (N, C) of
+            shares.
         probabilities: (N, C), rows that sum to 1; `js_distance` and `mae` take the blends without them.
         joint: (N, L) probabilities of the valid labels.
         kind: `valid`: labels are valid labels; `soft`: any distributions.
@@ -69,9 +70,12 @@ def measure(
         raise ValueError(f"kind {kind!r} is not one of {', '.join(LABEL_KINDS)}")
     names = space.names
     truth, indices = _truth(space, labels, kind)
-    shares = blends_to_saliences(blends, names)
-    if len(shares) != len(truth):
-        raise ValueError(f"found {len(shares)} blends and {len(truth)} rows of labels, expected equal numbers")
+    if len(blends) != len(truth):
+        raise ValueError(f"found {len(blends)} blends and {len(truth)} rows of labels, expected equal numbers")
+    if isinstance(blends, np.ndarray):
+        shares = _checked("blends", blends, (len(truth), len(names)))
+    else:
+        shares = blends_to_saliences(blends, names)
     if not shares.any(1).all():
         raise ValueError(f"blend {int(np.argmin(shares.any(1)))} is empty, expected at least one name")
     if probabilities is not None:

@@ -7,7 +7,9 @@ import datasets
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
+from hf_blemo.feature_sets import label_space
 from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED, LabelSpace, same_space
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
 
@@ -15,16 +17,26 @@ class BlendCollator:
     """Makes batches of features for [`RankAwareFusionModel`].
 
     The columns of the data set have the names of the model's arguments, so that Trainer keeps them: one nested column
-    `features` (encoder -> (T, D), or None where absent) and, to train or evaluate, `labels` (six saliences). Errors
+    `features` (encoder -> (T, D), or None where absent) and, to train or evaluate, `labels` or `label`: shares of the
+    names, one name, a class index, or whatever else [`LabelSpace.shares`] reads; None or -100 where unlabelled. Errors
     name a row by its column `clip`, which Trainer's default `remove_unused_columns` drops. Rows of `datasets` are
     nested lists by default; `dataset.with_format("numpy")` gives the same batches in less time.
 
     Args:
-        processor: of the model; skips encoders that it does not know.
+        processor: of the model; encoders that it does not know are skipped, those that no row has are masked.
+        dataset: of the rows, optional: where it says its names, as a column of `ClassLabel` does, they must be the
+            processor's.
+
+    Raises:
+        ValueError: the names of the data set, their order or their blends differ from the processor's.
     """
 
-    def __init__(self, processor: RankAwareFusionProcessor):
+    def __init__(self, processor: RankAwareFusionProcessor, dataset: Any = None):
         self.processor = processor
+        if dataset is not None:
+            same_space(
+                _space_of(dataset, processor.label_space), processor.label_space, "the data set", "the processor"
+            )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
         """Makes a batch.
@@ -33,7 +45,8 @@ class BlendCollator:
             rows: of the data set.
 
         Returns:
-            What the processor returns; a row without labels beside labelled ones is unlabelled (-100).
+            What the processor returns, with every encoder; a row without a label beside labelled ones is unlabelled
+            (-100).
 
         Raises:
             ValueError: a row has no features, or the processor refuses it; the message names the clip, or the row of
@@ -48,8 +61,32 @@ class BlendCollator:
                 raise ValueError(f"{clip}: found the columns {', '.join(row)}, expected 'features', encoder -> array")
             known = {name: values for name, values in row["features"].items() if name in self.processor.encoders}
             samples.append(known)
-        labels = [row.get("labels") for row in rows] if any("labels" in row for row in rows) else None
-        return self.processor(samples, labels=labels, clips=clips)
+        labels = [_label(row) for row in rows] if any("labels" in row or "label" in row for row in rows) else None
+        batch = self.processor(samples, labels=labels, clips=clips)
+        # Trainer joins inputs over batches and processes, which must then hold the same encoders.
+        for name, options in self.processor.encoders.items():
+            if name not in batch["features"]:
+                batch["features"][name] = torch.zeros(len(rows), 1, options["feature_size"])
+                batch["feature_mask"][name] = torch.zeros(len(rows), 1, dtype=torch.bool)
+        return batch
+
+
+def _space_of(dataset: Any, expected: LabelSpace) -> LabelSpace:
+    """The labels that a data set names; the expected ones where it names none."""
+    for column in ("labels", "label"):
+        feature = (dataset.features or {}).get(column)
+        if isinstance(feature, datasets.ClassLabel):
+            return LabelSpace(feature.names, expected.blend_percents, set(expected.unblended) & set(feature.names))
+    if getattr((dataset.features or {}).get("labels"), "feature", None) is not None:
+        return label_space(dataset)[0]
+    return expected
+
+
+def _label(row: Mapping[str, Any]) -> Any:
+    """The label of a row, of numbers of Python; None where unlabelled."""
+    label: Any = row["labels"] if row.get("labels") is not None else row.get("label")
+    label = label.tolist() if hasattr(label, "tolist") else label
+    return None if isinstance(label, int) and label == UNLABELLED else label
 
 
 def pair_columns(dataset: Any, image: str = "image", caption: str = "caption") -> Any:

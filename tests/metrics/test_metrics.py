@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from hf_blemo import blemore
-from hf_blemo.metrics import AccPresence, AccSalience, BlemoreScore, blends_to_saliences, metric_path
+from hf_blemo.metrics import (
+    AccPresence,
+    AccSalience,
+    BlemoreScore,
+    BlendMeasures,
+    blends_to_saliences,
+    measure,
+    metric_path,
+)
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 METRICS = {"acc_presence": AccPresence, "acc_salience": AccSalience, "score": BlemoreScore}
 NAMES = dict(zip(METRICS, ("acc_presence", "acc_salience", "blemore_score"), strict=True))
@@ -73,6 +82,28 @@ def test_two_processes_gather_what_one_has(tmp_path_factory):
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(compute, range(2))) == [{"score": expected(blends, labels)["score"]}, None]
+
+
+def test_measures_of_any_names_are_a_module_too():
+    generator = np.random.default_rng(4)
+    names = ["calm", "tense", "tired"]
+    labels, shares = generator.dirichlet(np.ones(3), (2, 40))
+    expected_soft = measure(LabelSpace(names), labels, shares, shares, kind="soft", presence_share=0.3)
+    settings = {"names": names, "kind": "soft", "presence_share": 0.3}
+    for metric, changes in (
+        (evaluate.load(metric_path("blend_measures"), **settings), {}),
+        (BlendMeasures(names=names), {"kind": "soft", "presence_share": 0.3}),
+    ):
+        assert metric.compute(predictions=shares, references=labels, **changes) == expected_soft
+    blends = [[{"emotion": "calm", "salience": 60.0}, {"emotion": "tired", "salience": 40.0}], [], []]
+    rows = blends_to_saliences(blends, names)
+    assert rows.tolist() == [[0.6, 0, 0.4], [0.0] * 3, [0.0] * 3]
+    metric = BlendMeasures(names=names, blend_percents=[[60, 40], [40, 60]], unblended=["tense"])
+    found = metric.compute(predictions=rows[:1], references=rows[:1])
+    assert set(found) == {"accuracy", "uar", "macro_f1", "acc_presence", "acc_salience"} and set(found.values()) == {1}
+    labels, blends = drawn(90)
+    found = BlendMeasures().compute(predictions=blends_to_saliences(blends), references=labels)
+    assert {name: found[name] for name in METRICS} == expected(blends, labels)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import torch
 from tiny_models import make_student
 
 from hf_blemo.built_in import make_synthetic_blends, make_synthetic_pairs, synthetic_tokenizer
+from hf_blemo.feature_sets import with_label_space
 from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 from hf_blemo.trainer import BlendCollator, PairCollator, pair_columns
 
@@ -50,6 +52,57 @@ def test_rows_without_labels_are_unlabelled_beside_labelled_ones(clips, collator
     assert "labels" not in collator([{"features": clips[0]["features"]}])
 
 
+NAMES = ("calm", "tense", "tired")
+
+
+def named_processor(**options):
+    return RankAwareFusionProcessor({"face": {"feature_size": 2}}, id2label=dict(enumerate(NAMES)), **options)
+
+
+@pytest.mark.parametrize("column", ["label", "labels"])
+@pytest.mark.parametrize("form", [None, "numpy", "torch"])
+@pytest.mark.parametrize(
+    ("given", "kind", "feature"),
+    [
+        ([2, 0, -100], "valid", datasets.Value("int64")),
+        ([2, 0, -1], "valid", datasets.ClassLabel(names=list(NAMES))),
+        (["tired", "calm", None], "valid", datasets.Value("string")),
+        ([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [-100.0] * 3], "valid", datasets.Sequence(datasets.Value("float32"))),
+        ([[0.25, 0.0, 0.75], [0.5, 0.25, 0.25], [-100.0] * 3], "soft", datasets.Sequence(datasets.Value("float64"))),
+    ],
+)
+def test_labels_of_any_form_become_shares(given, kind, feature, form, column):
+    rows = 2 if isinstance(feature, datasets.ClassLabel) else 3
+    features = datasets.Features({"features": {"face": datasets.Sequence(datasets.Value("float32"))}, column: feature})
+    data = datasets.Dataset.from_dict({"features": [{"face": [0.0, 1.0]}] * 3, column: given}, features=features)
+    if isinstance(given[0], list) and column == "labels":
+        data = with_label_space(data, LabelSpace(NAMES), kind)
+    batch = BlendCollator(named_processor(label_kind=kind), data)(list(data.select(range(rows)).with_format(form)))
+    expected = [[0, 0, 1.0], [1.0, 0, 0], [-100.0] * 3] if kind == "valid" else given
+    assert torch.equal(batch["labels"], torch.tensor(expected[:rows], dtype=torch.float32))
+
+
+def test_a_data_set_of_other_names_is_refused():
+    row = {"features": [{"face": [0.0, 1.0]}]}
+    for names, what in ((["tense", "calm", "tired"], "order of the names"), (["calm", "joy"], "names")):
+        data = datasets.Dataset.from_dict({**row, "label": [1]}).cast_column("label", datasets.ClassLabel(names=names))
+        with pytest.raises(ValueError, match=f"the {what} differ: the data set has .*the processor has 3 names .calm"):
+            BlendCollator(named_processor(), data)
+    with pytest.raises(ValueError, match="the names differ: the data set has 6 names .*the processor has 3 names"):
+        BlendCollator(named_processor(), make_synthetic_blends(num_clips=2))
+
+
+def test_every_batch_has_every_encoder(clips, collator):
+    """Trainer joins the inputs of batches where metrics ask for them."""
+    name = next(iter(collator.processor.encoders))
+    row = {
+        "features": {name: clips[0]["features"][name] or [[0.0] * collator.processor.encoders[name]["feature_size"]]}
+    }
+    batch = collator([row])
+    assert set(batch["features"]) == set(batch["feature_mask"]) == set(collator.processor.encoders)
+    assert sum(mask.any().item() for mask in batch["feature_mask"].values()) == 1
+
+
 def test_encoders_that_the_model_does_not_know_are_left_out(clips, collator):
     row = {**clips[0], "features": {**clips[0]["features"], "thermal": [[1.0, 2.0]]}}
     assert_same(collator([row]), collator([clips[0]]))
@@ -61,7 +114,7 @@ def test_encoders_that_the_model_does_not_know_are_left_out(clips, collator):
         ({"features": None}, "A102.*: found the columns .*, expected 'features'"),
         ({"features": {}}, "no encoder is present"),
         ({"features": {"face": [[1.0]]}}, "expected shape"),
-        ({"labels": [0.2] * 6}, "no valid blend"),
+        ({"labels": [0.2] * 6}, "which sum to 1.2, expected 1"),
     ],
 )
 def test_a_bad_row_is_named(change, message, clips, collator):
