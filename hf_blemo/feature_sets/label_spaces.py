@@ -49,7 +49,7 @@ def label_space(dataset: "datasets.Dataset") -> tuple[LabelSpace, str]:
             "hf-blemo dataset build --label-column or --label-prefix, or name them by feature_sets.with_label_space"
         )
     for found in spaces[1:]:
-        _check_same(found, spaces[0], "a part of the data set", "another part")
+        check_same_labels(found, spaces[0], "a part of the data set", "another part")
     _check_width(spaces[0][0], width)
     return spaces[0]
 
@@ -98,7 +98,7 @@ def concatenate(parts: Sequence["datasets.Dataset"], names: Sequence[str] | None
     names = names or [f"part {number}" for number in range(len(parts))]
     spaces = [label_space(part) for part in parts]
     for found, name in zip(spaces, names, strict=True):
-        _check_same(found, spaces[0], name, names[0])
+        check_same_labels(found, spaces[0], name, names[0])
     return with_label_space(datasets.concatenate_datasets(list(parts)), *spaces[0])
 
 
@@ -134,7 +134,16 @@ def space_from_entry(entry: Any, where: str) -> tuple[LabelSpace, str]:
     return space, kind
 
 
-def _check_same(found: tuple[LabelSpace, str], expected: tuple[LabelSpace, str], one: str, other: str) -> None:
+def check_same_labels(found: tuple[LabelSpace, str], expected: tuple[LabelSpace, str], one: str, other: str) -> None:
+    """Refuses two label spaces, or kinds of labels, that differ.
+
+    Args:
+        found, expected: as `label_space` gives them.
+        one, other: what they belong to, for the message.
+
+    Raises:
+        ValueError: they differ; the message lists both.
+    """
     same_space(found[0], expected[0], one, other)
     if found[1] != expected[1]:
         raise ValueError(f"the kinds of labels differ: {one} has {found[1]} labels, {other} has {expected[1]} ones")

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from hf_blemo._registration import lazy_names
 
 if TYPE_CHECKING:
-    from .feature_sets import push_features
+    from .feature_sets import load_hub_features, push_features
     from .onnx_export import export_onnx, onnx_inputs
     from .publishing import files_to_publish, publish, push_model, write_card
 
 __all__ = [
     "export_onnx",
     "files_to_publish",
+    "load_hub_features",
     "onnx_inputs",
     "publish",
     "push_features",
@@ -24,6 +25,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "export_onnx": "hf_blemo.hub.onnx_export",
         "files_to_publish": "hf_blemo.hub.publishing",
+        "load_hub_features": "hf_blemo.hub.feature_sets",
         "onnx_inputs": "hf_blemo.hub.onnx_export",
         "publish": "hf_blemo.hub.publishing",
         "push_features": "hf_blemo.hub.feature_sets",

@@ -26,7 +26,7 @@ def read_provenance(source: str) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: the file is damaged.
     """
-    path = _download(source) if is_hub_id(source) else Path(source) / PROVENANCE_FILE
+    path = file_on_hub(source, PROVENANCE_FILE) if is_hub_id(source) else Path(source) / PROVENANCE_FILE
     if path is None or not path.is_file():
         return {}
     entries = read_json(path)
@@ -73,11 +73,21 @@ def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _download(repo_id: str) -> Path | None:
+def file_on_hub(repo_id: str, name: str, token: str | None = None) -> Path | None:
+    """Downloads a file beside a data set on the Hub.
+
+    Args:
+        repo_id: of the data set.
+        name: of the file.
+        token: a Hub token; the one stored by `hf auth login` by default.
+
+    Returns:
+        Its path here; None where there is no such file or data set, or the Hub is out of reach.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(hf_hub_download(repo_id, PROVENANCE_FILE, repo_type="dataset"))
+        return Path(hf_hub_download(repo_id, name, repo_type="dataset", token=token))
     except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError):
         return None
