@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -278,6 +279,25 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
             init.copy_(module.label_percent, _label_percent(self.config.label_space))
             if module.interaction is not None:
                 init.zeros_(module.interaction.weight)
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Fits a checkpoint to a config that was changed at load: ranks that both have keep their weights, further
+        ranks start as copies of the last, and the labels are always the config's."""
+        if state_dict is None and checkpoint_files and all(str(f).endswith(".safetensors") for f in checkpoint_files):
+            state_dict = {name: values for file in checkpoint_files for name, values in load_file(file).items()}
+        if state_dict is not None:
+            state_dict, own = dict(state_dict), model.state_dict()
+            for name in {"fusion.rank_scale", "fusion.rank_embedding"} & set(state_dict) & set(own):
+                found, number = state_dict[name], len(own[name])
+                state_dict[name] = torch.cat([found[:number], found[-1:].expand(max(0, number - len(found)), -1)])
+            if "heads.label_percent" in state_dict:
+                state_dict["heads.label_percent"] = _label_percent(model.config.label_space)
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves weights, config and the code that loads them, and the pipeline, without this package.

@@ -6,8 +6,10 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 VARIANTS = {
     "default": {},
@@ -90,3 +92,40 @@ def test_settings_given_to_from_pretrained_are_checked(make_model, tmp_path):
     make_model().save_pretrained(tmp_path)
     with pytest.raises(StrictDataclassError, match="gate_noise"):
         RankAwareFusionModel.from_pretrained(tmp_path, gate_noise=-1.0)
+
+
+@pytest.mark.parametrize("top_n", [1, 2, 3, 4, 9])
+def test_a_changed_number_of_ranks_keeps_those_that_fit(top_n, make_model, make_samples, collate, tmp_path):
+    model, batch = make_model(top_n=2), collate(make_samples(5))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, top_n=top_n)
+    kept = min(2, top_n)
+    for name, value in model.state_dict().items():
+        found = loaded.state_dict()[name]
+        if "rank_" in name:
+            assert len(found) == min(top_n, 4) and torch.equal(found[kept:], value[1:].expand(len(found) - kept, -1))
+            found, value = found[:kept], value[:kept]
+        torch.testing.assert_close(found, value, rtol=0, atol=0, msg=name)
+    assert loaded.config.top_n == loaded(**batch).selected_encoders.shape[1] == top_n
+    loaded.save_pretrained(tmp_path / "again")
+    again = AutoModel.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(**batch).joint_probabilities, loaded(**batch).joint_probabilities)
+
+
+def test_other_names_make_new_heads_and_keep_the_rest(make_model, make_samples, collate, tmp_path):
+    model, batch = make_model(), collate(make_samples(5))
+    model.save_pretrained(tmp_path)
+    names = ["calm", "tense", "tired"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
+    labels |= {"blend_percents": [], "unblended": []}
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModel.from_pretrained(tmp_path, **labels)
+    loaded = AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **labels)
+    assert loaded.config.label_space == LabelSpace(names) and loaded(**batch).joint_probabilities.shape == (5, 3)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, loaded.state_dict()[name])}
+    heads = {f"heads.{head}.{part}" for head in ("presence", "salience") for part in ("weight", "bias")}
+    assert changed == heads | {"heads.joint_bias", "heads.interaction.weight", "heads.label_percent"}
+    loaded(**batch, labels=torch.eye(3)[[0, 1, 2, 0, 1]]).loss.backward()
+    # As many labels of other blends: the table of labels is the config's.
+    other = AutoModel.from_pretrained(tmp_path, unblended=["ang"])
+    assert (other.heads.label_percent.numpy() == other.config.label_space.percent).all()
