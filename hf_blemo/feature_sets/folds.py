@@ -28,7 +28,7 @@ def deal_folds(labels: np.ndarray, groups: Sequence[str] | None, num_folds: int,
     if not 2 <= num_folds <= MAX_FOLDS:
         raise ValueError(f"--folds {num_folds}: expected 2 to {MAX_FOLDS}")
     rows = np.flatnonzero((labels >= 0).all(1))
-    keys = [str(row) for row in rows] if groups is None else [groups[row] for row in rows]
+    keys = [str(row) for row in rows] if groups is None else [groups[row] for row in rows.tolist()]
     members, of_row = np.unique(keys, return_inverse=True)
     if num_folds > len(members):
         what = "labelled clips" if groups is None else "groups of labelled clips"

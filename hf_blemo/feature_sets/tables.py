@@ -177,15 +177,15 @@ def _names(table: Table, path: Path, clip_column: str | None) -> list[str]:
     chosen = CLIP_COLUMNS if clip_column is None else (clip_column,)
     column = next((column for column in chosen if column in table.singles), None)
     if column is None:
-        for name in chosen:
-            if name in table.vectors:
-                raise ValueError(f"{path}: found vectors in the column {name!r}, expected single values")
+        for taken in chosen:
+            if taken in table.vectors:
+                raise ValueError(f"{path}: found vectors in the column {taken!r}, expected single values")
         raise ValueError(
             f"{path}: found the columns {', '.join([*table.singles, *table.vectors, *table.others])}, "
             f"expected one of {', '.join(chosen)} with the clips' names"
             + ("; --clip-column names another" if clip_column is None else "")
         )
-    names = []
+    names: list[str] = []
     seen: set[str] = set()
     for row, value in enumerate(table.singles[column]):
         name = clip_name(value) if isinstance(value, str) else _word(value)
@@ -214,14 +214,14 @@ def _check_columns(
     for name, length in lengths.items():
         if length != num_rows:
             raise ValueError(f"{path}: found {length} rows of {name!r} and {num_rows} clips, expected equal numbers")
-    for name in (*CLIP_COLUMNS, "fold", clip_column, group):
-        if name in table.vectors:
-            raise ValueError(f"{path}: found vectors in the column {name!r}, expected single values")
-    for name, what in ((group, "groups"), (options.column, "labels")):
-        if name is not None and name not in table.singles:
+    for single in (*CLIP_COLUMNS, "fold", clip_column, group):
+        if single in table.vectors:
+            raise ValueError(f"{path}: found vectors in the column {single!r}, expected single values")
+    for asked, what in ((group, "groups"), (options.column, "labels")):
+        if asked is not None and asked not in table.singles:
             raise ValueError(
                 f"{path}: found the columns {', '.join([*table.singles, *table.vectors, *table.others])}, expected "
-                f"{name!r} of {what} among them"
+                f"{asked!r} of {what} among them"
             )
 
 
@@ -323,9 +323,8 @@ def _groups(
         return column, groups
     if are_dealt:
         actors = [_actor(name) for name in names]
-        labelled = (labels >= 0).all(1)
-        known = all(actor is not None for actor, has_label in zip(actors, labelled, strict=True) if has_label)
-        return None, actors if known and labelled.any() else None
+        labelled = [actors[row] for row in np.flatnonzero((labels >= 0).all(1)).tolist()]
+        return None, actors if labelled and None not in labelled else None
     if (folds >= 0).any():
         for name in GROUP_COLUMNS:
             groups = list(map(_word, table.singles.get(name, [None])))

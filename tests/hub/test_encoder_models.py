@@ -135,7 +135,7 @@ def test_a_model_learns_where_its_features_come_from(tmp_path, caplog):
     assert options["listener"]["feature_size"] == 4 and "model_id" not in options["listener"]
     assert list(options) == ["listener", "given"]
 
-    (made / "encoders.json").write_text(json.dumps({"listener": {"modality": "smell"}}))
+    (made / "encoders.json").write_text(json.dumps({"listener": {"modality": 3}}))
     settings = FusionSettings(data=str(made))
-    with pytest.raises(ValueError, match="listener.*smell"):
+    with pytest.raises(ValueError, match="listener.*expected a word as modality, found 3"):
         model_config(load_data(settings.data, {}), settings)

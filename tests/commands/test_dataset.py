@@ -1,0 +1,104 @@
+"""`hf-blemo dataset` with other people's labels: what it builds, says and refuses."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from command_line import refused, run
+
+from hf_blemo import feature_sets
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def lines(text):
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def said(caplog):
+    """What was logged, which the command prints on stderr."""
+    found = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return found
+
+
+def real(name):
+    path = DATA / name
+    if not path.is_file():
+        pytest.skip(f"no {name} in ../shared/data")
+    return path
+
+
+def test_ravdess_has_eight_single_classes_and_its_actors_are_the_groups(capsys, caplog, tmp_path):
+    table, output = real("ravdess_encoders.parquet"), tmp_path / "ravdess"
+    code, out, _ = run(capsys, "dataset", "build", table, "--output", output, "--label-column", "emotion")
+    assert code == 0 and lines(out)[:7] == [
+        str(output), "clips 1200", "labels 8 valid; 8 names (ang, calm, disg, fea, hap, neu, sad, sur), single",
+        "labelled 1200, 0 of them blends", "folds 0: 240, 1: 240, 2: 240, 3: 240, 4: 240",
+        "groups 20, none in two folds", "name share top",
+    ]  # fmt: skip
+    assert "neu 0.067 80" in lines(out) and "cmp_rasta 494 float32 1200" in lines(out)
+    assert said(caplog) == [f"{table}: the column 'actor' is kept as `group`; no value of it is in two folds"]
+    assert run(capsys, "dataset", "info", output)[1] == out.partition("\n")[2]
+
+
+def test_crema_d_has_shares_of_votes_and_encoders_that_a_third_lacks(capsys, caplog, tmp_path):
+    table, output = real("crema_d_votes.parquet"), tmp_path / "crema"
+    build = ("dataset", "build", table, "--output", output, "--label-prefix", "votes.", "--label-kind", "soft")
+    assert "'prosody', clip '" in refused(capsys, *build) and not output.exists()
+    caplog.clear()
+    code, out, _ = run(capsys, *build, "--nan", "missing")
+    assert code == 0 and lines(out)[2:5] == [
+        "labels soft; 6 names (ang, disg, fea, hap, neu, sad), single",
+        "labelled 5972, 5041 of them of several names (84%)", "folds 0: 977, 1: 1059, 2: 1148, 3: 1476, 4: 1312",
+    ]  # fmt: skip
+    assert {"groups 73, none in two folds", "e2v_onehot 8 float32 3932", "prosody 6 float32 3931"} <= set(lines(out))
+    assert [line.removeprefix(f"{table}: ") for line in said(caplog)] == [
+        "the column 'actor' is kept as `group`; no value of it is in two folds",
+        "taken as missing for NaN or infinity, of 5972 rows: prosody in 1",
+        "left out the columns intended, level, num_raters, which are neither vectors nor clip, fold, label or group",
+    ]
+    dataset = datasets.load_from_disk(str(output))
+    np.testing.assert_allclose(np.array(dataset["labels"][:]).sum(1), 1, atol=1e-6)
+    assert feature_sets.label_space(dataset)[1] == "soft"
+
+
+def write(path, moods=("calm", "up", "calm+up"), clips=30):
+    rows = [f"c{row},{moods[row % len(moods)]},{row % 5},{row}.5,{row % 7}\n" for row in range(clips)]
+    path.write_text("clip,mood,person,voice.0,voice.1\n" + "".join(rows))
+    return path
+
+
+def test_sets_folds_and_groups_by_options(capsys, caplog, tmp_path):
+    table, output = write(tmp_path / "t.csv"), tmp_path / "built"
+    build = ("dataset", "build", table, "--output", output, "--label-column", "mood")
+    options = "--names up calm low --blend-percents 70/30 50/50 --unblended low --folds 5 --group person --seed 3"
+    code, out, _ = run(capsys, *build, *options.split())
+    assert code == 0 and said(caplog) == [] and lines(out)[1:7] == [
+        "clips 30", "labels 5 valid; 3 names (up, calm, low), blends of 70/30, 50/50, low unblended",
+        "labelled 30, 10 of them blends (33%)", "folds 0: 6, 1: 6, 2: 6, 3: 6, 4: 6", "groups 5, none in two folds",
+        "name share top",
+    ]  # fmt: skip
+    assert "low 0.000 0" in lines(out)
+    code, out, _ = run(capsys, *build, "--folds", "3", "--overwrite")
+    assert code == 0 and "groups unknown, so the folds may not be group-disjoint" in lines(out)
+    left_out = "left out the columns person, which are neither vectors nor clip, fold, label or group"
+    assert said(caplog) == [f"{table}: {left_out}"]
+
+
+def test_what_is_refused(capsys, tmp_path):
+    table, output = write(tmp_path / "t.csv"), tmp_path / "built"
+    for options, message in (
+        ("--label-column mood --label-prefix v.", "expected one of the two"),
+        ("--names a b", "names needs a column of labels (--label-column)"),
+        ("--label-column mood --seed 3", "--seed is for synthetic data, and for --folds"),
+        ("--label-column mood --blend-percents 70-30", "found 70-30, expected whole numbers such as 70/30"),
+        ("--label-column mood --blend-percents 70/20", "blend_percents has [70, 20], expected"),
+        ("--label-column mood --folds 6 --group person", "--folds 6: found 5 groups"),
+        ("--label-column mood --names calm", "found 1 names (calm), expected at least two classes"),
+    ):
+        found = refused(capsys, "dataset", "build", table, "--output", output, *options.split())
+        assert message in found and not output.exists()
+    synthetic = ("dataset", "build", "synthetic", "--output", output, "--label-column", "mood")
+    assert "--label-column is for a table, found 'synthetic'" in refused(capsys, *synthetic)
