@@ -1,6 +1,7 @@
 """Export models to ONNX: a fusion as one graph, a student as one graph per tower, and both quantised."""
 
 import copy
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.errors import check_extra
+from hf_blemo.feature_sets.label_spaces import space_entry
 from hf_blemo.files import write_json
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
@@ -34,9 +36,10 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False) -> list[Path
     """Write a model as ONNX, with a description of inputs and outputs.
 
     A fusion becomes `model.onnx`: inputs `features.ENCODER` (B, T, D) float32 and `feature_mask.ENCODER` (B, T) bool,
-    all of them; a mask that is false throughout a row marks the encoder as absent there. A student becomes
-    `image_model.onnx` (`pixel_values` -> `image_embeds`) and `text_model.onnx` (`input_ids`, `attention_mask` ->
-    `text_embeds`), embeddings of length 1; `onnx.json` has the scale of their cosines. Batch and time are free.
+    all of them; a mask that is false throughout a row marks the encoder as absent there. Its labels (`names`,
+    `blend_percents`, `unblended`, `label_kind`) stand in `onnx.json` and, as JSON, in the file's metadata. A student
+    becomes `image_model.onnx` (`pixel_values` -> `image_embeds`) and `text_model.onnx` (`input_ids`, `attention_mask`
+    -> `text_embeds`), embeddings of length 1; `onnx.json` has the scale of their cosines. Batch and time are free.
 
     Args:
         model: a [`RankAwareFusionModel`] or a [`CLIPRDModel`]; exported in float32 and evaluation mode.
@@ -66,7 +69,9 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False) -> list[Path
         inputs = [f"{kind}.{name}" for kind in ("features", "feature_mask") for name in names]
         paths = [folder / "model.onnx"]
         _write(_fusion_program(exported), paths[0], inputs, _FUSION_OUTPUTS)
-        description = {"inputs": inputs, "outputs": list(_FUSION_OUTPUTS), "encoders": names}
+        labels = space_entry(model.config.label_space, model.config.label_kind)
+        _add_metadata(paths[0], labels)
+        description = {"inputs": inputs, "outputs": list(_FUSION_OUTPUTS), "encoders": names, **labels}
     else:
         programs = _tower_programs(exported)
         paths = [folder / "image_model.onnx", folder / "text_model.onnx"]
@@ -198,6 +203,15 @@ def _write(
             verbose=False,
             custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
         )
+
+
+def _add_metadata(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes values as JSON into the metadata of an ONNX file, which quantising keeps."""
+    import onnx
+
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in values.items()})
+    onnx.save(graph, path)
 
 
 def _quantized(path: Path) -> Path:

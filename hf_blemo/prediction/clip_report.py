@@ -116,6 +116,13 @@ def _names(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return EMOTIONS if set(found) <= set(EMOTIONS) else tuple(dict.fromkeys(found))
 
 
+def _heading(blends: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> str:
+    """What a column of predictions is headed by."""
+    if any(_is_soft(blend, names) for blend in blends):
+        return "Shares"
+    return "Blend" if _is_blemore(names) or any(len(blend) > 1 for blend in blends) else "Class"
+
+
 def _colours(names: Sequence[str]) -> dict[str, str]:
     """Name -> the end of its variable in the styles."""
     if _is_blemore(names):
@@ -172,7 +179,7 @@ def write_report(results: Sequence[Mapping[str, Any]], path: str | Path, model: 
     page = _environment().get_template("clip_report.html.jinja")
     content = page.render(
         title=title(names),
-        heading="Blend" if _is_blemore(names) or any(len(clip.get("blend") or ()) > 1 for clip in clips) else "Class",
+        heading=_heading([result["blend"] for result in results if "blend" in result], names),
         model=model,
         count=f"{len(clips)}, {num_failed} of them failed" if num_failed else str(len(clips)),
         limits=limits(names),
@@ -279,7 +286,7 @@ def _timeline(
     return {
         "id": f"{anchor}-timeline",
         "description": "; ".join(f"{run['time']}: {run['words']}" for run in runs),
-        "noun": "Blend" if any(len(blend) > 1 for blend in blends) or _is_blemore(names) else "Class",
+        "noun": _heading(blends, names),
         "classes": "emotions" if _is_blemore(names) else "classes",
         "areas": _areas(windows, names, cells, end),
         "ticks": [{"left": tick / end, "text": text} for tick, text in _ticks(end)],

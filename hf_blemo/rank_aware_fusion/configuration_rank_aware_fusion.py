@@ -13,6 +13,7 @@ MODALITIES = ("video", "audio", "audiovisual")
 POOLINGS = ("mean", "statistics", "attention")
 TRANSFORMS = ("none", "log_softmax")
 NUM_STATISTICS = 7
+LABEL_SETTINGS = ("id2label", "label2id", "num_labels", "blend_percents", "unblended")
 ENCODER_DEFAULTS = {"modality": "video", "pooling": "mean", "transform": "none"}
 # For packages that extract features; kept with the model, so that it knows how its inputs are extracted.
 ENCODER_PROVENANCE = ("model_id", "revision", "extraction")
@@ -216,6 +217,26 @@ class RankAwareFusionConfig(PreTrainedConfig):
             self.blend_percents = [list(split) for split in default.blend_percents] if default else []
         if self.unblended is None:
             self.unblended = list(default.unblended) if default else []
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Makes a config from the content of its file; names given beside it are checked like those in it."""
+        given = {name: kwargs.pop(name) for name in LABEL_SETTINGS if name in kwargs}
+        kept = {name: value for name, value in config_dict.items() if name != "label2id" or "id2label" not in given}
+        return super().from_dict({**kept, **given}, **kwargs)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of names; it follows from `id2label`."""
+        return len(self.id2label or {})
+
+    @num_labels.setter
+    def num_labels(self, number: int) -> None:
+        if number != self.num_labels:
+            raise ValueError(
+                f"num_labels is {number}, but id2label has the {self.num_labels} names "
+                f"{', '.join(label_names(self.id2label))}: give id2label, the names in order"
+            )
 
     @property
     def label_space(self) -> LabelSpace:

@@ -63,12 +63,12 @@ class LabelSpace:
                 f"splits {_listed(self.blend_percents)}), expected at most {MAX_LABELS:,}: shorten blend_percents, or "
                 "name more of the names in unblended"
             )
-        if sizes and sizes[0] > len(blending):
+        if sizes and sizes[-1] > len(blending):
             raise ValueError(
-                f"blend_percents has splits of {sizes[0]}, but only {len(blending)} of the names "
+                f"blend_percents has splits of {sizes[-1]}, but only {len(blending)} of the names "
                 f"{_listed(self.names)} blend"
             )
-        sets = [((place,), (100,)) for place in range(len(self.names))]
+        sets: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((p,), (100,)) for p in range(len(self.names))]
         for size in sizes:
             sets += [(places, split) for places in combinations(blending, size) for split in self._splits[size]]
         self._labels = sets
@@ -167,7 +167,8 @@ class LabelSpace:
         Returns:
             (N,) int64.
         """
-        return np.abs(shares[:, None, :] - self.percent / 100).sum(-1).argmin(-1)
+        # Rounded, so that a tie is one.
+        return np.abs(shares[:, None, :] - self.percent / 100).sum(-1).round(9).argmin(-1)
 
     def shares(self, label: Any, kind: str = "valid") -> np.ndarray:
         """Reads the label of one sample.
@@ -217,7 +218,12 @@ class LabelSpace:
                 row[self._place(name)] = 1 / len(label)
         elif isinstance(label, list | tuple) and label and all(isinstance(part, Mapping) for part in label):
             for part in label:
-                row[self._place(part["emotion"])] = part["salience"] / 100
+                try:
+                    row[self._place(part["emotion"])] += part["salience"] / 100
+                except (KeyError, TypeError):
+                    raise ValueError(
+                        f"found the part {part!r} of a blend, expected {{'emotion': name, 'salience': per cent}}"
+                    ) from None
         else:
             try:
                 row = np.asarray(label, dtype=np.float64)

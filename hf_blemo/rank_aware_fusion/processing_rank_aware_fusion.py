@@ -100,7 +100,7 @@ class RankAwareFusionProcessor(ProcessorMixin):
         """
         return cls(
             config.encoders,
-            id2label=config.id2label,
+            id2label=dict(enumerate(config.label_space.names)),
             blend_percents=config.blend_percents,
             unblended=config.unblended,
             label_kind=config.label_kind,

@@ -45,11 +45,22 @@ def make_kind(**settings):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.eval(), RankAwareFusionProcessor(encoders)
+    return model.eval(), RankAwareFusionProcessor.from_config(model.config)
 
 
+LABELS = {
+    "names": ["joy", "awe", "envy", 'it\'s "calm"'],
+    "blend_percents": [[60, 40], [40, 30, 30]],
+    "unblended": ["awe"],
+    "label_kind": "soft",
+}
+SETTINGS = {
+    "top_n": 2,
+    "id2label": dict(enumerate(LABELS["names"])),
+    **{name: LABELS[name] for name in ("blend_percents", "unblended", "label_kind")},
+}
 MODELS = {
-    "rank_aware_fusion": partial(make_kind, top_n=2),
+    "rank_aware_fusion": partial(make_kind, **SETTINGS),
     # Swin's windows need the plain formula of attention.
     "clip_rd": partial(make_student, vision=SWIN),
 }
@@ -93,7 +104,7 @@ def fusion_inputs(model, batch_size, length, seed=0):
 
 
 def test_a_fusion_of_every_pooling_and_its_quantised_file(exported):
-    model, _ = make_kind(top_n=2)
+    model, _ = make_kind(**SETTINGS)
     path, small = (exported["rank_aware_fusion"][0] / name for name in FILES["rank_aware_fusion"])
     names = [f"{kind}.{name}" for kind in ("features", "feature_mask") for name in model.config.encoders]
     for batch_size, length in ((1, 1), (4, 9), (7, 2)):
@@ -109,7 +120,11 @@ def test_a_fusion_of_every_pooling_and_its_quantised_file(exported):
     import onnx
 
     assert any("Integer" in node.op_type for node in onnx.load(small).graph.node)
+    for file in (path, small):
+        metadata = session(file).get_modelmeta().custom_metadata_map
+        assert {name: json.loads(metadata[name]) for name in LABELS} == LABELS
     description = json.loads((path.parent / "onnx.json").read_text())
+    assert {name: description[name] for name in LABELS} == LABELS
     assert description["encoders"] == list(model.config.encoders)
     assert description["outputs"] == list(_FUSION_OUTPUTS)
     shapes = {value.name: value.shape for value in session(path).get_inputs()}
@@ -122,6 +137,7 @@ def test_a_fusion_of_every_pooling_and_its_quantised_file(exported):
     [
         {"gate": "static", "fusion": "concatenation", "top_n": 1},
         {"gate": "uniform", "fusion": "weighted_sum", "top_n": 3, "head_fusion": "presence"},
+        {"id2label": dict(enumerate("abcdefgh"))},
     ],
 )
 def test_other_kinds_become_programs_of_torch(settings):
@@ -135,7 +151,7 @@ def test_other_kinds_become_programs_of_torch(settings):
 
 def test_what_the_processor_gives_is_what_the_graph_takes(exported):
     folder = exported["rank_aware_fusion"][0]
-    model, processor = make_kind(top_n=2)
+    model, processor = make_kind(**SETTINGS)
     first, *others = model.config.encoders
     size = model.config.encoders[first]["feature_size"]
     batch = processor([{first: np.random.default_rng(length).standard_normal((length, size))} for length in (3, 7)])

@@ -1,4 +1,4 @@
-"""The family's own copies of the decoders against the benchmark's, label by label."""
+"""The decoders against the benchmark's, label by label, and against plain Python on other label spaces."""
 
 import json
 
@@ -8,8 +8,13 @@ import torch
 from drawn_probabilities import KINDS, draw
 
 from hf_blemo import RankAwareFusionProcessor, blemore
-from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import decode_expected_score, decode_thresholds
-from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE
+from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import (
+    decode_expected_score,
+    decode_soft,
+    decode_thresholds,
+    default_blend_share,
+)  # fmt: skip
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionOutput
 
 
@@ -78,3 +83,109 @@ def test_an_unknown_decoding_is_refused(encoders, output):
         RankAwareFusionProcessor(encoders, decoding="argmax")
     with pytest.raises(ValueError, match="decoding 'argmax' is not one of expected_score, thresholds, soft"):
         RankAwareFusionProcessor(encoders).post_process_blends(output, decoding="argmax")
+
+
+SPACES = {
+    "singles": LabelSpace("abcdefg"),
+    "pairs": LabelSpace("abcdef", [(70, 30), (50, 50), (30, 70)]),
+    "no even split": LabelSpace("abcd", [(60, 40), (40, 60)], ["d"]),
+    "threes": LabelSpace("abcde", [(50, 50), (34, 33, 33), (50, 30, 20), (20, 30, 50)], ["b"]),
+    "threes alone": LabelSpace("abcd", [(40, 30, 30)]),
+}
+
+
+def by_expected_score(joint, blend_share, space):
+    """Over the valid labels, 0.5 / N for the right set, and 0.5 / N_blends for the right label of a blend."""
+    blends = [space.blend(index) for index in range(len(space))]
+    sets = [{part["emotion"] for part in blend} for blend in blends]
+    scores = []
+    for index, own in enumerate(sets):
+        score = 0.5 * sum(joint[other] for other, names in enumerate(sets) if names == own)
+        if len(own) > 1 and blend_share > 0:
+            score += 0.5 * joint[index] / blend_share
+        scores.append(score)
+    best = max(scores)
+    return [blend for blend, score in zip(blends, scores, strict=True) if score >= best - 1e-12]
+
+
+def by_thresholds(row, alpha, beta, space):
+    """The documented rule, name by name."""
+    order = sorted(range(len(row)), key=lambda place: -row[place])[: space.largest_set]
+    kept = [order[0]] + [place for place in order[1:] if row[place] >= alpha and row[place] > 0]
+    alone = [place for place in kept if space.names[place] in space.unblended]
+    if len(kept) > 1 and alone:
+        kept = kept[:1] if alone[0] == kept[0] else [place for place in kept if place not in alone]
+    while not space.splits(len(kept)):
+        kept = kept[:-1]
+    places = sorted(kept)
+    shares = [float(row[place]) / sum(float(row[place]) for place in places) for place in places]
+    splits = space.splits(len(places))
+    even = [split for split in splits if max(split) - min(split) <= 1]
+    if not (even and max(row[p] for p in places) - min(row[p] for p in places) <= beta):
+        splits = [split for split in splits if split not in even] or splits
+        even = [min(splits, key=lambda split: sum(abs(s - part / 100) for s, part in zip(shares, split, strict=True)))]
+    return [{"emotion": space.names[p], "salience": float(part)} for p, part in zip(places, even[0], strict=True)]
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_expected_score_on_other_spaces(space):
+    joint = np.random.default_rng(0).dirichlet(np.full(len(space), 0.3), 120)
+    for blend_share in (0.0, 0.2, 0.5, 1.0):
+        for row, found in zip(joint, decode_expected_score(joint, blend_share, space), strict=True):
+            assert found in by_expected_score(row, blend_share, space)
+    if not space.blend_percents:
+        best = [space.blend(index) for index in joint.argmax(1)]
+        assert all(decode_expected_score(joint, share, space) == best for share in (0.0, 0.5, 1.0))
+    for share in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=f"blend_share: found {share}, expected a share from 0 to 1"):
+            decode_expected_score(joint, share, space)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_thresholds_on_other_spaces(space, dtype):
+    probabilities = np.random.default_rng(0).dirichlet(np.full(len(space.names), 0.5), 150).astype(dtype)
+    for alpha, beta in ((0.0, 0.0), (0.05, 0.05), (0.1, 0.3), (0.2, 0.1), (0.3, 1.0), (1.0, 0.1)):
+        limits = dtype(alpha), dtype(beta)
+        expected = [by_thresholds(row, *limits, space) for row in probabilities]
+        assert decode_thresholds(probabilities, alpha, beta, space) == expected
+    sizes = {len(blend) for blend in decode_thresholds(probabilities, 0.01, 0.1, space)}
+    assert sizes <= {1, *space.num_sets} and max(sizes) == space.largest_set
+    certain = np.eye(len(space.names), dtype=dtype)
+    assert decode_thresholds(certain, 0.0, 1.0, space) == [space.blend(index) for index in range(len(space.names))]
+
+
+def test_soft_gives_the_distribution_itself():
+    rows = np.random.default_rng(0).dirichlet(np.ones(3), 5).astype(np.float32)
+    found = decode_soft(rows, LabelSpace("xyz"))
+    assert [[part["emotion"] for part in blend] for blend in found] == [list("xyz")] * 5
+    np.testing.assert_array_equal([[part["salience"] for part in blend] for blend in found], 100 * rows.astype(float))
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("space", "share"), [(BLEMORE_SPACE, 1660 / 3050), (SPACES["threes"], 0.5), (SPACES["singles"], 0.0)]
+)
+def test_the_share_of_blends_that_is_assumed_where_none_was_measured(space, share):
+    assert default_blend_share(space) == share
+
+
+@pytest.mark.parametrize(("kind", "decoding"), [("valid", "expected_score"), ("soft", "soft")])
+def test_processors_decode_over_their_own_space(encoders, kind, decoding):
+    space = SPACES["threes"]
+    names = dict(enumerate(space.names))
+    splits = [list(split) for split in space.blend_percents]
+    processor = RankAwareFusionProcessor(
+        encoders, id2label=names, blend_percents=splits, unblended=["b"], label_kind=kind
+    )
+    generator = np.random.default_rng(0)
+    probabilities, joint = (generator.dirichlet(np.ones(size), 9).astype(np.float32) for size in (5, len(space)))
+    output = {"probabilities": torch.from_numpy(probabilities), "joint_probabilities": torch.from_numpy(joint)}
+    expected = {
+        "expected_score": decode_expected_score(joint, 0.5, space),
+        "thresholds": decode_thresholds(probabilities, 0.1, 0.1, space),
+        "soft": decode_soft(probabilities, space),
+    }
+    assert processor.decoding == decoding and processor.post_process_blends(output) == expected[decoding]
+    for name, blends in expected.items():
+        assert processor.post_process_blends(output, name) == blends
