@@ -50,6 +50,15 @@ class RankAwareFusionOutput(ModelOutput):
     fused_features: torch.Tensor | None = None
     domain_adaptation_loss: torch.Tensor | None = None
 
+    def __getitem__(self, key: Any) -> Any:
+        # The smoothing of labels of transformers' Trainer looks for them.
+        if key == "logits":
+            raise ValueError(
+                "a fusion has no logits of one class: leave label_smoothing_factor at 0; smoothed labels are soft "
+                "labels (label_kind='soft')"
+            )
+        return super().__getitem__(key)
+
 
 class _Projection(nn.Module):
     """Projects one pooled encoder into the shared latent space.

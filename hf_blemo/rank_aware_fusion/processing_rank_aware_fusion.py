@@ -22,6 +22,10 @@ from .label_space_rank_aware_fusion import BLEMORE_SPACE, LABEL_KINDS, UNLABELLE
 class _Batch(BatchFeature):
     """A batch whose tensors inside `features` and `feature_mask` move with `to` as well."""
 
+    def __getitem__(self, item: Any) -> Any:
+        # Trainer's name of the main input, for metrics of inputs; of a model's own it would count the elements.
+        return super().__getitem__("features" if item == "input_ids" else item)
+
     def to(self, *args, **kwargs) -> "_Batch":
         """Moves or casts every tensor; only floating-point ones are cast."""
         nested = {key: value for key, value in self.items() if isinstance(value, Mapping)}
@@ -56,6 +60,11 @@ class RankAwareFusionProcessor(ProcessorMixin):
     """
 
     tokenizer = _NoTokens()
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the model's inputs beside the labels."""
+        return ["features", "feature_mask"]
 
     def __init__(
         self,

@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from trainer_cases import CASES, clip_rd_case, fusion_case
+from trainer_cases import CASES, NUM_ROWS, clip_rd_case, fusion_case
 from transformers import AutoModel, AutoProcessor, TrainerCallback
 
 from hf_blemo import blemore
+from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
+from hf_blemo.trainer import BlendCollator, fusion_metrics
 
 
 @pytest.fixture(params=CASES)
@@ -165,6 +167,98 @@ def test_unlabelled_rows_mixed_in_are_adapted_to(tmp_path):
     expected = fusion_case().trainer(tmp_path, model=trainer.model).evaluate()
     found = trainer.evaluate()
     assert found["eval_score"] == pytest.approx(expected["eval_score"])
+
+
+def named_case(kind="valid", **labels):
+    """Three names on the built-in features, as Trainer's users have them: a column `label`, or rows of shares."""
+    case = fusion_case(id2label=dict(enumerate(["calm", "tense", "tired"])), label_kind=kind, **labels)
+    config = case.make_model().config
+    generator = np.random.default_rng(0)
+    shares = generator.dirichlet(np.ones(3), NUM_ROWS)
+    labels = shares.tolist() if kind == "soft" else [config.label_space.names[place] for place in shares.argmax(1)]
+    case.dataset = case.dataset.remove_columns("labels").add_column("labels" if kind == "soft" else "label", labels)
+    case.collator = BlendCollator(RankAwareFusionProcessor.from_config(config))
+    case.options = {"compute_metrics": fusion_metrics(config), "processing_class": case.collator.processor}
+    return case
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [("valid", {"accuracy", "uar", "macro_f1", "nll", "kl"}), ("soft", {"accuracy", "kl", "js_distance", "mae"})],
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"include_for_metrics": ["inputs", "loss"]},
+        {"eval_do_concat_batches": False, "train_sampling_strategy": "group_by_length"},
+        {"gradient_accumulation_steps": 2, "include_num_input_tokens_seen": "all"},
+    ],
+    ids=str,
+)
+def test_names_of_ones_own_under_the_settings_of_trainer(kind, keys, settings, tmp_path):
+    case, handed = named_case(kind), []
+    case.options["compute_metrics"] = lambda predicted, metrics=case.options["compute_metrics"]: (
+        handed.append(predicted) or metrics(predicted)
+    )
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "acc_presence", "save_steps": 2}
+    trainer = case.trainer(
+        tmp_path, eval_strategy="steps", eval_steps=2, **{"save_strategy": "steps", **best, **settings}
+    )
+    trainer.train()
+    found = [row for row in trainer.state.log_history if "eval_loss" in row]
+    assert len(found) == 3 and {f"eval_{key}" for key in keys} <= set(found[0])
+    assert trainer.state.best_metric == max(row["eval_acc_presence"] for row in found)
+    if "include_for_metrics" in settings:
+        assert {name: len(values) for name, values in handed[0].inputs.items()} == dict.fromkeys(
+            case.collator.processor.encoders, 16
+        )
+        assert np.mean(handed[0].losses) == pytest.approx(found[0]["eval_loss"])
+    loaded, processor = (
+        AutoModel.from_pretrained(tmp_path / "checkpoint-6"),
+        AutoProcessor.from_pretrained(tmp_path / "checkpoint-6"),
+    )
+    assert loaded.config.label_space == processor.label_space == case.collator.processor.label_space
+    assert processor.label_kind == loaded.config.label_kind == kind
+
+
+def test_rows_are_grouped_by_a_column_of_lengths(tmp_path):
+    case = named_case()
+    lengths = [max(len(values) for values in row["features"].values() if values) for row in case.dataset]
+    case.dataset = case.dataset.add_column("length", lengths)
+    settings = {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False}
+    trainer = case.trainer(tmp_path, **settings)
+    assert list(trainer._get_train_sampler().lengths) == lengths[:32]
+    trainer.train()
+
+
+def test_smoothing_of_class_indices_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="leave label_smoothing_factor at 0; smoothed labels are soft labels"):
+        fusion_case().trainer(tmp_path, label_smoothing_factor=0.1).train()
+
+
+def test_accumulated_batches_step_as_one_batch(tmp_path):
+    models, found = [], []
+    for size, parts in ((8, 1), (2, 4)):
+        case = named_case("soft")
+        case.dataset = case.dataset.select([*range(8)] * 6)
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "optim": "sgd"}
+        trainer = case.trainer(tmp_path, max_steps=2, train_sampling_strategy="sequential", **settings)
+        found.append(trainer.train().training_loss)
+        models.append(trainer.model)
+    assert_same_weights(*models, rtol=1e-4, atol=1e-6)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("unlabelled", [(), (4,)])
+def test_a_last_batch_of_another_size_changes_no_measure(unlabelled, tmp_path):
+    case, found = named_case(), []
+    rows = [{**row, **({"label": None} if place in unlabelled else {})} for place, row in enumerate(case.dataset)]
+    for size in (4, 9, 1):
+        metrics = case.trainer(tmp_path, per_device_eval_batch_size=size).predict(rows[:9]).metrics
+        # The loss is Trainer's mean over batches, of which each counts its labelled rows alone.
+        left_out = ("per_second", "time", *(["loss"] if unlabelled else []))
+        found.append({key: value for key, value in metrics.items() if not key.endswith(left_out)})
+    assert "test_uar" in found[0] and all(found[0] == pytest.approx(other) for other in found[1:])
 
 
 def test_a_distillation_callback_refuses_another_model(tmp_path):
