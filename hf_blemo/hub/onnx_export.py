@@ -68,9 +68,8 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False) -> list[Path
         names = list(model.config.encoders)
         inputs = [f"{kind}.{name}" for kind in ("features", "feature_mask") for name in names]
         paths = [folder / "model.onnx"]
-        _write(_fusion_program(exported), paths[0], inputs, _FUSION_OUTPUTS)
         labels = space_entry(model.config.label_space, model.config.label_kind)
-        _add_metadata(paths[0], labels)
+        _write(_fusion_program(exported), paths[0], inputs, _FUSION_OUTPUTS, labels)
         description = {"inputs": inputs, "outputs": list(_FUSION_OUTPUTS), "encoders": names, **labels}
     else:
         programs = _tower_programs(exported)
@@ -188,8 +187,13 @@ def _exported(graph: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -
 
 
 def _write(
-    program: torch.export.ExportedProgram, path: Path, input_names: Sequence[str], output_names: Sequence[str]
+    program: torch.export.ExportedProgram,
+    path: Path,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
+    """Writes a graph, with metadata as JSON, which quantising keeps."""
     with _quiet():
         torch.onnx.export(
             program,
@@ -203,15 +207,12 @@ def _write(
             verbose=False,
             custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
         )
+    if metadata is not None:
+        import onnx
 
-
-def _add_metadata(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes values as JSON into the metadata of an ONNX file, which quantising keeps."""
-    import onnx
-
-    graph = onnx.load(path)
-    onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in values.items()})
-    onnx.save(graph, path)
+        graph = onnx.load(path)
+        onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in metadata.items()})
+        onnx.save(graph, path)
 
 
 def _quantized(path: Path) -> Path:
