@@ -104,16 +104,16 @@ def _score_blends(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, same_space
 
     found = read_prediction_file(arguments.predictions)
+    if not found.blends:
+        raise ValueError(f"{arguments.predictions}: found no predictions, expected at least one clip to score")
     if arguments.labels is not None:
-        labels, space, kind = _read_labels(Path(arguments.labels), found)
+        labels, space, kind = _read_labels(Path(arguments.labels))
         same_space(found.space, space, arguments.predictions, arguments.labels)
         _check_same_clips(found.blends, labels, arguments.predictions, arguments.labels)
     elif found.space == BLEMORE_SPACE:
         labels, kind = {clip: blemore.soft_label(clip) for clip in found.blends}, "valid"
     else:
         raise ValueError(f"--labels is needed: names of clips hold labels of BlEmoRE alone, found {found.space}")
-    if not found.blends:
-        raise ValueError(f"{arguments.predictions}: found no predictions, expected at least one clip to score")
     blends, rows = list(found.blends.values()), [labels[clip] for clip in found.blends]
     return _official(blends, rows) if found.official and kind == "valid" else _measures(found, rows, kind)
 
@@ -155,7 +155,7 @@ def _measures(found: "Predictions", rows: list[Any], kind: str) -> tuple[dict[st
     return {**metrics, "clips": len(rows)}, "\n".join(lines)
 
 
-def _read_labels(path: Path, predictions: "Predictions") -> tuple[dict[str, Any], "LabelSpace", str]:
+def _read_labels(path: Path) -> tuple[dict[str, Any], "LabelSpace", str]:
     """Clip name -> soft label, of the labelled clips alone; and the space and kind of the labels."""
     import numpy as np
 
@@ -171,8 +171,7 @@ def _read_labels(path: Path, predictions: "Predictions") -> tuple[dict[str, Any]
         raise ValueError(f"{path}: found the columns {', '.join(dataset.column_names)}, expected 'labels' among them")
     space, kind = feature_sets.label_space(dataset)
     rows = np.array(dataset["labels"][:], dtype=np.float64)
-    # Submissions name clips without the suffix of their file.
-    names = [blemore.clip_name(clip) if predictions.official else clip for clip in dataset["clip"]]
+    names = [blemore.clip_name(clip) for clip in dataset["clip"]]
     labels = {name: row for name, row in zip(names, rows, strict=True) if row[0] != blemore.UNLABELLED}
     return labels, space, kind
 

@@ -18,7 +18,7 @@ class Predictions:
     """Predictions of clips, and the labels that they are of.
 
     Args:
-        blends: clip -> blend.
+        blends: clip, without the suffix of a file, -> blend.
         space: names and valid labels.
         kind: of the labels that the model was trained on, `valid` or `soft`.
         presence_share: a name is present where its share is above this.
@@ -55,7 +55,8 @@ def read_prediction_file(path: str | Path) -> Predictions:
     """Reads predictions.
 
     Args:
-        path: a .json that `hf-blemo predict` wrote, or a submission (.zip or .json), whose labels are BlEmoRE's.
+        path: a .json that `hf-blemo predict` or a training wrote, or a submission (.zip or .json), whose labels are
+            BlEmoRE's.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -79,8 +80,13 @@ def read_prediction_file(path: str | Path) -> Predictions:
             space.shares(blend, "soft" if soft else "valid")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: clip {clip!r}: {error}") from None
-    found.blends = content["predictions"]
-    rows = {clip["clip"]: clip["probabilities"] for clip in content.get("clips") or () if "probabilities" in clip}
+        if found.blends.setdefault(blemore.clip_name(clip), blend) is not blend:
+            raise ValueError(f"{path}: clip {blemore.clip_name(clip)!r} comes twice, expected each clip once")
+    # `hf-blemo predict` writes a list of results, training beside its predictions the shares of every clip.
+    rows = content.get("shares") or {
+        clip["clip"]: clip["probabilities"] for clip in content.get("clips") or () if "probabilities" in clip
+    }
+    rows = {blemore.clip_name(clip): row for clip, row in rows.items()}
     if found.blends and set(found.blends) <= set(rows):
         # Files hold rounded numbers.
         shares = {clip: np.array([rows[clip][name] for name in space.names]) for clip in found.blends}

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from hf_blemo import feature_sets
 from hf_blemo._registration import __version__
+from hf_blemo.feature_sets.label_spaces import space_entry
 from hf_blemo.files import write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
@@ -118,7 +119,8 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
             found = test.predict(models)
             blends = processors[0].post_process_blends(found)
             predictions = {name: values.numpy() for name, values in found.items()}
-            write_json({output / "test_predictions.json": _predictions(test.clips, blends, predictions, judge)})
+            content = _predictions(test.clips, blends, predictions, judge, processors[0].decoding)
+            write_json({output / "test_predictions.json": content})
             metrics["test"] = {"source": settings.test_data, "clips": len(test)}
             if test.labelled.all():
                 metrics["test"] |= judge.shown(judge.measure(blends, test.labels.numpy(), predictions))
@@ -126,7 +128,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         write_json({output / "history.json": history})
         if results is not None:
             blends = results.ensemble(decoding)[1]
-            content = _predictions(results.clips, blends, results.pooled(), judge)
+            content = _predictions(results.clips, blends, results.pooled(), judge, decoding)
             write_json({output / "predictions.json": content})
             plot_cross_validation(results, history, decoding, list(config.encoders), output / "plots")
         write_json({output / "metrics.json": metrics})
@@ -138,12 +140,17 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
 
 
 def _predictions(
-    clips: Sequence[str], blends: Sequence[Blend], predictions: Mapping[str, np.ndarray], judge: Judge
+    clips: Sequence[str], blends: Sequence[Blend], predictions: Mapping[str, np.ndarray], judge: Judge, decoding: str
 ) -> dict[str, Any]:
-    """Blend of every clip, as a submission has it, and beside them the probabilities by name."""
+    """Blend of every clip, as a submission has it, the probabilities by name, and labels other than BlEmoRE's."""
     names = judge.space.names
     shares = [dict(zip(names, row, strict=True)) for row in predictions["probabilities"].tolist()]
+    labels: dict[str, Any] = {}
+    if not judge.is_benchmark:
+        entry = space_entry(judge.space, judge.kind) | {"presence_share": judge.presence_share}
+        labels = {"decoding": {"name": decoding}, "label_space": entry}
     return {
+        **labels,
         "predictions": dict(zip(clips, blends, strict=True)),
         "shares": dict(zip(clips, shares, strict=True)),
     }
