@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_blemo.built_in import SYNTHETIC
-from hf_blemo.commands.parsing import add_command, positive
+from hf_blemo.commands.parsing import add_command, add_label_options, positive
 from hf_blemo.files import replace_folder
 
 if TYPE_CHECKING:
@@ -77,7 +77,16 @@ Examples:
     parser.add_argument("--num-clips", type=positive, metavar="N", help="number of clips (synthetic)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the clips (synthetic) or of --folds (tables)")
     parser.add_argument("--domain", choices=("source", "target"), help="default: source (synthetic)")
-    _add_table_options(parser.add_argument_group("labels and folds of tables"))
+    group = parser.add_argument_group("labels and folds of tables")
+    add_label_options(group)
+    group.add_argument(
+        "--clip-column", metavar="NAME", help="of the clips' names (default: clip, filename, filenames)"
+    )
+    group.add_argument(
+        "--nan",
+        choices=("error", "missing"),
+        help="NaN or infinity in a vector: error (default), or the encoder is missing in that row",
+    )
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="also upload it as a Hub data set, private")
     parser.add_argument("--public", action="store_true", help="with --push-to-hub: make a new repository public")
 
@@ -93,50 +102,6 @@ Example:
   hf-blemo dataset info out/blemore""",
     )
     parser.add_argument("path", metavar="PATH", help="data set, table or folder")
-
-
-def _add_table_options(group: Any) -> None:
-    group.add_argument(
-        "--clip-column", metavar="NAME", help="of the clips' names (default: clip, filename, filenames)"
-    )
-    group.add_argument(
-        "--label-column",
-        metavar="NAME",
-        help="labels: class names or indices, sets of names (lists, or words joined by + or |), rows of shares",
-    )
-    group.add_argument("--label-prefix", metavar="TEXT", help="columns of shares or votes, named by what follows it")
-    group.add_argument(
-        "--label-kind",
-        choices=("valid", "soft"),
-        help="valid (default): one name, or a blend by --blend-percents; soft: any distribution",
-    )
-    group.add_argument("--names", metavar="NAME", nargs="+", help="all classes in order (default: as in the table)")
-    group.add_argument(
-        "--blend-percents",
-        metavar="70/30",
-        nargs="+",
-        type=_split,
-        help="splits that blends can have (default: none; even ones where labels are sets of names)",
-    )
-    group.add_argument("--unblended", metavar="NAME", nargs="+", help="names that never blend")
-    group.add_argument(
-        "--folds", type=positive, metavar="K", help="deal the clips into K folds (default: column fold)"
-    )
-    group.add_argument(
-        "--group", metavar="NAME", help="column of what stays in one fold, such as the actor; kept in the data set"
-    )
-    group.add_argument(
-        "--nan",
-        choices=("error", "missing"),
-        help="NaN or infinity in a vector: error (default), or the encoder is missing in that row",
-    )
-
-
-def _split(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text}, expected whole numbers such as 70/30") from None
 
 
 def _build_dataset(arguments: argparse.Namespace) -> None:

@@ -42,6 +42,35 @@ def positive(text: str) -> int:
     return number
 
 
+def add_label_options(group: Any) -> None:
+    """Adds the options that say where labels, folds and groups of clips are."""
+    group.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="labels: class names or indices, sets of names (lists, or words joined by + or |), rows of shares",
+    )
+    group.add_argument("--label-prefix", metavar="TEXT", help="columns of shares or votes, named by what follows it")
+    group.add_argument(
+        "--label-kind",
+        choices=("valid", "soft"),
+        help="valid (default): one name, or a blend by --blend-percents; soft: any distribution",
+    )
+    group.add_argument("--names", metavar="NAME", nargs="+", help="all classes in order (default: as in the table)")
+    group.add_argument(
+        "--blend-percents",
+        metavar="70/30",
+        nargs="+",
+        help="splits that blends can have (default: none; even ones where labels are sets of names)",
+    )
+    group.add_argument("--unblended", metavar="NAME", nargs="+", help="names that never blend")
+    group.add_argument(
+        "--folds", type=positive, metavar="K", help="deal the clips into K folds (default: column fold)"
+    )
+    group.add_argument(
+        "--group", metavar="NAME", help="column of what stays in one fold, such as the actor; kept in the data set"
+    )
+
+
 def output_path(text: str, option: str, *suffixes: str) -> Path:
     """Checks a file to write.
 

@@ -30,8 +30,8 @@ class LabelOptions:
         names: of the classes, in order; by default those of a `ClassLabel`, else of the prefixed columns as they
             stand, else sorted.
         kind: `valid`: every label is one of the space's valid labels; `soft`: any distribution.
-        blend_percents: splits that a blend can have. By default none, or with sets of names and the kind `valid` the
-            even one of each size that comes.
+        blend_percents: splits that a blend can have, such as (70, 30) or "70/30". By default none, or with sets of
+            names and the kind `valid` the even one of each size that comes.
         unblended: names that never blend.
     """
 
@@ -39,7 +39,7 @@ class LabelOptions:
     prefix: str | None = None
     names: Sequence[str] | None = None
     kind: str = "valid"
-    blend_percents: Sequence[Sequence[int]] | None = None
+    blend_percents: Sequence[Sequence[int] | str] | None = None
     unblended: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -53,6 +53,25 @@ class LabelOptions:
                     raise ValueError(f"{name} needs a column of labels (--label-column) or a prefix (--label-prefix)")
             if self.kind != LABEL_KINDS[0]:
                 raise ValueError("label_kind needs a column of labels (--label-column) or a prefix (--label-prefix)")
+
+    def splits(self) -> list[tuple[int, ...]] | None:
+        """The splits that were given, as numbers.
+
+        Raises:
+            ValueError: a text has no numbers.
+        """
+        if self.blend_percents is None:
+            return None
+        try:
+            return [
+                tuple(map(int, split.split("/"))) if isinstance(split, str) else tuple(split)
+                for split in self.blend_percents
+            ]
+        except ValueError:
+            raise ValueError(
+                f"blend_percents: found {', '.join(map(str, self.blend_percents))}, expected whole numbers such "
+                "as 70/30"
+            ) from None
 
     @property
     def given(self) -> bool:
@@ -87,10 +106,10 @@ def read_labels(
     if all(value is None for value in found):
         raise ValueError(f"{where}: none of {len(found)} rows carries a label, expected labels")
     names, found = _named(found, values, clips, options, where, classes)
-    splits = options.blend_percents
+    splits = options.splits()
     if splits is None:
         sizes = set(map(_set_size, found)) - {0, 1}
-        splits = [even_split(size) for size in sorted(sizes)] if options.kind == LABEL_KINDS[0] else ()
+        splits = [even_split(size) for size in sorted(sizes)] if options.kind == LABEL_KINDS[0] else []
     try:
         space = LabelSpace(names, splits, options.unblended)
     except ValueError as error:

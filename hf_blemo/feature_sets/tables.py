@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def build_table_dataset(
     label_prefix: str | None = None,
     names: Sequence[str] | None = None,
     label_kind: str = "valid",
-    blend_percents: Sequence[Sequence[int]] | None = None,
+    blend_percents: Sequence[Sequence[int] | str] | None = None,
     unblended: Sequence[str] = (),
     folds: int | None = None,
     group: str | None = None,
@@ -109,43 +109,26 @@ def build_table_dataset(
     if nan not in NAN_POLICIES:
         raise ValueError(f"nan: found {nan!r}, expected one of {', '.join(NAN_POLICIES)}")
     options = LabelOptions(label_column, label_prefix, names, label_kind, blend_percents, unblended)
-    table = read_table(path, _wanted(options, clip_column, group))
+    table = read_table(path, wanted_columns(options, clip_column, group))
     clip_names = _names(table, path, clip_column)
     _check_columns(table, len(clip_names), path, options, clip_column, group)
-    used = {*CLIP_COLUMNS, "fold", clip_column, label_column}
-    if options.given:
-        space, labels = _labels_of_columns(table, clip_names, path, options)
-        used |= {name for name in table.singles if _wanted(options, None, None).has_prefix(name)}
-    else:
-        space, labels = BLEMORE_SPACE, _blemore_labels(table, clip_names, path, require_labels)
-        used |= {"labels"} if "labels" in table.vectors and _is_blemore_width(table.vectors["labels"]) else set()
-    own_folds = _own_folds(table, clip_names, path)
-    kept, groups = _groups(table, clip_names, labels, own_folds, path, group, folds is not None)
-    if folds is None:
-        dealt = own_folds
-    else:
-        if (own_folds >= 0).any():
-            logger.warning("%s: the column 'fold' is replaced by %d folds that are dealt anew", path, folds)
-        known = None if groups is None else ["" if name is None else name for name in groups]
-        dealt = _at(path, deal_folds, labels, known, folds, seed)
-    if options.given:
-        check_classes(space.names, labels, dealt, str(path))
+    found = read_label_columns(table, clip_names, path, options, folds, group, seed, require_labels)
     columns, types = _encoders(table, clip_names, path, encoders, feature_dtype, nan)
-    _say_left_out(table, used | {kept}, path)
+    _say_left_out(table, {*CLIP_COLUMNS, "fold", clip_column, *found.columns}, path)
     clips = [
         Clip(
             name,
             {encoder: column[row] for encoder, column in columns.items()},
-            labels[row],
-            int(dealt[row]),
-            None if groups is None else groups[row],
+            found.labels[row],
+            int(found.folds[row]),
+            found.groups[row],
         )
         for row, name in enumerate(clip_names)
     ]
-    features = dataset_features(types, len(space.names), groups is not None)
+    features = dataset_features(types, len(found.space.names), found.has_groups)
     if output is None:
         batch = encode_clips(clips, features.arrow_schema)
-        return with_label_space(datasets.Dataset(pa.Table.from_batches([batch])), space, label_kind)
+        return with_label_space(datasets.Dataset(pa.Table.from_batches([batch])), found.space, label_kind)
     plan: dict[str, Any] = {
         "table": path.name,
         "feature_dtype": feature_dtype,
@@ -156,21 +139,81 @@ def build_table_dataset(
     if options.given or folds is not None or group is not None or clip_column is not None or nan != "error":
         plan["read_by"] = {**read_by, "seed": seed}
     return write_dataset(
-        Path(output), features, len(clips), clips.__getitem__, plan, overwrite, progress, (space, label_kind)
+        Path(output), features, len(clips), clips.__getitem__, plan, overwrite, progress, (found.space, label_kind)
     )
 
 
-def _wanted(options: LabelOptions, clip_column: str | None, group: str | None) -> Wanted:
+class LabelColumns(NamedTuple):
+    """Labels, folds and groups of the clips of a table.
+
+    Args:
+        space: of the labels.
+        labels: (N, C) shares, -100 where unlabelled.
+        folds: (N,), -1 for none.
+        groups: N names; None for a clip without one.
+        columns: of the table that were read for these.
+    """
+
+    space: LabelSpace
+    labels: np.ndarray
+    folds: np.ndarray
+    groups: list[str | None]
+    columns: set[str | None]
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether any clip has a group."""
+        return any(group is not None for group in self.groups)
+
+
+def read_label_columns(
+    table: Table,
+    names: Sequence[str],
+    path: Path,
+    options: LabelOptions,
+    folds: int | None = None,
+    group: str | None = None,
+    seed: int = 0,
+    require_labels: bool = True,
+) -> LabelColumns:
+    """Reads what a table says of its clips apart from their features.
+
+    Args:
+        table: its columns.
+        names: N clips.
+        path: of the table, for messages.
+        options, folds, group, seed, require_labels: as `build_table_dataset` takes them.
+
+    Raises:
+        ValueError: as `build_table_dataset`.
+    """
+    columns: set[str | None] = {options.column}
+    if options.given:
+        space, labels = _labels_of_columns(table, names, path, options)
+        columns |= set(columns_with_prefix(table.singles, options.prefix)) if options.prefix is not None else set()
+    else:
+        space, labels = BLEMORE_SPACE, _blemore_labels(table, names, path, require_labels)
+        columns |= {"labels"} if "labels" in table.vectors and _is_blemore_width(table.vectors["labels"]) else set()
+    dealt = _own_folds(table, names, path)
+    kept, groups = _groups(table, names, labels, dealt, path, group, folds is not None)
+    if folds is not None:
+        if (dealt >= 0).any():
+            logger.warning("%s: the column 'fold' is replaced by %d folds that are dealt anew", path, folds)
+        known = None if groups is None else ["" if name is None else name for name in groups]
+        try:
+            dealt = deal_folds(labels, known, folds, seed)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    if options.given:
+        check_classes(space.names, labels, dealt, str(path))
+    return LabelColumns(space, labels, dealt, [None] * len(names) if groups is None else groups, columns | {kept})
+
+
+def wanted_columns(options: LabelOptions, clip_column: str | None = None, group: str | None = None) -> Wanted:
+    """The columns of a table that hold no vectors and that `build_table_dataset` reads."""
     texts = {*CLIP_COLUMNS, *GROUP_COLUMNS, clip_column, group} - {None}
     numbers = {"fold"} if options.given else {"fold", "labels"}
     return Wanted(frozenset(filter(None, texts)), frozenset(numbers), options.column, options.prefix)
-
-
-def _at(path: Path, call: Any, *arguments: Any) -> Any:
-    try:
-        return call(*arguments)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _names(table: Table, path: Path, clip_column: str | None) -> list[str]:
