@@ -5,12 +5,13 @@ import sys
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
-from hf_blemo.commands.parsing import add_command
+from hf_blemo.commands.parsing import add_command, add_label_options
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.programs.settings import documentation
 
 # Settings that have options of their own here, and one that only the training program takes.
-_OWN = ("data", "output_dir", "encoders", "model", "imported", "hub_private", "synthetic")
+_LABELS = ("label_column", "label_prefix", "label_kind", "names", "blend_percents", "unblended", "folds", "group")
+_OWN = (*_LABELS, "data", "output_dir", "encoders", "model", "imported", "hub_private", "synthetic")
 
 
 def add_features(commands: Any) -> None:
@@ -22,7 +23,8 @@ def add_features(commands: Any) -> None:
         "extract features of clips with pre-trained encoders (extra media)",
         """\
 Reads SOURCE: a folder of clips, one clip, a .csv with a column video or audio of paths, a saved data set, a data set
-on the Hub, or 'synthetic'. A folder with BlEmoRE's train_metadata.csv also gives labels and folds. Writes the folder
+on the Hub, or 'synthetic'. A folder with BlEmoRE's train_metadata.csv also gives labels and folds; a .csv or data set
+gives them by --label-column or --label-prefix. Writes the folder
 DIR, which the training program, hf-blemo predict and datasets.load_from_disk read. An interrupted run resumes with the
 missing clips; a clip that cannot be read is reported and left out. For several GPUs and more settings, use
 accelerate launch training/extract_features.py.
@@ -53,6 +55,7 @@ Examples:
             text = texts[field.name].replace("`", "").replace("%", "%%").rstrip(".")
             name = "threads" if field.name == "num_threads" else field.name.replace("_", "-")
             parser.add_argument(f"--{name}", dest=field.name, help=text, **_option(field.type, field.default))
+    add_label_options(parser.add_argument_group("labels and folds of lists and data sets"))
     parser.add_argument("--public", action="store_true", help="with --push-to-hub: make a new repository public")
 
 
@@ -76,7 +79,11 @@ def _features(arguments: argparse.Namespace) -> None:
         model_id, _, revision = value.partition("@")
         encoders[name] = {"model_id": model_id, **({"revision": revision} if revision else {})}
     names = {field.name for field in fields(ExtractionSettings)}
-    values = {name: value for name, value in vars(arguments).items() if name in names}
+    values = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in names and (value is not None or name not in _LABELS)
+    }
     values |= {"encoders": encoders, "imported": _named_values(arguments.imported, "--imported", "DIR")}
     settings = ExtractionSettings(**values, hub_private=not arguments.public)
 

@@ -5,16 +5,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from hf_blemo import blemore
 from hf_blemo.feature_sets.distribution import read_metadata
 from hf_blemo.feature_sets.feature_files import read_csv
+from hf_blemo.feature_sets.label_reading import LabelOptions
+from hf_blemo.feature_sets.table_files import Table, Wanted
+from hf_blemo.feature_sets.tables import read_label_columns, wanted_columns
 from hf_blemo.feature_sets.writing import is_dataset_folder
 from hf_blemo.loading import load_dataset
 from hf_blemo.media import is_address, is_media
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 if TYPE_CHECKING:
     import datasets
@@ -34,8 +38,9 @@ class MediaClip:
         source: path, address, bytes or open file; or a function that gives one of these, or a pair (source, sound),
             when it is needed.
         sound: source of the sound, where it is in a file of its own.
-        labels: (6,) soft label, all -100 where unlabelled; by default the one in the name, if any.
+        labels: (C,) shares, all -100 where unlabelled; by default BlEmoRE's, those in the name, if any.
         fold: fold from 0, -1 where there is none.
+        group: what it belongs to, such as its actor, where that is known.
     """
 
     name: str
@@ -43,6 +48,7 @@ class MediaClip:
     sound: Any = None
     labels: np.ndarray = None  # type: ignore[assignment]
     fold: int = -1
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if self.labels is None:
@@ -96,6 +102,57 @@ def _file_name(source: Any) -> str:
     return Path(str(source).split("?")[0] if is_address(source) else source).stem
 
 
+class Reading(NamedTuple):
+    """How labels, folds and groups of clips are read from columns of a list or data set.
+
+    Args:
+        options: columns of the labels, which are given, and how to read them.
+        folds, group, seed: as `feature_sets.build_table_dataset` takes them.
+    """
+
+    options: LabelOptions
+    folds: int | None = None
+    group: str | None = None
+    seed: int = 0
+
+
+def find_labelled_clips(
+    source: str | os.PathLike[str],
+    reading: Reading,
+    split: str = "train",
+    video_column: str | None = None,
+    audio_column: str | None = None,
+) -> tuple[list[MediaClip], LabelSpace]:
+    """Lists clips with labels of any space, without opening any.
+
+    Args:
+        source: a `.csv` or data set, as `find_clips` takes them, with the columns of labels.
+        reading: of the labels.
+        split, video_column, audio_column: as `find_clips` takes them.
+
+    Returns:
+        The clips with labels, folds and groups; and the label space.
+
+    Raises:
+        FileNotFoundError: as `find_clips`.
+        ValueError: as `find_clips`; the source has no columns, or as `feature_sets.build_table_dataset` of them.
+    """
+    wanted = wanted_columns(reading.options, group=reading.group)
+    clips, table = _found(source, split, video_column, audio_column, wanted)
+    names = [clip.name for clip in clips]
+    if table is None:
+        raise ValueError(f"{source}: found clips without columns, expected a .csv or data set with columns of labels")
+    where = Path(source)
+    missing = [name for name in (reading.options.column, reading.group) if name and name not in table.singles]
+    if missing:
+        known = ", ".join([*table.singles, *table.others])
+        raise ValueError(f"{source}: found the columns {known}, expected {missing[0]!r} among them")
+    found = read_label_columns(table, names, where, reading.options, reading.folds, reading.group, reading.seed)
+    for row, clip in enumerate(clips):
+        clip.labels, clip.fold, clip.group = found.labels[row], int(found.folds[row]), found.groups[row]
+    return clips, found.space
+
+
 def find_clips(
     source: str | os.PathLike[str],
     split: str = "train",
@@ -120,11 +177,22 @@ def find_clips(
         FileNotFoundError: the source does not exist, or a clip of the metadata is missing.
         ValueError: no clip, two of one name, a missing column, or invalid labels.
     """
-    path = Path(source)
+    return _found(source, split, video_column, audio_column)[0]
+
+
+def _found(
+    source: str | os.PathLike[str],
+    split: str,
+    video_column: str | None,
+    audio_column: str | None,
+    wanted: Wanted | None = None,
+) -> tuple[list[MediaClip], Table | None]:
+    """The clips; and what is wanted of their columns, where they have columns."""
+    path, table = Path(source), None
     if path.is_dir() and not is_dataset_folder(path):
         clips = _folder_clips(path)
     elif path.is_file() and path.suffix == ".csv":
-        clips = _list_clips(path, video_column, audio_column)
+        clips, table = _list_clips(path, video_column, audio_column, wanted)
     elif path.is_file():
         clips = [MediaClip(path.stem, path)]
     else:
@@ -134,7 +202,7 @@ def find_clips(
         dataset: Any = (
             datasets.Dataset.load_from_disk(where) if path.is_dir() else load_dataset(where, where, split=split)
         )
-        clips = _dataset_clips(dataset, where, video_column, audio_column)
+        clips, table = _dataset_clips(dataset, where, video_column, audio_column, wanted)
     if not clips:
         raise ValueError(f"{source}: found no clip, expected at least one")
     seen: set[str] = set()
@@ -142,7 +210,7 @@ def find_clips(
         if clip.name in seen:
             raise ValueError(f"{source}: found two clips named {clip.name!r}, expected different names")
         seen.add(clip.name)
-    return clips
+    return clips, table
 
 
 def _folder_clips(folder: Path) -> list[MediaClip]:
@@ -164,7 +232,9 @@ def _folder_clips(folder: Path) -> list[MediaClip]:
     return clips
 
 
-def _list_clips(path: Path, video_column: str | None, audio_column: str | None) -> list[MediaClip]:
+def _list_clips(
+    path: Path, video_column: str | None, audio_column: str | None, wanted: Wanted | None
+) -> tuple[list[MediaClip], Table]:
     columns, rows = read_csv(path)
     chosen = _chosen_columns(str(path), columns, {}, video_column, audio_column)
     clips = []
@@ -175,14 +245,42 @@ def _list_clips(path: Path, video_column: str | None, audio_column: str | None) 
         files = [text if is_address(text) else path.parent / text for text in texts.values()]
         name = blemore.clip_name((row.get("clip") or "").strip()) or _file_name(next(iter(texts.values())))
         clips.append(MediaClip(name, files[0], files[1] if len(files) > 1 else None))
-    return clips
+    table = Table({}, {}, [])
+    for column in columns:
+        if wanted is None or column not in wanted:
+            table.others.append(column)
+            continue
+        is_text = column in wanted.texts or column == wanted.labels
+        cells = [(row[column] or "").strip() or None for _, row in rows]
+        table.singles[column] = cells if is_text else list(map(_number, cells))
+    return clips, table
+
+
+def _number(cell: str | None) -> float | str | None:
+    try:
+        return None if cell is None else float(cell)
+    except ValueError:
+        return cell
 
 
 def _dataset_clips(
-    dataset: "datasets.Dataset", where: str, video_column: str | None, audio_column: str | None
-) -> list[MediaClip]:
+    dataset: "datasets.Dataset",
+    where: str,
+    video_column: str | None,
+    audio_column: str | None,
+    wanted: Wanted | None,
+) -> tuple[list[MediaClip], Table]:
     dataset, columns = undecoded(dataset, where, video_column, audio_column)
-    kept = [name for name in ("clip", "labels", "fold") if name in dataset.column_names]
+    table = Table({}, {}, [])
+    for column in dataset.column_names:
+        if wanted is None or column not in wanted or column in columns.values():
+            table.others.append(column)
+        else:
+            table.singles[column] = dataset[column][:]
+            table = table._replace(classes=_classes(dataset, column) if column == wanted.labels else table.classes)
+    # Labels and folds of these columns are read above, if at all, where something is wanted.
+    kept = ["clip"] if wanted is not None else ["clip", "labels", "fold"]
+    kept = [name for name in kept if name in dataset.column_names]
     known = dataset.select_columns(kept) if kept else None
     files = dataset.select_columns(list(columns.values()))
     clips = []
@@ -192,13 +290,20 @@ def _dataset_clips(
         fold = -1 if values.get("fold") is None else int(values["fold"])
         source = partial(_stored_files, files, row, columns, name)
         clips.append(MediaClip(name, source, labels=_label(values.get("labels"), name, where), fold=fold))
-    return clips
+    return clips, table
+
+
+def _classes(dataset: "datasets.Dataset", column: str) -> list[str] | None:
+    """Names of a column's class indices, where it has `ClassLabel`s or lists of these."""
+    feature = dataset.features[column]
+    names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+    return None if names is None else list(names)
 
 
 def _label(labels: Any, name: str, where: str) -> Any:
     if labels is None:
         return None
-    expected = f"expected the saliences of {len(blemore.EMOTIONS)} emotions"
+    expected = f"expected the saliences of {len(blemore.EMOTIONS)} emotions; label_column labels reads others"
     try:
         label = np.asarray(labels, np.float64)
     except (ValueError, TypeError):

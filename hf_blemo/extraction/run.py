@@ -16,17 +16,19 @@ from hf_blemo import built_in
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
 from hf_blemo.errors import one_line
-from hf_blemo.extraction.clip_sources import MediaClip, find_clips
+from hf_blemo.extraction.clip_sources import MediaClip, Reading, find_clips, find_labelled_clips
 from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.feature_sets.feature_files import ClipSource, FeatureFileReader, feature_files
+from hf_blemo.feature_sets.label_reading import LabelOptions
 from hf_blemo.feature_sets.writing import refuse_existing, write_dataset
 from hf_blemo.files import read_json, replace_folder, write_json
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE
 from hf_blemo.loading import load_part
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
 Result = TypeVar("Result")
 
@@ -34,7 +36,8 @@ PLAN_FILE = "plan.json"
 REPORT_FILE = "extraction.json"
 # These settings do not change the encoders' features, so a run may resume with others.
 _FREE = {"output_dir", "imported", "feature_dtype", "overwrite", "num_threads", "trust_remote_code"}
-_FREE |= {"push_to_hub", "hub_private"}
+_FREE |= {"push_to_hub", "hub_private", "label_column", "label_prefix", "label_kind", "names", "blend_percents"}
+_FREE |= {"unblended", "folds", "group", "seed"}
 # One process may have the long clips: the others wait for it.
 _PATIENCE = timedelta(days=7)
 
@@ -84,9 +87,8 @@ def _run(
             # The same settings give the same clips; those of an earlier run with others are replaced.
             built_in.load("clips", settings.synthetic, folder=drawn, overwrite=True)
 
-    def prepare() -> tuple[list[MediaClip], dict[str, dict[str, Path]], dict[str, Encoder]]:
-        source = drawn if settings.data == built_in.SYNTHETIC else settings.data
-        clips = find_clips(source, settings.split, settings.video_column, settings.audio_column)
+    def prepare() -> tuple[list[MediaClip], LabelSpace, dict[str, dict[str, Path]], dict[str, Encoder]]:
+        clips, space = _clips(settings, drawn if settings.data == built_in.SYNTHETIC else settings.data)
         imported = _imported_files(settings.imported, clips)
         defaults = {"frames_per_second": settings.frames_per_second, "image_backend": settings.image_backend}
         encoders = load_encoders(
@@ -96,10 +98,10 @@ def _run(
             trust_remote_code=settings.trust_remote_code,
             defaults={name: value for name, value in defaults.items() if value is not None},
         )
-        return clips, imported, encoders
+        return clips, space, imported, encoders
 
     _together(begin if is_main else dict)
-    clips, imported, encoders = _together(prepare)
+    clips, space, imported, encoders = _together(prepare)
     _together((lambda: _begin(work, settings, encoders)) if is_main else dict)
     missing = [clip for clip in clips if not _record_path(work, clip.name).is_file()]
     # No process adds records before all have seen which exist.
@@ -115,12 +117,24 @@ def _run(
     failed = {name: line for part in parts for name, line in part["failed"].items()}
 
     def finish() -> dict[str, Any]:
-        result = _assemble(settings, output, work, clips, encoders, imported, failed)
+        result = _assemble(settings, output, work, clips, space, encoders, imported, failed)
         if settings.push_to_hub is not None:
             _push(settings, output)
         return result | {"seconds": seconds, "media_seconds": sum(part["media_seconds"] for part in parts)}
 
     return _together(finish if is_main else dict)
+
+
+def _clips(settings: ExtractionSettings, source: str | Path) -> tuple[list[MediaClip], LabelSpace]:
+    columns = (settings.split, settings.video_column, settings.audio_column)
+    if settings.label_column is None and settings.label_prefix is None:
+        return find_clips(source, *columns), BLEMORE_SPACE
+    options = LabelOptions(
+        *(settings.label_column, settings.label_prefix, settings.names, settings.label_kind),
+        *(settings.blend_percents, settings.unblended),
+    )
+    reading = Reading(options, settings.folds, settings.group, settings.seed)
+    return find_labelled_clips(source, reading, *columns)
 
 
 def _together(step: Callable[[], Result]) -> Result:
@@ -244,6 +258,7 @@ def _assemble(
     output: Path,
     work: Path,
     clips: list[MediaClip],
+    space: LabelSpace,
     encoders: Mapping[str, Encoder],
     imported: Mapping[str, Mapping[str, Path]],
     failed: dict[str, str],
@@ -255,7 +270,7 @@ def _assemble(
         if record_path.is_file():
             records[clip.name] = read_json(record_path)
             files |= {name: _feature_path(work, name, clip.name) for name in records[clip.name]["encoders"]}
-            sources.append(ClipSource(clip.name, clip.labels, clip.fold, files))
+            sources.append(ClipSource(clip.name, clip.labels, clip.fold, files, clip.group))
     if not sources:
         first = next(iter(failed.values()))
         which = "the clip" if len(clips) == 1 else f"any of {len(clips)} clips; the first error"
@@ -271,7 +286,7 @@ def _assemble(
     made = work / "dataset"
     for leftover in (made, made.with_name(f"{made.name}.partial")):
         shutil.rmtree(leftover, ignore_errors=True)
-    write_dataset(made, reader.features, len(sources), reader, plan)
+    write_dataset(made, reader.features, len(sources), reader, plan, space=(space, settings.label_kind))
     provenance = {}
     for name in names:
         known: dict[str, Any] = {"feature_size": reader.types[name][0]}

@@ -30,6 +30,15 @@ class ExtractionSettings:
             `torchvision`, which is several times as fast and differs by one level of 255 in few pixels.
         split: split of a data set on the Hub.
         video_column, audio_column: columns of a list or data set (default: found by name or type).
+        label_column: column of a list or data set with labels: class names or indices, sets of names, shares.
+        label_prefix: columns with shares or votes, named by what follows it.
+        label_kind: `valid` for one name, or a blend by `blend_percents`; `soft` for any distribution.
+        names: all classes, in order (default: as in the column).
+        blend_percents: splits that blends can have, such as `70/30` (default: none; even ones for sets of names).
+        unblended: names that never blend.
+        folds: deal the clips into this many folds (default: column `fold`).
+        group: column of what stays in one fold, such as the actor; kept in the data set.
+        seed: of the folds.
         dtype: precision of the models: `float32`, `bfloat16` or `float16` (on a GPU).
         feature_dtype: precision of stored features: `float16`, `float32`, or `auto` for float16 where it fits.
         num_threads: clips decoded at once per process; 0 for half of the cores, at most 8.
@@ -50,6 +59,15 @@ class ExtractionSettings:
     split: str = "train"
     video_column: str | None = None
     audio_column: str | None = None
+    label_column: str | None = None
+    label_prefix: str | None = None
+    label_kind: Literal["valid", "soft"] = "valid"
+    names: list[str] | None = None
+    blend_percents: list[str] | None = None
+    unblended: list[str] = field(default_factory=list)
+    folds: int | None = None
+    group: str | None = None
+    seed: int = 0
     dtype: Dtype = "float32"
     feature_dtype: Literal["auto", "float16", "float32"] = "auto"
     num_threads: int = not_negative(0)
@@ -78,5 +96,9 @@ class ExtractionSettings:
         for name in ("frames_per_second", "image_backend"):
             if getattr(self, name) is not None and self.model is not None:
                 raise ValueError(f"{name} cannot be combined with `model`, whose config sets it")
+        labels = self.label_column or self.label_prefix
+        for name in ("names", "blend_percents", "unblended", "folds", "group"):
+            if getattr(self, name) and not labels:
+                raise ValueError(f"{name} needs label_column or label_prefix")
         if self.synthetic and self.data != SYNTHETIC:
             raise ValueError(f"synthetic needs data {SYNTHETIC!r}, found data {self.data!r}")

@@ -26,12 +26,14 @@ class ClipSource(NamedTuple):
         labels: (C,) shares of the names, all -100 where unlabelled.
         fold: fold from 0, -1 where there is none.
         files: encoder -> file, without the encoders the clip lacks.
+        group: what the clip belongs to, such as its actor, where it is known.
     """
 
     name: str
     labels: np.ndarray
     fold: int
     files: Mapping[str, Path]
+    group: str | None = None
 
 
 class FeatureFileReader:
@@ -72,7 +74,8 @@ class FeatureFileReader:
         self.types = {
             encoder: FeatureType.of(self._load(path), feature_dtype) for encoder, path in first_files.items()
         }
-        self.features = dataset_features(self.types)
+        has_groups = any(source.group is not None for source in sources)
+        self.features = dataset_features(self.types, len(sources[0].labels), has_groups)
 
     def __call__(self, row: int) -> Clip:
         source = self.sources[row]
@@ -86,7 +89,7 @@ class FeatureFileReader:
             if self.feature_dtype == "float32" and kind.dtype == "float16" != array.dtype:
                 raise ValueError(f"{path}: found {array.dtype}, expected float16 as in the first clip")
             features[encoder] = kind.stored(array, path)
-        return Clip(source.name, features, source.labels, source.fold)
+        return Clip(source.name, features, source.labels, source.fold, source.group)
 
     def _load(self, path: Path) -> np.ndarray:
         array = _load_npy(path) if path.suffix == ".npy" else _load_openface(path)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -119,6 +120,30 @@ def test_features_become_a_data_set_and_imported_ones_join(capsys, clip_folder, 
     # The encoders of a model.
     code, out, _ = run(capsys, "features", paths[0], "--output", tmp_path / "own", "--model", fusion)
     assert code == 0 and out.startswith("1 clip, 0 failed; student 12, hubert 16")
+
+
+def test_features_take_labels_of_any_space_from_a_list(capsys, paths, encoders, tmp_path):
+    moods = ["up", "calm", "up", "calm"]
+    rows = [f"{Path(path).resolve()},{moods[number]},{number}" for number, path in enumerate(paths)]
+    (tmp_path / "clips.csv").write_text("\n".join(["video,mood,actor", *rows]))
+    output = tmp_path / "features"
+    options = ("--label-column", "mood", "--folds", "2", "--group", "actor", "--output", output)
+    assert run(capsys, "features", tmp_path / "clips.csv", *options, "--encoder", encoders[0])[0] == 0
+    data = datasets.load_from_disk(str(output))
+    space, kind = feature_sets.label_space(data)
+    assert (space.names, kind) == (("calm", "up"), "valid") and sorted(data["group"]) == ["0", "1", "2", "3"]
+    assert [space.names[row.index(1)] for row in data["labels"]] == moods and sorted(data["fold"]) == [0, 0, 1, 1]
+    unnamed = (
+        "features",
+        tmp_path / "clips.csv",
+        "--output",
+        tmp_path / "no",
+        "--encoder",
+        encoders[0],
+        "--folds",
+        "2",
+    )
+    assert "folds needs label_column or label_prefix" in refused(capsys, *unnamed)
 
 
 def test_pictures_are_looked_at_as_often_as_asked_for(capsys, paths, encoders, tmp_path):

@@ -11,7 +11,8 @@ import pytest
 from distribution_files import write_metadata
 
 from hf_blemo import blemore
-from hf_blemo.extraction.clip_sources import MediaClip, as_clip, find_clips
+from hf_blemo.extraction.clip_sources import MediaClip, Reading, as_clip, find_clips, find_labelled_clips
+from hf_blemo.feature_sets.label_reading import LabelOptions
 
 SINGLE, BLEND = "A1_hap_int2_ver1", "A2_mix_ang_sad_70_30_ver1"
 
@@ -164,6 +165,49 @@ def test_labels_of_another_kind_are_refused(tmp_path):
         folder = tmp_path / str(number)
         datasets.Dataset.from_dict({"video": ["a.mp4"], "labels": labels}).save_to_disk(folder)
         refused("clip 'a' has the labels .*, expected the saliences of 6 emotions", folder)
+
+
+def test_a_list_or_data_set_has_labels_of_any_space(tmp_path):
+    rows = [
+        {"video": f"{row}.mp4", "mood": ["up", "up+calm", "calm", ""][row % 4], "fold": row // 4, "actor": row // 2}
+        for row in range(8)
+    ]
+    path = write_csv(tmp_path / "clips.csv", list(rows[0]), rows)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    moods = datasets.ClassLabel(names=["up", "calm"])
+    columns["mood"] = [[0], [0, 1], [1], []] * 2
+    features = datasets.Features(
+        {"video": datasets.Value("string"), "mood": datasets.List(moods)}
+        | {name: datasets.Value("int64") for name in ("fold", "actor")}
+    )
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "saved")
+    for source, names in ((path, ["calm", "up"]), (tmp_path / "saved", ["up", "calm"])):
+        clips, space = find_labelled_clips(source, Reading(LabelOptions("mood"), group="actor"))
+        assert list(space.names) == names and space.blend_percents == ((50, 50),)
+        up = [float(name == "up") for name in names]
+        assert labels_of(clips[:4]) == [up, [0.5, 0.5], up[::-1], [-100] * 2]
+        assert [(clip.fold, clip.group) for clip in clips] == [(row // 4, str(row // 2)) for row in range(8)]
+        clips, _ = find_labelled_clips(source, Reading(LabelOptions("mood"), 2, "actor"))
+        dealt = {(clip.group, clip.fold) for clip in clips if clip.labels[0] >= 0}
+        assert len(dealt) == 4 and {fold for _, fold in dealt} == {0, 1}
+        for options, message in (
+            (Reading(LabelOptions("feeling")), "expected 'feeling' among them"),
+            (Reading(LabelOptions("mood"), group="speaker"), "expected 'speaker' among them"),
+            (
+                Reading(LabelOptions("mood", names=["up", "low"])),
+                "clip '1': found the name 'calm', expected",
+            ),
+            (Reading(LabelOptions(prefix="votes.")), "begin with 'votes.'"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                find_labelled_clips(source, options)
+    touch(tmp_path / "films" / "a.mp4")
+    with pytest.raises(ValueError, match="films: found clips without columns"):
+        find_labelled_clips(tmp_path / "films", Reading(LabelOptions("mood")))
+    votes = [{"video": f"{row}.mp4", "v.up": 3, "v.calm": 1 + row} for row in range(2)]
+    write_csv(path, list(votes[0]), votes)
+    clips, _ = find_labelled_clips(path, Reading(LabelOptions(prefix="v.", kind="soft")))
+    assert labels_of(clips) == [[0.75, 0.25], [0.6, 0.4]]
 
 
 def test_what_is_not_there_is_said_in_one_line():
