@@ -1,6 +1,7 @@
 """One table of what every part of the design is worth, on one data set."""
 
 import itertools
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -15,17 +16,20 @@ from accelerate import Accelerator
 from hf_blemo import feature_sets
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.files import read_json, write_json
+from hf_blemo.fusion_training.adaptation import ADAPTATIONS, adapt_to_folds, folds_table
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
+from hf_blemo.fusion_training.explanation import explain, explanation_table
 from hf_blemo.fusion_training.feature_store import FeatureStore
+from hf_blemo.fusion_training.judging import better
+from hf_blemo.fusion_training.naive_fusion import NaiveFusions, naive_fusions, naive_names
+from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth, chosen_inside, mean_and_std, paired_bootstrap
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
 from hf_blemo.programs.checkpoints import check_same_run
 from hf_blemo.programs.tables import plus_minus, table
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
-
-_ADAPTATIONS = ("mmd", "coral", "adversarial")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,11 @@ class _Variant:
     model: dict[str, Any] = field(default_factory=dict)
     encoders: tuple[str, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    trained: bool = True
+
+
+CHOSEN = "rank-aware, n chosen inside the training folds"
+_RANKED = "rank-aware, n = "
 
 
 def _variants(settings: ExperimentSettings, encoder_names: list[str]) -> Iterator[_Variant]:
@@ -44,13 +53,19 @@ def _variants(settings: ExperimentSettings, encoder_names: list[str]) -> Iterato
     top_n = model.get("top_n", 3)
     for name in encoder_names:
         yield _Variant(f"single encoder: {name}", {"gate": "uniform", "fusion": "weighted_sum", "top_n": 1}, (name,))
+    for name in naive_names(encoder_names):
+        yield _Variant(name, trained=False)
     yield _Variant("mean of all", {"gate": "uniform", "fusion": "weighted_sum", "top_n": every})
     yield _Variant("concatenation of all", {"gate": "uniform", "fusion": "concatenation", "top_n": every})
     for number in sorted({min(number, every) for number in (1, 2, top_n)}):
         yield _Variant(f"static top-{number}", {"gate": "static", "top_n": number})
     for number in range(1, every + 1):
         mark = " (the method as configured)" if number == top_n else ""
-        yield _Variant(f"rank-aware, n = {number}{mark}", {"top_n": number})
+        yield _Variant(f"{_RANKED}{number}{mark}", {"top_n": number})
+    yield _Variant(CHOSEN, trained=False)
+    for number in range(1, every + 1):
+        if number != top_n:
+            yield _Variant(f"without rank order, n = {number}", {"fusion": "weighted_sum", "top_n": number})
     yield _Variant("  without rank order (weighted sum)", {"fusion": "weighted_sum"})
     yield _Variant("  gated concatenation", {"fusion": "concatenation"})
     yield _Variant("  presence head alone", {"head_fusion": "presence"})
@@ -95,16 +110,20 @@ def _planted_share(results: CrossValidationResults, data: datasets.Dataset, enco
 def ablate(settings: AblationSettings) -> dict[str, Any]:
     """Cross-validates every variant with the same budget, folds and seeds.
 
-    `ablation.json` and `ablation.md` in `settings.output_dir` grow row by row.
+    `ablation.json` and `ablation.md` in `settings.output_dir` grow row by row; `rows/` there keeps each row's
+    out-of-fold probabilities of every seed and clip.
 
     Args:
         settings: of the run.
 
     Returns:
-        The content of `ablation.json`: `settings`; `rows`, one per variant as of [`measure_variant`]; and, on the
-        built-in data, `adaptation`: for no domain adaptation and for every kind and level, the Score on shifted clips
+        The content of `ablation.json`: `settings`, `labels`, `columns`; `rows`, one per variant as of
+        [`measure_variant`], with `against_naive`, the paired difference to the best naive fusion of each measure;
+        `comparisons` of rows; and, where they are asked for, `explanations` as of [`explain`] and `adaptation`. On the
+        built-in data that is, for no domain adaptation and for every kind and level, the Score on shifted clips
         (`score`, per seed), on the same clips unshifted (`unshifted`), and `recovered`, the share of the loss without
-        adaptation that is won back, empty where nothing was lost.
+        adaptation that is won back, empty where nothing was lost; on other data, rows as of
+        [`adapt_to_folds`].
 
     Raises:
         ValueError: `only` asks for rows that do not exist, or another setting or the data is not usable.
@@ -113,31 +132,154 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
     data = load_data(settings.data, settings.synthetic)
     base = model_config(data, settings)
     chosen = _chosen_variants(settings, base)
-    adapts = settings.data == SYNTHETIC and (not settings.only or "adaptation" in settings.only)
-    if not chosen and not adapts:
+    adapts, explains = (not settings.only or part in settings.only for part in ("adaptation", "explanations"))
+    if not chosen and not adapts and not explains:
         names = [variant.name.strip() for variant in _variants(settings, list(base.encoders))]
         raise ValueError(f"only {settings.only} asks for no row; the rows are {', '.join(names)}")
-    FeatureStore(data, base, settings.align_folds, progress=False).labelled_rows(settings.protocol)
+    store = FeatureStore(data, base, settings.align_folds, progress=False)
+    labelled, _ = store.labelled_rows(settings.protocol)
+    judge = store.judge
+    judge.selection_metric(settings.selection_metric, settings.protocol)
+    judge.decoding(settings.decoding)
+    truth = Truth.of(data, judge, store.labels.numpy(), labelled)
     output = Path(settings.output_dir)
-    result: dict[str, Any] = {"settings": asdict(settings), "rows": []}
+    result: dict[str, Any] = {
+        "settings": asdict(settings),
+        "labels": f"{judge.space!r}, {judge.kind}",
+        "columns": list(judge.columns),
+        "resampled": truth.grouping,
+        "rows": [],
+    }
     measured: dict[str, dict[str, Any]] = {}
     if settings.resume and (output / "ablation.json").is_file():
         earlier = read_json(output / "ablation.json")
         check_same_run(asdict(settings), earlier["settings"], settings.free_in_resume, settings.output_dir)
-        measured = {row["name"]: row for row in earlier["rows"]}
-    for variant in chosen:
-        row = measured.get(variant.name) or measure_variant(
-            accelerator, data, settings, variant.name, variant.model, variant.encoders, **variant.settings
+        check_same_run({"labels": result["labels"]}, earlier, (), settings.output_dir)
+        measured = {row["name"]: row for row in earlier["rows"] if _kept(output, row["name"]).is_file()}
+    naive = NaiveFusions(store, labelled, truth)
+    table_of = _Table(accelerator, output, result, truth)
+    for variant in _variants(settings, list(base.encoders)):
+        if variant.name in measured:
+            table_of.add(measured[variant.name])
+        elif variant not in chosen:
+            continue
+        elif variant.name == CHOSEN:
+            table_of.add_chosen()
+        elif not variant.trained:
+            start = time.perf_counter()
+            made = naive.rows()[variant.name]()
+            table_of.add_made(variant.name, made, time.perf_counter() - start)
+        else:
+            row = measure_variant(
+                accelerator, data, settings, variant.name, variant.model, variant.encoders, truth, **variant.settings
+            )
+            table_of.add(row)
+    if explains:
+        configured = [row for row in result["rows"] if row["name"].endswith("(the method as configured)")]
+        epochs = configured[0]["epochs"] if configured else None
+        result["explanations"] = explain(
+            accelerator, store, settings, truth, labelled, table_of.singles(naive), epochs
         )
-        result["rows"].append(row)
-        _keep(accelerator, output, result)
+        table_of.write()
     if adapts:
         result["adaptation"] = []
-        for row in _compare_adaptations(accelerator, settings, data):
+        found = (
+            _compare_adaptations(accelerator, settings, data)
+            if settings.data == SYNTHETIC
+            else adapt_to_folds(accelerator, settings, data, store, truth, labelled)
+        )
+        for row in found:
             result["adaptation"].append(row)
-            _keep(accelerator, output, result)
+            table_of.write()
     accelerator.print(f"\n{_markdown(result)}\nWritten to {output / 'ablation.md'} and {output / 'ablation.json'}")
     return result
+
+
+def _kept(output: Path, name: str) -> Path:
+    """Where the predictions of a row are."""
+    return output / "rows" / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.safetensors"
+
+
+class _Table:
+    """The rows so far, what they predict clip by clip, and the files that show them."""
+
+    def __init__(self, accelerator: Accelerator, output: Path, result: dict[str, Any], truth: Truth):
+        self.accelerator, self.output, self.result, self.truth = accelerator, output, result, truth
+        self.made: dict[str, OutOfFold] = {}
+        self.per_clip: dict[str, dict[str, np.ndarray]] = {}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds a row whose predictions are kept."""
+        self.accelerator.wait_for_everyone()
+        self.made[row["name"]] = OutOfFold.load(_kept(self.output, row["name"]))
+        self.per_clip[row["name"]] = self.made[row["name"]].per_clip(self.truth)
+        self.result["rows"].append(row)
+        self._compare()
+        self.write()
+
+    def add_made(self, name: str, made: OutOfFold, seconds: float, **more: Any) -> None:
+        """Adds a row that needed no training."""
+        if self.accelerator.is_main_process:
+            made.save(_kept(self.output, name))
+        self.add({**_measured(name, made, self.truth), "planted": None, "seconds": round(seconds, 1), **more})
+
+    def add_chosen(self) -> None:
+        """Adds the row whose n is chosen inside the training folds, if there are rows to choose from."""
+        names = [name for name in self.made if name.startswith(_RANKED)]
+        if len(names) > 1:
+            made, best = chosen_inside([self.made[name] for name in names], self.truth.folds)
+            numbers = [int(name.removeprefix(_RANKED).split()[0]) for name in names]
+            self.add_made(CHOSEN, made, 0.0, chosen=np.array(numbers)[best].tolist(), chosen_from=numbers)
+
+    def singles(self, naive: NaiveFusions) -> np.ndarray:
+        """(E, N) how often each encoder alone is right, by the rows of this table, else by linear models."""
+        names = list(naive.features)
+        if all(f"single encoder: {name}" in self.per_clip for name in names):
+            return np.stack([self.per_clip[f"single encoder: {name}"]["accuracy"] for name in names])
+        rows = naive.rows()
+        return np.stack([rows[f"linear, single encoder: {name}"]().per_clip(self.truth)["accuracy"] for name in names])
+
+    def _compare(self) -> None:
+        """Paired differences of all rows to the best naive fusion, and of the chosen n to all encoders."""
+        fusions = naive_fusions(self.per_clip)
+        for row in self.result["rows"]:
+            row["against_naive"] = {
+                measure: self._difference(row["name"], self._best(fusions, measure), measure)
+                for measure in ("accuracy", self.truth.loss)
+                if fusions
+            }
+        ranked = [name for name in self.per_clip if name.startswith(_RANKED)]
+        self.result["comparisons"] = [
+            {"row": CHOSEN, "measure": measure, **self._difference(CHOSEN, ranked[-1], measure)}
+            for measure in ("accuracy", self.truth.loss)
+            if CHOSEN in self.per_clip
+        ]
+
+    def _best(self, names: Sequence[str], measure: str) -> str:
+        return min(names, key=lambda name: better(measure, float(self.per_clip[name][measure].mean())))
+
+    def _difference(self, name: str, other: str, measure: str) -> dict[str, Any]:
+        differences = self.per_clip[name][measure] - self.per_clip[other][measure]
+        return {"against": other, **paired_bootstrap(differences, self.truth.groups)}
+
+    def write(self) -> None:
+        """Prints the newest line and writes the tables so far."""
+        if self.accelerator.is_main_process:
+            print(_tables(self.result)[-1].splitlines()[-1], flush=True)
+            self.output.mkdir(parents=True, exist_ok=True)
+            write_json({self.output / "ablation.json": self.result})
+            (self.output / "ablation.md").write_text(_markdown(self.result))
+
+
+def _measured(name: str, made: OutOfFold, truth: Truth) -> dict[str, Any]:
+    """The entries that all rows have."""
+    by_fold, measures = made.measures(truth, by_fold=True), made.measures(truth)
+    return {
+        "name": name,
+        truth.judge.decodings[0]: {column: by_fold[column] for column in truth.judge.columns if column in by_fold},
+        "measures": measures,
+        "loss": measures[truth.loss],
+    }
 
 
 def _chosen_variants(settings: AblationSettings, base: RankAwareFusionConfig) -> list[_Variant]:
@@ -160,6 +302,7 @@ def measure_variant(
     name: str,
     model: dict[str, Any],
     encoders: Sequence[str] | None = None,
+    truth: Truth | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Cross-validates one row of a table.
@@ -171,12 +314,13 @@ def measure_variant(
         name: of the row.
         model: changes of the model's settings.
         encoders: the encoders to use; those of the settings by default.
+        truth: what it is measured against, if its predictions shall be kept in `rows` under `output_dir`.
         changes: changes of other settings.
 
     Returns:
-        `name`; mean and std over seeds of the metrics for both decodings (`expected_score`, `thresholds`); of the seed
-        `ensemble`; the negative log-likelihood (`loss`); `planted`, the share of clips whose selected encoders are the
-        planted ones; `seconds`.
+        `name`; for each decoding mean and sample standard deviation over the seeds of the measures' means over the
+        folds; `measures`, the same of all clips at once; the seeds' `ensemble`; the joint `loss`; `planted`, the share
+        of clips whose selected encoders are the planted ones; `epochs`, the mean of the chosen ones; `seconds`.
     """
     start = time.perf_counter()
     own = replace(
@@ -196,37 +340,72 @@ def measure_variant(
     results, _ = cross_validate(accelerator, store, own, row_folder, description=name.strip())
     if accelerator.is_main_process:
         shutil.rmtree(checkpoints, ignore_errors=True)
+    made = OutOfFold.of(results)
+    if truth is None:
+        labelled, _ = store.labelled_rows(own.protocol)
+        truth = Truth.of(data, store.judge, store.labels.numpy(), labelled)
+    elif accelerator.is_main_process:
+        made.save(_kept(Path(settings.output_dir), name))
+    default, *others = results.judge.decodings
     return {
-        "name": name,
-        "expected_score": results.over_seeds("expected_score"),
-        "thresholds": results.over_seeds("thresholds"),
-        "loss": {"mean": float(np.mean(results.losses())), "std": float(np.std(results.losses()))},
-        "ensemble": results.over_folds("expected_score"),
+        **_measured(name, made, truth),
+        **{decoding: _over_seeds(results, decoding) for decoding in others},
+        "loss": mean_and_std(results.losses()),
+        "ensemble": results.over_folds(default),
         "planted": _planted_share(results, data, list(store.config.encoders)),
+        "epochs": results.best_epochs(),
         "seconds": round(time.perf_counter() - start, 1),
     }
 
 
-def _keep(accelerator: Accelerator, output: Path, result: dict[str, Any]) -> None:
-    """Prints a row that is done and writes the tables so far."""
-    if accelerator.is_main_process:
-        text = _markdown(result)
-        print(text.splitlines()[-1], flush=True)
-        output.mkdir(parents=True, exist_ok=True)
-        write_json({output / "ablation.json": result})
-        (output / "ablation.md").write_text(text)
+def _over_seeds(results: CrossValidationResults, decoding: str) -> dict[str, dict[str, float]]:
+    rows = results.fold_rows(decoding)
+    return {
+        name: mean_and_std([np.mean([row[name] for row in rows if row["seed"] == seed]) for seed in results.seeds])
+        for name in results.judge.columns
+    }
 
 
-_HEADER = ("method", "Score", "presence", "salience", "Score, thresholds", "Score, ensemble", "NLL", "gate = planted")
+_OFFICIAL = {"score": "Score", "acc_presence": "presence", "acc_salience": "salience"}
 
 
-def _table_row(row: dict[str, Any]) -> list[str]:
-    """Cells of a row; mean ± std over seeds of the mean over folds."""
-    planted = "" if row["planted"] is None else f"{row['planted']:.3f}"
+def _header(result: dict[str, Any]) -> list[str]:
+    """Columns of the table: for BlEmoRE its own, for other labels their measures."""
+    official = "score" in result["columns"]
+    loss = _loss_name(result)
+    if official:
+        names = [*_OFFICIAL.values(), "Score, thresholds", "Score, ensemble", "NLL", "gate = planted", "accuracy"]
+    else:
+        names = [*result["columns"], "accuracy, ensemble"]
+    return ["method", *names, "accuracy - best naive", f"{loss} - best naive"]
+
+
+def _loss_name(result: dict[str, Any]) -> str:
+    return "kl" if "js_distance" in result["columns"] else "nll"
+
+
+def _table_row(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    """Cells of a row; mean ± std over seeds, for BlEmoRE of the mean over folds."""
     cells = [row["name"].replace("  ", "&nbsp;&nbsp;")]
-    cells += [plus_minus(row["expected_score"][metric]) for metric in ("score", "acc_presence", "acc_salience")]
-    cells += [plus_minus(row["thresholds"]["score"]), f"{row['ensemble']['score']['mean']:.4f}"]
-    return [*cells, plus_minus(row["loss"]), planted]
+    if "score" in result["columns"]:
+        cells += [plus_minus(row["expected_score"][metric]) for metric in _OFFICIAL]
+        cells.append(plus_minus(row["thresholds"]["score"]) if "thresholds" in row else "")
+        cells.append(f"{row['ensemble']['score']['mean']:.4f}" if "ensemble" in row else "")
+        cells += [plus_minus(row["loss"]), "" if row["planted"] is None else f"{row['planted']:.3f}"]
+        cells.append(plus_minus(row["measures"]["accuracy"]))
+    else:
+        cells += [plus_minus(row["measures"][name]) for name in result["columns"]]
+        cells.append(f"{row['ensemble']['accuracy']['mean']:.4f}" if "ensemble" in row else "")
+    against = row.get("against_naive") or {}
+    for name in ("accuracy", _loss_name(result)):
+        entry = against.get(name)
+        cells.append("the best" if entry and entry["against"] == row["name"] else _interval(entry))
+    return cells
+
+
+def _interval(entry: dict[str, Any] | None) -> str:
+    """A difference with its 95 % interval."""
+    return "" if entry is None else f"{entry['difference']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
 
 
 def _compare_adaptations(
@@ -247,7 +426,7 @@ def _compare_adaptations(
     config = model_config(source, settings)
     stores = {name: FeatureStore(clips, config, progress=False) for name, clips in scored.items()}
     lost = unadapted = np.zeros(len(settings.seeds))
-    for kind, level in [("none", "fused"), *itertools.product(_ADAPTATIONS, settings.adaptation_weights)]:
+    for kind, level in [("none", "fused"), *itertools.product(ADAPTATIONS, settings.adaptation_weights)]:
         weight = settings.adaptation_weights[level].get(kind, 0.0)
         changes = {
             "domain_adaptation": kind,
@@ -290,9 +469,35 @@ def _adaptation_row(row: dict[str, Any]) -> list[str]:
     return cells
 
 
-def _markdown(result: dict[str, Any]) -> str:
-    """The tables of [`ablate`] as Markdown."""
-    tables = [table(_HEADER, [*map(_table_row, result["rows"])], padded=False)]
-    if "adaptation" in result:
+def _notes(result: dict[str, Any]) -> list[str]:
+    """What the differences are, and the comparisons that are no rows."""
+    notes = []
+    against = next((row["against_naive"] for row in result["rows"] if row.get("against_naive")), {})
+    if against:
+        best = " and ".join(f"{entry['against']} ({name})" for name, entry in against.items())
+        notes.append(
+            f"Differences to the best naive fusion, {best}: mean and 95 % interval of a paired bootstrap over "
+            f"{result['resampled']}. ± is the sample standard deviation over the seeds."
+        )
+    for entry in result.get("comparisons", []):
+        notes.append(f"{entry['row']}, against {entry['against']}: {entry['measure']} {_interval(entry)}.")
+    return notes
+
+
+def _tables(result: dict[str, Any]) -> list[str]:
+    """The tables so far, the newest last."""
+    tables = []
+    if result["rows"]:
+        tables.append(table(_header(result), [_table_row(row, result) for row in result["rows"]], padded=False))
+    if "explanations" in result:
+        tables.append(explanation_table(result["explanations"]))
+    if "adaptation" in result and result["settings"]["data"] == SYNTHETIC:
         tables.append(table(_ADAPTATION_HEADER, [*map(_adaptation_row, result["adaptation"])], padded=False))
-    return "\n\n".join(tables) + "\n"
+    elif "adaptation" in result:
+        tables.append(folds_table(result["adaptation"]))
+    return tables
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    """Notes and tables of [`ablate`] as Markdown."""
+    return "\n\n".join([*_notes(result), *_tables(result)]) + "\n"

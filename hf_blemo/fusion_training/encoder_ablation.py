@@ -1,4 +1,4 @@
-"""Measures what replacing an encoder costs in Score and saves in time, starting from raw clips."""
+"""Measures what replacing an encoder costs in accuracy and saves in time, starting from raw clips."""
 
 import os
 import time
@@ -25,7 +25,7 @@ from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationS
 from hf_blemo.programs.checkpoints import check_same_run
 from hf_blemo.programs.tables import plus_minus, table
 
-_HEADER = ("encoders", "Score", "presence", "salience", "NLL", "parameters", "ms per clip", "x real time")
+_OFFICIAL = {"score": "Score", "acc_presence": "presence", "acc_salience": "salience"}
 
 
 def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
@@ -120,11 +120,23 @@ def _encode(encoders: Mapping[str, Encoder], clips: Sequence[Any]) -> float:
 
 def _encoder_row(row: Mapping[str, Any]) -> list[str]:
     """Cells of a row; mean ± std over seeds of the mean over folds."""
-    cells = [row["name"]]
-    cells += [plus_minus(row["expected_score"][metric]) for metric in ("score", "acc_presence", "acc_salience")]
+    measures = _measures(row)
+    cells = [row["name"], *(plus_minus(measures[name]) for name in _titles(row))]
     cells += [plus_minus(row["loss"]), f"{row['parameters']:,}"]
     return [*cells, f"{row['milliseconds']:.0f}", f"{row['real_time']:.1f}"]
 
 
 def _markdown(result: Mapping[str, Any]) -> str:
-    return table(_HEADER, [*map(_encoder_row, result["rows"])], padded=False) + "\n"
+    header = ("encoders", *_titles(result["rows"][0]).values(), "NLL", "parameters", "ms per clip", "x real time")
+    return table(header, [*map(_encoder_row, result["rows"])], padded=False) + "\n"
+
+
+def _measures(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those by the default decoding of the labels."""
+    return row["soft" if "soft" in row else "expected_score"]
+
+
+def _titles(row: Mapping[str, Any]) -> dict[str, str]:
+    """Measure -> title of its column: the official three for BlEmoRE."""
+    measures = _measures(row)
+    return _OFFICIAL if "score" in measures else {name: name for name in measures if name not in ("nll", "kl")}

@@ -252,20 +252,23 @@ class FeatureStore:
         return place(batch)
 
     @torch.inference_mode()
-    def predict(self, models: Sequence[RankAwareFusionModel]) -> dict[str, torch.Tensor]:
-        """Predicts every row by the mean of some models.
+    def predict(
+        self, models: Sequence[RankAwareFusionModel], rows: np.ndarray | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Predicts rows by the mean of some models.
 
         Args:
             models: on the CPU, in evaluation mode, with the store's encoders.
+            rows: (N,) row numbers; all by default.
 
         Returns:
             `probabilities` (N, C) and `joint_probabilities` (N, L), float32.
         """
         names = ("probabilities", "joint_probabilities")
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-        for start in range(0, len(self), _ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(self)))
-            batch = self.batch(rows, torch.device("cpu"), labels=False)
+        rows = np.arange(len(self)) if rows is None else rows
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            batch = self.batch(rows[start : start + _ROWS_AT_ONCE], torch.device("cpu"), labels=False)
             outputs = [model(**batch) for model in models]
             for name in names:
                 parts[name].append(torch.stack([output[name].float() for output in outputs]).mean(0))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_blemo import blemore
-from hf_blemo.metrics.measures import LOWER_IS_BETTER, measure
+from hf_blemo.metrics.measures import LOWER_IS_BETTER, blends_to_saliences, measure
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import (
     decode_expected_score,
@@ -195,12 +195,12 @@ class Judge:
 
     def sets_of(self, blends: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the sets of (N,) labels and of (N,) predictions: those of the nearest valid labels."""
-        places = {name: place for place, name in enumerate(self.space.names)}
-        shares = np.zeros((len(blends), len(places)))
-        for row, blend in enumerate(blends):
-            for part in blend:
-                shares[row, places[part["emotion"]]] = part["salience"] / 100
-        return self.space.set_of_label[self.nearest(labels)], self.space.set_of_label[self.nearest(shares)]
+        sets = self.space.set_of_label
+        return sets[self.nearest(labels)], sets[self.nearest(self.shares_of(blends))]
+
+    def shares_of(self, blends: Any) -> np.ndarray:
+        """Blends as (N, C) shares."""
+        return blends_to_saliences(blends, self.space.names)
 
 
 def better(metric: str, value: float) -> float:

@@ -9,9 +9,10 @@ from accelerate import Accelerator
 
 from hf_blemo import RankAwareFusionConfig, feature_sets
 from hf_blemo.fusion_training import ablation
-from hf_blemo.fusion_training.ablation import _chosen_variants, _markdown, _planted_share, _variants, ablate
+from hf_blemo.fusion_training.ablation import CHOSEN, _chosen_variants, _markdown, _planted_share, _variants, ablate
 from hf_blemo.fusion_training.cross_validation import cross_validate
 from hf_blemo.fusion_training.data import model_config
+from hf_blemo.fusion_training.naive_fusion import naive_names
 from hf_blemo.fusion_training.settings import AblationSettings
 
 NAMES = ["voice", "face", "noise"]
@@ -39,9 +40,12 @@ def test_the_rows_for_three_encoders(settings_for):
     rows = list(_variants(settings, NAMES))
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
-    assert names[:5] == [*(f"single encoder: {name}" for name in NAMES), "mean of all", "concatenation of all"]
-    ranked = ["rank-aware, n = 1", "rank-aware, n = 2 (the method as configured)", "rank-aware, n = 3"]
-    assert names[5:10] == ["static top-1", "static top-2", *ranked]
+    assert names[:3] == [f"single encoder: {name}" for name in NAMES]
+    assert names[3:11] == naive_names(NAMES)
+    ranked = ["rank-aware, n = 1", "rank-aware, n = 2 (the method as configured)", "rank-aware, n = 3", CHOSEN]
+    unordered = ["without rank order, n = 1", "without rank order, n = 3"]
+    fixed = ["mean of all", "concatenation of all", "static top-1", "static top-2"]
+    assert names[11:21] == [*fixed, *ranked, *unordered]
     for row in rows:
         RankAwareFusionConfig(encoders=ENCODERS, **{**settings.model, **row.model})
     assert not [name for name in names if "alignment" in name]
@@ -56,6 +60,8 @@ def test_only_asks_for_rows_by_their_beginning(settings_for, make_data):
     assert [variant.name.strip() for variant in chosen] == [
         "single encoder: face",
         "rank-aware, n = 2 (the method as configured)",
+        "without rank order, n = 1",
+        "without rank order, n = 3",
         "without rank order (weighted sum)",
         "without joint interaction",
         "without joint loss",
@@ -78,19 +84,20 @@ def test_a_table_of_no_rows_is_refused_and_one_broken_off_is_finished(settings_f
     folder = tmp_path / "ablation"
     assert not folder.exists()
     with pytest.raises(KeyboardInterrupt):
-        ablate(settings_for(only=["single encoder: face", "mean"]))
+        ablate(settings_for(only=["single encoder: face", "mean of all"]))
     first = json.loads((folder / "ablation.json").read_text())["rows"]
     assert [row["name"] for row in first] == ["single encoder: face"]
     capsys.readouterr()
-    result = ablate(settings_for(only=["single encoder: face", "mean"], resume=True))
+    result = ablate(settings_for(only=["single encoder: face", "mean of all"], resume=True))
     assert trained == ["single encoder: face", "mean of all", "mean of all"]
-    assert result["rows"][0] == first[0] and len(result["rows"]) == 2
+    assert result["rows"][0] | {"against_naive": {}} == first[0] and len(result["rows"]) == 2
     assert json.loads((folder / "ablation.json").read_text()) == json.loads(json.dumps(result))
     text, printed = (folder / "ablation.md").read_text(), capsys.readouterr().out
-    assert text == _markdown(result) and set(result) == {"settings", "rows"}
-    lines = text.splitlines()
-    assert printed.startswith("\n".join(lines[2:])) and text in printed
-    assert len(lines) == 2 + 2 and {line.count("|") for line in lines} == {8 + 1}
+    assert text == _markdown(result) and text in printed
+    lines = [line for line in text.splitlines() if "|" in line]
+    assert lines[2] in printed and printed.count(lines[3]) == 2
+    assert len(lines) == 2 + 2 and {line.count("|") for line in lines} == {11 + 1}
+    assert result["rows"][1]["against_naive"]["accuracy"]["against"] == "mean of all"
     with pytest.raises(ValueError, match="resume: learning_rate is 0.5 and was 0.01"):
         ablate(settings_for(resume=True, learning_rate=0.5))
 
@@ -118,10 +125,12 @@ def test_a_row_is_the_cross_validation_of_its_settings(settings_for, make_store,
         own = make_settings(seeds=[3, 1], num_epochs=1, **changes)
         store = make_store(feature_sets.load_features(settings.data), own)
         results, _ = cross_validate(Accelerator(), store, own)
-        assert row["expected_score"] == results.over_seeds("expected_score")
-        assert row["thresholds"] == results.over_seeds("thresholds")
+        for decoding in ("expected_score", "thresholds"):
+            for name, found in results.over_seeds(decoding).items():
+                expected = {"mean": found["mean"], "std": found["std"] * 2**0.5}
+                assert row[decoding][name] == pytest.approx(expected), (decoding, name)
         assert row["ensemble"] == results.over_folds("expected_score")
-        assert row["loss"] == {"mean": np.mean(results.losses()), "std": np.std(results.losses())}
+        assert row["loss"] == {"mean": np.mean(results.losses()), "std": np.std(results.losses(), ddof=1)}
 
 
 def test_planted_share_by_hand(make_data):
