@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from hf_blemo import feature_sets
+from hf_blemo.errors import one_line
 from hf_blemo.files import read_json
 from hf_blemo.loading import download_errors, local_path, quiet_loading
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import output_probabilities
-from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import same_space
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace, same_space
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import result_of_row
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
@@ -150,9 +151,12 @@ def results(
         the first model, as a selection has no mean.
 
     Raises:
-        ValueError: the processor refuses the features of a clip, which the message names, or the decoding.
+        ValueError: the processor refuses the features of a clip, which the message names, or the decoding;
+            there are fewer valid labels than `top_labels`.
     """
     processor = members[0][1]
+    if top_labels is not None and not 0 < top_labels <= len(processor.label_space):
+        raise ValueError(f"top_labels must be from 1 to {len(processor.label_space)}, found {top_labels}")
     batch = processor(samples, clips=clips)
     outputs = [model(**batch.to(model.device)) for model, _ in members]
     parts = [output_probabilities(output) for output in outputs]
@@ -278,8 +282,9 @@ def _load_model(folder: Path, where: str) -> RankAwareFusionModel:
     try:
         config = RankAwareFusionConfig.from_pretrained(folder)
     except (StrictDataclassError, ValueError) as error:
-        raise ValueError(f"{where}: {CONFIG_FILE} holds an invalid setting: {error}") from None
+        raise ValueError(f"{where}: {CONFIG_FILE} holds an invalid setting: {one_line(error)}") from None
     try:
+        _check_labels(folder, config.label_space, where)
         with quiet_loading():
             loaded: Any = RankAwareFusionModel.from_pretrained(
                 folder, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
@@ -287,7 +292,6 @@ def _load_model(folder: Path, where: str) -> RankAwareFusionModel:
     except SafetensorError as error:
         raise ValueError(f"{where}: the weights are damaged ({error}), expected safetensors") from None
     model, report = loaded
-    _check_labels(model, report, where)
     # transformers fills missing weights with random numbers, which would pass for predictions.
     problems = [
         *(f"{key} is missing" for key in sorted(report["missing_keys"])),
@@ -301,22 +305,33 @@ def _load_model(folder: Path, where: str) -> RankAwareFusionModel:
     return model.eval()
 
 
-def _check_labels(model: RankAwareFusionModel, report: Mapping[str, Any], where: str) -> None:
+def _check_labels(folder: Path, space: LabelSpace, where: str) -> None:
     """Checks that the weights were trained for the valid labels of the config, which they hold too."""
-    space = model.config.label_space
-    shapes = [entry[1] for entry in report["mismatched_keys"] if entry[0] == LABELS_KEY]
-    if shapes:
-        num_labels, num_names = shapes[0]
-        found = f"{num_labels} valid labels of {num_names} names"
-    elif LABELS_KEY not in report["missing_keys"] and (model.heads.label_percent.numpy() != space.percent).any():
-        found = "other blends"
-    else:
+    from safetensors import safe_open
+
+    file = WEIGHTS_FILES[0]
+    if not (folder / file).is_file():
+        file = (
+            read_json(folder / WEIGHTS_FILES[1], f"{where}: {WEIGHTS_FILES[1]}").get("weight_map", {}).get(LABELS_KEY)
+        )
+    if file is None:
         return
-    raise ValueError(f"{where}: the weights belong to other labels: they have {found}, {CONFIG_FILE} has {space}")
+    with safe_open(folder / file, "numpy") as weights:
+        found = weights.get_tensor(LABELS_KEY) if LABELS_KEY in weights.keys() else space.percent  # noqa: SIM118
+    if found.shape == space.percent.shape and (found == space.percent).all():
+        return
+    has = (
+        "other blends"
+        if found.shape == space.percent.shape
+        else f"{found.shape[0]} valid labels of {found.shape[-1]} names"
+    )
+    raise ValueError(f"{where}: the weights belong to other labels: they have {has}, {CONFIG_FILE} has {space}")
 
 
 def _load_processor(folder: Path, where: str) -> RankAwareFusionProcessor:
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         return RankAwareFusionProcessor.from_pretrained(folder)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {PROCESSOR_FILE} holds an invalid setting: {error}") from None
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {PROCESSOR_FILE} holds an invalid setting: {one_line(error)}") from None

@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pytest
 from browser import MISSING, Browser
+from labelled_models import LABELS
 from PIL import Image
 
 from hf_blemo.blemore import EMOTIONS
-from hf_blemo.prediction.clip_report import LIMITS, blend_words, result_html, write_report
+from hf_blemo.prediction.clip_report import LIMITS, blend_words, limits, result_html, write_report
 
 HAPPY_SAD = [{"emotion": "hap", "salience": 70.0}, {"emotion": "sad", "salience": 30.0}]
 SAD = [{"emotion": "sad", "salience": 100.0}]
@@ -160,6 +161,76 @@ def test_no_result_leaves_the_old_report(tmp_path):
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
+def foreign(name, blend, shares=None, **entries):
+    """A result of a model of other labels."""
+    names = list(LABELS[name]["id2label"].values())
+    shares = dict(zip(names, shares or [1 / len(names)] * len(names), strict=True))
+    top = max(blend, key=lambda part: part["salience"])["emotion"]
+    return result(blend=blend, top=top, **dict.fromkeys(SHARES, shares)) | entries
+
+
+SOFT_SHARES = [0.0004, 0.2, 0.0296, 0.62, 0.15]
+SOFT = [
+    {"emotion": n, "salience": 100 * v} for n, v in zip(LABELS["soft"]["id2label"].values(), SOFT_SHARES, strict=True)
+]
+THREE = [{"emotion": name, "salience": float(part)} for name, part in (("joy", 40), ("awe", 30), ("envy", 30))]
+CASES = {
+    "seven": ([{"emotion": "calm", "salience": 100.0}], "calm", "Class"),
+    "soft": (SOFT, "62 % fish, 20 % dog, 15 % horse, 3 % others", "Shares"),
+    "three": (THREE, "40 % joy, 30 % awe, 30 % envy", "Blend"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_labels_are_said_by_their_own_names(name, tmp_path):
+    blend, words, heading = CASES[name]
+    names = list(LABELS[name]["id2label"].values())
+    assert blend_words(blend, names) == words
+    shares = SOFT_SHARES if name == "soft" else None
+    page = page_of([foreign(name, blend, shares), foreign(name, blend, shares, clip="b")], tmp_path)
+    assert f'aria-label="{words}"' in page and f'<th scope="col">{heading}</th>' in page
+    assert f"{len(names)} classes ({', '.join(names)})" in limits(names) and limits(names) in page
+    body = page.split("</style>")[1].replace("clip-emotions", "").lower()
+    assert not re.search("emotion|sadness|happiness|blemore", body) and "blended" not in page
+    assert f"all {len(names)} together 100" in page
+    chosen = re.findall(r'class="clip-chosen"><th scope="row" class="clip-label"><span[^>]*></span>([^<]+)<', page)
+    assert set(chosen) == ({"fish"} if name == "soft" else {part["emotion"] for part in blend})
+
+
+def test_names_of_blemore_are_only_written_out_where_all_six_are_known():
+    four = ["neu", "hap", "sad", "ang"]
+    assert blend_words(SAD, four) == "sad" and blend_words(HAPPY_SAD, four) == "70 % hap, 30 % sad"
+    shown = result(blend=SAD, **dict.fromkeys(SHARES, dict.fromkeys(four, 0.25)))
+    assert "sadness" not in result_html(shown) and limits() == LIMITS
+
+
+def test_distributions_over_time_are_told_by_their_largest_name():
+    windows = [
+        {
+            "start": float(second),
+            "end": second + 1.0,
+            "blend": SOFT,
+            "top": top,
+            "probabilities": dict(zip(names, row, strict=True)),
+        }
+        for names in [list(LABELS["soft"]["id2label"].values())]
+        for second, (top, row) in enumerate(
+            [("fish", SOFT_SHARES), ("fish", SOFT_SHARES), ("dog", [0, 0.6, 0, 0.4, 0])]
+        )
+    ]
+    fragment = result_html(foreign("soft", SOFT, SOFT_SHARES, timeline=windows, duration=3.0))
+    assert "0.0–2.0 s: fish; 2.0–3.0 s: dog</desc>" in fragment
+    assert len(re.findall(r"<path d=\"M\S+ \S+h", fragment)) == len([share for share in SOFT_SHARES if share > 0])
+
+
+def test_more_names_than_colours_use_them_again():
+    names = [f"class {number}" for number in range(60)]
+    shares = dict.fromkeys(names, 1 / 60)
+    fragment = result_html(result(blend=[{"emotion": names[-1], "salience": 100.0}], **dict.fromkeys(SHARES, shares)))
+    used = set(re.findall(r"var\(--clip-(c\d+)\)", fragment))
+    assert used and used <= set(re.findall(r"--clip-(c\d+): #", fragment)) and "class 59" in fragment
+
+
 # Of missing long, middle and short cones: Machado, Oliveira and Fernandes (2009).
 SIGHTS = np.array([
     [1, 0, 0, 0, 1, 0, 0, 0, 1],
@@ -171,15 +242,18 @@ XYZ = np.array([0.4124, 0.3576, 0.1805, 0.2126, 0.7152, 0.0722, 0.0193, 0.1192, 
 
 
 @pytest.mark.parametrize("scheme", [0, 1])
-def test_colours_stay_apart_for_every_kind_of_sight(scheme):
+@pytest.mark.parametrize("names", [EMOTIONS, "abcdefgh"])
+def test_colours_stay_apart_for_every_kind_of_sight(names, scheme):
     """By distances in CIELAB."""
-    fragment = result_html(result())
-    hexes = [re.findall(rf"--clip-{emotion}: #(\w{{6}})", fragment)[scheme] for emotion in EMOTIONS]
+    shown = result(**dict.fromkeys(SHARES, dict.fromkeys(names, 1 / len(names))), blend=[], top=names[0])
+    fragment = result_html(shown)
+    ends = EMOTIONS if names == EMOTIONS else [f"c{place}" for place in range(len(names))]
+    hexes = [re.findall(rf"--clip-{end}: #(\w{{6}})", fragment)[scheme] for end in ends]
     colours = np.array([[int(code[start : start + 2], 16) for start in (0, 2, 4)] for code in hexes]) / 255
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     for sight in SIGHTS:
         seen = np.clip(linear @ sight.T, 0, 1)
         x, y, z = np.cbrt(seen @ XYZ.T / XYZ.sum(axis=1)).T
         lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
-        distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(len(EMOTIONS), 1)]
+        distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(len(names), 1)]
         assert distances.min() > 20

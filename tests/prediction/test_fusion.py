@@ -11,11 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from labelled_models import LABELS, make_labelled
 from safetensors.torch import load_file, save_file
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, feature_sets
 from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
 from hf_blemo.prediction.fusion import load_fusion, predict_blends
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
+from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import result_of_row
 
 ENCODERS = {
     "wavlm": {"feature_size": 5, "modality": "audio", "pooling": "attention"},
@@ -166,6 +169,12 @@ def test_models_that_cannot_be_averaged_are_refused():
     ):
         refused(f"model 2 of 2 {message}", [make_member(), make_member(encoders=encoders)], dataset)
     refused("found no model", [], dataset)
+    for settings, message in (
+        ({"id2label": dict(enumerate("abcdef"))}, "the names differ: model 2 of 2 has 6 names .a, b, c, d"),
+        ({"blend_percents": [[60, 40]]}, "the blends differ: model 2 of 2 .* blends of 60/40"),
+    ):
+        message += ".*, the first has 6 names .ang, disg"
+        refused(message, [make_member(), make_member(**settings)], dataset)
 
 
 def test_a_loaded_model_predicts_as_the_saved_one(saved, capsys):
@@ -174,6 +183,47 @@ def test_a_loaded_model_predicts_as_the_saved_one(saved, capsys):
     dataset = make_dataset()
     assert list(predict_blends([(model, processor)], dataset)) == list(predict_blends([make_member()], dataset))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_models_of_other_labels_are_loaded_averaged_and_say_their_own_names(name, tmp_path):
+    for part in make_labelled(name):
+        part.save_pretrained(tmp_path)
+    model, processor = load_fusion(tmp_path)
+    names, space = list(LABELS[name]["id2label"].values()), processor.label_space
+    dataset = make_dataset(widths={"face": 6, "voice": 4}, missing=())
+    members = [(model, processor), make_labelled(name, seed=1)]
+    alone = [list(predict_blends([member], dataset)) for member in members]
+    assert alone[0] == list(predict_blends([make_labelled(name)], dataset))
+    found = list(predict_blends(members, dataset, top_labels=len(space)))
+    for kind in ("probabilities", "presence", "salience"):
+        assert all(list(result[kind]) == names for result in found)
+        np.testing.assert_allclose(rows(found, kind), np.mean([rows(one, kind) for one in alone], 0), atol=1e-6)
+    valid = [space.blend(index) for index in range(len(space))]
+    for result in found:
+        shares = {part["emotion"]: part["salience"] for part in result["blend"]}
+        best = [name for name in shares if shares[name] == max(shares.values())]
+        assert result["top"] == max(best, key=result["probabilities"].get)
+        assert sorted(map(str, valid)) == sorted(str(label["blend"]) for label in result["labels"])
+        if name == "soft":
+            assert list(shares) == names and sum(shares.values()) == pytest.approx(100, abs=1e-3)
+        else:
+            assert result["blend"] in valid
+    with pytest.raises(ValueError, match=f"top_labels must be from 1 to {len(space)}, found"):
+        list(predict_blends(members, dataset, top_labels=len(space) + 1))
+
+
+def test_the_top_name_of_an_even_blend_is_the_more_probable_one():
+    values = {name: torch.tensor([[0.2, 0.3, 0.5]]) for name in ("probabilities", "presence", "salience")}
+    values |= {"encoder_weights": torch.ones(1, 1), "selected_encoders": torch.zeros(1, 1, dtype=torch.long)}
+    space = LabelSpace("abc", [(50, 50)])
+    for blend, top in (
+        ([("a", 50.0), ("b", 50.0)], "b"),
+        ([("a", 70.0), ("b", 30.0)], "a"),
+        ([("a", 40.0), ("b", 20.0), ("c", 40.0)], "c"),
+    ):
+        parts = [{"emotion": name, "salience": salience} for name, salience in blend]
+        assert result_of_row(values, 0, parts, ["e"], space)["top"] == top
 
 
 def edit(name, **changes):
@@ -210,6 +260,8 @@ def other_processor(encoders):
     return lambda folder: RankAwareFusionProcessor(encoders).save_pretrained(folder)
 
 
+OTHER = {"id2label": {0: "a", 1: "b"}, "blend_percents": [], "unblended": []}
+TURNED = dict(enumerate(("disg", "ang", "fea", "hap", "sad", "neu")))
 WIDER = {**ENCODERS, "wavlm": {"feature_size": 9}}
 DAMAGES = {
     "no config": (remove(CONFIG), "found no config.json"),
@@ -225,6 +277,20 @@ DAMAGES = {
     "other processor": (write(PROCESSOR, b"{}"), "found no 'encoders'"),
     "fewer encoders": (other_processor({"wavlm": ENCODERS["wavlm"]}), "different models: found the encoders wavlm, e"),
     "other width": (other_processor(WIDER), "different models: encoder 'wavlm': found .*9.*expected .*5"),
+    "other names": (edit(PROCESSOR, **OTHER), "models: the names differ: processor_config.json has 2 names .a, b., s"),
+    "other order": (edit(PROCESSOR, id2label=TURNED), "the order of the names differ: processor_config.json has"),
+    "other blends": (edit(PROCESSOR, blend_percents=[[60, 40]]), "the blends differ: processor_config.json has"),
+    "no names": (edit(PROCESSOR, id2label={}), "processor_config.json holds an invalid setting: .*id2label must map"),
+    "no such name": (edit(CONFIG, unblended=["x"]), "config.json holds an invalid setting: .*unblended has 'x'"),
+    "other kind": (edit(PROCESSOR, label_kind="soft"), "has the label_kind 'soft', config.json has 'valid'"),
+    "weights of other blends": (
+        edit(CONFIG, blend_percents=[[30, 70], [50, 50], [70, 30]]),
+        "the weights belong to other labels: they have other blends, config.json has 6 names",
+    ),
+    "weights of other names": (
+        edit(CONFIG, **OTHER, label2id={"a": 0, "b": 1}),
+        "the weights belong to other labels: they have 36 valid labels of 6 names, config.json has 2 names .a, b., s",
+    ),
     "weight missing": (change_first_weight(), "do not fit config.json: .* is missing"),
     "weight's shape": (change_first_weight(torch.zeros(2, 3, 4)), "do not fit config.json: .* has another shape"),
     "garbage": (write(WEIGHTS, b"garbage"), "the weights are damaged"),
