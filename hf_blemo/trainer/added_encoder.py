@@ -74,6 +74,7 @@ def _grown_config(
         **{
             **known,
             **raised,
+            "id2label": config.id2label,
             "encoders": {**config.encoders, name: options},
             "encoder_order": [*config.encoders, name],
             "top_n": number + 1 if config.top_n >= number and config.gate == "uniform" else config.top_n,

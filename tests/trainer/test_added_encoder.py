@@ -5,12 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from transformers import AutoModel, AutoProcessor
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, feature_sets
 from hf_blemo.built_in import make_synthetic_blends
 from hf_blemo.fusion_training.feature_store import FeatureStore, fit_feature_statistics
-from hf_blemo.trainer import add_encoder
+from hf_blemo.trainer import add_encoder, lora_config
 
 NEW = {"feature_size": 5, "modality": "audio", "pooling": "attention"}
 
@@ -105,6 +106,25 @@ def test_an_informative_encoder_helps_and_the_rest_stays_unchanged(tmp_path):
     loaded = AutoModel.from_pretrained(tmp_path)
     assert likelihood(loaded) == likelihood(grown)
     assert list(AutoProcessor.from_pretrained(tmp_path).encoders) == [*first, new]
+
+
+def test_names_of_ones_own_stay_through_a_new_encoder_and_an_adapter(tmp_path):
+    labels = {"id2label": dict(enumerate("abcdef")), "blend_percents": [[60, 40], [40, 30, 30]], "unblended": ["f"]}
+    model, _ = make_model(label_kind="soft", presence_share=0.2, **labels)
+    grown, more = add_encoder(model, RankAwareFusionProcessor.from_config(model.config), "breath", NEW)
+    grown.save_pretrained(tmp_path / "base")
+    more.save_pretrained(tmp_path / "base")
+    base, processor = AutoModel.from_pretrained(tmp_path / "base"), AutoProcessor.from_pretrained(tmp_path / "base")
+    get_peft_model(base, lora_config(base, r=2)).save_pretrained(tmp_path / "adapter")
+    adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    loaded = [AutoModel.from_pretrained(tmp_path / name) for name in ("adapter", "merged")]
+    for one in (grown, base, merged, *loaded):
+        assert one.config.label_space == processor.label_space == model.config.label_space
+        assert (one.config.label_kind, one.config.presence_share) == (processor.label_kind, 0.2) == ("soft", 0.2)
+    outputs = loaded[1](**processor([{"face": np.ones((3, 6))}], labels=[[0.1, 0.9, 0, 0, 0, 0]]))
+    assert outputs.loss.isfinite() and len(processor.post_process_blends(outputs)[0]) == 6
 
 
 def test_invalid_encoders_are_refused():
