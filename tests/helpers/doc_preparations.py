@@ -75,6 +75,36 @@ def fusion_and_features(hub: Any, work: Path, scratch: Path) -> None:
     write_features(work / "features", 60, ("face", "voice", "breath"))
 
 
+def tables_of_strangers(hub: Any, work: Path, scratch: Path) -> None:
+    """A fusion on the Hub, tables of seven classes and of votes, and vectors of sentences."""
+    save_fusion(scratch / "fusion")
+    hub.put("you/fusion", scratch / "fusion")
+    generator = np.random.default_rng(0)
+    widths = {"face": 6, "voice": 4, "text": 8}
+    names = ["afraid", "angry", "bored", "calm", "happy", "sad", "surprised"]
+    centres = {encoder: 1.5 * generator.normal(size=(7, width)) for encoder, width in widths.items()}
+    columns = ",".join(f"{encoder}.{place}" for encoder in ("face", "voice") for place in range(widths[encoder]))
+    classes, votes = [f"clip,emotion,actor,{columns}"], [f"clip,votes.calm,votes.tense,votes.tired,{columns}"]
+    texts = []
+    for number in range(140):
+        place = number % 7
+        found = {encoder: centres[encoder][place] + generator.normal(size=width) for encoder, width in widths.items()}
+        classes.append(f"c{number},{names[place]},actor{number // 14},{_joined(found)}")
+        texts.append(found["text"])
+        shares = generator.dirichlet(np.full(3, 0.7))
+        mixed = {encoder: shares @ centres[encoder][:3] + 0.3 * generator.normal(size=width)
+                 for encoder, width in widths.items()}  # fmt: skip
+        counts = generator.multinomial(10, shares)
+        votes.append(f"v{number},{','.join(map(str, counts))},{_joined(mixed)}")
+    (work / "clips.csv").write_text("\n".join(classes) + "\n")
+    (work / "votes.csv").write_text("\n".join(votes) + "\n")
+    np.save(work / "sentences.npy", np.array(texts, dtype=np.float32))
+
+
+def _joined(found: dict[str, np.ndarray]) -> str:
+    return ",".join(f"{value:.5f}" for encoder in ("face", "voice") for value in found[encoder])
+
+
 def student_and_pictures(hub: Any, work: Path, scratch: Path) -> None:
     """A student on the Hub, a folder of captioned pictures, and one more picture."""
     save_tiny_model("clip_rd", scratch / "student")
