@@ -196,28 +196,34 @@ class FeatureStore:
             mask[hidden] = False
         return batch
 
-    def statistics(self, rows: np.ndarray) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Mean and deviation of every encoder over some rows.
+    def statistics(self, rows: np.ndarray) -> dict[str, list[torch.Tensor]]:
+        """Mean, deviation and, where the config weights features by it, relevance of every encoder over some rows.
 
         Args:
             rows: (R,) row numbers; the training part alone.
 
         Returns:
-            Encoder name -> mean (P,) and standard deviation (P,); 0 and 1 for an encoder that no row has.
+            Encoder name -> mean, standard deviation and, if asked for, relevance, each (P,); 0, 1 and 1 for an encoder
+            that no row has. Rows without labels do not count for the relevance.
         """
         result = {}
         for name in self.config.encoders:
             if name in self.pooled:
                 values = self.pooled[name][rows][self.present[name][rows]].double()
+                mean, std = torch.zeros(values.shape[1]).double(), torch.ones(values.shape[1]).double()
                 if len(values):
-                    result[name] = (values.mean(0).float(), values.std(0, correction=0).float())
-                else:
-                    result[name] = (torch.zeros(values.shape[1]), torch.ones(values.shape[1]))
-                continue
-            total, squares, count = self._sums[name][:, torch.from_numpy(rows)].sum(1)
-            mean = total / count.clamp_min(1)
-            std = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
-            result[name] = (mean.float(), torch.where(count > 0, std, torch.ones_like(std)).float())
+                    mean, std = values.mean(0), values.std(0, correction=0)
+            else:
+                total, squares, count = self._sums[name][:, torch.from_numpy(rows)].sum(1)
+                mean = total / count.clamp_min(1)
+                std = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
+                std = torch.where(count > 0, std, torch.ones_like(std))
+            result[name] = [mean.float(), std.float()]
+            if self.config.feature_weighting == "relevance":
+                used = rows[self.present[name].numpy()[rows] & self.labelled[rows]]
+                values = (self.vectors(name)[used].double() - mean) / torch.where(std > 1e-8, std, 1.0)
+                values = values.asinh() if self.config.squash == "asinh" else values
+                result[name].append(_relevance(values, self.labels[used].double()).float())
         return result
 
     def batch(self, rows: np.ndarray, device: torch.device, labels: bool = True) -> dict:
@@ -275,6 +281,19 @@ class FeatureStore:
         return {name: torch.cat(part) for name, part in parts.items()}
 
 
+def _relevance(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Correlation ratio (P,) of features (R, P) with shares (R, C): 1 where the names explain a feature, 0 where not.
+
+    Source: Pearson's correlation ratio, with the shares of a label as the weights of its names.
+    """
+    if not len(values):
+        return torch.ones(values.shape[1])
+    mass = labels.sum(0).clamp_min(1e-9)
+    means = (labels.T @ values) / mass[:, None]
+    between = (mass[:, None] / mass.sum() * (means - values.mean(0)).square()).sum(0)
+    return (between / values.var(0, correction=0).clamp_min(1e-12)).clamp(0, 1).sqrt()
+
+
 def fit_feature_statistics(
     model: RankAwareFusionModel,
     dataset: datasets.Dataset,
@@ -297,6 +316,6 @@ def fit_feature_statistics(
     """
     store = FeatureStore(dataset, model.config, progress=progress)
     rows = np.flatnonzero(store.labelled) if store.labelled.any() else np.arange(len(store))
-    for name, (mean, std) in store.statistics(rows).items():
+    for name, statistics in store.statistics(rows).items():
         if encoders is None or name in encoders:
-            model.set_feature_statistics(name, mean, std)
+            model.set_feature_statistics(name, *statistics)

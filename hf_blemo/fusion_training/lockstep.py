@@ -110,14 +110,14 @@ class _StackedModels(nn.Module):
 def _initial_model(
     config: RankAwareFusionConfig,
     seed: int,
-    statistics: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    statistics: dict[str, list[torch.Tensor]],
     static_scores: dict[str, float] | None,
 ) -> RankAwareFusionModel:
     """An untrained model with the given statistics; its weights depend only on the seed."""
     set_seed(seed)
     model = RankAwareFusionModel(config)
-    for name, (mean, std) in statistics.items():
-        model.set_feature_statistics(name, mean, std)
+    for name, values in statistics.items():
+        model.set_feature_statistics(name, *values)
     if static_scores is not None:
         model.set_static_scores(static_scores)
     return model

@@ -109,9 +109,26 @@ class RankAwareFusionConfig(PreTrainedConfig):
         top_n: number of encoders fused per sample; where fewer are present, all of them. With 1, the single weight is
             1 after renormalisation and the gate learns from `gate_loss_weight` and `gate_balance_weight` alone.
         hidden_size: width of the shared latent space.
+        squash: `asinh` bends the standardised features, so that a few extreme values do not decide (ours).
+        feature_weighting: `relevance` multiplies every feature by its correlation ratio with the labels of the
+            training part, relative to the root mean square of its encoder (ours); see [`set_feature_statistics`].
+        input_dropout: rate on the features of a clip.
+        experts: whether every encoder has a linear expert beside its latent: logits of both heads from its features
+            over the root of their number. The gate's weights join those of the selected encoders, relative to their
+            mean, and the sum joins the heads' own logits; with equal weights that is the concatenation of all, each
+            encoder scaled by the root of its width (ours).
+        expert_penalty: half of it times the squared norm of the experts is part of the loss.
         gate: `attention` (sample-wise, learned), `static` (one fixed ranking, the buffer `static_scores`), `uniform`.
         fusion: `rank_aware` (selected encoders in rank order with rank embeddings), `weighted_sum`, `concatenation`
             (every encoder at its own place, the unselected as zeros).
+        fusion_maps: whether `rank_aware` and `weighted_sum` map on the sum over ranks by one matrix (`shared`), or
+            each encoder by its own (`encoder`; ours).
+        gate_reads: what the gate sees of an encoder: `latents`, `experts` (what its expert says: probabilities, their
+            entropy and the largest of them), or `both` (ours).
+        gate_prior: weights from which the gate starts: `uniform`, or `relevance`, the root mean square of the
+            relevance of an encoder's features (ours).
+        gate_prior_weight: weight of the Kullback-Leibler divergence from the prior to the gate, which keeps the gate
+            near the prior where the clips do not teach better (ours).
         gate_context: whether the gate's query sees the sample's mean latent beside the learned query (ours).
         gate_noise: standard deviation of the normal noise on the gate's scores in training, against collapse (ours).
         gate_balance_weight: weight of the balance term on the full softmax: squared coefficient of variation of the
@@ -158,8 +175,17 @@ class RankAwareFusionConfig(PreTrainedConfig):
     encoder_order: list[str] | None = None
     top_n: int = 3
     hidden_size: int = 64
+    squash: Literal["none", "asinh"] = "none"
+    feature_weighting: Literal["none", "relevance"] = "none"
+    input_dropout: float | int = 0.0
+    experts: bool = False
+    expert_penalty: float | int = 1e-3
     gate: Literal["attention", "static", "uniform"] = "attention"
     fusion: Literal["rank_aware", "weighted_sum", "concatenation"] = "rank_aware"
+    fusion_maps: Literal["shared", "encoder"] = "shared"
+    gate_reads: Literal["latents", "experts", "both"] = "latents"
+    gate_prior: Literal["uniform", "relevance"] = "uniform"
+    gate_prior_weight: float | int = 0.0
     gate_context: bool = True
     gate_noise: float | int = 0.0
     gate_balance_weight: float | int = 0.01
@@ -258,10 +284,10 @@ class RankAwareFusionConfig(PreTrainedConfig):
         for name in ("top_n", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("dropout", "encoder_dropout", "modality_dropout"):
+        for name in ("dropout", "input_dropout", "encoder_dropout", "modality_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
-        for name in ("gate_noise", "initializer_range"):
+        for name in ("gate_noise", "expert_penalty", "initializer_range"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if not 0 < self.head_exponent < 1:
@@ -276,6 +302,13 @@ class RankAwareFusionConfig(PreTrainedConfig):
             raise ValueError(
                 "gate_loss_weight > 0 needs encoder_loss_weight > 0: its target is the encoders' own loss"
             )
+
+    def validate_method(self):
+        """Checks that an option that builds on another one has it."""
+        if self.gate_reads != "latents" and not self.experts:
+            raise ValueError(f"gate_reads {self.gate_reads!r} needs experts: true, whose words the gate reads")
+        if self.gate_prior == "relevance" and self.feature_weighting != "relevance":
+            raise ValueError("gate_prior 'relevance' needs feature_weighting: relevance, from which it is computed")
 
     def pooled_size(self, name: str) -> int:
         """Width of encoder `name` after temporal pooling."""

@@ -1,5 +1,6 @@
 """PyTorch model of rank-aware selective fusion."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,33 @@ class _Projection(nn.Module):
         return self.dropout(nn.functional.gelu(self.linear(pooled)))
 
 
+class _Experts(nn.Module):
+    """What each encoder says alone: logits of both heads, linear in its features.
+
+    The matrices are kept divided by a constant: a learning rate that suits the latents then suits the experts too,
+    since Adam's steps do not depend on the scale of a gradient.
+    """
+
+    scale = 32.0
+
+    def __init__(self, config: RankAwareFusionConfig):
+        super().__init__()
+        sizes, outputs = map(config.pooled_size, config.encoders), 2 * len(config.label_space.names)
+        self.matrices = nn.ParameterList(nn.Parameter(torch.zeros(size, outputs)) for size in sizes)
+
+    def forward(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Standardised features of each encoder, (B, P) -> (B, E, 2 C)."""
+        said = [
+            values.to(matrix.dtype) @ matrix * (self.scale / len(matrix) ** 0.5)
+            for values, matrix in zip(inputs, self.matrices, strict=True)
+        ]
+        return torch.stack(said, 1)
+
+    def penalty(self) -> torch.Tensor:
+        """Half the squared norm of all matrices."""
+        return torch.stack([(self.scale * matrix.float()).square().sum() for matrix in self.matrices]).sum() / 2
+
+
 class _Gate(nn.Module):
     """Scores the encoders of each sample; the scores order the encoders and their softmax weighs them.
 
@@ -99,15 +127,41 @@ class _Gate(nn.Module):
             # A bias would add the same to every encoder's score.
             self.key = nn.Linear(size, size, bias=False)
             self.context = nn.Linear(size, size) if config.gate_context else None
+            self.reads_latents, self.reading = config.gate_reads != "experts", None
+            if config.gate_reads != "latents":
+                self.reading = nn.Parameter(torch.zeros(num_encoders, len(config.label_space.names) + 2, size))
 
-    def forward(self, latents: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights (B, E), zero for absent encoders; order (B, E) from the most to the least important, absent last."""
+    def _seen(self, latents: torch.Tensor, said: torch.Tensor | None) -> torch.Tensor:
+        """What the gate sees of the encoders, (B, E, H)."""
+        if self.reading is None or said is None:
+            return latents
+        # The gate judges the experts and does not teach them.
+        salience = said.detach()[..., said.shape[-1] // 2 :].float() * said.shape[1]
+        log_probabilities = salience.log_softmax(-1)
+        probabilities = log_probabilities.exp()
+        entropy = -(probabilities * log_probabilities).sum(-1, keepdim=True)
+        words = torch.cat([probabilities, entropy, probabilities.amax(-1, keepdim=True)], -1)
+        read = (words.to(self.reading.dtype).unsqueeze(-2) @ self.reading).squeeze(-2)
+        return latents + read if self.reads_latents else read
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        present: torch.Tensor,
+        said: torch.Tensor | None = None,
+        prior: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights (B, E), zero for absent encoders; order (B, E) from the most to the least important, absent last.
+
+        `said` (B, E, 2 C) is what the experts say, `prior` (E,) the logarithm of the weights to start from.
+        """
         if self.kind == "attention":
-            keys = self.key(latents) + self.encoder_embedding
+            seen = self._seen(latents, said)
+            keys = self.key(seen) + self.encoder_embedding
             query = self.query.expand(latents.shape[0], -1)
             if self.context is not None:
                 count = present.sum(-1, keepdim=True).clamp_min(1)
-                query = query + self.context((latents * present.unsqueeze(-1)).sum(1) / count)
+                query = query + self.context((seen * present.unsqueeze(-1)).sum(1) / count)
             scores = (keys * query.unsqueeze(1)).sum(-1).float() / latents.shape[-1] ** 0.5
             if self.training and self.noise > 0:
                 scores = scores + self.noise * torch.randn_like(scores)
@@ -116,6 +170,8 @@ class _Gate(nn.Module):
             scores = self.static_scores.float().expand(latents.shape[0], -1)
         else:
             scores = present.float()
+        if prior is not None and self.kind != "static":
+            scores = scores + prior
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~present, lowest)
         order = scores.sort(dim=-1, descending=True, stable=True).indices
@@ -138,27 +194,40 @@ class _Fusion(nn.Module):
         self.num_encoders = len(config.encoders)
         size = config.hidden_size
         self.num_ranks = min(config.top_n, self.num_encoders)
-        places = self.num_encoders if self.kind == "concatenation" else 1
+        self.has_places = self.kind == "concatenation" or config.fusion_maps == "encoder"
+        places = self.num_encoders if self.has_places else 1
         if self.kind == "rank_aware":
             self.rank_scale = nn.Parameter(torch.ones(self.num_ranks, size))
             self.rank_embedding = nn.Parameter(torch.zeros(self.num_ranks, size))
+            if config.experts:
+                self.rank_weight = nn.Parameter(torch.ones(self.num_ranks))
         self.linear = nn.Linear(places * size, size)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, latents: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """(..., R, H) latents in rank order, (..., R) encoder numbers and weights, 0 at unused ranks -> (..., H)."""
-        if self.kind == "concatenation":
-            # Relative weights, 1 where all are equal: the input's scale does not depend on how many are fused.
-            relative = weights * (weights > 0).sum(-1, keepdim=True)
-            placed = relative.unsqueeze(-1) * latents
+        if self.kind == "rank_aware":
+            num_ranks = latents.shape[-2]
+            latents = latents * self.rank_scale[:num_ranks] + self.rank_embedding[:num_ranks]
+        if self.has_places:
+            placed = _relative(weights).unsqueeze(-1) * latents
             places = nn.functional.one_hot(indices, self.num_encoders).to(placed.dtype)
             joined = (places.mT @ placed).flatten(-2)
         else:
-            if self.kind == "rank_aware":
-                num_ranks = latents.shape[-2]
-                latents = latents * self.rank_scale[:num_ranks] + self.rank_embedding[:num_ranks]
             joined = (weights.unsqueeze(-1) * latents).sum(-2)
         return self.dropout(nn.functional.gelu(self.linear(joined.to(self.linear.weight.dtype))))
+
+    def join(self, said: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """(..., R, 2 C) logits of experts in rank order and their weights -> (..., 2 C)."""
+        relative = _relative(weights)
+        if self.kind == "rank_aware":
+            relative = relative * self.rank_weight[: said.shape[-2]]
+        return (relative.unsqueeze(-1) * said).sum(-2)
+
+
+def _relative(weights: torch.Tensor) -> torch.Tensor:
+    """Weights that are 1 where all are equal: the scale of a sum does not depend on how many are fused."""
+    return weights * (weights > 0).sum(-1, keepdim=True)
 
 
 class _Heads(nn.Module):
@@ -190,14 +259,17 @@ class _Heads(nn.Module):
             self.interaction = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.register_buffer("label_percent", _label_percent(space))
 
-    def forward(self, fused: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Predicts from fused features (..., H), in float32.
+    def forward(self, fused: torch.Tensor, said: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Predicts from fused features (..., H) and the joined logits of experts (..., 2 C), in float32.
 
         The energy of a label is the log-likelihood of its set under the presence head, minus the divergence of the
         label from the salience distribution.
         """
         presence = self.presence(fused).float()
         salience = self.salience(fused).float()
+        if said is not None:
+            presence = presence + said[..., : self.num_names].float()
+            salience = salience + said[..., self.num_names :].float()
         log_present = nn.functional.logsigmoid(presence)
         log_absent = nn.functional.logsigmoid(-presence)
         log_salience = salience.log_softmax(-1)
@@ -267,12 +339,19 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RankAwareFusionPooling):
             init.zeros_(module.feature_mean)
             init.ones_(module.feature_std)
+            if module.weighted:
+                init.ones_(module.feature_relevance)
+        elif isinstance(module, _Experts):
+            for matrix in module.matrices:
+                init.zeros_(matrix)
         elif isinstance(module, _Gate):
             if module.kind == "static":
                 init.zeros_(module.static_scores)
             if module.kind == "attention":
                 init.normal_(module.query, std=self.config.initializer_range)
                 init.normal_(module.encoder_embedding, std=self.config.initializer_range)
+                if module.reading is not None:
+                    init.xavier_uniform_(module.reading)
                 # Near zero, so that the gate starts uniform and leaves that only where it pays.
                 for linear in (module.key, module.context):
                     if linear is not None:
@@ -281,6 +360,8 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
             if module.kind == "rank_aware":
                 init.ones_(module.rank_scale)
                 init.normal_(module.rank_embedding, std=self.config.initializer_range)
+                if hasattr(module, "rank_weight"):
+                    init.ones_(module.rank_weight)
         elif isinstance(module, _Heads):
             init.constant_(module.exponent_logit, torch.tensor(module.initial_exponent).logit().item())
             init.zeros_(module.joint_scale)
@@ -299,9 +380,10 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
             state_dict = {name: values for file in checkpoint_files for name, values in load_file(file).items()}
         if state_dict is not None:
             state_dict, own = dict(state_dict), model.state_dict()
-            for name in {"fusion.rank_scale", "fusion.rank_embedding"} & set(state_dict) & set(own):
+            for name in {name for name in own if name.startswith("fusion.rank_")} & set(state_dict):
                 found, number = state_dict[name], len(own[name])
-                state_dict[name] = torch.cat([found[:number], found[-1:].expand(max(0, number - len(found)), -1)])
+                further = found[-1:].expand(max(0, number - len(found)), *found.shape[1:])
+                state_dict[name] = torch.cat([found[:number], further])
             if "heads.label_percent" in state_dict:
                 state_dict["heads.label_percent"] = _label_percent(model.config.label_space)
         return PreTrainedModel._load_pretrained_model(
@@ -350,8 +432,13 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
             raise ValueError("config.encoders is empty: name at least one encoder with its feature_size")
         self.encoder_names = list(config.encoders)
         # By position, not by name: an encoder's name may hold characters that a module's name may not.
-        self.poolings = nn.ModuleList(RankAwareFusionPooling(config.encoders[name]) for name in self.encoder_names)
+        weighted = config.feature_weighting == "relevance"
+        self.poolings = nn.ModuleList(
+            RankAwareFusionPooling(config.encoders[name], config.squash, weighted) for name in self.encoder_names
+        )
+        self.input_dropout = nn.Dropout(config.input_dropout)
         self.projections = nn.ModuleList(_Projection(config.pooled_size(name), config) for name in self.encoder_names)
+        self.experts = _Experts(config) if config.experts else None
         self.gate = _Gate(config)
         self.fusion = _Fusion(config)
         self.heads = _Heads(config)
@@ -370,12 +457,16 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                 part.eval()
         return self
 
-    def set_feature_statistics(self, name: str, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Sets what encoder `name` is standardised with; fit it only on the training part.
+    def set_feature_statistics(
+        self, name: str, mean: torch.Tensor, std: torch.Tensor, relevance: torch.Tensor | None = None
+    ) -> None:
+        """Sets what encoder `name` is standardised and weighted with; fit it only on the training part.
 
         Args:
             name: an encoder of the config.
             mean, std: (P,), P the pooled width (`config.pooled_size(name)`); a deviation of zero becomes 1.
+            relevance: (P,), of each standardised and squashed feature, for `feature_weighting="relevance"`: its
+                correlation ratio with the labels, the root of the variance of its means per name over its variance.
         """
         if name not in self.encoder_names:
             raise ValueError(f"unknown encoder {name!r}: this model has {', '.join(self.encoder_names)}")
@@ -390,6 +481,8 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         with torch.no_grad():
             pooling.feature_mean.copy_(mean)
             pooling.feature_std.copy_(torch.where(std > 1e-8, std, torch.ones_like(std)))
+            if pooling.weighted and relevance is not None:
+                pooling.feature_relevance.copy_(relevance)
 
     def set_static_scores(self, scores: dict[str, float]) -> None:
         """Sets the ranking of `gate="static"`.
@@ -408,16 +501,16 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
 
     def _pooled(
         self, features: dict[str, torch.Tensor], feature_mask: dict[str, torch.Tensor] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (B, E, H) and presence (B, E); an encoder missing from the batch is absent in every sample."""
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Features of each encoder (B, P), standardised, and presence (B, E); one that the batch lacks is absent."""
         for name in (*features, *(feature_mask or ())):
             if name not in self.encoder_names:
                 raise ValueError(f"unknown encoder {name!r}: this model has {', '.join(self.encoder_names)}")
         if not features:
             raise ValueError(f"features is empty: expected some of {', '.join(self.encoder_names)}")
         batch_size = next(iter(features.values())).shape[0]
-        latents, present = [], []
-        for name, pooling, projection in zip(self.encoder_names, self.poolings, self.projections, strict=True):
+        pooled, present = [], []
+        for name, pooling in zip(self.encoder_names, self.poolings, strict=True):
             values = features.get(name)
             if values is None:
                 # Projected like any other, since DDP needs every parameter in every step.
@@ -440,9 +533,15 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                     raise ValueError(
                         f"encoder {name!r}: feature_mask has shape {tuple(mask.shape)}, expected {tuple(shape)}"
                     )
-            latents.append(projection(pooling(values, mask)))
+            pooled.append(self.input_dropout(pooling(values, mask)))
             present.append(mask.any(1))
-        return torch.stack(latents, 1), torch.stack(present, 1)
+        return pooled, torch.stack(present, 1)
+
+    def _log_prior(self) -> torch.Tensor | None:
+        """Logarithm of the weights that the gate starts from, (E,); None where they are equal."""
+        if self.config.gate_prior == "uniform":
+            return None
+        return torch.stack([pooling.relevance for pooling in self.poolings]).log()
 
     def _drop_encoders(self, present: torch.Tensor) -> torch.Tensor:
         """Hides encoders at random in training; a sample that would lose all encoders keeps them."""
@@ -456,18 +555,20 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                 present = torch.where(kept.any(-1, keepdim=True), kept, present)
         return present
 
-    def _encoder_losses(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _encoder_losses(self, latents: torch.Tensor, said: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
         """Joint loss of each encoder alone at the first rank, (B, E), as if all others were absent."""
         batch_size, num_encoders, _ = latents.shape
         indices = torch.arange(num_encoders, device=latents.device).view(1, -1, 1).expand(batch_size, -1, -1)
         weights = latents.new_ones(batch_size, num_encoders, 1)
         fused = self.fusion(latents.unsqueeze(2), indices, weights)
-        return self.heads.losses(self.heads(fused), labels.unsqueeze(1).expand(-1, num_encoders, -1))["joint"]
+        joined = None if said is None else self.fusion.join(said.unsqueeze(2), weights)
+        return self.heads.losses(self.heads(fused, joined), labels.unsqueeze(1).expand(-1, num_encoders, -1))["joint"]
 
     def _loss(
         self,
         heads: dict[str, torch.Tensor],
         latents: torch.Tensor,
+        said: torch.Tensor | None,
         present: torch.Tensor,
         weights: torch.Tensor,
         fused: torch.Tensor,
@@ -490,7 +591,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
             balance = (seen * (share - mean).square()).sum() / mean.square().clamp_min(1e-12)
             loss = loss + config.gate_balance_weight * balance
         if config.encoder_loss_weight > 0:
-            alone = self._encoder_losses(latents, labels)
+            alone = self._encoder_losses(latents, said, labels)
             usable = present.float() / present.sum(-1, keepdim=True).clamp_min(1)
             loss = loss + config.encoder_loss_weight * (rows.unsqueeze(-1) * usable * alone).sum()
             if config.gate_loss_weight > 0 and config.gate == "attention":
@@ -498,6 +599,14 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                 target = (-alone.detach()).masked_fill(~present, lowest).softmax(-1) * present
                 divergence = torch.special.xlogy(target, target) - target * weights.clamp_min(1e-12).log()
                 loss = loss + config.gate_loss_weight * (rows * divergence.sum(-1)).sum()
+        if config.gate_prior_weight > 0 and config.gate == "attention":
+            prior = self._log_prior()
+            start = torch.zeros_like(weights) if prior is None else prior.expand_as(weights)
+            start = start.masked_fill(~present, torch.finfo(start.dtype).min).log_softmax(-1)
+            divergence = (start.exp() * (start - weights.clamp_min(1e-12).log()) * present).sum(-1)
+            loss = loss + config.gate_prior_weight * (rows * divergence).sum()
+        if self.experts is not None and config.expert_penalty > 0:
+            loss = loss + config.expert_penalty * self.experts.penalty()
         adaptation = self.discriminators(fused, latents, present, labelled)
         return loss + config.domain_adaptation_weight * adaptation, adaptation
 
@@ -523,10 +632,14 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         Raises:
             ValueError: an encoder the config does not name, or features of another shape than the config's.
         """
-        latents, present = self._pooled(features, feature_mask)
+        pooled, present = self._pooled(features, feature_mask)
+        latents = torch.stack(
+            [projection(values) for projection, values in zip(self.projections, pooled, strict=True)], 1
+        )
+        said = None if self.experts is None else self.experts(pooled)
         if self.training:
             present = self._drop_encoders(present)
-        weights, order = self.gate(latents, present)
+        weights, order = self.gate(latents, present, said, self._log_prior())
         num_ranks = self.fusion.num_ranks
         selected = order[:, :num_ranks]
         used = present.gather(1, selected)
@@ -534,10 +647,14 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         selected_weights = selected_weights / selected_weights.sum(-1, keepdim=True).clamp_min(1e-12)
         chosen = latents.gather(1, selected.unsqueeze(-1).expand(-1, -1, latents.shape[-1]))
         fused = self.fusion(chosen, selected, selected_weights)
-        heads = self.heads(fused)
+        joined = None
+        if said is not None:
+            chosen = said.gather(1, selected.unsqueeze(-1).expand(-1, -1, said.shape[-1]))
+            joined = self.fusion.join(chosen, selected_weights)
+        heads = self.heads(fused, joined)
         loss = adaptation = None
         if labels is not None:
-            loss, adaptation = self._loss(heads, latents, present, weights, fused, labels)
+            loss, adaptation = self._loss(heads, latents, said, present, weights, fused, labels)
         missing = selected.new_full((selected.shape[0], self.config.top_n - num_ranks), -1)
         return RankAwareFusionOutput(
             loss=loss,

@@ -43,23 +43,29 @@ class RankAwareFusionPooling(nn.Module):
     """Transforms, pools over time and standardises the features of one encoder.
 
     `mean` and `statistics` are standardised after pooling, `attention` before it, step by step. The statistics are
-    buffers: they are fitted only on the training part and travel with the checkpoint.
+    buffers: they are fitted only on the training part and travel with the checkpoint, as does the relevance.
 
     Args:
         options: one complete entry of `config.encoders`.
+        squash: of the config; it bends what was standardised.
+        weighted: whether features are weighted by their relevance.
     """
 
     feature_mean: torch.Tensor
     feature_std: torch.Tensor
+    feature_relevance: torch.Tensor
 
-    def __init__(self, options: dict[str, Any]):
+    def __init__(self, options: dict[str, Any], squash: str = "none", weighted: bool = False):
         super().__init__()
+        self.squash, self.weighted = squash, weighted
         self.pooling = options["pooling"]
         self.transform = options["transform"]
         self.feature_size = options["feature_size"]
         self.output_size = self.feature_size * (NUM_STATISTICS if self.pooling == "statistics" else 1)
         self.register_buffer("feature_mean", torch.zeros(self.output_size))
         self.register_buffer("feature_std", torch.ones(self.output_size))
+        if weighted:
+            self.register_buffer("feature_relevance", torch.ones(self.output_size))
         if self.pooling == "attention":
             size = min(self.feature_size, 128)
             self.attention_hidden = nn.Linear(self.feature_size, size)
@@ -100,6 +106,8 @@ class RankAwareFusionPooling(nn.Module):
             values = values.unsqueeze(1)
         pooled = values.float() if values.dim() == 2 else self.pool(values, mask)
         standard = (pooled - self.feature_mean.float()) / self.feature_std.float()
+        if self.squash == "asinh":
+            standard = standard.asinh()
         if standard.dim() == 3:
             # Masked steps may hold anything, NaN included, and a zero weight would not silence that.
             standard = torch.where(mask.unsqueeze(-1), standard, standard.new_zeros(()))
@@ -107,4 +115,11 @@ class RankAwareFusionPooling(nn.Module):
             score = self.attention_score(torch.tanh(self.attention_hidden(standard))).squeeze(-1).float()
             weight = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(-1)
             standard = (weight.unsqueeze(-1) * standard.float()).sum(1)
+        if self.weighted:
+            standard = standard * (self.feature_relevance.float() / self.relevance)
         return torch.where(mask.any(1, keepdim=True), standard, standard.new_zeros(()))
+
+    @property
+    def relevance(self) -> torch.Tensor:
+        """Root mean square of the relevance of the features."""
+        return self.feature_relevance.float().square().mean().sqrt().clamp_min(1e-6)
