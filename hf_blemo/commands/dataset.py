@@ -179,11 +179,10 @@ def _summary(dataset: "datasets.Dataset") -> str:
     found = feature_sets.describe(dataset)
     blends = "blends" if found.kind == "valid" else "of several names"
     share = f" ({found.blends / found.labelled:.0%})" if found.blends else ""
-    lines = [
-        f"clips     {found.clips}",
-        f"labels    {f'{len(found.space)} valid' if found.kind == 'valid' else 'soft'}; {found.space}",
-        f"labelled  {found.labelled}, {found.blends} of them {blends}{share}",
-    ]
+    lines = [f"clips     {found.clips}"]
+    if found.labelled:
+        lines.append(f"labels    {f'{len(found.space)} valid' if found.kind == 'valid' else 'soft'}; {found.space}")
+    lines.append(f"labelled  {found.labelled}, {found.blends} of them {blends}{share}")
     folds = ", ".join(f"{fold}: {count}" for fold, count in found.folds.items())
     lines += [f"folds     {folds or 'none'}", f"groups    {found.groups}"]
     lines += _table(

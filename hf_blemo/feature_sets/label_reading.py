@@ -14,7 +14,8 @@ from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LABEL_KINDS
 logger = logging.getLogger(__name__)
 
 _JOINED = re.compile(r"[+|]")
-# Not "01", which is a word; "3.0" is what pandas makes of a class beside empty cells.
+# Whole is not "01", which is a word; "3.0" is what pandas makes of a class beside empty cells.
+_DECIMAL = re.compile(r"[-+]?[0-9]*\.[0-9]+([eE][-+]?[0-9]+)?")
 _WHOLE = re.compile(r"(-?[1-9][0-9]*|0)(\.0+)?")
 
 
@@ -182,12 +183,12 @@ def _parsed(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         value = value.reshape(-1).tolist() if value.ndim < 2 or len(value) == 1 else value.tolist()
     if isinstance(value, bool | np.bool_):
-        return str(value).lower()
+        return str(value)
     if _is_number(value):
         if math.isnan(value):
             return None
         if not float(value).is_integer():
-            raise ValueError(f"found the label {value!r}, expected a class, a whole number from 0")
+            raise ValueError(f"found the label {value!r}, expected a class, a name or a whole number from 0")
         return int(value)
     if isinstance(value, str):
         return value.strip() or None
@@ -283,6 +284,8 @@ def _name_of_index(index: int, classes: Sequence[str] | None) -> tuple[str]:
 def _split(text: str, names: Sequence[str] | None) -> tuple[str, ...]:
     if names is not None and text in names:
         return (text,)
+    if _DECIMAL.fullmatch(text):
+        raise ValueError(f"found the label {text!r}, expected a class, a name or a whole number from 0")
     parts = [part.strip() for part in _JOINED.split(text)]
     if not all(parts):
         raise ValueError(f"found the label {text!r}, expected names, joined by + or | where there are several")

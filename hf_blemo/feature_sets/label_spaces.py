@@ -25,7 +25,8 @@ def label_space(dataset: "datasets.Dataset") -> tuple[LabelSpace, str]:
     """What a data set of features says of its labels.
 
     The description in its info has a line of JSON that says it: `with_label_space` writes it, and it survives saving,
-    selecting, filtering, mapping and concatenating. Parquet does not keep it.
+    selecting, filtering, mapping and concatenating (`concatenate` also checks parts that say nothing); Parquet and
+    `to_iterable_dataset` lose it.
 
     Args:
         dataset: of features.
@@ -45,8 +46,9 @@ def label_space(dataset: "datasets.Dataset") -> tuple[LabelSpace, str]:
         if width in (None, len(BLEMORE_SPACE.names)):
             return BLEMORE_SPACE, LABEL_KINDS[0]
         raise ValueError(
-            f"found labels of {width} shares and no names of them in the data set, expected the names: build it with "
-            "hf-blemo dataset build --label-column or --label-prefix, or name them by feature_sets.with_label_space"
+            f"found labels of {width or 'no'} shares and no names of them in the data set, expected the names: build "
+            "it with hf-blemo dataset build --label-column or --label-prefix, or name them by "
+            "feature_sets.with_label_space"
         )
     for found in spaces[1:]:
         check_same_labels(found, spaces[0], "a part of the data set", "another part")
@@ -150,19 +152,21 @@ def check_same_labels(found: tuple[LabelSpace, str], expected: tuple[LabelSpace,
 
 
 def _check_width(space: LabelSpace, width: int | None) -> None:
-    if width not in (None, len(space.names)):
+    if width not in (None, 0, len(space.names)):
         raise ValueError(f"found labels of {width} shares, expected {len(space.names)} as there are names of {space}")
 
 
 def _width(dataset: "datasets.Dataset") -> int | None:
-    """How many shares a label has; None where there are no labels."""
-    feature = dataset.features.get("labels")
+    """How many shares a label has: 0 for single values, None where there are no labels or nobody knows."""
+    feature = (dataset.features or {}).get("labels")
     if feature is None:
         return None
-    declared = getattr(feature, "length", -1)
-    if declared is not None and declared > 0:
-        return declared
-    first = next((row for row in (dataset["labels"][:1] if len(dataset) else []) if row is not None), None)
+    declared = getattr(feature, "length", None)
+    if declared is None:
+        return 0
+    if declared > 0 or not hasattr(dataset, "__len__") or not len(dataset):
+        return declared if declared > 0 else None
+    first = dataset["labels"][0]
     return None if first is None else len(first)
 
 

@@ -367,7 +367,13 @@ def _groups(
     if are_dealt:
         actors = [_actor(name) for name in names]
         labelled = [actors[row] for row in np.flatnonzero((labels >= 0).all(1)).tolist()]
-        return None, actors if labelled and None not in labelled else None
+        if labelled and None not in labelled:
+            return None, actors
+        hint = next(
+            (f"; --group {name} would keep each {name} in one" for name in GROUP_COLUMNS if name in table.singles), ""
+        )
+        logger.warning("%s: folds are dealt by label alone and are not group-disjoint%s", path, hint)
+        return None, None
     if (folds >= 0).any():
         for name in GROUP_COLUMNS:
             groups = list(map(_word, table.singles.get(name, [None])))

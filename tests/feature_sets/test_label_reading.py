@@ -62,7 +62,7 @@ def read(values, classes=None, **options):
             [[0.7, 0.3], [1, 0], [0, 1]],
         ),
         ([{"c": 1, "b": 3, "a": 0}] * 3, {"kind": "soft"}, ("c", "b", "a"), [[0.25, 0.75, 0]] * 3),
-        ([True, False, True], {}, ("false", "true"), [[0, 1], [1, 0], [0, 1]]),
+        ([True, False, True], {}, ("False", "True"), [[0, 1], [1, 0], [0, 1]]),
     ],
 )
 def test_every_form_of_label(values, options, names, labels):
@@ -90,6 +90,7 @@ def test_even_splits_follow_only_from_sets_and_only_where_none_is_given():
         ([0, -1, 1], {}, "clip 'y': found the class -1, expected a whole number from 0"),
         ([0, 0.5, 1], {}, "clip 'y': found the label 0.5, expected a class"),
         ([0, float("inf"), 1], {}, "clip 'y': found the label inf"),
+        (["1.5", "0.25", "1.0"], {}, "clip 'x': found the label '1.5', expected a class"),
         (["a", "a+", "b"], {}, r"clip 'y': found the label 'a\+', expected names, joined by"),
         (["a", {"emotion": "a"}, "b"], {}, "clip 'y': found the label .*expected numbers"),
         (["a", [{"emotion": "a", "salience": None}], "b"], {}, "clip 'y': found the label .*emotion"),

@@ -44,6 +44,10 @@ def test_a_data_set_that_says_nothing_is_blemores_where_it_can_be():
     for dataset in (made(6), made().remove_columns("labels"), made().select([])):
         assert feature_sets.label_space(dataset) == (BLEMORE_SPACE, "valid")
     assert feature_sets.with_label_space(made(6), BLEMORE_SPACE).info.description == ""
+    single = datasets.Dataset.from_dict({"labels": [1, 2]})
+    with pytest.raises(ValueError, match="labels of no shares and no names"):
+        feature_sets.label_space(single)
+    assert feature_sets.label_space(feature_sets.with_label_space(single, SPACE)) == (SPACE, "valid")
     with pytest.raises(ValueError, match="labels of 3 shares and no names .*--label-column or --label-prefix"):
         feature_sets.label_space(made())
 
