@@ -11,6 +11,10 @@ from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_blemo.hub.card import CARD_FILE, FAMILIES, merge_card, render_template
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE
+
+# Measures that Trainer's summary would spell as words.
+_ABBREVIATIONS = ("Uar", "Nll", "Kl", "Mae")
 
 
 class ModelCodeCallback(TrainerCallback):
@@ -72,7 +76,11 @@ class PublishingTrainer(Trainer):
         summary = TrainingSummary.from_trainer(self, model_name=name)
         model: Any = self.accelerator.unwrap_model(self.model)
         family = FAMILIES.get(model.config.model_type)
-        results = [item for item in (summary.eval_results or {}).items() if isinstance(item[1], float | int)]
+        results = [
+            (name.upper() if name in _ABBREVIATIONS else name, value)
+            for name, value in (summary.eval_results or {}).items()
+            if isinstance(value, float | int)
+        ]
         metadata.pop("model-index", None)
         metadata.setdefault("library_name", "transformers")
         if family is not None:
@@ -88,7 +96,16 @@ class PublishingTrainer(Trainer):
             repo_id=self.hub_model_id if loadable else None,
             results=results,
             training=summary,
+            labels=_labels(model.config),
         )
+
+
+def _labels(config: Any) -> str | None:
+    """What a fusion of other labels than BlEmoRE's predicts, for the card."""
+    space = getattr(config, "label_space", BLEMORE_SPACE)
+    if space == BLEMORE_SPACE:
+        return None
+    return f"{space}" + (", any distribution over them" if config.label_kind == "soft" else "")
 
 
 def _result(metadata: dict[str, Any], name: str, value: float) -> EvalResult:

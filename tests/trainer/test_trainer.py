@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoProcessor, TrainerCallback
 
 from hf_blemo import blemore
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
-from hf_blemo.trainer import BlendCollator, fusion_metrics
+from hf_blemo.trainer import BlendCollator, PublishingTrainer, fusion_metrics
 
 
 @pytest.fixture(params=CASES)
@@ -259,6 +259,16 @@ def test_a_last_batch_of_another_size_changes_no_measure(unlabelled, tmp_path):
         left_out = ("per_second", "time", *(["loss"] if unlabelled else []))
         found.append({key: value for key, value in metrics.items() if not key.endswith(left_out)})
     assert "test_uar" in found[0] and all(found[0] == pytest.approx(other) for other in found[1:])
+
+
+@pytest.mark.parametrize(("kind", "says"), [("valid", "single"), ("soft", "single, any distribution over them")])
+def test_the_card_of_trainer_says_the_labels(kind, says, tmp_path):
+    trainer = named_case(kind).trainer(tmp_path, trainer_class=PublishingTrainer, eval_strategy="steps", eval_steps=6)
+    trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert f"Trained by transformers' Trainer. Labels: 3 names (calm, tense, tired), {says}.\n\n<!--" in card
+    assert "| UAR | 0." in card and "Blem" not in card and "hap" not in card
 
 
 def test_a_distillation_callback_refuses_another_model(tmp_path):
