@@ -20,7 +20,7 @@ _CLIP_PARAMETERS = (*_WINDOW_PARAMETERS, "num_thumbnails")
 
 
 class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
-    """Says which one or two emotions a clip shows, how much of each, and which encoders it relied on.
+    """Says which of its names (emotions, or others) a clip shows, how much of each, and which encoders it relied on.
 
     ```text
     recognise = pipeline("blended-emotion-recognition", model="owner/fusion")

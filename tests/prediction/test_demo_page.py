@@ -121,6 +121,19 @@ def test_served_page_names_no_font_or_script_of_others(page):
     assert '"analytics_enabled":false' in html.replace(" ", "")
 
 
+def test_a_page_of_other_labels_says_its_own_names():
+    """In another process, as Gradio is imported."""
+    pytest.importorskip("gradio")
+    code = (
+        "from hf_blemo.prediction.demo_page import make_demo\n"
+        "demo = make_demo(lambda path: {}, 'mine', names=('cat', 'dog <b>'))\n"
+        "print(demo.title, *(part['props'].get('value') for part in demo.get_config_file()['components']))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.startswith("Clip recognition") and "2 classes (cat, dog &lt;b&gt;)" in run.stdout
+    assert "emotion" not in run.stdout.lower()
+
+
 def test_taken_port_is_an_error_of_one_line():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
