@@ -78,7 +78,7 @@ def explain(
 
     return {
         "epochs": epochs,
-        "spearman": mean_and_std([float(np.nanmean(values)) for values in correlations]),
+        "spearman": mean_and_std([_mean_known(values) for values in correlations]),
         "top": mean_and_std([float(values[several].mean()) for values in top]) if several.any() else None,
         "against_random": difference(random),
         "against_best": difference(best),
@@ -111,10 +111,18 @@ def changes_without(
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Rank correlation of (N,) and (N,) values, ties at their mean rank; NaN where one of them does not vary."""
+    if not len(first):
+        return float("nan")
     one, two = _ranks(first), _ranks(second)
     one, two = one - one.mean(), two - two.mean()
-    norm = np.sqrt((one**2).sum() * (two**2).sum()) if len(one) else 0.0
+    norm = np.sqrt((one**2).sum() * (two**2).sum())
     return float((one * two).sum() / norm) if norm > 0 else float("nan")
+
+
+def _mean_known(values: list[float]) -> float:
+    """Mean without NaN; 0 where nothing is known, as of one encoder, whose weight never varies."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else 0.0
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

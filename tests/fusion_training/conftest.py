@@ -10,11 +10,12 @@ import pyarrow as pa
 import pytest
 from accelerate import Accelerator
 
-from hf_blemo import blemore, feature_sets
+from hf_blemo import feature_sets
 from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
 from hf_blemo.fusion_training.data import model_config
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
 # In no alphabetical order; the last one shows nothing of the label.
 WIDTHS = {"voice": 4, "face": 3, "noise": 2}
@@ -43,12 +44,19 @@ def make_data() -> Callable[..., datasets.Dataset]:
         missing: Collection[tuple[int, str]] = (),
         noise_std: float = 0.3,
         widths: Mapping[str, int] = WIDTHS,
-        num_labels: int = 36,
+        num_labels: int | None = None,
+        space: LabelSpace = BLEMORE_SPACE,
+        kind: str = "valid",
     ) -> datasets.Dataset:
         generator = np.random.default_rng(seed)
-        labels = blemore.LABEL_MATRIX[generator.integers(0, num_labels, num_rows)]
+        labels = space.percent[generator.integers(0, num_labels or len(space), num_rows)] / 100
+        if kind == "soft":
+            labels = generator.dirichlet(np.full(len(space.names), 0.3), num_rows)
         # The signal is the same for every seed, so that data of other seeds are further clips of one benchmark.
-        maps = {name: np.random.default_rng(width).standard_normal((6, width)) for name, width in widths.items()}
+        maps = {
+            name: np.random.default_rng(width).standard_normal((len(space.names), width))
+            for name, width in widths.items()
+        }
         clips = []
         for row in range(num_rows):
             arrays = {}
@@ -58,8 +66,10 @@ def make_data() -> Callable[..., datasets.Dataset]:
                 if (row, name) not in missing:
                     arrays[name] = steps.astype(np.float32)
             clips.append(Clip(f"clip_{row:03d}", arrays, labels[row], row % num_folds))
-        features = dataset_features({name: (width, "float32") for name, width in widths.items()})
-        return datasets.Dataset(pa.Table.from_batches([encode_clips(clips, features.arrow_schema)]))
+        types = {name: (width, "float32") for name, width in widths.items()}
+        schema = dataset_features(types, len(space.names)).arrow_schema
+        data = datasets.Dataset(pa.Table.from_batches([encode_clips(clips, schema)]))
+        return feature_sets.with_label_space(data, space, kind)
 
     return make
 

@@ -6,6 +6,7 @@ import pytest
 from hf_blemo import feature_sets
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.settings import FusionSettings
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 
 def test_synthetic_data_takes_its_settings():
@@ -65,6 +66,49 @@ def test_the_config_follows_data_and_settings(make_data):
     ):
         with pytest.raises(ValueError, match=message):
             model_config(make_data(4), FusionSettings(**changes))
+
+
+COLOURS = LabelSpace(["red", "green", "blue"])
+
+
+def test_names_number_and_kind_of_labels_come_from_the_data(make_data):
+    blends = LabelSpace(["a", "b", "c", "d"], [[60, 40], [50, 30, 20]], ["d"])
+    for space, kind in ((COLOURS, "valid"), (COLOURS, "soft"), (blends, "valid"), (blends, "soft")):
+        config = model_config(make_data(6, space=space, kind=kind), FusionSettings())
+        assert config.label_space == space and config.label_kind == kind
+    named = FusionSettings(model={"id2label": {"0": "red", "1": "green", "2": "blue"}, "presence_share": 0.2})
+    assert model_config(make_data(6, space=COLOURS), named).presence_share == 0.2
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "message"),
+    [
+        (
+            {"id2label": {0: "red", 1: "blue", 2: "green"}},
+            "valid",
+            "order of the names differ: .*blue, green.*green, blue",
+        ),
+        (
+            {"id2label": {0: "red", 1: "blue"}},
+            "valid",
+            r"names differ: the setting model.id2label has 2 names \(red, blue",
+        ),
+        ({"blend_percents": [[50, 50]]}, "valid", "blends differ: the setting model .*50/50.*the data .*single"),
+        ({"label_kind": "valid"}, "soft", "the data has soft labels, but model.label_kind is 'valid'"),
+        ({"num_labels": 4}, "valid", "num_labels is 4, but id2label has the 3 names red, green, blue"),
+    ],
+)
+def test_settings_that_name_other_labels_than_the_data_are_one_error(make_data, model, kind, message):
+    with pytest.raises(ValueError, match=message):
+        model_config(make_data(6, space=COLOURS, kind=kind), FusionSettings(model=model))
+
+
+def test_unlabelled_rows_may_have_any_labels_or_none(make_data):
+    source = make_data(6, space=COLOURS, kind="soft")
+    for target in (make_data(4), make_data(4).remove_columns(["labels", "fold"])):
+        both = with_unlabelled(source, target)
+        assert feature_sets.label_space(both) == (COLOURS, "soft")
+        assert np.asarray(both["labels"])[6:].tolist() == [[-100.0] * 3] * 4
 
 
 def test_unlabelled_rows_follow_without_labels_and_folds(make_data):

@@ -1,0 +1,109 @@
+"""Whole runs on labels that are not BlEmoRE's, and what such data must have."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from hf_blemo.fusion_training import run as run_module
+from hf_blemo.fusion_training.feature_store import FeatureStore
+from hf_blemo.fusion_training.results import results_table
+from hf_blemo.fusion_training.run import train_fusion
+from hf_blemo.fusion_training.settings import AblationSettings
+from hf_blemo.prediction.fusion import load_fusion
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
+
+SINGLE = LabelSpace(["red", "green", "blue", "grey"])
+BLENDS = LabelSpace(["a", "b", "c"], [[60, 40], [40, 60]], ["c"])
+
+
+@pytest.mark.parametrize(("space", "kind"), [(SINGLE, "valid"), (SINGLE, "soft"), (BLENDS, "valid")])
+def test_a_run_speaks_of_the_names_of_its_data(make_data, make_settings, tmp_path, monkeypatch, space, kind):
+    monkeypatch.setattr("hf_blemo.fusion_training.plots.save", lambda figure, path: path)
+    data = make_data(40, num_folds=3, space=space, kind=kind)
+    data.save_to_disk(str(tmp_path / "data"))
+    make_data(8, seed=1, space=space, kind=kind).save_to_disk(str(tmp_path / "test"))
+    paths = {"data": str(tmp_path / "data"), "test_data": str(tmp_path / "test"), "output_dir": str(tmp_path / "out")}
+    metrics = train_fusion(make_settings(num_epochs=12, learning_rate=3e-2, **paths))
+    model, processor = load_fusion(tmp_path / "out")
+    assert model.config.label_space == space == processor.label_space
+    assert processor.label_kind == kind and processor.decoding == metrics["decoding"]
+    assert metrics["decoding"] == ("soft" if kind == "soft" else "expected_score")
+    assert list(metrics["summary"]) == metrics["measures"] and set(metrics["measures"]) < set(metrics["test"])
+    assert all(name in results_table(metrics) for name in metrics["measures"])
+    assert processor.blend_share == pytest.approx(space.is_blend[space.nearest(np.asarray(data["labels"]))].mean())
+    assert ("thresholds" in metrics["alternatives"]) == bool(space.blend_percents)
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert list(content["predictions"]) == list(content["shares"]) == data["clip"]
+    shares = [list(row.values()) for row in content["shares"].values()]
+    assert set(next(iter(content["shares"].values()))) == set(space.names)
+    np.testing.assert_allclose(np.sum(shares, 1), 1, atol=1e-5)
+    assert metrics["summary"]["accuracy"]["mean"] > 1.1 / len(space.names)
+    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    chosen = "validation_kl" if kind == "soft" else "validation_loss"
+    for row in history:
+        if row["selected"]:
+            alike = [other[chosen] for other in history if other["fold"] == row["fold"]]
+            assert row[chosen] == min(alike)
+
+
+@pytest.mark.parametrize(
+    ("change", "changes", "message"),
+    [
+        ({"num_labels": 2}, {"selection_metric": "score"}, "selection_metric: found 'score', expected loss or one of"),
+        ({}, {"decoding": "thresholds"}, "decoding 'thresholds' tells blends apart"),
+        ({}, {"test_data": "other"}, "names differ: the data has 3 names .*a, b, c.*the model has 4 names"),
+        ({}, {"model": {"id2label": {0: "x", 1: "y"}}}, "names differ: the setting model.id2label has 2 names"),
+        ({"alone": True}, {}, "'grey' is a label of clips of fold 1 alone"),
+        ({"num_folds": 1}, {}, "needs at least 3 folds, found 1"),
+        ({"unlabelled": True}, {}, "30 of 30 clips carry no label, for instance clip_000, clip_001"),
+    ],
+)
+def test_what_other_labels_cannot_do_is_refused(
+    make_data, make_settings, with_column, tmp_path, change, changes, message
+):
+    data = make_data(30, num_folds=change.get("num_folds", 3), num_labels=change.get("num_labels"), space=SINGLE)
+    if "alone" in change:
+        labels = np.eye(4)[np.arange(30) // 3 % 3]
+        labels[4] = [0, 0, 0, 1]
+        data = with_column(data, "labels", labels)
+    if "unlabelled" in change:
+        data = with_column(data, "labels", np.full((30, 4), -100.0))
+    data.save_to_disk(str(tmp_path / "data"))
+    make_data(6, space=BLENDS).save_to_disk(str(tmp_path / "other"))
+    changes = {key: str(tmp_path / value) if key == "test_data" else value for key, value in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        train_fusion(make_settings(data=str(tmp_path / "data"), output_dir=str(tmp_path / "out"), **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_test_clips_without_labels_are_predicted_whatever_their_labels_would_be(make_data, make_store, make_settings):
+    config = make_store(make_data(6, space=SINGLE), make_settings()).config
+    for clips in (make_data(5).remove_columns("labels"), make_data(5).map(lambda row: {"labels": [-100.0] * 6})):
+        assert not FeatureStore(clips, config, progress=False).labelled.any()
+    soft = make_data(5, space=SINGLE, kind="soft")
+    with pytest.raises(ValueError, match="the data has soft labels, but label_kind is 'valid'"):
+        FeatureStore(soft, config, progress=False)
+
+
+def test_a_run_of_other_labels_is_not_resumed(make_data, make_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "plot_cross_validation", lambda *arguments: None)
+    settings = make_settings(
+        data=str(tmp_path / "data"),
+        output_dir=str(tmp_path / "out"),
+        num_epochs=1,
+        checkpoint_every=1,
+        protocol="none",
+    )
+    make_data(9, space=SINGLE).save_to_disk(settings.data)
+    train_fusion(settings)
+    make_data(9, space=BLENDS).save_to_disk(str(tmp_path / "other"))
+    (tmp_path / "data").rename(tmp_path / "before")
+    (tmp_path / "other").rename(tmp_path / "data")
+    with pytest.raises(ValueError, match="resume: labels is '3 names .*was '4 names"):
+        train_fusion(make_settings(**{**asdict(settings), "resume": True}))
+
+
+def test_an_ablation_names_its_selection_metric():
+    assert AblationSettings(selection_metric="uar").selection_metric == "uar"
