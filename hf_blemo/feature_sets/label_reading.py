@@ -104,9 +104,9 @@ def read_labels(
             the message names the clip and its value.
     """
     found = [_located(_parsed, value, clip, where) for value, clip in zip(values, clips, strict=True)]
+    names, found = _named(found, clips, options, where, classes)
     if all(value is None for value in found):
         raise ValueError(f"{where}: none of {len(found)} rows carries a label, expected labels")
-    names, found = _named(found, values, clips, options, where, classes)
     splits = options.splits()
     if splits is None:
         sizes = set(map(_set_size, found)) - {0, 1}
@@ -224,7 +224,6 @@ def _parsed(value: Any) -> Any:
 
 def _named(
     found: list[Any],
-    values: Sequence[Any],
     clips: Sequence[str],
     options: LabelOptions,
     where: str,

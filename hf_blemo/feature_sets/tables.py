@@ -378,7 +378,8 @@ def _groups(
         for name in GROUP_COLUMNS:
             groups = list(map(_word, table.singles.get(name, [None])))
             if None not in groups and group_in_two_folds(groups, folds) is None:
-                logger.warning("%s: the column %r is kept as `group`; no value of it is in two folds", path, name)
+                if name != "group":
+                    logger.warning("%s: the column %r is kept as `group`; no value of it is in two folds", path, name)
                 return name, groups
     return None, None
 

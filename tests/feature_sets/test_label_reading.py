@@ -84,6 +84,7 @@ def test_even_splits_follow_only_from_sets_and_only_where_none_is_given():
     ("values", "options", "message"),
     [
         ([None, "", float("nan")], {}, "none of 3 rows carries a label"),
+        ([-1, -1, -1], {"classes": ["up", "calm"]}, "none of 3 rows carries a label"),
         (["up", "sad", "up"], {"names": ["up", "calm"]}, "clip 'y': found the name 'sad', expected one of up, calm"),
         (["up", "clam", "up"], {"names": ["up", "calm"]}, "clip 'y': .*did you mean 'calm'"),
         ([0, 2, 1], {"names": ["up", "calm"]}, r"clip 'y': found the class 2, expected 0 to 1 \(up, calm\)"),
