@@ -181,8 +181,8 @@ def test_demo_serves_a_page_that_recognises_clips(capsys, paths, fusion, member,
     monkeypatch.setattr(demo_page, "launch_demo", lambda *arguments: served.append(arguments))
     demo = ("demo", "--model", fusion)
     assert run(capsys, *demo, "--port", "7001", "--example", paths[0])[0] == 0
-    [(recognise, model, examples)] = made
-    assert (model, examples) == (str(fusion), [str(paths[0])])
+    [(recognise, model, examples, names)] = made
+    assert (model, examples, names) == (str(fusion), [str(paths[0])], member[0].config.label_space.names)
     assert served == [("page", "127.0.0.1", 7001, False)]
     [expected] = predict_clips(paths[:1], [member], fusion_encoders([member]))
     found = recognise(str(paths[0]))

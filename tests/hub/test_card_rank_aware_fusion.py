@@ -76,3 +76,38 @@ def test_protocols_are_told_in_plain_words(fusion_metrics):
     assert not rows_of(card, "**mean")
     with pytest.raises(ValueError, match="expected a protocol of .* found 'lucky'"):
         render_card(fusion_metrics | {"protocol": "lucky"})
+
+
+LABELS = {
+    "seven": {"id2label": dict(enumerate("abcdefg"))},
+    "soft": {"id2label": dict(enumerate("abc")), "label_kind": "soft", "encoders": {"x": {"modality": "audio"}}},
+    "blends": {"id2label": dict(enumerate("abcd")), "blend_percents": [[60, 40], [40, 30, 30]], "unblended": ["d"]},
+    "words": {"id2label": {"0": "a", "1": "b"}, "encoders": {"x": {"modality": "text"}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "texts"),
+    [
+        ("seven", "tabular", ["which of 7 classes a clip shows", "is the most probable class", "over the 7 labels"]),
+        ("soft", "audio", ["how a clip shares among 3 classes", "is a distribution", "nothing is decoded"]),
+        ("blends", "tabular", ["blend of two or three of them", "60/40, 40/30/30: 8 valid labels. `d` never"]),
+        ("words", "text", ["The 2 classes, in this order: `a`, `b`."]),
+    ],
+)  # fmt: skip
+def test_cards_of_other_labels_say_their_names_and_nothing_of_blemore(fusion_metrics, name, tag, texts):
+    measures = {"kl": {"mean": 0.4, "std": 0.1}, "accuracy": {"mean": 0.5, "std": 0.1}, "own": {"mean": 1.0}}
+    decoding = "soft" if name == "soft" else "expected_score"
+    fusion_metrics |= {"summary": measures, "ensemble": None, "alternatives": {}, "decoding": decoding, "config": {}}
+    fusion_metrics |= {"command": None, "data": {"source": "/home/me/mine", "clips": 9, "blend_share": 0.25}}
+    card = render_card(fusion_metrics, config=LABELS[name])
+    metadata, text = metadata_of(card), " ".join(card.split("---\n", 2)[2].split())
+    assert metadata["pipeline_tag"] == f"{tag}-classification" and "blemore" not in metadata["tags"]
+    [result] = metadata["model-index"][0]["results"]
+    assert [metric["type"] for metric in result["metrics"]] == ["accuracy", "kl", "own"]
+    assert result["task"]["type"] == f"{tag}-classification" and result["dataset"]["name"] == "local data"
+    assert all(words in text for words in texts) and ("of them blends" in text) == (name == "blends")
+    assert rows_of(card, "**mean")[0][1:] == ["0.5000 ± 0.1000", "0.4000 ± 0.1000", "1.0000"]
+    assert not re.search(
+        "blemo|six emotions|36 labels|actors|vocalis|anger", text.replace("hf_blemo", ""), re.IGNORECASE
+    )
