@@ -472,7 +472,7 @@ def _adaptation_row(row: dict[str, Any]) -> list[str]:
 def _notes(result: dict[str, Any]) -> list[str]:
     """What the differences are, and the comparisons that are no rows."""
     notes = []
-    against = next((row["against_naive"] for row in result["rows"] if row.get("against_naive")), {})
+    against: dict[str, Any] = next((row["against_naive"] for row in result["rows"] if row.get("against_naive")), {})
     if against:
         best = " and ".join(f"{entry['against']} ({name})" for name, entry in against.items())
         notes.append(

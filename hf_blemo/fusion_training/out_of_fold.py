@@ -57,7 +57,8 @@ class Truth:
 
     def blends(self, predictions: Predictions) -> list:
         """Decoded by the judge's default; the share of blends is that of the other folds."""
-        decoding, blends = self.judge.decodings[0], [None] * len(self.folds)
+        decoding = self.judge.decodings[0]
+        blends: list = [None] * len(self.folds)
         is_blend = self.judge.space.is_blend[self.judge.nearest(self.labels)]
         for fold in np.unique(self.folds):
             rows = np.flatnonzero(self.folds == fold)
@@ -91,7 +92,8 @@ class OutOfFold:
             for column, fold in enumerate(results.folds):
                 joint = results.choices[seed, fold].judging["joint_probabilities"]
                 judging[place, column] = first.loss(joint, first.judging_rows(fold))
-        return cls(*(np.stack([part[name] for part in pooled]) for name in _PREDICTED), judging)
+        probabilities, joint = (np.stack([part[name] for part in pooled]) for name in _PREDICTED)
+        return cls(probabilities, joint, judging)
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file."""
