@@ -116,8 +116,7 @@ def test_other_names_make_new_heads_and_keep_the_rest(make_model, make_samples, 
     model, batch = make_model(), collate(make_samples(5))
     model.save_pretrained(tmp_path)
     names = ["calm", "tense", "tired"]
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
-    labels |= {"blend_percents": [], "unblended": []}
+    labels = {"id2label": dict(enumerate(names)), "blend_percents": [], "unblended": []}
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         AutoModel.from_pretrained(tmp_path, **labels)
     loaded = AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **labels)
