@@ -23,10 +23,11 @@ def add_encoder(
 ) -> tuple[RankAwareFusionModel, RankAwareFusionProcessor]:
     """Add an encoder to a trained fusion and leave only the new encoder's own parts to train.
 
-    On clips without the new encoder the predictions stay the same. The new encoder starts with a random
-    projection, the mean of the other encoders' embeddings in the gate, the mean of their columns in a concatenation,
-    and the last place in a static ranking. A fusion that uses all its encoders still uses all. Save, load and publish
-    the result like any other model.
+    On clips without the new encoder the predictions stay the same (nearly so where the gate reads the experts, whose
+    words count by the number of encoders). The new encoder starts with a random projection, an expert that says
+    nothing, the mean of the other encoders' embeddings in the gate, the mean of their columns in a concatenation, and
+    the last place in a static ranking. A fusion that uses all its encoders still uses all. Save, load and publish the
+    result like any other model.
 
     Args:
         model: of any gate and fusion; not changed.
@@ -37,8 +38,8 @@ def add_encoder(
             because an encoder that is not selected learns only from these losses.
 
     Returns:
-        Model and processor, the new encoder last. Only the new projection and the weights of its pooling require
-        gradients. Fit its standardisation by `fit_feature_statistics(..., encoders=[name])`.
+        Model and processor, the new encoder last. Only the new projection, its expert and the weights of its pooling
+        require gradients. Fit its standardisation by `fit_feature_statistics(..., encoders=[name])`.
 
     Raises:
         ValueError: the name exists, or the options or settings are not valid.
@@ -58,6 +59,8 @@ def add_encoder(
     grown.requires_grad_(False)
     grown.projections[number].requires_grad_(True)
     grown.poolings[number].requires_grad_(True)
+    if grown.experts is not None:
+        grown.experts.matrices[number].requires_grad_(True)
     more = copy.deepcopy(processor)
     more.encoders = dict(grown.config.encoders)
     more.encoder_order = list(grown.config.encoders)
@@ -89,10 +92,10 @@ def _grown(key: str, old: torch.Tensor, new: torch.Tensor, number: int) -> torch
         return old
     if key == "gate.static_scores":
         return torch.cat([old, old.min(0, keepdim=True).values - 1])
-    if key == "gate.encoder_embedding":
+    if key in ("gate.encoder_embedding", "gate.reading"):
         return torch.cat([old, old.mean(0, keepdim=True)])
     if key == "fusion.linear.weight":
         # (H, E * H): the encoders side by side.
         return torch.cat([old, old.unflatten(1, (number, -1)).mean(1)], 1)
     # One more rank, where there were fewer encoders than ranks.
-    return torch.cat([old, old[-1:].expand(len(new) - len(old), -1)])
+    return torch.cat([old, old[-1:].expand(len(new) - len(old), *old.shape[1:])])

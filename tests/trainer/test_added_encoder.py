@@ -49,6 +49,26 @@ def test_without_the_new_encoder_nothing_changes(gate, fusion, top_n, level):
     assert processor.encoder_order == ["face", "voice"] and len(model.projections) == 2
 
 
+@pytest.mark.parametrize("top_n", [1, 3])
+@pytest.mark.parametrize("fusion", ["rank_aware", "weighted_sum", "concatenation"])
+@pytest.mark.parametrize("gate_reads", ["latents", "both"])
+def test_experts_take_a_new_encoder(gate_reads, fusion, top_n, tmp_path):
+    settings = {"experts": True, "fusion_maps": "encoder", "squash": "asinh", "feature_weighting": "relevance"}
+    model, processor = make_model(
+        fusion=fusion, top_n=top_n, gate_reads=gate_reads, gate_prior="relevance", **settings
+    )
+    grown, more = add_encoder(model, processor, "breath", NEW)
+    samples = [{"face": np.ones((3, 6)), "voice": np.full((2, 4), -1.0)}, {"voice": np.ones((1, 4))}]
+    with torch.no_grad():
+        one, two = model(**processor(samples)), grown(**more(samples))
+    tolerance = 1e-6 if gate_reads == "latents" else 0.2
+    torch.testing.assert_close(two.joint_probabilities, one.joint_probabilities, rtol=0, atol=tolerance)
+    trained = {name for name, parameter in grown.named_parameters() if parameter.requires_grad}
+    assert "experts.matrices.2" in trained and all(".2" in name for name in trained)
+    grown.save_pretrained(tmp_path)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path)(**more(samples)).probabilities, two.probabilities)
+
+
 def test_only_the_new_encoders_parts_are_trained():
     grown, _ = add_encoder(*make_model(), "breath", NEW)
     trained = {name for name, parameter in grown.named_parameters() if parameter.requires_grad}
