@@ -238,7 +238,7 @@ class Lockstep:
             subset: numbers of M members.
 
         Returns:
-            `joint_probabilities` (M, R, 36), `probabilities` (M, R, 6), `encoder_weights` (M, R, E),
+            `joint_probabilities` (M, R, L), `probabilities` (M, R, C), `encoder_weights` (M, R, E),
             `selected_encoders` (M, R, top_n).
         """
         stacked = self.stacked
