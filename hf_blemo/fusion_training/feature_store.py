@@ -51,7 +51,9 @@ class FeatureStore:
         self.config = config
         self.judge = Judge.of(config)
         self.processor = RankAwareFusionProcessor.from_config(config)
-        self.poolings = {name: RankAwareFusionPooling(options) for name, options in config.encoders.items()}
+        self.poolings = {
+            name: RankAwareFusionPooling(options, config.squash) for name, options in config.encoders.items()
+        }
         num_rows = len(dataset)
         self.pooled: dict[str, torch.Tensor] = {}
         self.present = {name: torch.zeros(num_rows, dtype=torch.bool) for name in config.encoders}
@@ -222,7 +224,7 @@ class FeatureStore:
             if self.config.feature_weighting == "relevance":
                 used = rows[self.present[name].numpy()[rows] & self.labelled[rows]]
                 values = (self.vectors(name)[used].double() - mean) / torch.where(std > 1e-8, std, 1.0)
-                values = values.asinh() if self.config.squash == "asinh" else values
+                values = values.asinh() if self.poolings[name].squash else values
                 result[name].append(_relevance(values, self.labels[used].double()).float())
         return result
 

@@ -109,7 +109,8 @@ class RankAwareFusionConfig(PreTrainedConfig):
         top_n: number of encoders fused per sample; where fewer are present, all of them. With 1, the single weight is
             1 after renormalisation and the gate learns from `gate_loss_weight` and `gate_balance_weight` alone.
         hidden_size: width of the shared latent space.
-        squash: `asinh` bends the standardised features, so that a few extreme values do not decide (ours).
+        squash: `asinh` bends the standardised features of encoders without transform, so that a few extreme values do
+            not decide (ours).
         feature_weighting: `relevance` multiplies every feature by its correlation ratio with the labels of the
             training part, relative to the root mean square of its encoder (ours); see [`set_feature_statistics`].
         input_dropout: rate on the features of a clip.
@@ -144,7 +145,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
         head_exponent: exponent of presence in the geometric mean, between 0 and 1; salience has the rest.
         learn_head_exponent: whether the exponent is trained.
         joint_interaction: whether the joint distribution adds a linear term of the fused vector to the energies that
-            follow from the heads (ours).
+            follow from the heads (ours). Where nothing blends, the joint distribution is that of the names.
         presence_loss_weight, salience_loss_weight, alignment_loss_weight: weights of the three losses of the method.
         joint_loss_weight: weight of the negative log-likelihood of the label under the joint distribution (ours).
         domain_adaptation: `none`, `mmd`, `coral` or `adversarial`, between labelled and unlabelled rows of a batch.

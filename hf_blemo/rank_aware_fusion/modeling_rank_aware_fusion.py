@@ -252,18 +252,21 @@ class _Heads(nn.Module):
             self.exponent_logit = nn.Parameter(exponent)
         else:
             self.register_buffer("exponent_logit", exponent)
-        self.joint_scale = nn.Parameter(torch.zeros(2))
-        self.joint_bias = nn.Parameter(torch.zeros(self.num_labels))
+        self.blends = self.num_labels > self.num_names
         self.interaction = None
-        if config.joint_interaction:
-            self.interaction = nn.Linear(config.hidden_size, self.num_labels, bias=False)
+        if self.blends:
+            self.joint_scale = nn.Parameter(torch.zeros(2))
+            self.joint_bias = nn.Parameter(torch.zeros(self.num_labels))
+            if config.joint_interaction:
+                self.interaction = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.register_buffer("label_percent", _label_percent(space))
 
     def forward(self, fused: torch.Tensor, said: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Predicts from fused features (..., H) and the joined logits of experts (..., 2 C), in float32.
 
         The energy of a label is the log-likelihood of its set under the presence head, minus the divergence of the
-        label from the salience distribution.
+        label from the salience distribution. Where nothing blends the labels are the names, and so are the
+        probabilities of both.
         """
         presence = self.presence(fused).float()
         salience = self.salience(fused).float()
@@ -273,6 +276,27 @@ class _Heads(nn.Module):
         log_present = nn.functional.logsigmoid(presence)
         log_absent = nn.functional.logsigmoid(-presence)
         log_salience = salience.log_softmax(-1)
+        exponent = self.exponent_logit.float().sigmoid()
+        mixed = {
+            "geometric": lambda: exponent * log_present + (1 - exponent) * log_salience,
+            "presence": lambda: log_present,
+            "salience": lambda: log_salience,
+        }[self.kind]()
+        log_probabilities = mixed.log_softmax(-1)
+        log_joint = log_probabilities
+        if self.blends:
+            log_joint = self._energy(fused, log_present, log_absent, log_salience).log_softmax(-1)
+        return {
+            "presence_logits": presence,
+            "salience_logits": salience,
+            "log_probabilities": log_probabilities,
+            "log_joint": log_joint,
+        }
+
+    def _energy(
+        self, fused: torch.Tensor, log_present: torch.Tensor, log_absent: torch.Tensor, log_salience: torch.Tensor
+    ) -> torch.Tensor:
+        """Unnormalised log-probabilities of the valid labels, (..., L)."""
         labels = self.label_percent.float() / 100
         sets = (labels > 0).float()
         energy = self.joint_bias.float().expand(*fused.shape[:-1], self.num_labels)
@@ -284,18 +308,7 @@ class _Heads(nn.Module):
             energy = energy + salience_scale * (log_salience @ labels.T + entropy)
         if self.interaction is not None:
             energy = energy + self.interaction(fused).float()
-        exponent = self.exponent_logit.float().sigmoid()
-        mixed = {
-            "geometric": lambda: exponent * log_present + (1 - exponent) * log_salience,
-            "presence": lambda: log_present,
-            "salience": lambda: log_salience,
-        }[self.kind]()
-        return {
-            "presence_logits": presence,
-            "salience_logits": salience,
-            "log_probabilities": mixed.log_softmax(-1),
-            "log_joint": energy.log_softmax(-1),
-        }
+        return energy
 
     def losses(self, heads: dict[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Unweighted, of each row: mean binary cross-entropy of the names, KL divergences of both distributions from
@@ -364,8 +377,9 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
                     init.ones_(module.rank_weight)
         elif isinstance(module, _Heads):
             init.constant_(module.exponent_logit, torch.tensor(module.initial_exponent).logit().item())
-            init.zeros_(module.joint_scale)
-            init.zeros_(module.joint_bias)
+            if module.blends:
+                init.zeros_(module.joint_scale)
+                init.zeros_(module.joint_bias)
             init.copy_(module.label_percent, _label_percent(self.config.label_space))
             if module.interaction is not None:
                 init.zeros_(module.interaction.weight)

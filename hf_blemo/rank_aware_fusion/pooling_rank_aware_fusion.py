@@ -47,7 +47,7 @@ class RankAwareFusionPooling(nn.Module):
 
     Args:
         options: one complete entry of `config.encoders`.
-        squash: of the config; it bends what was standardised.
+        squash: of the config; it bends standardised features, but no logits.
         weighted: whether features are weighted by their relevance.
     """
 
@@ -57,7 +57,8 @@ class RankAwareFusionPooling(nn.Module):
 
     def __init__(self, options: dict[str, Any], squash: str = "none", weighted: bool = False):
         super().__init__()
-        self.squash, self.weighted = squash, weighted
+        self.squash = squash == "asinh" and options["transform"] == "none"
+        self.weighted = weighted
         self.pooling = options["pooling"]
         self.transform = options["transform"]
         self.feature_size = options["feature_size"]
@@ -106,7 +107,7 @@ class RankAwareFusionPooling(nn.Module):
             values = values.unsqueeze(1)
         pooled = values.float() if values.dim() == 2 else self.pool(values, mask)
         standard = (pooled - self.feature_mean.float()) / self.feature_std.float()
-        if self.squash == "asinh":
+        if self.squash:
             standard = standard.asinh()
         if standard.dim() == 3:
             # Masked steps may hold anything, NaN included, and a zero weight would not silence that.
