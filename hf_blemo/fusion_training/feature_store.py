@@ -67,6 +67,11 @@ class FeatureStore:
             else:
                 self.pooled[name] = torch.zeros(num_rows, size)
         columns = dataset.column_names
+        groups = dataset["group"][:] if "group" in columns else [None] * num_rows
+        names = sorted({group for group in groups if group is not None})
+        places = {name: number for number, name in enumerate(names)}
+        # Number of each row's group, -1 without one.
+        self.groups = np.array([-1 if group is None else places[group] for group in groups])
         folds = dataset["fold"][:] if "fold" in columns else [None] * num_rows
         self.folds = np.array([-1 if fold is None else fold for fold in folds])
         labels = self._labels_of(dataset)
@@ -91,6 +96,7 @@ class FeatureStore:
         self.labelled = ~(self.labels == UNLABELLED).all(-1).numpy()
         if align_folds:
             self._align_folds()
+        self._moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -228,13 +234,39 @@ class FeatureStore:
                 result[name].append(_relevance(values, self.labels[used].double()).float())
         return result
 
-    def batch(self, rows: np.ndarray, device: torch.device, labels: bool = True) -> dict:
+    def _exchanged(self, name: str, rows: np.ndarray, others: np.ndarray) -> torch.Tensor:
+        """Pooled features (R, P) of rows with the mean and deviation of the groups of other rows.
+
+        A group's moments are those of its own rows, without what lies more than four deviations from its mean.
+        """
+        if name not in self._moments:
+            values, present = self.pooled[name], self.present[name].numpy()
+            mean, std = torch.zeros(2, self.groups.max() + 1, values.shape[1]).unbind()
+            for group in range(len(mean)):
+                own = values[(self.groups == group) & present].double()
+                if len(own) > 1:
+                    centre, spread = own.mean(0), own.std(0)
+                    own = own.clamp(centre - 4 * spread, centre + 4 * spread)
+                    mean[group], std[group] = own.mean(0).float(), own.std(0).float()
+            self._moments[name] = (mean, std)
+        mean, std = self._moments[name]
+        group, other = self.groups[rows], self.groups[others]
+        values = self.pooled[name][rows]
+        moved = (values - mean[group]) / std[group] * std[other] + mean[other]
+        # A feature that does not vary within a group has nothing to exchange there.
+        return torch.where((std[group] > 1e-8) & (std[other] > 1e-8), moved, values)
+
+    def batch(
+        self, rows: np.ndarray, device: torch.device, labels: bool = True, others: np.ndarray | None = None
+    ) -> dict:
         """Model inputs for some rows.
 
         Args:
             rows: row numbers of any shape; the tensors get that shape in place of the batch axis.
             device: where they go.
             labels: whether to include them.
+            others: of the same shape, rows whose groups' mean and deviation the features take; a row itself where
+                nothing changes.
 
         Returns:
             `features`, `feature_mask` and `labels` for the model.
@@ -242,7 +274,7 @@ class FeatureStore:
         flat = torch.from_numpy(rows.reshape(-1))
         features, feature_mask = {}, {}
         for name, values in self.pooled.items():
-            features[name] = values[flat]
+            features[name] = values[flat] if others is None else self._exchanged(name, rows.ravel(), others.ravel())
             feature_mask[name] = self.present[name][flat].unsqueeze(1)
         if self._sums:
             read = self._process(flat.tolist(), names=list(self._sums))

@@ -18,7 +18,7 @@ from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAware
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
 PREDICTED = ("joint_probabilities", "probabilities", "encoder_weights", "selected_encoders")
-_LABELLED, _UNLABELLED = 0, 1
+_LABELLED, _UNLABELLED, _EXCHANGED = 0, 1, 2
 _Batch = dict[str, dict[str, torch.Tensor] | torch.Tensor]
 
 
@@ -158,6 +158,8 @@ class Lockstep:
                 raise ValueError(
                     f"{name} {getattr(settings, name)} is not a multiple of the {accelerator.num_processes} processes"
                 )
+        if settings.exchange_groups and (store.groups[store.labelled] < 0).any():
+            raise ValueError("exchange_groups needs a group for every labelled clip: a column `group` of the data")
         self.unlabelled_rows = np.flatnonzero(~store.labelled)
         self.rows = [member.training_rows(store.folds, store.labelled) for member in self.members]
         for member, rows in zip(self.members, self.rows, strict=True):
@@ -193,10 +195,10 @@ class Lockstep:
         progress = step / (self.steps_per_epoch * self.settings.num_epochs)
         return self.settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
-    def _batch_rows(self, step: int) -> np.ndarray:
-        """(M, rows of this process), labelled first."""
+    def _batch_rows(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """(M, rows of this process), labelled first; and the rows whose groups' moments they take, if any do."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        columns = []
+        columns, others = [], []
         for purpose, size in ((_LABELLED, self.settings.batch_size), (_UNLABELLED, self.unlabelled_batch_size)):
             if size:
                 part = [
@@ -205,15 +207,22 @@ class Lockstep:
                     )
                     for member, rows in zip(self.members, self.rows, strict=True)
                 ]
-                columns.append(np.stack(part)[:, rank::world])
-        return np.concatenate(columns, 1)
+                rows = np.stack(part)
+                other = rows
+                if purpose == _LABELLED and self.settings.exchange_groups:
+                    draws = np.random.default_rng([self.settings.seeds[0], _EXCHANGED, step]).random(rows.shape)
+                    other = np.where(draws < self.settings.exchange_groups, np.roll(rows, 1, 1), rows)
+                columns.append(rows[:, rank::world])
+                others.append(other[:, rank::world])
+        return np.concatenate(columns, 1), np.concatenate(others, 1) if self.settings.exchange_groups else None
 
     def train_epoch(self, bar: Progress) -> np.ndarray:
         """One pass over the largest member's rows; returns the mean loss (M,) of its steps."""
         self.model.train()
         total = torch.zeros(len(self.members), device=self.accelerator.device)
         for step in range(self.epoch * self.steps_per_epoch, (self.epoch + 1) * self.steps_per_epoch):
-            batch = self.store.batch(self._batch_rows(step), self.accelerator.device)
+            rows, others = self._batch_rows(step)
+            batch = self.store.batch(rows, self.accelerator.device, others=others)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate(step)
             losses = self.model(batch)["loss"]

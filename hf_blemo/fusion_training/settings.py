@@ -33,6 +33,9 @@ class ExperimentSettings:
             known; for others it is `video`.
         align_folds: shift and scale the features of each fold to the moments of all folds. Meant for out-of-fold
             predictions, where every fold comes from another network. Reads no label.
+        exchange_groups: share of the training rows whose features take the mean and deviation of another group of the
+            training part, drawn anew every time, so that a model does not rely on who is seen or heard. Needs a
+            column `group` in the data; encoders pooled by attention stay as they are.
         model: more settings of `RankAwareFusionConfig`.
         protocol: `honest`, `published_style` or `none`.
         seeds: one complete run each; their final models form an ensemble.
@@ -60,6 +63,7 @@ class ExperimentSettings:
     pooling: str = "mean"
     transform: str = "none"
     align_folds: bool = False
+    exchange_groups: float | int = not_negative(0.0)
     model: dict[str, Any] = field(default_factory=dict)
     protocol: Literal["honest", "published_style", "none"] = "honest"
     seeds: list[int] = different_seeds(default_factory=lambda: [0, 1, 2])

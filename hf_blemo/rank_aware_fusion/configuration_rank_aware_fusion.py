@@ -109,8 +109,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
         top_n: number of encoders fused per sample; where fewer are present, all of them. With 1, the single weight is
             1 after renormalisation and the gate learns from `gate_loss_weight` and `gate_balance_weight` alone.
         hidden_size: width of the shared latent space.
-        squash: `asinh` bends the standardised features of encoders without transform, so that a few extreme values do
-            not decide (ours).
+        squash: `asinh` bends the standardised features, so that a few extreme values do not decide (ours).
         feature_weighting: `relevance` multiplies every feature by its correlation ratio with the labels of the
             training part, relative to the root mean square of its encoder (ours); see [`set_feature_statistics`].
         input_dropout: rate on the features of a clip.
@@ -138,6 +137,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
             which teaches the projections of encoders the gate does not select (ours).
         gate_loss_weight: weight of the Kullback-Leibler divergence from the gate to the softmax of minus the
             encoders' own losses; needs `encoder_loss_weight` > 0 (ours).
+        latent_activation: `gelu` bends each encoder's latent, and `none` leaves that to the fused vector.
         dropout: rate on the latents and the fused vector.
         encoder_dropout: rate at which a present encoder is hidden in training; one always stays.
         modality_dropout: rate at which all encoders of one modality are hidden in training; one encoder always stays.
@@ -192,6 +192,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
     gate_balance_weight: float | int = 0.01
     encoder_loss_weight: float | int = 0.0
     gate_loss_weight: float | int = 0.0
+    latent_activation: Literal["gelu", "none"] = "gelu"
     dropout: float | int = 0.2
     encoder_dropout: float | int = 0.0
     modality_dropout: float | int = 0.0

@@ -71,11 +71,12 @@ class _Projection(nn.Module):
     def __init__(self, input_size: int, config: RankAwareFusionConfig):
         super().__init__()
         self.linear = nn.Linear(input_size, config.hidden_size)
+        self.bends = config.latent_activation == "gelu"
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        pooled = pooled.to(self.linear.weight.dtype)
-        return self.dropout(nn.functional.gelu(self.linear(pooled)))
+        latent = self.linear(pooled.to(self.linear.weight.dtype))
+        return self.dropout(nn.functional.gelu(latent) if self.bends else latent)
 
 
 class _Experts(nn.Module):
@@ -91,6 +92,8 @@ class _Experts(nn.Module):
         super().__init__()
         sizes, outputs = map(config.pooled_size, config.encoders), 2 * len(config.label_space.names)
         self.matrices = nn.ParameterList(nn.Parameter(torch.zeros(size, outputs)) for size in sizes)
+        # Of the joined logits; the heads' own biases would be slower than the experts.
+        self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Standardised features of each encoder, (B, P) -> (B, E, 2 C)."""
@@ -357,6 +360,7 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
         elif isinstance(module, _Experts):
             for matrix in module.matrices:
                 init.zeros_(matrix)
+            init.zeros_(module.bias)
         elif isinstance(module, _Gate):
             if module.kind == "static":
                 init.zeros_(module.static_scores)
@@ -575,7 +579,9 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         indices = torch.arange(num_encoders, device=latents.device).view(1, -1, 1).expand(batch_size, -1, -1)
         weights = latents.new_ones(batch_size, num_encoders, 1)
         fused = self.fusion(latents.unsqueeze(2), indices, weights)
-        joined = None if said is None else self.fusion.join(said.unsqueeze(2), weights)
+        joined = None
+        if said is not None:
+            joined = self.fusion.join(said.unsqueeze(2), weights) + self.experts.scale * self.experts.bias
         return self.heads.losses(self.heads(fused, joined), labels.unsqueeze(1).expand(-1, num_encoders, -1))["joint"]
 
     def _loss(
@@ -664,7 +670,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         joined = None
         if said is not None:
             chosen = said.gather(1, selected.unsqueeze(-1).expand(-1, -1, said.shape[-1]))
-            joined = self.fusion.join(chosen, selected_weights)
+            joined = self.fusion.join(chosen, selected_weights) + self.experts.scale * self.experts.bias
         heads = self.heads(fused, joined)
         loss = adaptation = None
         if labels is not None:

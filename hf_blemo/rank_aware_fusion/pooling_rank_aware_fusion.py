@@ -47,7 +47,7 @@ class RankAwareFusionPooling(nn.Module):
 
     Args:
         options: one complete entry of `config.encoders`.
-        squash: of the config; it bends standardised features, but no logits.
+        squash: of the config; it bends the standardised features.
         weighted: whether features are weighted by their relevance.
     """
 
@@ -57,7 +57,7 @@ class RankAwareFusionPooling(nn.Module):
 
     def __init__(self, options: dict[str, Any], squash: str = "none", weighted: bool = False):
         super().__init__()
-        self.squash = squash == "asinh" and options["transform"] == "none"
+        self.squash = squash == "asinh"
         self.weighted = weighted
         self.pooling = options["pooling"]
         self.transform = options["transform"]
