@@ -11,7 +11,8 @@ from hf_blemo import built_in, feature_sets
 from hf_blemo.errors import check_known
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE, read_provenance
-from hf_blemo.loading import load_dataset, local_path
+from hf_blemo.hub.feature_sets import load_hub_features
+from hf_blemo.loading import local_path
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig, label_names
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED, LabelSpace, same_space
 
@@ -40,7 +41,7 @@ def load_data(source: str, synthetic: Mapping[str, Any]) -> datasets.Dataset:
     where = f"data {source!r}"
     if local_path(source, where) is not None:
         return feature_sets.load_features(source)
-    return load_dataset(source, where, split="train")
+    return load_hub_features(source, where)
 
 
 def model_config(data: datasets.Dataset, settings: ExperimentSettings) -> RankAwareFusionConfig:

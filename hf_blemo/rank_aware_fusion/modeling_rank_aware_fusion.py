@@ -319,7 +319,8 @@ class _Heads(nn.Module):
         label where `label_kind` is `soft` and nothing blends."""
         present = (labels > self.presence_share).float()
         entropy = torch.special.xlogy(labels, labels).sum(-1)
-        nearest = (labels.unsqueeze(-2) - self.label_percent.float() / 100).abs().sum(-1).argmin(-1)
+        # As `LabelSpace.nearest`.
+        nearest = ((labels * 1e5).round().unsqueeze(-2) - self.label_percent * 1000).abs().sum(-1).argmin(-1)
         joint = -(labels * heads["log_joint"]).sum(-1) if self.soft else _picked(heads["log_joint"], nearest)
         presence = nn.functional.binary_cross_entropy_with_logits(heads["presence_logits"], present, reduction="none")
         return {

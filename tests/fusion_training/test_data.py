@@ -29,6 +29,18 @@ def test_a_built_data_set_and_a_table_are_read(make_data, tmp_path):
     np.testing.assert_array_equal(feature_sets.read_features(table, [1])[0]["face"], vectors[1:])
 
 
+def test_a_data_set_on_the_hub_keeps_its_names_in_their_order_and_their_kind(hub, make_data):
+    from hf_blemo.hub import push_features
+
+    names = ["neu", "sad", "hap", "fea", "disg", "ang"]
+    data = make_data(12)
+    push_features(feature_sets.with_label_space(data, LabelSpace(names), "soft"), "you/votes")
+    found = load_data("you/votes", {})
+    assert feature_sets.label_space(found) == (LabelSpace(names), "soft") and found["labels"] == data["labels"]
+    config = model_config(found, FusionSettings(data="you/votes"))
+    assert list(config.id2label.values()) == names and config.blend_percents == [] and config.label_kind == "soft"
+
+
 @pytest.mark.parametrize("source", ["gone", "./gone/data", "/gone/data", "a/b/c"])
 def test_a_source_that_is_nothing_is_named(source):
     with pytest.raises(FileNotFoundError, match=f"data '{source}': not a file, folder or Hub id"):

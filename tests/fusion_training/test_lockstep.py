@@ -137,7 +137,7 @@ def test_smaller_members_go_round_their_rows_again(make_data, make_settings, tra
     members = [Member(0, ()), Member(0, (0, 1)), Member(0, (0, 1, 2, 3))]
     lockstep, _ = train(make_data(50), make_settings(batch_size=20), members, 0)
     assert lockstep.steps_per_epoch == 3
-    seen = [np.concatenate([lockstep._batch_rows(step)[index] for step in range(3)]) for index in range(3)]
+    seen = [np.concatenate([lockstep._batch_rows(step)[0][index] for step in range(3)]) for index in range(3)]
     assert [len(rows) for rows in seen] == [60] * 3
     assert set(seen[0]) == set(range(50))
     for index, folds in ((1, {2, 3, 4}), (2, {4})):
@@ -217,12 +217,13 @@ def test_unlabelled_rows_alone_join_every_batch_in_equal_number(make_data, make_
     settings = make_settings(batch_size=12, unlabelled_batch_size=7, model={"domain_adaptation": "mmd"})
     data = with_unlabelled(make_data(40), make_data(20, seed=1))
     lockstep, _ = train(data, settings, [Member(0, (0,)), Member(3, (0,))], 0)
-    rows = lockstep._batch_rows(5)
+    rows = lockstep._batch_rows(5)[0]
     assert rows.shape == (2, 19)
     assert (rows[:, :12] < 40).all() and (rows[:, 12:] >= 40).all()
     # Without adaptation the same rows are left out of every batch and of the standardisation.
     plain, _ = train(data, make_settings(batch_size=12), [Member(0, (0,))], 0)
-    assert plain._batch_rows(5).shape == (1, 12) and plain._batch_rows(5).max() < 40
+    alone = plain._batch_rows(5)[0]
+    assert alone.shape == (1, 12) and alone.max() < 40
     alone, _ = train(make_data(40), make_settings(batch_size=12), [Member(0, (0,))], 0)
     assert_equal_weights(weights(plain, 0), weights(alone, 0))
 

@@ -51,6 +51,22 @@ def test_terms_by_hand_over_all_labels(make_model, make_samples, collate):
     assert output.domain_adaptation_loss.item() == 0
 
 
+def test_the_nearest_label_of_votes_is_the_label_spaces_on_ties_too():
+    pairs = [[70, 30], [50, 50], [30, 70]]
+    config = RankAwareFusionConfig(
+        encoders={"voice": {"feature_size": 2, "modality": "audio"}}, id2label=dict(enumerate("abc")),
+        blend_percents=pairs, label_kind="soft", **NO_LOSS | {"joint_loss_weight": 1.0},
+    )  # fmt: skip
+    model = RankAwareFusionModel(config).eval()
+    votes = [[a / 10, b / 10, (10 - a - b) / 10] for a in range(11) for b in range(11 - a)]
+    labels, features = torch.tensor(votes), {"voice": torch.ones(len(votes), 1, 2)}
+    nearest = config.label_space.nearest(np.array(votes))
+    np.testing.assert_array_equal(nearest, config.label_space.nearest(labels.numpy()))
+    output = model(features, labels=labels)
+    expected = [-np.log(row[index]) for row, index in zip(output.joint_probabilities.tolist(), nearest, strict=True)]
+    assert output.loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_labels_of_any_precision_give_the_same_loss(make_model, make_samples, make_labels, collate, dtype):
     model, batch, labels = make_model(), collate(make_samples(6)), make_labels(6, unlabelled=[2])
