@@ -1,4 +1,4 @@
-"""Blended emotion recognition by rank-aware fusion, the BlEmoRE benchmark it is judged on, and small CLIPs by CLIP-RD.
+"""Rank-aware fusion for blended emotions or any other labels, its benchmark BlEmoRE, and small CLIPs by CLIP-RD.
 
 Importing the package is light: the names below load on first use, and the model families are registered with
 transformers' auto classes when those are imported, whether before or after this package.

@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_parser() -> Parser:
-    parser = Parser(prog="hf-blemo", description="Recognise blended emotions by rank-aware fusion, on BlEmoRE.")
+    parser = Parser(
+        prog="hf-blemo", description="Recognise blended emotions or any other labels by rank-aware fusion."
+    )
     parser.add_argument("--version", action="version", version=f"hf_blemo {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for add in (add_predict, add_demo, add_features, add_dataset, add_evaluate, add_submit, add_publish, add_export):

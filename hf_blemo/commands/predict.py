@@ -1,4 +1,4 @@
-"""`hf-blemo predict`: blends of clips, or of their features."""
+"""`hf-blemo predict`: labels of clips, or of their features."""
 
 import argparse
 import sys

@@ -1,6 +1,5 @@
 """One table of what every part of the design is worth, on one data set."""
 
-import itertools
 import re
 import shutil
 import time
@@ -16,7 +15,7 @@ from accelerate import Accelerator
 from hf_blemo import feature_sets
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.files import read_json, write_json
-from hf_blemo.fusion_training.adaptation import ADAPTATIONS, adapt_to_folds, folds_table
+from hf_blemo.fusion_training.adaptation import adapt_to_folds, each_adaptation, folds_table
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.explanation import explain, explanation_table
@@ -426,14 +425,7 @@ def _compare_adaptations(
     config = model_config(source, settings)
     stores = {name: FeatureStore(clips, config, progress=False) for name, clips in scored.items()}
     lost = unadapted = np.zeros(len(settings.seeds))
-    for kind, level in [("none", "fused"), *itertools.product(ADAPTATIONS, settings.adaptation_weights)]:
-        weight = settings.adaptation_weights[level].get(kind, 0.0)
-        changes = {
-            "domain_adaptation": kind,
-            "domain_adaptation_level": level,
-            "domain_adaptation_weight": weight,
-        }
-        own = replace(settings, model={**settings.model, **changes})
+    for kind, level, weight, own in each_adaptation(settings):
         data = source if kind == "none" else both
         store = FeatureStore(data, model_config(source, own), progress=False)
         models = train_on_all(accelerator, store, own, settings.num_epochs)

@@ -21,6 +21,18 @@ from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED
 ADAPTATIONS = ("mmd", "coral", "adversarial")
 
 
+def each_adaptation(settings: AblationSettings) -> Iterator[tuple[str, str, float, AblationSettings]]:
+    """The kind, level and weight of each adaptation to compare, none first, and the settings with it."""
+    for kind, level in [("none", "fused"), *itertools.product(ADAPTATIONS, settings.adaptation_weights)]:
+        weight = settings.adaptation_weights[level].get(kind, 0.0)
+        changes = {
+            "domain_adaptation": kind,
+            "domain_adaptation_level": level,
+            "domain_adaptation_weight": weight,
+        }
+        yield kind, level, weight, replace(settings, model={**settings.model, **changes})
+
+
 def adapt_to_folds(
     accelerator: Accelerator,
     settings: AblationSettings,
@@ -46,14 +58,7 @@ def adapt_to_folds(
         the paired difference of accuracy and loss to the first row.
     """
     unadapted: dict[str, np.ndarray] = {}
-    for kind, level in [("none", "fused"), *itertools.product(ADAPTATIONS, settings.adaptation_weights)]:
-        weight = settings.adaptation_weights[level].get(kind, 0.0)
-        changes = {
-            "domain_adaptation": kind,
-            "domain_adaptation_level": level,
-            "domain_adaptation_weight": weight,
-        }
-        own = replace(settings, model={**settings.model, **changes})
+    for kind, level, weight, own in each_adaptation(settings):
         made = _out_of_fold(accelerator, own, _of_config(store, data, own), truth, labelled)
         per_clip = made.per_clip(truth)
         unadapted = unadapted or per_clip

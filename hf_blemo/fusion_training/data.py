@@ -1,6 +1,7 @@
 """Loads the data sets of a run."""
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,12 @@ from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED,
 
 logger = logging.getLogger(__name__)
 
-_MODALITY_BY_PREFIX = (("wavlm", "audio"), ("hubert", "audio"), ("hicmae", "audiovisual"))
+# The first that fits an encoder's name.
+_MODALITY_BY_NAME = (
+    ("audiovisual", r"hicmae|audiovisual"),
+    ("audio", r"wavlm|hubert|wav2vec|whisper|egemaps|opensmile|mfcc|audio|acoustic|speech|voice|sound"),
+    ("text", r"bert|gpt|(?<![a-z])(text|word|transcript)"),
+)
 
 
 def load_data(source: str, synthetic: Mapping[str, Any]) -> datasets.Dataset:
@@ -137,7 +143,7 @@ def _encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> di
 
 
 def _modality_of(name: str) -> str:
-    """Modality of an encoder: known for BlEmoRE and the built-in data, else `video`."""
+    """Modality of an encoder, as the built-in data or the name says; else `video`."""
     if name in built_in.SYNTHETIC_ENCODERS:
         return built_in.SYNTHETIC_ENCODERS[name]["modality"]
-    return next((modality for prefix, modality in _MODALITY_BY_PREFIX if name.lower().startswith(prefix)), "video")
+    return next((modality for modality, part in _MODALITY_BY_NAME if re.search(part, name.lower())), "video")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -432,7 +432,7 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
 
 
 class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
-    """Recognises blended emotions from the features of many encoders, fusing the top-n of each sample in rank order.
+    """Predicts labels from the features of many encoders, fusing the top-n of each sample in rank order.
 
     Args:
         config: [`RankAwareFusionConfig`] with at least one encoder.
@@ -560,7 +560,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         """Logarithm of the weights that the gate starts from, (E,); None where they are equal."""
         if self.config.gate_prior == "uniform":
             return None
-        return torch.stack([pooling.relevance for pooling in self.poolings]).log()
+        return torch.stack([cast(RankAwareFusionPooling, pooling).relevance for pooling in self.poolings]).log()
 
     def _drop_encoders(self, present: torch.Tensor) -> torch.Tensor:
         """Hides encoders at random in training; a sample that would lose all encoders keeps them."""
@@ -574,15 +574,18 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                 present = torch.where(kept.any(-1, keepdim=True), kept, present)
         return present
 
+    def _joined(self, said: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """(..., R, 2 C) logits of experts in rank order and their weights -> (..., 2 C), the experts' bias added."""
+        assert self.experts is not None
+        return self.fusion.join(said, weights) + self.experts.scale * self.experts.bias
+
     def _encoder_losses(self, latents: torch.Tensor, said: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
         """Joint loss of each encoder alone at the first rank, (B, E), as if all others were absent."""
         batch_size, num_encoders, _ = latents.shape
         indices = torch.arange(num_encoders, device=latents.device).view(1, -1, 1).expand(batch_size, -1, -1)
         weights = latents.new_ones(batch_size, num_encoders, 1)
         fused = self.fusion(latents.unsqueeze(2), indices, weights)
-        joined = None
-        if said is not None:
-            joined = self.fusion.join(said.unsqueeze(2), weights) + self.experts.scale * self.experts.bias
+        joined = None if said is None else self._joined(said.unsqueeze(2), weights)
         return self.heads.losses(self.heads(fused, joined), labels.unsqueeze(1).expand(-1, num_encoders, -1))["joint"]
 
     def _loss(
@@ -671,7 +674,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         joined = None
         if said is not None:
             chosen = said.gather(1, selected.unsqueeze(-1).expand(-1, -1, said.shape[-1]))
-            joined = self.fusion.join(chosen, selected_weights) + self.experts.scale * self.experts.bias
+            joined = self._joined(chosen, selected_weights)
         heads = self.heads(fused, joined)
         loss = adaptation = None
         if labels is not None:

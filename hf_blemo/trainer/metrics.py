@@ -69,7 +69,7 @@ def blemore_metrics(
 
     Args:
         predicted: Trainer's predictions.
-        decoding: `expected_score` reads the joint probabilities, `thresholds` the six probabilities.
+        decoding: `expected_score` reads the joint probabilities, `thresholds` the probabilities of the names.
         alpha, beta: of `thresholds`; fit them with `blemore.fit_thresholds` on clips that are not evaluated.
         blend_share: share of blends that `expected_score` assumes.
 

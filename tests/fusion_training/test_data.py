@@ -48,8 +48,12 @@ def test_a_source_that_is_nothing_is_named(source):
 
 
 def test_modalities_are_known_by_name(make_data):
-    known = {"audio": ["WavLM_large", "HuBERT_large", "voice"], "audiovisual": ["HiCMAE", "hicmae_kl_100"]}
-    known["video"] = ["ImageBind", "VideoMAEv2", "OpenFace_3", "clip", "face"]
+    known = {
+        "audio": ["WavLM_large", "HuBERT_large", "voice", "eGeMAPS", "speech_rate"],
+        "audiovisual": ["HiCMAE", "hicmae_kl_100"],
+    }
+    known["video"] = ["ImageBind", "VideoMAEv2", "OpenFace_3", "clip", "face", "context"]
+    known["text"] = ["roberta-base", "transcript", "subtitle_text"]
     widths = {name: 2 for names in known.values() for name in names}
     config = model_config(make_data(4, widths=widths), FusionSettings())
     for modality, names in known.items():
