@@ -67,6 +67,13 @@ def _variants(settings: ExperimentSettings, encoder_names: list[str]) -> Iterato
             yield _Variant(f"without rank order, n = {number}", {"fusion": "weighted_sum", "top_n": number})
     yield _Variant("  without rank order (weighted sum)", {"fusion": "weighted_sum"})
     yield _Variant("  gated concatenation", {"fusion": "concatenation"})
+    yield _Variant("  without experts", {"experts": False, "gate_reads": "latents"})
+    yield _Variant("  without relevance of features", {"feature_weighting": "none", "gate_prior": "uniform"})
+    yield _Variant("  without squashing", {"squash": "none"})
+    yield _Variant("  one map for all encoders", {"fusion_maps": "shared"})
+    yield _Variant("  gate reads latents", {"gate_reads": "latents"})
+    yield _Variant("  gate without prior", {"gate_prior": "uniform", "gate_prior_weight": 0.0})
+    yield _Variant("  fixed weights (the prior)", {"gate": "uniform"})
     yield _Variant("  presence head alone", {"head_fusion": "presence"})
     yield _Variant("  salience head alone", {"head_fusion": "salience"})
     yield _Variant("  without joint interaction", {"joint_interaction": False})
@@ -82,6 +89,8 @@ def _variants(settings: ExperimentSettings, encoder_names: list[str]) -> Iterato
         yield _Variant("  with encoder loss", {"encoder_loss_weight": 0.2})
     yield _Variant("  without encoder dropout", {"encoder_dropout": 0.0})
     yield _Variant("  scored the published way (optimistic)", settings={"protocol": "published_style"})
+    if settings.exchange_groups:
+        yield _Variant("  without exchange of groups", settings={"exchange_groups": 0.0})
     if settings.align_folds:
         yield _Variant("  without alignment of the folds", settings={"align_folds": False})
 

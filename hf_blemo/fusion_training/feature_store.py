@@ -231,7 +231,7 @@ class FeatureStore:
                 used = rows[self.present[name].numpy()[rows] & self.labelled[rows]]
                 values = (self.vectors(name)[used].double() - mean) / torch.where(std > 1e-8, std, 1.0)
                 values = values.asinh() if self.poolings[name].squash else values
-                result[name].append(_relevance(values, self.labels[used].double()).float())
+                result[name].append(correlation_ratio(values, self.labels[used].double()).float())
         return result
 
     def _exchanged(self, name: str, rows: np.ndarray, others: np.ndarray) -> torch.Tensor:
@@ -315,10 +315,17 @@ class FeatureStore:
         return {name: torch.cat(part) for name, part in parts.items()}
 
 
-def _relevance(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Correlation ratio (P,) of features (R, P) with shares (R, C): 1 where the names explain a feature, 0 where not.
+def correlation_ratio(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Measures how far names explain features: the root of the variance of a feature's means per name over its own.
 
-    Source: Pearson's correlation ratio, with the shares of a label as the weights of its names.
+    Args:
+        values: (R, P) features.
+        labels: (R, C) shares; they are the weights of the names.
+
+    Returns:
+        (P,) from 0 to 1; ones without rows.
+
+    Source: Pearson's correlation ratio.
     """
     if not len(values):
         return torch.ones(values.shape[1])

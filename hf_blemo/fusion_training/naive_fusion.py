@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from hf_blemo.fusion_training.feature_store import FeatureStore
+from hf_blemo.fusion_training.feature_store import FeatureStore, correlation_ratio
 from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth
 
 # Weights of the L2 term beside the mean cross-entropy, strongest first.
@@ -43,13 +43,22 @@ class Regressions:
         targets: (N, K) distributions.
         folds: (N,).
         scale: (P,) factor of each standardised column.
+        treated: whether columns are squashed and weighted by their relevance, as the method's options do.
     """
 
-    def __init__(self, inputs: np.ndarray, targets: np.ndarray, folds: np.ndarray, scale: np.ndarray | None = None):
+    def __init__(
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        folds: np.ndarray,
+        scale: np.ndarray | None = None,
+        treated: bool = False,
+    ):
         self.inputs = torch.from_numpy(inputs).double()
         self.targets = torch.from_numpy(targets).double()
         self.folds = folds
         self.scale = torch.ones(inputs.shape[1]).double() if scale is None else torch.from_numpy(scale).double()
+        self.treated = treated
         self._known: dict[tuple[int, ...], np.ndarray] = {}
 
     def without(self, *held_out: int) -> np.ndarray:
@@ -60,7 +69,14 @@ class Regressions:
             mean = self.inputs[train].nanmean(0)
             centred = self.inputs - mean
             std = centred[train].square().nanmean(0).sqrt()
-            values = torch.nan_to_num(centred / std.clamp_min(1e-9)) * (std > 1e-9) * self.scale
+            values = torch.nan_to_num(centred / std.clamp_min(1e-9)) * (std > 1e-9)
+            if self.treated:
+                values = values.asinh()
+                values = values * correlation_ratio(values[train], self.targets[train])
+            values = values * self.scale
+            if self.treated:
+                # As long as without the weights, so that the same L2 weights suit.
+                values = values * (self.scale.square().sum() / values[train].square().sum(1).mean()).sqrt()
             start = torch.zeros(values.shape[1] + 1, self.targets.shape[1]).double()
             start[-1] = self.targets[train].mean(0).clamp_min(1e-6).log()
             found = []
@@ -121,6 +137,7 @@ class NaiveFusions:
             lambda: self._combined(self._stacked),
             lambda: self._concatenated(scaled=False),
             lambda: self._concatenated(scaled=True),
+            lambda: self._concatenated(scaled=True, treated=True),
         ]
         return dict(zip(naive_names(list(self.features)), makers, strict=True))
 
@@ -141,11 +158,11 @@ class NaiveFusions:
     def _single(self, name: str) -> Callable[[], OutOfFold]:
         return lambda: self._made(self.singles[name][fold] for fold in self.folds)
 
-    def _concatenated(self, scaled: bool) -> OutOfFold:
+    def _concatenated(self, scaled: bool, treated: bool = False) -> OutOfFold:
         widths = [values.shape[1] for values in self.features.values()]
         scale = np.concatenate([np.full(width, width**-0.5 if scaled else 1.0) for width in widths])
         inputs = np.concatenate(list(self.features.values()), 1)
-        regressions = Regressions(inputs, self.targets, self.truth.folds, scale)
+        regressions = Regressions(inputs, self.targets, self.truth.folds, scale, treated)
         return self._made(regressions.for_fold(fold) for fold in self.folds)
 
     def _combined(self, combine: Callable[[int, np.ndarray], tuple[np.ndarray, float]]) -> OutOfFold:
@@ -213,6 +230,7 @@ _FUSIONS = (
     "stacking",
     "linear concatenation",
     "linear concatenation, block-scaled",
+    "linear concatenation, block-scaled, squashed, weighted by relevance",
 )
 
 
