@@ -57,6 +57,10 @@ def one_line(error: BaseException) -> str:
     """The message of an error in one line; for an error of the system, the file and the reason."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
+    library = sys.modules.get("huggingface_hub.errors")
+    if library and isinstance(error, library.StrictDataclassClassValidationError) and error.__cause__ is not None:
+        # The check of a config has said it all; which of its methods that was is no user's concern.
+        error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -38,7 +38,8 @@ encoders. With --features it reads features instead: a built data set, a table, 
 models predict by the mean of their probabilities. Labels and folds are not needed; a clip may lack encoders, and the
 features may lack encoders of the model or have others, which are left out.
 Prints a line per clip. Clips over 30 seconds get a timeline. A clip that cannot be read is reported; the command fails
-only if none can. The suffix of an --output decides what is written:
+only if none can. With --features a clip without features is reported too, the others are predicted, and the exit code
+is 2. The suffix of an --output decides what is written:
   .json  everything: the blends under "predictions", which hf-blemo evaluate and submit read; the top name,
          probabilities by name, encoder weights and ranks, timeline, notes and errors under "clips"
   .csv   the same as a table, a row per clip and window
@@ -143,6 +144,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     if outputs:
         clips = "1 clip" if len(done) == 1 else f"{len(done)} clips"
         print(f"{clips}, decoding {decoding['name']}: {', '.join(map(str, outputs))}")
+    if arguments.features is not None and len(done) < len(results):
+        raise ValueError(f"{len(results) - len(done)} of {len(results)} clips have no prediction, the others are done")
 
 
 def _checked(arguments: argparse.Namespace) -> list[Path]:

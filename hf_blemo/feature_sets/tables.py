@@ -76,8 +76,8 @@ def build_table_dataset(
         output: folder to make, readable by `datasets.load_from_disk`; by default the data set stays in memory.
         encoders: the columns to take, in this order; all by default.
         feature_dtype: "float32", which keeps float16 sources; "float16"; or "auto", float16 where the first clip fits.
-        require_labels: without a column of labels, refuse clips without BlEmoRE's label, test clips aside; otherwise
-            they are unlabelled.
+        require_labels: without a column of labels, refuse clips without BlEmoRE's label, test clips aside, and clips
+            without any features; otherwise they are unlabelled, and a prediction says that they have none.
         overwrite: replace the data set at `output`.
         progress: show a progress bar.
         label_column, label_prefix, names, label_kind, blend_percents, unblended: where labels are and how they are
@@ -113,7 +113,7 @@ def build_table_dataset(
     clip_names = _names(table, path, clip_column)
     _check_columns(table, len(clip_names), path, options, clip_column, group)
     found = read_label_columns(table, clip_names, path, options, folds, group, seed, require_labels)
-    columns, types = _encoders(table, clip_names, path, encoders, feature_dtype, nan)
+    columns, types = _encoders(table, clip_names, path, encoders, feature_dtype, nan, require_labels)
     _say_left_out(table, {*CLIP_COLUMNS, "fold", clip_column, *found.columns}, path)
     clips = [
         Clip(
@@ -374,13 +374,23 @@ def _groups(
         )
         logger.warning("%s: folds are dealt by label alone and are not group-disjoint%s", path, hint)
         return None, None
+    leak = None
     if (folds >= 0).any():
         for name in GROUP_COLUMNS:
             groups = list(map(_word, table.singles.get(name, [None])))
-            if None not in groups and group_in_two_folds(groups, folds) is None:
+            if None in groups:
+                continue
+            split = group_in_two_folds(groups, folds)
+            if split is None:
                 if name != "group":
                     logger.warning("%s: the column %r is kept as `group`; no value of it is in two folds", path, name)
                 return name, groups
+            leak = leak or (path, name, split[0], ", ".join(map(str, split[1])), name)
+    if leak:
+        logger.warning(
+            "%s: %s %r is in the folds %s, so they are not group-disjoint; --folds with --group %s deals anew",
+            *leak,
+        )
     return None, None
 
 
@@ -398,6 +408,7 @@ def _encoders(
     encoders: Sequence[str] | None,
     feature_dtype: str,
     nan: str,
+    require: bool,
 ) -> tuple[dict[str, Vectors], dict[str, FeatureType]]:
     vectors = {name: column for name, column in table.vectors.items() if name != "labels"}
     for name in encoders or ():
@@ -421,12 +432,15 @@ def _encoders(
         if broken:
             column = [None if row in broken else array for row, array in enumerate(column)]
             dropped[encoder] = len(broken)
-        columns[encoder], types[encoder] = _encoder(column, names, where, feature_dtype)
+        if require or any(array is not None for array in column):
+            columns[encoder], types[encoder] = _encoder(column, names, where, feature_dtype)
+    if not columns:
+        raise ValueError(f"{path}: found no features of any clip, expected some in {', '.join(chosen)}")
     if dropped:
         counts = ", ".join(f"{encoder} in {count}" for encoder, count in dropped.items())
         logger.warning("%s: taken as missing for NaN or infinity, of %d rows: %s", path, len(names), counts)
     for row, name in enumerate(names):
-        if all(column[row] is None for column in columns.values()):
+        if require and all(column[row] is None for column in columns.values()):
             raise ValueError(f"{path}: clip {name!r} has no features of any encoder, expected at least one")
     return columns, types
 

@@ -98,7 +98,8 @@ def predict_blends(
         options: `top_labels` and the decoding, as `results` takes them.
 
     Yields:
-        The result of each clip, in the order of the data set.
+        The result of each clip, in the order of the data set; for one without features of an encoder that the models
+        know, `{"clip": name, "error": line}`.
 
     Raises:
         ValueError: there is no model or clip, a clip comes twice, the models have different encoders or labels, the
@@ -122,7 +123,13 @@ def predict_blends(
                 {name: values for name, values in sample.items() if name in encoders}
                 for sample in feature_sets.read_features(dataset, rows)
             ]
-            yield from results(samples, [clips[row] for row in rows], members, **options)
+            present = [number for number, sample in enumerate(samples) if sample]
+            names = [clips[rows[number]] for number in present]
+            found = results([samples[number] for number in present], names, members, **options) if present else []
+            by_clip = {result["clip"]: result for result in found}
+            for row in rows:
+                error = f"{clips[row]}: has no features of any encoder, expected some of {', '.join(encoders)}"
+                yield by_clip.get(clips[row], {"clip": clips[row], "error": error})
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)

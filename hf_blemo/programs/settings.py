@@ -210,6 +210,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         found: set[str] = set()
         for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:int":
+                # Places, as in `id2label: {0: calm, 1: tense}`; the keys of a saved config are text too.
+                key.tag = "tag:yaml.org,2002:str"
             if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value} is no text", key.start_mark)
             if key.value in found:

@@ -256,10 +256,11 @@ def same_space(found: LabelSpace, expected: LabelSpace, found_in: str, expected_
     """
     if found == expected:
         return
-    what = "blends"
+    what = "blends differ"
     if found.names != expected.names:
-        what = "order of the names" if sorted(found.names) == sorted(expected.names) else "names"
-    raise ValueError(f"the {what} differ: {found_in} has {found}, {expected_in} has {expected}")
+        same = sorted(found.names) == sorted(expected.names)
+        what = "order of the names differs" if same else "names differ"
+    raise ValueError(f"the {what}: {found_in} has {found}, {expected_in} has {expected}")
 
 
 BLEMORE_SPACE = LabelSpace(EMOTIONS, BLEND_PERCENTS, UNBLENDED)

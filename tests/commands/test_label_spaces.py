@@ -141,6 +141,22 @@ def test_a_nan_is_an_error_or_a_missing_encoder(capsys, shared, tmp_path):
     assert code == 2 and "'face'" in err and "take 3" in err and "--nan missing" in err
     code, out, _ = run(capsys, *predict, "--nan", "missing")
     assert code == 0 and out.splitlines()[3].startswith("take 3: ") and "face 0.00" not in out.splitlines()[3]
+    gone = [{**row, "face": None, "voice": None} if number == 1 else row for number, row in enumerate(rows_of(4))]
+    pq.write_table(pa.Table.from_pylist(gone), tmp_path / "gone.parquet")
+    output = tmp_path / "gone.json"
+    code, out, err = run(capsys, *predict[:-1], tmp_path / "gone.parquet", "--output", output)
+    assert code == 2 and out.startswith("3 clips") and "1 of 4 clips have no prediction" in err.splitlines()[-1]
+    content = json.loads(output.read_text())
+    assert len(content["predictions"]) == 3 and "no features" in content["clips"][1]["error"]
+    # An encoder that no row has is as one that the table lacks.
+    for row, words, expected in (
+        ({"face": None}, "", 0),
+        ({"face": None, "smell": None, "voice": None}, "no features", 2),
+    ):
+        schema = pq.read_schema(tmp_path / "gone.parquet")
+        pq.write_table(pa.Table.from_pylist([{**gone[0], **row}], schema), tmp_path / "one.parquet")
+        code, _, err = run(capsys, *predict[:-1], tmp_path / "one.parquet")
+        assert code == expected and words in err
     assert "--nan is for --features" in refused(capsys, "predict", "clip.mp4", "--model", "m", "--nan", "missing")
 
 

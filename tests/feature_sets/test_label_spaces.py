@@ -59,7 +59,7 @@ def test_spaces_that_do_not_fit_are_refused():
         feature_sets.with_label_space(made(), SPACE, "hard")
     votes = LabelSpace(["ang", "disg", "fea", "hap", "neu", "sad"])
     one, silent = feature_sets.with_label_space(made(6), votes, "valid"), made(6)
-    with pytest.raises(ValueError, match="order of the names differ: mine has .*neu, sad.*yours has .*sad, neu"):
+    with pytest.raises(ValueError, match="order of the names differs: mine has .*neu, sad.*yours has .*sad, neu"):
         feature_sets.concatenate([silent, one], ["yours", "mine"])
     with pytest.raises(ValueError, match="kinds of labels differ: part 1 has soft labels, part 0 has valid ones"):
         feature_sets.concatenate([one, feature_sets.with_label_space(made(6), votes, "soft")])

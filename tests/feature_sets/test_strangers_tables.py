@@ -52,6 +52,10 @@ def test_classes_in_every_form_of_table(write, caplog):
         assert feature_sets.encoder_widths(dataset) == {"voice": 2}
         assert ("group" in dataset.column_names) == (name != "t.npz")
     assert messages(caplog) == ["the column 'actor' is kept as `group`; no value of it is in two folds"] * 2
+    caplog.clear()
+    leaking = build_table_dataset(write(frame(actor=[0] * 24)), label_column="mood")
+    assert "group" not in leaking.column_names
+    assert "actor '0' is in the folds 0, 1, 2, so they are not group-disjoint" in caplog.text
 
 
 def test_class_labels_of_a_hugging_face_table(tmp_path):

@@ -102,7 +102,7 @@ def test_names_number_and_kind_of_labels_come_from_the_data(make_data):
         (
             {"id2label": {0: "red", 1: "blue", 2: "green"}},
             "valid",
-            "order of the names differ: .*blue, green.*green, blue",
+            "order of the names differs: .*blue, green.*green, blue",
         ),
         (
             {"id2label": {0: "red", 1: "blue"}},

@@ -47,7 +47,7 @@ def test_splits_of_two_spaces_are_refused_and_one_split_may_change(hub):
     for other, message in (
         (
             made(LabelSpace(["calm", "up", "bored"])),
-            r"order of the names differ: .* split test .*calm, up, bored.*calm,",
+            r"order of the names differs: .* split test .*calm, up, bored.*calm,",
         ),
         (made(kind="soft"), "kinds of labels differ: .*soft.*valid"),
         (made(LabelSpace(["calm", "bored", "low"])), "names differ"),

@@ -152,12 +152,19 @@ def test_unusable_data_is_refused_by_name():
     for dataset, message in (
         (make_dataset(widths={"hubert": 3}), "found the encoders hubert in the data, expected some of wavlm"),
         (make_dataset(widths={"wavlm": 4, "videomae": 3}), "A1_ang_int1_ver1, encoder 'wavlm': expected shape"),
-        (make_dataset(widths={"wavlm": 5, "hubert": 3}), "test_0001: no encoder is present"),
         (make_dataset(names=["a", "b", "a"]), "clip 'a' comes more than once"),
         (make_dataset().select([]), "without clips"),
         (make_dataset().remove_columns("clip"), "found the columns features, labels, fold, expected 'clip'"),
     ):
         refused(message, [member], dataset)
+
+
+def test_a_clip_without_features_has_an_error_and_the_others_are_predicted():
+    member = make_member()
+    for batch_size in (1, 64):
+        found = list(predict_blends([member], make_dataset(widths={"wavlm": 5, "hubert": 3}), batch_size=batch_size))
+        assert [clip["clip"] for clip in found] == NAMES and ["error" in clip for clip in found] == [0, 1, 0, 0, 0]
+        assert found[1]["error"].startswith("test_0001: has no features of any encoder, expected some of wavlm")
 
 
 def test_models_that_cannot_be_averaged_are_refused():
@@ -278,7 +285,7 @@ DAMAGES = {
     "fewer encoders": (other_processor({"wavlm": ENCODERS["wavlm"]}), "different models: found the encoders wavlm, e"),
     "other width": (other_processor(WIDER), "different models: encoder 'wavlm': found .*9.*expected .*5"),
     "other names": (edit(PROCESSOR, **OTHER), "models: the names differ: processor_config.json has 2 names .a, b., s"),
-    "other order": (edit(PROCESSOR, id2label=TURNED), "the order of the names differ: processor_config.json has"),
+    "other order": (edit(PROCESSOR, id2label=TURNED), "the order of the names differs: processor_config.json has"),
     "other blends": (edit(PROCESSOR, blend_percents=[[60, 40]]), "the blends differ: processor_config.json has"),
     "no names": (edit(PROCESSOR, id2label={}), "processor_config.json holds an invalid setting: .*id2label must map"),
     "no such name": (edit(CONFIG, unblended=["x"]), "config.json holds an invalid setting: .*unblended has 'x'"),

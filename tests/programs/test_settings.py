@@ -91,6 +91,7 @@ def test_float_fields_take_every_way_to_write_a_number(config, text):
     assert read(*config(f"learning_rate: {text}")).learning_rate == 1e-4
     assert read("--weights.mmd", text.strip("'")).weights == {"mmd": 1e-4}
     assert read("--model.dropout", text.strip("'")).model["dropout"] == 1e-4
+    assert read("--model.id2label", "{0: calm, 1: tense}").model["id2label"] == {"0": "calm", "1": "tense"}
     whole = read("--learning_rate", "2", "--weights", "{mmd: 1}")
     assert type(whole.learning_rate) is float and type(whole.weights["mmd"]) is float
 
@@ -165,7 +166,8 @@ FILE_ERRORS = (
     ("output_dir: [a]", "output_dir: found ['a'], expected str"),
     ("num_epochs: '3'", "num_epochs: found '3', expected int"),
     ("model:", "model: found None, expected dict"),
-    ("weights: {1: 2}", "settings.yaml: expected YAML, found: key 1 is no text"),
+    ("weights: {yes: 2}", "settings.yaml: expected YAML, found: key yes is no text"),
+    ("weights: {1: 2, 1: 3}", "settings.yaml: expected YAML, found: key '1' comes twice"),
     ("patience: 1\npatience: 2", "settings.yaml, line 2: expected YAML, found: key 'patience' comes twice"),
     ("- patience", "expected settings as 'key: value' lines, found list"),
     ("seeds: [1\nmodel: 2", "settings.yaml, line 2: expected YAML"),

@@ -83,16 +83,16 @@ def test_equal_spaces_and_the_message_of_two_that_differ():
     assert LabelSpace("abc", (), ["c"]) == LabelSpace("abc") and LabelSpace("abc") != "abc"
     same_space(space, space, "one", "other")
     for other, what in (
-        (LabelSpace("bac", PAIRS, ["c"]), "order of the names"),
-        (LabelSpace("abd", PAIRS, ["d"]), "names"),
-        (LabelSpace("ab"), "names"),
-        (LabelSpace("abc", PAIRS), "blends"),
-        (LabelSpace("abc"), "blends"),
-        (LabelSpace("abc", PAIRS[::-1], ["c"]), "blends"),
+        (LabelSpace("bac", PAIRS, ["c"]), "order of the names differs"),
+        (LabelSpace("abd", PAIRS, ["d"]), "names differ"),
+        (LabelSpace("ab"), "names differ"),
+        (LabelSpace("abc", PAIRS), "blends differ"),
+        (LabelSpace("abc"), "blends differ"),
+        (LabelSpace("abc", PAIRS[::-1], ["c"]), "blends differ"),
     ):
         with pytest.raises(ValueError) as error:
             same_space(other, space, "the data", "the model")
-        assert str(error.value) == f"the {what} differ: the data has {other!r}, the model has {space!r}"
+        assert str(error.value) == f"the {what}: the data has {other!r}, the model has {space!r}"
     assert repr(space) == "3 names (a, b, c), blends of 70/30, 50/50, 30/70, c unblended"
     assert repr(LabelSpace("ab")) == "2 names (a, b), single"
 

@@ -84,9 +84,9 @@ def test_labels_of_any_form_become_shares(given, kind, feature, form, column):
 
 def test_a_data_set_of_other_names_is_refused():
     row = {"features": [{"face": [0.0, 1.0]}]}
-    for names, what in ((["tense", "calm", "tired"], "order of the names"), (["calm", "joy"], "names")):
+    for names, what in ((["tense", "calm", "tired"], "order of the names differs"), (["calm", "joy"], "names differ")):
         data = datasets.Dataset.from_dict({**row, "label": [1]}).cast_column("label", datasets.ClassLabel(names=names))
-        with pytest.raises(ValueError, match=f"the {what} differ: the data set has .*the processor has 3 names .calm"):
+        with pytest.raises(ValueError, match=f"the {what}: the data set has .*the processor has 3 names .calm"):
             BlendCollator(named_processor(), data)
     with pytest.raises(ValueError, match="the names differ: the data set has 6 names .*the processor has 3 names"):
         BlendCollator(named_processor(), make_synthetic_blends(num_clips=2))
