@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from hf_blemo import blemore
 from hf_blemo.fusion_training.judging import Judge, Predictions
 from hf_blemo.fusion_training.results import CrossValidationResults
+from hf_blemo.metrics.measures import largest
 
 RESAMPLES = 10_000
 # As the measures count a probability at least.
@@ -137,8 +138,7 @@ class OutOfFold:
             predictions = self._of_seed(seed)
             shares = truth.judge.shares_of(truth.blends(predictions))
             probabilities = predictions["probabilities"].astype(np.float64)
-            top = np.where(shares >= shares.max(1, keepdims=True) - 1e-6, probabilities, -1).argmax(1)
-            hits.append(truth.labels[np.arange(len(top)), top] >= truth.labels.max(1) - 1e-6)
+            hits.append(largest(shares) == largest(truth.labels))
             if truth.loss == "kl":
                 logs = np.log(np.maximum(truth.labels, _LOWEST)) - np.log(np.maximum(probabilities, _LOWEST))
                 losses.append((truth.labels * logs).sum(1))

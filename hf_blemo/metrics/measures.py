@@ -46,8 +46,8 @@ def measure(
     | `js_distance` | square root of the Jensen-Shannon divergence, nats | `soft` |
     | `mae` | mean absolute error of a share | `soft` |
 
-    Of names that share the largest part of a prediction, the one of larger probability counts; where they share it in
-    the label, each of them is right. With soft labels, salience compares the nearest valid labels.
+    Of names that share the largest part, the first counts, in labels and predictions alike. With soft labels, salience
+    compares the nearest valid labels.
 
     Args:
         space: names and valid labels.
@@ -84,9 +84,8 @@ def measure(
         joint = _checked("joint", joint, (len(truth), len(space)))
 
     found: dict[str, float] = {}
-    top = _largest(shares, shares if probabilities is None else probabilities)
     rows = np.arange(len(truth))
-    true_top = np.where(truth[rows, top] >= truth.max(1) - _STEP, top, truth.argmax(1))
+    top, true_top = largest(shares), largest(truth)
     hits, true, predicted = (np.bincount(of, minlength=len(names)) for of in (top[top == true_top], true_top, top))
     found["accuracy"] = int(hits.sum()) / len(truth)
     found["uar"] = float((hits[true > 0] / true[true > 0]).mean())
@@ -178,9 +177,16 @@ def _checked(what: str, values: Any, shape: tuple[int, int]) -> np.ndarray:
     return array
 
 
-def _largest(shares: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """For each row the place of the largest share, of the largest probability among equals; (N,)."""
-    return np.where(shares >= shares.max(1, keepdims=True) - _STEP, probabilities, -np.inf).argmax(1)
+def largest(shares: np.ndarray) -> np.ndarray:
+    """Finds the name with the largest share of each row, the first of those that share it.
+
+    Args:
+        shares: (N, C).
+
+    Returns:
+        (N,) places.
+    """
+    return (shares >= shares.max(1, keepdims=True) - _STEP).argmax(1)
 
 
 def _same_sets(shares: np.ndarray, truth: np.ndarray, presence_share: float) -> float:
