@@ -1,7 +1,9 @@
 """PyTorch model of rank-aware selective fusion."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,12 +13,24 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_rank_aware_fusion import MODALITIES, RankAwareFusionConfig
+from .configuration_rank_aware_fusion import MODALITIES, RankAwareFusionConfig, label_names
 from .domain_adaptation_rank_aware_fusion import RankAwareFusionDomainAdaptation
-from .label_space_rank_aware_fusion import LabelSpace
+from .label_space_rank_aware_fusion import EMOTIONS, LabelSpace
 from .pooling_rank_aware_fusion import RankAwareFusionPooling
 
 IGNORED_LABEL = -100
+# Weights that belong to the names of the labels.
+_OF_NAMES = ("experts.", "heads.presence.", "heads.salience.", "heads.joint_bias", "heads.interaction.")
+
+
+def _names_of(checkpoint_files: Any) -> list[str]:
+    """Names of the labels of the config beside a checkpoint's files; none where there is no such config."""
+    config = Path(checkpoint_files[0]).with_name("config.json") if checkpoint_files else None
+    if config is None or not config.is_file():
+        return []
+    entries = json.loads(config.read_text(encoding="utf-8"))
+    is_own = entries.get("model_type") == RankAwareFusionConfig.model_type
+    return label_names(entries.get("id2label") or dict(enumerate(EMOTIONS))) if is_own else []
 
 
 def _label_percent(space: LabelSpace) -> torch.Tensor:
@@ -394,7 +408,20 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
         model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Fits a checkpoint to a config that was changed at load: ranks that both have keep their weights, further
-        ranks start as copies of the last, and the labels are always the config's."""
+        ranks start as copies of the last, and the labels are always the config's.
+
+        A name may be exchanged for another; other numbers or places of names need `ignore_mismatched_sizes`, with
+        which what depends on them starts anew."""
+        found, given = _names_of(checkpoint_files), model.config.label_space.names
+        moved = found and (
+            len(found) != len(given) or any(n in found and found.index(n) != p for p, n in enumerate(given))
+        )
+        if moved and not load_config.ignore_mismatched_sizes:
+            raise RuntimeError(
+                f"found the {len(given)} names {', '.join(given)} in the config, but the checkpoint has the "
+                f"{len(found)} names {', '.join(found)}, expected its number and order; ignore_mismatched_sizes=True "
+                "starts the heads anew"
+            )
         if state_dict is None and checkpoint_files and all(str(f).endswith(".safetensors") for f in checkpoint_files):
             state_dict = {name: values for file in checkpoint_files for name, values in load_file(file).items()}
         if state_dict is not None:
@@ -403,6 +430,8 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
                 found, number = state_dict[name], len(own[name])
                 further = found[-1:].expand(max(0, number - len(found)), *found.shape[1:])
                 state_dict[name] = torch.cat([found[:number], further])
+            if moved:
+                state_dict = {name: value for name, value in state_dict.items() if not name.startswith(_OF_NAMES)}
             if "heads.label_percent" in state_dict:
                 state_dict["heads.label_percent"] = _label_percent(model.config.label_space)
         return PreTrainedModel._load_pretrained_model(

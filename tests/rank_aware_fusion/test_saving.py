@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel
-from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import EMOTIONS, LabelSpace
 
 VARIANTS = {
     "default": {},
@@ -128,6 +128,16 @@ def test_other_names_make_new_heads_and_keep_the_rest(make_model, make_samples, 
     # Where nothing blends the joint distribution has no weights of its own.
     assert old.keys() - new.keys() == {"heads.joint_scale", "heads.joint_bias", "heads.interaction.weight"}
     loaded(**batch, labels=torch.eye(3)[[0, 1, 2, 0, 1]]).loss.backward()
+    # As many names: places matter, and another word for a name does not.
+    turned, words = EMOTIONS[::-1], ["anger", *EMOTIONS[1:]]
+    with pytest.raises(RuntimeError, match="6 names neu, .*has the 6 names ang, .*ignore_mismatched_sizes"):
+        AutoModel.from_pretrained(tmp_path, id2label=dict(enumerate(turned)))
+    anew = AutoModel.from_pretrained(tmp_path, id2label=dict(enumerate(turned)), ignore_mismatched_sizes=True)
+    assert anew.config.label_space.names == turned
+    assert not torch.equal(anew.heads.presence.weight, model.heads.presence.weight)
+    assert torch.equal(anew.gate.query, model.gate.query)
+    renamed = AutoModel.from_pretrained(tmp_path, id2label=dict(enumerate(words)))
+    assert torch.equal(renamed.heads.presence.weight, model.heads.presence.weight)
     # As many labels of other blends: the table of labels is the config's.
     other = AutoModel.from_pretrained(tmp_path, unblended=["ang"])
     assert (other.heads.label_percent.numpy() == other.config.label_space.percent).all()
