@@ -524,6 +524,10 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                 f"encoder {name!r}: expected statistics of shape ({size},), found {tuple(mean.shape)} and "
                 f"{tuple(std.shape)}"
             )
+        if relevance is not None and relevance.shape != (size,):
+            raise ValueError(
+                f"encoder {name!r}: expected relevance of shape ({size},), found {tuple(relevance.shape)}"
+            )
         pooling = self.poolings[self.encoder_names.index(name)]
         assert isinstance(pooling, RankAwareFusionPooling)
         with torch.no_grad():

@@ -41,11 +41,11 @@ def test_the_rows_for_three_encoders(settings_for):
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
     assert names[:3] == [f"single encoder: {name}" for name in NAMES]
-    assert names[3:11] == naive_names(NAMES)
+    assert names[3:12] == naive_names(NAMES)
     ranked = ["rank-aware, n = 1", "rank-aware, n = 2 (the method as configured)", "rank-aware, n = 3", CHOSEN]
     unordered = ["without rank order, n = 1", "without rank order, n = 3"]
     fixed = ["mean of all", "concatenation of all", "static top-1", "static top-2"]
-    assert names[11:21] == [*fixed, *ranked, *unordered]
+    assert names[12:22] == [*fixed, *ranked, *unordered]
     for row in rows:
         RankAwareFusionConfig(encoders=ENCODERS, **{**settings.model, **row.model})
     assert not [name for name in names if "alignment" in name]

@@ -14,6 +14,11 @@ ENCODERS = {
     "face": {"feature_size": 6, "modality": "video", "pooling": "attention"},
     "voice": {"feature_size": 4, "modality": "audio", "pooling": "statistics"},
 }
+# A fusion with all that its plain form leaves out.
+EXTENDED: dict[str, Any] = {
+    "experts": True, "squash": "asinh", "feature_weighting": "relevance", "fusion_maps": "encoder",
+    "gate_reads": "both", "gate_prior": "relevance", "gate_prior_weight": 0.5, "latent_activation": "none",
+}  # fmt: skip
 IMAGE_SIZE = 16
 CONTEXT = 40
 
@@ -26,15 +31,15 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=CONTEXT)
 
 
-def make_fusion(seed: int = 0) -> tuple[RankAwareFusionModel, RankAwareFusionProcessor]:
+def make_fusion(seed: int = 0, **settings: Any) -> tuple[RankAwareFusionModel, RankAwareFusionProcessor]:
     """A fusion of two encoders whose every parameter and buffer is unlike its start."""
     torch.manual_seed(seed)
     config = RankAwareFusionConfig(
-        encoders=ENCODERS, top_n=1, hidden_size=8, domain_adaptation="adversarial", dropout=0.0
+        encoders=ENCODERS, top_n=1, hidden_size=8, domain_adaptation="adversarial", dropout=0.0, **settings
     )
     model = RankAwareFusionModel(config)
-    model.set_feature_statistics("face", torch.randn(6), torch.rand(6) + 0.5)
-    model.set_feature_statistics("voice", torch.randn(28), torch.rand(28) + 0.5)
+    model.set_feature_statistics("face", torch.randn(6), torch.rand(6) + 0.5, torch.linspace(0, 1, 6))
+    model.set_feature_statistics("voice", torch.randn(28), torch.rand(28) + 0.5, torch.linspace(0, 1, 28))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from tiny_models import make_fusion, make_student, save_tiny_model
+from tiny_models import EXTENDED, make_fusion, make_student, save_tiny_model
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor
 from hf_blemo.cli import main
@@ -45,6 +45,10 @@ def make_kind(**settings):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+        for matrix in model.experts.parameters() if model.experts else ():
+            matrix.mul_(0.05)
+        for pooling in model.poolings if model.config.feature_weighting == "relevance" else ():
+            pooling.feature_relevance.uniform_()
     return model.eval(), RankAwareFusionProcessor.from_config(model.config)
 
 
@@ -54,11 +58,11 @@ LABELS = {
     "unblended": ["awe"],
     "label_kind": "soft",
 }
-SETTINGS = {
-    "top_n": 2,
+LABEL_SETTINGS = {
     "id2label": dict(enumerate(LABELS["names"])),
     **{name: LABELS[name] for name in ("blend_percents", "unblended", "label_kind")},
 }
+SETTINGS = {**EXTENDED, **LABEL_SETTINGS, "top_n": 2}
 MODELS = {
     "rank_aware_fusion": partial(make_kind, **SETTINGS),
     # Swin's windows need the plain formula of attention.
@@ -138,6 +142,7 @@ def test_a_fusion_of_every_pooling_and_its_quantised_file(exported):
         {"gate": "static", "fusion": "concatenation", "top_n": 1},
         {"gate": "uniform", "fusion": "weighted_sum", "top_n": 3, "head_fusion": "presence"},
         {"id2label": dict(enumerate("abcdefgh"))},
+        {**LABEL_SETTINGS, "top_n": 2},
     ],
 )
 def test_other_kinds_become_programs_of_torch(settings):

@@ -36,11 +36,14 @@ def make_model(encoders) -> Callable[..., RankAwareFusionModel]:
         torch.manual_seed(seed)
         model = RankAwareFusionModel(RankAwareFusionConfig(**{**defaults, **options}))
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
+            for name, parameter in model.named_parameters():
+                # Experts are kept small and multiplied by 32.
+                parameter.add_((0.01 if name.startswith("experts") else 0.3) * torch.randn_like(parameter))
         for name in model.config.encoders:
             size = model.config.pooled_size(name)
-            model.set_feature_statistics(name, 0.3 * torch.randn(size), 0.5 + torch.rand(size))
+            mean, std = 0.3 * torch.randn(size), 0.5 + torch.rand(size)
+            relevance = torch.rand(size) if model.config.feature_weighting == "relevance" else None
+            model.set_feature_statistics(name, mean, std, relevance)
         if model.config.gate == "static":
             scores = torch.randperm(len(model.config.encoders)).tolist()
             model.set_static_scores(dict(zip(model.config.encoders, scores, strict=True)))

@@ -75,6 +75,8 @@ BAD = {
     "domain_adaptation": ("dann",), "gate_context": ("yes",), "dropout": (1.0, -0.1, float("nan")),
     "encoder_dropout": (1,), "modality_dropout": (1.2,), "head_exponent": (0, 1.0), "gate_noise": (-0.5,),
     "gate_balance_weight": (-1,), "presence_loss_weight": (-1,), "joint_loss_weight": (-0.1,),
+    "squash": ("tanh",), "experts": ("yes",), "gate_reads": ("all", "both"), "gate_prior": ("none", "relevance"),
+    "gate_prior_weight": (-1,), "expert_penalty": (-1, float("nan")), "input_dropout": (1.0,),
     "domain_adaptation_weight": (-1,), "hiden_size": (1,), "topn": (1,), "encoder_drop_out": (1,),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tiny_models import EXTENDED
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, blemore
 
@@ -82,6 +83,44 @@ def test_balance_term_by_hand_over_the_encoders_that_are_there(make_model, make_
     share = weights.sum(0) / (weights > 0).sum(0)
     assert output.loss.item() == pytest.approx(0.6 * share.var() / share.mean() ** 2, rel=1e-4)
     assert output.loss.item() > 1e-3
+
+
+@pytest.mark.parametrize("prior", ["uniform", "relevance"])
+def test_penalty_of_experts_and_divergence_from_the_prior_by_hand(
+    make_model, make_samples, make_labels, collate, prior
+):
+    """The prior is one over the encoders that are there; an unlabelled row has no part in it."""
+    options = {**EXTENDED, **NO_LOSS, "gate_prior": prior, "gate_prior_weight": 0.7, "expert_penalty": 0.02}
+    model, samples = make_model(**options), make_samples(5, ABSENT)
+    output = model(**collate(samples), labels=make_labels(5, unlabelled=[4]))
+    penalty = sum(float((32 * matrix.detach().double()).square().sum()) for matrix in model.experts.matrices) / 2
+    relevance = [float(pooling.feature_relevance.square().mean().sqrt()) for pooling in model.poolings]
+    start = np.array(relevance if prior == "relevance" else [1.0] * 4)
+    divergences = []
+    for row in range(4):
+        there = np.array([name in samples[row] for name in model.config.encoders])
+        shares = start[there] / start[there].sum()
+        weights = output.encoder_weights[row].detach().double().numpy()[there]
+        divergences.append((shares * np.log(shares / weights)).sum())
+    assert divergences[2] == pytest.approx(0, abs=1e-6) and max(divergences) > 1e-2
+    assert output.loss.item() == pytest.approx(0.02 * penalty + 0.7 * np.mean(divergences), rel=1e-4)
+
+
+def test_soft_labels_of_single_names_are_expected(make_model, make_samples, collate):
+    options = {**NO_LOSS, "joint_loss_weight": 0.4, "encoder_loss_weight": 0.5, "gate_balance_weight": 0.0}
+    model = make_model(**{**EXTENDED, **options, "gate_prior_weight": 0.0, "expert_penalty": 0.0},
+                       id2label=dict(enumerate("abc")), label_kind="soft")  # fmt: skip
+    samples, labels = make_samples(4, ABSENT), torch.tensor(np.random.default_rng(0).dirichlet([1, 1, 1], 4))
+
+    def loss(batch, label):
+        return -(label * model(**collate(batch)).joint_probabilities.double().log()).sum(-1).mean().item()
+
+    alone = [
+        np.mean([loss([{name: steps}], label) for name, steps in sample.items()])
+        for sample, label in zip(samples, labels, strict=True)
+    ]
+    expected = 0.4 * loss(samples, labels) + 0.5 * np.mean(alone)
+    assert model(**collate(samples), labels=labels).loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def encoder_losses(model, samples, collate, labels) -> list[dict[str, float]]:
@@ -216,6 +255,9 @@ def train(model, batch, labels, num_steps: int = 30) -> tuple[list[float], dict[
     [
         *zip(GATES, FUSIONS, ({}, ALL_LOSSES, {}), strict=True),
         *zip(GATES, (*FUSIONS[1:], FUSIONS[0]), (ALL_LOSSES, {}, ALL_LOSSES), strict=True),
+        *zip(GATES, FUSIONS, [{**EXTENDED, **ALL_LOSSES}] * 3, strict=True),
+        ("attention", "rank_aware", {"experts": True, "gate_reads": "experts", "expert_penalty": 0.0}),
+        ("attention", "weighted_sum", {**EXTENDED, "id2label": dict(enumerate("abcdef"))}),
     ],
     ids=str,
 )
@@ -234,9 +276,10 @@ def test_every_method_trains_every_parameter(make_model, make_samples, make_labe
         torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
 
 
-def test_every_parameter_trains_from_its_initial_value(encoders, make_samples, make_labels, collate):
+@pytest.mark.parametrize("more", [{}, EXTENDED, {**EXTENDED, "gate_prior": "uniform"}], ids=["plain", "all", "equal"])
+def test_every_parameter_trains_from_its_initial_value(encoders, make_samples, make_labels, collate, more):
     torch.manual_seed(0)
-    options = {"domain_adaptation": "adversarial", "encoder_dropout": 0.2, "modality_dropout": 0.1}
+    options = {**more, "domain_adaptation": "adversarial", "encoder_dropout": 0.2, "modality_dropout": 0.1}
     model = RankAwareFusionModel(RankAwareFusionConfig(encoders=encoders, hidden_size=16, **options)).train()
     batch, labels = collate(make_samples(16, ABSENT)), make_labels(16, unlabelled=range(10, 16))
     losses, largest = train(model, batch, labels, num_steps=40)

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny_models import EXTENDED
 
-from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, blemore
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel
 
 GATES = ["attention", "static", "uniform"]
 FUSIONS = ["rank_aware", "weighted_sum", "concatenation"]
@@ -49,83 +50,123 @@ class Reference:
     def linear(self, name: str, values: np.ndarray) -> np.ndarray:
         return self.weights[f"{name}.weight"] @ values + self.weights.get(f"{name}.bias", 0.0)
 
-    def latent(self, index: int, options: dict, steps: np.ndarray) -> np.ndarray:
+    def features(self, index: int, options: dict, steps: np.ndarray) -> np.ndarray:
+        """What both the latent and the expert of one encoder see of it."""
         steps = steps.astype(np.float64)
         mean, std = (self.weights[f"poolings.{index}.feature_{name}"] for name in ("mean", "std"))
+        bend = np.arcsinh if self.config.squash == "asinh" else np.array
         if options["transform"] == "log_softmax":
             steps = np.stack([log_softmax(step) for step in steps])
         if options["pooling"] == "attention":
-            steps = (steps - mean) / std
+            steps = bend((steps - mean) / std)
             hidden = [np.tanh(self.linear(f"poolings.{index}.attention_hidden", step)) for step in steps]
             scores = np.array([self.linear(f"poolings.{index}.attention_score", step)[0] for step in hidden])
             pooled = np.exp(log_softmax(scores)) @ steps
         elif options["pooling"] == "statistics":
             percentiles = np.percentile(steps, [10, 25, 50, 75, 90], axis=0)
-            pooled = (np.concatenate([steps.mean(0), steps.std(0), *percentiles]) - mean) / std
+            pooled = bend((np.concatenate([steps.mean(0), steps.std(0), *percentiles]) - mean) / std)
         else:
-            pooled = (steps.mean(0) - mean) / std
-        return gelu(self.linear(f"projections.{index}.linear", pooled))
+            pooled = bend((steps.mean(0) - mean) / std)
+        if self.config.feature_weighting == "relevance":
+            pooled = pooled * self.weights[f"poolings.{index}.feature_relevance"] / self.relevance(index)
+        return pooled
 
-    def gate(self, latents: dict[int, np.ndarray]) -> tuple[dict[int, float], list[int]]:
+    def relevance(self, index: int) -> float:
+        return float(np.sqrt(np.mean(self.weights[f"poolings.{index}.feature_relevance"] ** 2)))
+
+    def latent(self, index: int, features: np.ndarray) -> np.ndarray:
+        values = self.linear(f"projections.{index}.linear", features)
+        return gelu(values) if self.config.latent_activation == "gelu" else values
+
+    def seen(self, index: int, latent: np.ndarray, said: np.ndarray) -> np.ndarray:
+        """What the gate reads of one encoder."""
+        if self.config.gate != "attention" or self.config.gate_reads == "latents":
+            return latent
+        shares = np.exp(log_softmax(len(self.config.encoders) * said[len(said) // 2 :]))
+        words = np.concatenate([shares, [-(shares * np.log(shares)).sum(), shares.max()]])
+        read = words @ self.weights["gate.reading"][index]
+        return latent + read if self.config.gate_reads == "both" else read
+
+    def gate(self, seen: dict[int, np.ndarray]) -> tuple[dict[int, float], list[int]]:
         """Weight of each encoder that is present, and all of them in rank order."""
         if self.config.gate == "attention":
             query = self.weights["gate.query"]
             if self.config.gate_context:
-                query = query + self.linear("gate.context", np.mean(list(latents.values()), axis=0))
+                query = query + self.linear("gate.context", np.mean(list(seen.values()), axis=0))
             scores = {}
-            for index, latent in latents.items():
+            for index, latent in seen.items():
                 key = self.linear("gate.key", latent) + self.weights["gate.encoder_embedding"][index]
                 scores[index] = key @ query / math.sqrt(len(query))
         elif self.config.gate == "static":
-            scores = {index: self.weights["gate.static_scores"][index] for index in latents}
+            scores = {index: self.weights["gate.static_scores"][index] for index in seen}
         else:
-            scores = dict.fromkeys(latents, 0.0)
+            scores = dict.fromkeys(seen, 0.0)
+        if self.config.gate != "static" and self.config.gate_prior == "relevance":
+            scores = {index: score + math.log(self.relevance(index)) for index, score in scores.items()}
         order = sorted(scores, key=lambda index: (-scores[index], index))
-        if self.config.gate != "attention":
-            return dict.fromkeys(latents, 1 / len(latents)), order
+        if self.config.gate == "static":
+            return dict.fromkeys(seen, 1 / len(seen)), order
         shares = np.exp(log_softmax(np.array(list(scores.values()))))
         return dict(zip(scores, shares.tolist(), strict=True)), order
 
-    def fuse(self, latents: dict[int, np.ndarray], weights: dict[int, float], selected: list[int]) -> np.ndarray:
-        total = sum(weights[index] for index in selected)
-        share = {index: weights[index] / total for index in selected}
-        if self.config.fusion == "concatenation":
-            joined = np.zeros((len(self.config.encoders), self.config.hidden_size))
-            for index in selected:
-                joined[index] = len(selected) * share[index] * latents[index]
-        else:
-            joined = np.zeros(self.config.hidden_size)
-            for rank, index in enumerate(selected):
-                latent = latents[index]
-                if self.config.fusion == "rank_aware":
-                    scale, embedding = (self.weights[f"fusion.rank_{name}"][rank] for name in ("scale", "embedding"))
-                    latent = scale * latent + embedding
-                joined += share[index] * latent
-        return gelu(self.linear("fusion.linear", joined.reshape(-1)))
+    def fuse(self, latents: dict[int, np.ndarray], share: dict[int, float]) -> np.ndarray:
+        """Of the selected encoders in rank order, whose shares sum to 1."""
+        placed = np.zeros((len(self.config.encoders), self.config.hidden_size))
+        for rank, (index, weight) in enumerate(share.items()):
+            latent = latents[index]
+            if self.config.fusion == "rank_aware":
+                scale, embedding = (self.weights[f"fusion.rank_{name}"][rank] for name in ("scale", "embedding"))
+                latent = scale * latent + embedding
+            placed[index] = weight * latent
+        if self.config.fusion == "concatenation" or self.config.fusion_maps == "encoder":
+            return gelu(self.linear("fusion.linear", len(share) * placed.reshape(-1)))
+        return gelu(self.linear("fusion.linear", placed.sum(0)))
+
+    def joined(self, said: dict[int, np.ndarray], share: dict[int, float]) -> np.ndarray:
+        """What the experts of the selected encoders say together."""
+        total = 32 * self.weights["experts.bias"]
+        for rank, (index, weight) in enumerate(share.items()):
+            factor = self.weights["fusion.rank_weight"][rank] if self.config.fusion == "rank_aware" else 1.0
+            total = total + len(share) * weight * factor * said[index]
+        return total
 
     def __call__(self, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        latents = {
-            index: self.latent(index, options, sample[name])
+        features = {
+            index: self.features(index, options, sample[name])
             for index, (name, options) in enumerate(self.config.encoders.items())
             if name in sample
         }
-        weights, order = self.gate(latents)
+        latents = {index: self.latent(index, values) for index, values in features.items()}
+        said: dict[int, np.ndarray] = {}
+        if self.config.experts:
+            for index, values in features.items():
+                matrix = self.weights[f"experts.matrices.{index}"]
+                said[index] = values @ matrix * 32 / math.sqrt(len(matrix))
+        weights, order = self.gate(
+            {index: self.seen(index, latents[index], said.get(index, latents[index])) for index in latents}
+        )
         selected = order[: self.config.top_n]
-        fused = self.fuse(latents, weights, selected)
-        logits = {name: self.linear(f"heads.{name}", fused) for name in ("presence", "salience")}
-        presence, log_salience = 1 / (1 + np.exp(-logits["presence"])), log_softmax(logits["salience"])
+        share = {index: weights[index] / sum(weights[other] for other in selected) for index in selected}
+        fused = self.fuse(latents, share)
+        logits = np.concatenate([self.linear(f"heads.{name}", fused) for name in ("presence", "salience")])
+        if said:
+            logits = logits + self.joined(said, share)
+        presence_logits, salience_logits = np.split(logits, 2)
+        presence, log_salience = 1 / (1 + np.exp(-presence_logits)), log_softmax(salience_logits)
         exponent = {"presence": 1.0, "salience": 0.0, "geometric": self.config.head_exponent}[self.config.head_fusion]
         if self.config.head_fusion == "geometric" and self.config.learn_head_exponent:
             exponent = 1 / (1 + np.exp(-self.weights["heads.exponent_logit"]))
         probabilities = presence**exponent * np.exp(log_salience) ** (1 - exponent)
+        probabilities /= probabilities.sum()
+        blends = self.config.label_space.blend_percents
         return {
             "encoder_weights": np.array([weights.get(index, 0.0) for index in range(len(self.config.encoders))]),
             "selected_encoders": np.array(selected + [-1] * (self.config.top_n - len(selected))),
             "fused_features": fused,
-            "presence_logits": logits["presence"],
-            "salience_logits": logits["salience"],
-            "probabilities": probabilities / probabilities.sum(),
-            "joint_probabilities": self.joint(presence, log_salience, fused),
+            "presence_logits": presence_logits,
+            "salience_logits": salience_logits,
+            "probabilities": probabilities,
+            "joint_probabilities": self.joint(presence, log_salience, fused) if blends else probabilities,
         }
 
     def joint(self, presence: np.ndarray, log_salience: np.ndarray, fused: np.ndarray) -> np.ndarray:
@@ -134,13 +175,11 @@ class Reference:
         energies = self.weights["heads.joint_bias"].copy()
         if "heads.interaction.weight" in self.weights:
             energies += self.weights["heads.interaction.weight"] @ fused
-        for index, label in enumerate(blemore.LABELS):
-            shares = {blemore.EMOTIONS.index(part["emotion"]): part["salience"] / 100 for part in label}
+        for index, label in enumerate(self.config.label_space.percent / 100):
             if self.config.head_fusion != "salience":
-                hits = [presence[emotion] if emotion in shares else 1 - presence[emotion] for emotion in range(6)]
-                energies[index] += presence_scale * np.log(hits).sum()
+                energies[index] += presence_scale * np.log(np.where(label > 0, presence, 1 - presence)).sum()
             if self.config.head_fusion != "presence":
-                parts = [share * (math.log(share) - log_salience[emotion]) for emotion, share in shares.items()]
+                parts = [share * (math.log(share) - log_salience[place]) for place, share in enumerate(label) if share]
                 energies[index] -= salience_scale * sum(parts)
         return np.exp(log_softmax(energies))
 
@@ -156,9 +195,21 @@ class Reference:
         {"head_fusion": "salience", "joint_interaction": True},
         {"head_exponent": 0.9, "learn_head_exponent": False, "joint_interaction": False},
         {"head_exponent": 0.25, "learn_head_exponent": True, "joint_interaction": True},
+        {"id2label": dict(enumerate("abc")), "label_kind": "soft"},
+        {"squash": "asinh"},
+        {"latent_activation": "none"},
+        {"feature_weighting": "relevance"},
+        *({"experts": True, "fusion": fusion, "top_n": top_n} for fusion in FUSIONS for top_n in (2, 6)),
+        *({"fusion_maps": "encoder", "fusion": fusion} for fusion in FUSIONS[:2]),
+        *({"experts": True, "gate_reads": reads} for reads in ("experts", "both")),
+        *({"gate_prior": "relevance", "feature_weighting": "relevance", "gate": gate} for gate in GATES),
+        *({**EXTENDED, "gate": gate, "fusion": fusion, "top_n": 3} for gate in GATES for fusion in FUSIONS),
+        *({**EXTENDED, "top_n": top_n, "id2label": dict(enumerate("abc"))} for top_n in (1, 6)),
+        {**EXTENDED, "gate_reads": "experts", "gate_context": False, "id2label": dict(enumerate("abcd")),
+         "blend_percents": [[60, 40], [40, 60]], "unblended": ["b"]},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_every_sample_of_a_batch_is_the_reference(make_model, make_samples, collate, options):
     model = make_model(**options)
     samples = make_samples(8, ABSENT)
@@ -169,6 +220,11 @@ def test_every_sample_of_a_batch_is_the_reference(make_model, make_samples, coll
             found = output[name][row].detach().numpy()
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=f"{name} of sample {row}")
     assert options.get("gate") or len({tuple(order) for order in output.selected_encoders.tolist()}) > 1
+
+
+def test_where_nothing_blends_labels_are_names(make_model, make_samples, collate):
+    output = make_model(id2label=dict(enumerate("abc")), **EXTENDED)(**collate(make_samples(5, ABSENT)))
+    assert torch.equal(output.joint_probabilities, output.probabilities)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -209,12 +265,13 @@ def test_without_a_mask_every_step_is_valid(make_model, collate, make_samples):
     assert_same_outputs(model(batch["features"], partial), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("more", [{}, EXTENDED], ids=["plain", "extended"])
 @pytest.mark.parametrize("name", ["wavlm.large", "clip", "action units"])
 def test_an_encoder_left_out_of_the_batch_is_absent_in_every_sample(
-    make_model, make_samples, make_labels, collate, name
+    make_model, make_samples, make_labels, collate, name, more
 ):
     options = {"domain_adaptation": "adversarial", "encoder_loss_weight": 0.5, "gate_loss_weight": 0.4}
-    model = make_model(top_n=4, **options)
+    model = make_model(top_n=4, **options, **more)
     batch = collate(make_samples(4, absent=dict.fromkeys(range(4), [name])))
     expected = model(**batch)
     for part in batch.values():
@@ -239,6 +296,22 @@ def test_a_sample_without_any_encoder_is_finite_and_selects_none(make_model, mak
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("options", [{}, {**EXTENDED, "gate_reads": "latents"}, EXTENDED], ids=["plain", "own", "all"])
+def test_an_encoder_of_no_weight_may_as_well_be_absent(make_model, make_samples, collate, options, fusion):
+    """What the weights say is honest: without context no other encoder's weight depends on one that has none."""
+    model, samples = make_model(**options, fusion=fusion, gate_context=False, top_n=4), make_samples(8, {4: ["clip"]})
+    with torch.no_grad():
+        model.gate.encoder_embedding[0] = -1e4 * model.gate.query
+    output = model(**collate(samples))
+    assert output.encoder_weights[:, 0].eq(0).all() and output.selected_encoders.eq(0).any(-1).all()
+    without = model(
+        **collate([{name: sample[name] for name in sample if name != "wavlm.large"} for sample in samples])
+    )
+    for name in ("encoder_weights", "probabilities", "joint_probabilities", "fused_features"):
+        torch.testing.assert_close(output[name], without[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_peaked_gate_selects_as_many_and_trains(make_model, make_samples, make_labels, collate, fusion):
     model = make_model(fusion=fusion, gate_context=False, encoder_loss_weight=0.5, gate_loss_weight=0.5)
     with torch.no_grad():
@@ -259,6 +332,7 @@ def test_values_by_the_name_of_an_encoder_are_named_and_complete(make_model):
         (lambda: model.set_static_scores(scores), "gate='static', this model has gate='attention'"),
         (lambda: model.set_feature_statistics("klip", torch.zeros(4), torch.ones(4)), "klip.*wavlm.large, clip"),
         (lambda: model.set_feature_statistics("clip", torch.zeros(1), torch.ones(1)), "clip.*4"),
+        (lambda: model.set_feature_statistics("clip", *torch.ones(2, 4), torch.ones(1)), "clip.*relevance.*4.*1"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -316,8 +390,9 @@ def test_dropout_of_encoders_never_shows_an_absent_one(make_model, make_samples,
     torch.testing.assert_close(output.selected_encoders.ge(0).sum(-1), weights.gt(0).sum(-1))
 
 
-def test_dropout_acts_in_training_alone(make_model, make_samples, collate):
-    model = make_model(dropout=0.5)
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"input_dropout": 0.5}], ids=str)
+def test_dropout_acts_in_training_alone(make_model, make_samples, collate, options):
+    model = make_model(**options)
     batch = collate(make_samples(4))
     assert_same_outputs(model(**batch), model(**batch), rtol=0, atol=0)
     model.train()

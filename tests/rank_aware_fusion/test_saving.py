@@ -6,6 +6,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
+from tiny_models import EXTENDED
 from transformers import AutoModel
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel
@@ -16,6 +17,7 @@ VARIANTS = {
     "static": {"gate": "static", "fusion": "concatenation", "learn_head_exponent": False, "head_exponent": 0.3},
     "uniform": {"gate": "uniform", "fusion": "weighted_sum", "joint_interaction": False},
     "adversarial": {"domain_adaptation": "adversarial", "gate_context": False, "head_fusion": "presence"},
+    "extended": EXTENDED,
 }
 
 
@@ -94,16 +96,20 @@ def test_settings_given_to_from_pretrained_are_checked(make_model, tmp_path):
         RankAwareFusionModel.from_pretrained(tmp_path, gate_noise=-1.0)
 
 
-@pytest.mark.parametrize("top_n", [1, 2, 3, 4, 9])
-def test_a_changed_number_of_ranks_keeps_those_that_fit(top_n, make_model, make_samples, collate, tmp_path):
-    model, batch = make_model(top_n=2), collate(make_samples(5))
+@pytest.mark.parametrize(
+    ("top_n", "more"), [*((top_n, {}) for top_n in (1, 2, 3, 4, 9)), (1, EXTENDED), (9, EXTENDED)]
+)
+def test_a_changed_number_of_ranks_keeps_those_that_fit(top_n, more, make_model, make_samples, collate, tmp_path):
+    model, batch = make_model(top_n=2, **more), collate(make_samples(5))
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, top_n=top_n)
     kept = min(2, top_n)
     for name, value in model.state_dict().items():
         found = loaded.state_dict()[name]
         if "rank_" in name:
-            assert len(found) == min(top_n, 4) and torch.equal(found[kept:], value[1:].expand(len(found) - kept, -1))
+            assert len(found) == min(top_n, 4) and torch.equal(
+                found[kept:], value[1:].expand(len(found) - kept, *value.shape[1:])
+            )
             found, value = found[:kept], value[:kept]
         torch.testing.assert_close(found, value, rtol=0, atol=0, msg=name)
     assert loaded.config.top_n == loaded(**batch).selected_encoders.shape[1] == top_n

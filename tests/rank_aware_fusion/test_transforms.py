@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tiny_models import EXTENDED
 
 GATES = ["attention", "static", "uniform"]
 FUSIONS = ["rank_aware", "weighted_sum", "concatenation"]
@@ -31,11 +32,14 @@ def run_stacked(models, batch, in_dims=0, names=("loss",)):
     return outputs, parameters
 
 
+@pytest.mark.parametrize("more", [{}, EXTENDED], ids=["plain", "extended"])
 @pytest.mark.parametrize(
     ("gate", "fusion", "kind"), list(zip(GATES, FUSIONS, ("mmd", "coral", "adversarial"), strict=True))
 )
-def test_stacked_models_are_the_separate_ones(make_model, make_samples, make_labels, collate, gate, fusion, kind):
-    options = {"gate": gate, "fusion": fusion, "domain_adaptation": kind, "encoder_loss_weight": 0.3}
+def test_stacked_models_are_the_separate_ones(
+    make_model, make_samples, make_labels, collate, gate, fusion, kind, more
+):
+    options = {**more, "gate": gate, "fusion": fusion, "domain_adaptation": kind, "encoder_loss_weight": 0.3}
     models = [make_model(seed=seed, gate_loss_weight=0.2, **options).train() for seed in range(3)]
     # Different rows are labelled for each model; for the last, all of them.
     unlabelled = [[0], [1, 3, 4], []]
@@ -55,7 +59,13 @@ def test_stacked_models_are_the_separate_ones(make_model, make_samples, make_lab
 
 @pytest.mark.parametrize(
     "options",
-    [{"gate_noise": 1.0}, {"dropout": 0.5}, {"encoder_dropout": 0.5}, {"modality_dropout": 0.5}],
+    [
+        {"gate_noise": 1.0},
+        {"dropout": 0.5},
+        {"input_dropout": 0.5},
+        {"encoder_dropout": 0.5},
+        {"modality_dropout": 0.5},
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_stacked_models_draw_their_own_noise(make_model, make_samples, collate, options):
@@ -65,11 +75,12 @@ def test_stacked_models_draw_their_own_noise(make_model, make_samples, collate, 
     assert (first - second).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("more", [{}, EXTENDED], ids=["plain", "extended"])
 @pytest.mark.parametrize(("gate", "fusion"), list(zip(GATES, FUSIONS, strict=True)))
 def test_bfloat16_model_trains_and_is_near_the_float32_one(
-    make_model, make_samples, make_labels, collate, gate, fusion
+    make_model, make_samples, make_labels, collate, gate, fusion, more
 ):
-    options = {"gate": gate, "fusion": fusion, "domain_adaptation": "mmd", "encoder_loss_weight": 0.2}
+    options = {**more, "gate": gate, "fusion": fusion, "domain_adaptation": "mmd", "encoder_loss_weight": 0.2}
     batch, labels = collate(make_samples(5, ABSENT), fill=float("nan")), make_labels(5, [4])
     expected = make_model(top_n=4, **options)(**batch, labels=labels)
     model = make_model(top_n=4, **options).bfloat16()
@@ -99,9 +110,10 @@ def test_valid_labels_stay_exact_in_lower_precisions(make_model, make_samples, c
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_trains(make_model, make_samples, make_labels, collate, dtype):
+@pytest.mark.parametrize("more", [{}, EXTENDED], ids=["plain", "extended"])
+def test_autocast_trains(make_model, make_samples, make_labels, collate, dtype, more):
     batch, labels = collate(make_samples(5, ABSENT)), make_labels(5, [4])
-    options = {"domain_adaptation": "adversarial", "encoder_loss_weight": 0.2, "gate_loss_weight": 0.2}
+    options = {**more, "domain_adaptation": "adversarial", "encoder_loss_weight": 0.2, "gate_loss_weight": 0.2}
     model = make_model(**options).train()
     expected = make_model(**options)(**batch, labels=labels).loss.item()
     with torch.autocast("cpu", dtype):

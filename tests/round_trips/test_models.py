@@ -11,7 +11,7 @@ from fresh_processes import PACKAGE_FOLDER, run_code, run_python
 from model_reports import AUTO_CLASSES, fingerprints
 from peft import get_peft_model
 from shared_models import fresh_accelerate
-from tiny_models import MAKERS, make_student, save_tiny_model
+from tiny_models import EXTENDED, MAKERS, make_fusion, make_student, save_tiny_model
 from trainer_cases import CASES
 from transformers import AutoModel, AutoProcessor, Trainer, TrainerCallback
 
@@ -110,11 +110,15 @@ def elsewhere(hub, saved, adapters, pushed, tmp_path_factory):
     student, processor = make_student(vision=SWIN)
     for part in (student, processor):
         part.save_pretrained(work / "swin")
+    extended = make_fusion(**EXTENDED)
+    for part in extended:
+        part.save_pretrained(work / "extended")
     plain = make_student(0)[0].to_clip()
     for part in (plain, make_student(0)[1]):
         part.save_pretrained(work / "clip")
     jobs = {("refused",): ("refused", ["you/load-rank_aware_fusion"], {})}
     jobs["swin",] = ("folder", [str(work / "swin")], TRUSTING)
+    jobs["extended",] = ("folder", [str(work / "extended")], TRUSTING)
     jobs["plain",] = ("folder", [str(work / "clip")], {})
     jobs["piped",] = ("piped", [f"you/load-{family}" for family in FAMILIES], TRUSTING)
     for family in FAMILIES:
@@ -131,6 +135,7 @@ def elsewhere(hub, saved, adapters, pushed, tmp_path_factory):
     assert "not supported" not in process.stderr
     found = dict(zip(jobs, json.loads(process.stdout.splitlines()[-1]), strict=True))
     found["expected"] = {"swin": fingerprints(student), "plain": fingerprints(plain)}
+    found["expected"]["extended"] = fingerprints(extended[0])
     return found
 
 
@@ -159,7 +164,9 @@ def test_every_way_of_loading_gives_every_tensor(family, hub, saved, elsewhere):
     assert all(module.startswith("transformers_modules.") for module in there["modules"])
 
 
-def test_a_student_with_another_tower_loads_and_a_plain_clip_needs_no_code(elsewhere):
+def test_other_kinds_load_and_a_plain_clip_needs_no_code(elsewhere):
+    names = ["RankAwareFusionProcessor", "RankAwareFusionModel"]
+    assert elsewhere["extended",] == [*names, elsewhere["expected"]["extended"]]
     assert elsewhere["swin",] == ["CLIPProcessor", "CLIPRDModel", elsewhere["expected"]["swin"]]
     assert elsewhere["plain",] == ["CLIPProcessor", "CLIPModel", elsewhere["expected"]["plain"]]
 

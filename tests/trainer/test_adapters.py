@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from peft import get_peft_model
+from tiny_models import EXTENDED
 from trainer_cases import CASES, fusion_case
 from transformers import AutoModel
 
@@ -32,9 +33,9 @@ TEXTS = {
 }
 
 
-@pytest.fixture(params=["fusion", "clip_rd"])
+@pytest.fixture(params=["fusion", "extended", "clip_rd"])
 def case(request):
-    return CASES[request.param]()
+    return fusion_case(**EXTENDED) if request.param == "extended" else CASES[request.param]()
 
 
 def batch_of(case):
