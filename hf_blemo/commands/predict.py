@@ -31,7 +31,7 @@ def add_predict(commands: Any) -> None:
         commands,
         "predict",
         _predict,
-        "predict the blends of clips, from their files or from features",
+        "predict the labels of clips, from their files or from features",
         """\
 Reads clips (extra media): files, addresses, or folders, which are searched for clips; the model's config names the
 encoders. With --features it reads features instead: a built data set, a table, or a folder of feature files. Several

@@ -86,7 +86,7 @@ def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) ->
         unlabelled: the target; its labels and folds, if any, are replaced by -100 and -1, whatever they name.
 
     Returns:
-        Both, with the columns and types of the source.
+        Both, with the columns and types of the source; no group is known of the target.
 
     Raises:
         ValueError: the two have no encoder in common, or one of another width.
@@ -102,13 +102,15 @@ def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) ->
             raise ValueError(
                 f"unlabelled_data: encoder {name!r} is {found[name]} wide, expected {widths[name]} as in the data"
             )
-    columns = ["clip", "features", "labels", "fold"]
+    columns = ["clip", "features", "labels", "fold", *({"group"} & set(labelled.column_names))]
     source = labelled.select_columns(columns)
     hidden = unlabelled.select_columns(["clip", "features"])
     count = len(hidden)
     space, kind = feature_sets.label_space(labelled)
     hidden = hidden.add_column("labels", [[UNLABELLED] * len(space.names)] * count, feature=source.features["labels"])
     hidden = hidden.add_column("fold", np.full(count, -1).tolist(), feature=source.features["fold"])
+    if "group" in columns:
+        hidden = hidden.add_column("group", [None] * count, feature=source.features["group"])
     both = datasets.concatenate_datasets([source, hidden.cast(source.features)])
     return feature_sets.with_label_space(both, space, kind)
 

@@ -135,7 +135,8 @@ class FeatureStore:
         if len(rows) == 0:
             shown = ", ".join(self.clips[:2])
             raise ValueError(
-                f"{len(self)} of {len(self)} clips carry no label, for instance {shown}: expected some to train on"
+                f"{len(self)} of {len(self)} clips carry no label, for instance {shown}: expected some to train on; "
+                "`hf-blemo dataset build --label-column` reads them from a table"
             )
         folds = self.folds[rows]
         names = np.unique(folds).tolist()

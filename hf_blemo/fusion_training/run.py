@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from hf_blemo import feature_sets
 from hf_blemo._registration import __version__
+from hf_blemo.feature_sets.folds import group_in_two_folds
 from hf_blemo.feature_sets.label_spaces import space_entry
 from hf_blemo.files import write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
@@ -220,6 +221,8 @@ def _metrics(settings: FusionSettings, store: FeatureStore, results: CrossValida
         "summary": {},
     }
     labelled = int(store.labelled.sum())
+    groups = store.groups[store.labelled]
+    apart = (groups >= 0).all() and group_in_two_folds([*map(str, groups)], store.folds[store.labelled]) is None
     return {
         "schema_version": 1,
         "model_type": store.config.model_type,
@@ -232,6 +235,7 @@ def _metrics(settings: FusionSettings, store: FeatureStore, results: CrossValida
             "unlabelled_clips": len(store) - labelled,
             "folds": [] if results is None else results.folds,
             "blend_share": store.blend_share,
+            "groups": len(set(groups.tolist())) if apart else None,
             "folds_aligned": settings.align_folds,
         },
         "encoders": encoders,

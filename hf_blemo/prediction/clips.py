@@ -72,22 +72,28 @@ def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str
         options: `device`, `dtype` and `trust_remote_code` of [`load_encoder`].
 
     Returns:
-        Name -> encoder. Encoders for which the config names no model are skipped with a warning.
+        Name -> encoder. Encoders for which the config names no model, and those of text, which no clip holds, are
+        skipped with a warning.
 
     Raises:
         ValueError: the config names no model at all; else as [`load_encoders`].
         FileNotFoundError: as [`load_encoders`].
     """
     config = members[0][0].config
-    known = {name: entry for name, entry in config.encoders.items() if entry.get("model_id")}
+    text = [name for name, entry in config.encoders.items() if entry["modality"] == "text"]
+    known = {name: entry for name, entry in config.encoders.items() if entry.get("model_id") and name not in text}
     unknown = [name for name in config.encoders if name not in known]
     if not known:
         raise ValueError(
             f"the config names no model for any of its encoders ({', '.join(unknown)}), so clips cannot be encoded; "
             "give their features instead"
         )
-    if unknown:
-        logger.warning("predicting without encoders whose model the config does not name: %s", ", ".join(unknown))
+    for names, which in (
+        (set(unknown) - set(text), "encoders whose model the config does not name"),
+        (text, "encoders of text"),
+    ):
+        if names:
+            logger.warning("predicting without %s: %s", which, ", ".join(sorted(names)))
     return load_encoders(known, **options)
 
 

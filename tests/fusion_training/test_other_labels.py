@@ -22,10 +22,13 @@ BLENDS = LabelSpace(["a", "b", "c"], [[60, 40], [40, 60]], ["c"])
 def test_a_run_speaks_of_the_names_of_its_data(make_data, make_settings, tmp_path, monkeypatch, space, kind):
     monkeypatch.setattr("hf_blemo.fusion_training.plots.save", lambda figure, path: path)
     data = make_data(40, num_folds=3, space=space, kind=kind)
+    if kind == "soft":
+        data = data.add_column("group", [f"person {fold}" for fold in data["fold"]])
     data.save_to_disk(str(tmp_path / "data"))
     make_data(8, seed=1, space=space, kind=kind).save_to_disk(str(tmp_path / "test"))
     paths = {"data": str(tmp_path / "data"), "test_data": str(tmp_path / "test"), "output_dir": str(tmp_path / "out")}
     metrics = train_fusion(make_settings(num_epochs=12, learning_rate=3e-2, **paths))
+    assert metrics["data"]["groups"] == (3 if kind == "soft" else None)
     model, processor = load_fusion(tmp_path / "out")
     assert model.config.label_space == space == processor.label_space
     assert processor.label_kind == kind and processor.decoding == metrics["decoding"]

@@ -100,6 +100,7 @@ def test_cards_of_other_labels_say_their_names_and_nothing_of_blemore(fusion_met
     decoding = "soft" if name == "soft" else "expected_score"
     fusion_metrics |= {"summary": measures, "ensemble": None, "alternatives": {}, "decoding": decoding, "config": {}}
     fusion_metrics |= {"command": None, "data": {"source": "/home/me/mine", "clips": 9, "blend_share": 0.25}}
+    fusion_metrics["data"] |= {"folds": [0, 1], "groups": 4 if name == "seven" else None}
     card = render_card(fusion_metrics, config=LABELS[name])
     metadata, text = metadata_of(card), " ".join(card.split("---\n", 2)[2].split())
     assert metadata["pipeline_tag"] == f"{tag}-classification" and "blemore" not in metadata["tags"]
@@ -107,6 +108,7 @@ def test_cards_of_other_labels_say_their_names_and_nothing_of_blemore(fusion_met
     assert [metric["type"] for metric in result["metrics"]] == ["accuracy", "kl", "own"]
     assert result["task"]["type"] == f"{tag}-classification" and result["dataset"]["name"] == "local data"
     assert all(words in text for words in texts) and ("of them blends" in text) == (name == "blends")
+    assert ("None of the 4 groups is in two folds." if name == "seven" else "may not be group-disjoint") in text
     assert rows_of(card, "**mean")[0][1:] == ["0.5000 ± 0.1000", "0.4000 ± 0.1000", "1.0000"]
     assert not re.search(
         "blemo|six emotions|36 labels|actors|vocalis|anger", text.replace("hf_blemo", ""), re.IGNORECASE

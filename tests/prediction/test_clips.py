@@ -176,7 +176,10 @@ def test_encoders_come_from_the_config(entries, caplog):
     some = make_fusion({"student": entries["student"], "hubert": {}})
     with caplog.at_level(logging.WARNING):
         assert list(fusion_encoders([some])) == ["student"]
+        words = {"modality": "text", "model_id": "owner/sentences"}
+        assert list(fusion_encoders([make_fusion({"student": entries["student"], "hubert": words})])) == ["student"]
     assert "predicting without encoders whose model the config does not name: hubert" in caplog.text
+    assert "predicting without encoders of text: hubert" in caplog.text
     none = make_fusion({"student": {}, "hubert": {}})
     with pytest.raises(ValueError, match=r"names no model for any of its encoders \(student, hubert\), so clips c"):
         fusion_encoders([none])
