@@ -74,6 +74,8 @@ class FeatureStore:
         self.groups = np.array([-1 if group is None else places[group] for group in groups])
         folds = dataset["fold"][:] if "fold" in columns else [None] * num_rows
         self.folds = np.array([-1 if fold is None else fold for fold in folds])
+        # Clips that may share moments: those of one group and fold, since another fold may be held out.
+        self._cells = np.unique(self.groups * (self.folds.max(initial=0) + 2) + self.folds, return_inverse=True)[1]
         labels = self._labels_of(dataset)
         self.labels = torch.full((num_rows, len(self.judge.space.names)), UNLABELLED)
         bar = Progress("reading features", "clip", num_rows, shown=progress)
@@ -238,24 +240,26 @@ class FeatureStore:
     def _exchanged(self, name: str, rows: np.ndarray, others: np.ndarray) -> torch.Tensor:
         """Pooled features (R, P) of rows with the mean and deviation of the groups of other rows.
 
-        A group's moments are those of its own rows, without what lies more than four deviations from its mean.
+        A group's moments are those of its own labelled rows in the row's fold, without what lies more than four
+        deviations from their mean.
         """
         if name not in self._moments:
-            values, present = self.pooled[name], self.present[name].numpy()
-            mean, std = torch.zeros(2, self.groups.max() + 1, values.shape[1]).unbind()
-            for group in range(len(mean)):
-                own = values[(self.groups == group) & present].double()
+            values, used = self.pooled[name], self.present[name].numpy() & self.labelled
+            mean, std = torch.zeros(2, self._cells.max() + 1, values.shape[1]).unbind()
+            for cell in range(len(mean)):
+                own = values[(self._cells == cell) & used].double()
                 if len(own) > 1:
                     centre, spread = own.mean(0), own.std(0)
                     own = own.clamp(centre - 4 * spread, centre + 4 * spread)
-                    mean[group], std[group] = own.mean(0).float(), own.std(0).float()
+                    mean[cell], std[cell] = own.mean(0).float(), own.std(0).float()
             self._moments[name] = (mean, std)
         mean, std = self._moments[name]
-        group, other = self.groups[rows], self.groups[others]
+        cell, other = (torch.from_numpy(self._cells[numbers]) for numbers in (rows, others))
         values = self.pooled[name][rows]
-        moved = (values - mean[group]) / std[group] * std[other] + mean[other]
+        moved = (values - mean[cell]) / std[cell] * std[other] + mean[other]
         # A feature that does not vary within a group has nothing to exchange there.
-        return torch.where((std[group] > 1e-8) & (std[other] > 1e-8), moved, values)
+        varies = (std[cell] > 1e-8) & (std[other] > 1e-8)
+        return torch.where(varies & (cell != other).unsqueeze(1), moved, values)
 
     def batch(
         self, rows: np.ndarray, device: torch.device, labels: bool = True, others: np.ndarray | None = None

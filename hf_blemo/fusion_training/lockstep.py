@@ -210,8 +210,10 @@ class Lockstep:
                 rows = np.stack(part)
                 other = rows
                 if purpose == _LABELLED and self.settings.exchange_groups:
-                    draws = np.random.default_rng([self.settings.seeds[0], _EXCHANGED, step]).random(rows.shape)
-                    other = np.where(draws < self.settings.exchange_groups, np.roll(rows, 1, 1), rows)
+                    draws = [
+                        np.random.default_rng([member.seed, _EXCHANGED, step]).random(size) for member in self.members
+                    ]
+                    other = np.where(np.stack(draws) < self.settings.exchange_groups, np.roll(rows, 1, 1), rows)
                 columns.append(rows[:, rank::world])
                 others.append(other[:, rank::world])
         return np.concatenate(columns, 1), np.concatenate(others, 1) if self.settings.exchange_groups else None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny_models import EXTENDED
 from torch import nn
 
 from hf_blemo import RankAwareFusionModel, RankAwareFusionProcessor, feature_sets
@@ -14,6 +15,11 @@ from hf_blemo.programs.progress import Progress
 CPU = torch.device("cpu")
 QUIET = Progress("test", "step", shown=False)
 ALL_TERMS = {"encoder_loss_weight": 0.3, "gate_loss_weight": 0.2}
+
+
+def with_groups(data, number=7):
+    """Groups that reach into every fold."""
+    return data.add_column("group", [f"speaker {row % number}" for row in range(len(data))])
 
 
 @pytest.fixture
@@ -37,10 +43,12 @@ def assert_equal_weights(found, expected, tolerance=0.0):
         torch.testing.assert_close(value, expected[name], atol=tolerance, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("model", [ALL_TERMS, {"gate": "uniform", "fusion": "concatenation"}])
-def test_a_member_does_not_depend_on_who_else_is_trained(make_data, make_settings, train, model):
-    data = make_data(60, missing=[(3, "voice"), (8, "noise")])
-    settings = make_settings(model=model, max_grad_norm=0.5)
+@pytest.mark.parametrize(
+    ("model", "share"), [(ALL_TERMS, 0.0), ({"gate": "uniform", "fusion": "concatenation"}, 0.0), (EXTENDED, 0.6)]
+)
+def test_a_member_does_not_depend_on_who_else_is_trained(make_data, make_settings, train, model, share):
+    data = with_groups(make_data(60, missing=[(3, "voice"), (8, "noise")]))
+    settings = make_settings(model=model, max_grad_norm=0.5, exchange_groups=share)
     members = [Member(0, (0,)), Member(0, (1,)), Member(4, (1,))]
     together, losses = train(data, settings, members)
     for index, member in enumerate(members):
@@ -51,8 +59,9 @@ def test_a_member_does_not_depend_on_who_else_is_trained(make_data, make_setting
     assert (first["projections.0.linear.weight"] - second["projections.0.linear.weight"]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("changes", [{}, {"model": EXTENDED, "exchange_groups": 0.7}], ids=["plain", "extended"])
 def test_a_member_reads_nothing_of_the_folds_it_does_not_train_on(
-    make_data, make_settings, train, with_column, with_features
+    make_data, make_settings, train, with_column, with_features, changes
 ):
     """Neither labels nor features of held-out rows reach weights or standardisation."""
     data = make_data(60)
@@ -60,10 +69,10 @@ def test_a_member_reads_nothing_of_the_folds_it_does_not_train_on(
     labels = np.asarray(data["labels"])
     labels[held_out] = np.roll(labels[held_out], 5, axis=0)
     tampered = with_features(data, lambda row, name, steps: 50 * steps - 7 if held_out[row] else steps)
-    tampered = with_column(tampered, "labels", labels)
+    tampered = with_groups(with_column(tampered, "labels", labels))
     members = [Member(0, (1, 3)), Member(0, (1,))]
-    first, _ = train(data, make_settings(), members)
-    second, _ = train(tampered, make_settings(), members)
+    first, _ = train(with_groups(data), make_settings(**changes), members)
+    second, _ = train(tampered, make_settings(**changes), members)
     assert_equal_weights(weights(first, 0), weights(second, 0))
     changed = weights(second, 1)
     assert not torch.equal(weights(first, 1)["poolings.0.feature_mean"], changed["poolings.0.feature_mean"])
@@ -144,6 +153,23 @@ def test_smaller_members_go_round_their_rows_again(make_data, make_settings, tra
         assert {row % 5 for row in seen[index]} == folds
         counts = np.bincount(seen[index])
         assert np.ptp(counts[counts > 0]) <= 1
+
+
+def test_rows_take_the_moments_of_other_rows_of_their_members_training_part(make_data, make_settings, train):
+    settings, members = make_settings(exchange_groups=0.7), [Member(0, (0,)), Member(3, (1, 2))]
+    (lockstep, _), (again, _) = (train(with_groups(make_data(60)), settings, members, epochs) for epochs in (0, 1))
+    shares = []
+    for step in range(30):
+        rows, others = lockstep._batch_rows(step)
+        # What a resumed run draws depends on the step alone.
+        np.testing.assert_array_equal(again._batch_rows(step), (rows, others))
+        for member, own in zip(members, others, strict=True):
+            assert not np.isin(lockstep.store.folds[own], member.held_out).any()
+        shares.append((rows != others).mean())
+    assert np.mean(shares) == pytest.approx(0.7, abs=0.06)
+    assert train(make_data(20), make_settings(), members[:1], 0)[0]._batch_rows(0)[1] is None
+    with pytest.raises(ValueError, match="exchange_groups needs a group for every labelled clip: a column `group`"):
+        train(make_data(20), settings, members[:1], 0)
 
 
 def test_warm_up_then_constant_or_cosine(make_data, make_settings, train):
@@ -256,7 +282,8 @@ def make_models(make_data, make_settings):
                     parameter.add_(0.3 * torch.randn_like(parameter))
             for name in config.encoders:
                 size = config.pooled_size(name)
-                models[-1].set_feature_statistics(name, torch.randn(size), 0.5 + torch.rand(size))
+                statistics = torch.randn(size), 0.5 + torch.rand(size), torch.linspace(0.1, 1, size)
+                models[-1].set_feature_statistics(name, *statistics)
             if config.gate == "static":
                 models[-1].set_static_scores(dict(zip(config.encoders, torch.randperm(3).tolist(), strict=True)))
         return models
@@ -288,7 +315,9 @@ def gradients_of(stack, index):
     return {name: value.grad[index] for name, value in zip(stack.parameter_names, stack.stacked, strict=True)}
 
 
-@pytest.mark.parametrize("model", [{**ALL_TERMS, "domain_adaptation": "mmd"}, {"gate": "static"}])
+@pytest.mark.parametrize(
+    "model", [{**ALL_TERMS, "domain_adaptation": "mmd"}, {"gate": "static"}, {**ALL_TERMS, **EXTENDED}]
+)
 def test_outputs_gradients_and_clipping_equal_those_of_separate_models(make_models, batches, model):
     models = make_models(**model)
     stack = _StackedModels(models).train()

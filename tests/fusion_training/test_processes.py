@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from fresh_processes import run_python
+from tiny_models import EXTENDED
 
 PROGRAM = Path(__file__).with_name("on_two_processes.py")
 # The balance term is one of a batch and so of a process.
 MODEL = {"gate_balance_weight": 0.0}
 SETTINGS = {
     "all terms": {
-        "model": {**MODEL, "encoder_loss_weight": 0.3, "gate_loss_weight": 0.2},
+        "model": {**MODEL, **EXTENDED, "encoder_loss_weight": 0.3, "gate_loss_weight": 0.2},
         "encoder_options": {"voice": {"pooling": "attention"}},
         "max_grad_norm": 0.5,
+        "exchange_groups": 0.5,
     },
     "static": {"model": {**MODEL, "gate": "static", "fusion": "concatenation"}},
 }
@@ -27,6 +29,7 @@ def outcome(make_data, make_settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     # Most batches of a process hold no clip with a voice: its parameters must take part all the same.
     data = make_data(41, num_folds=3, missing=[(row, "voice") for row in range(38)])
+    data = data.add_column("group", [f"speaker {row % 4}" for row in range(41)])
     data.save_to_disk(str(folder / "data"))
     options = {"seeds": [3, 1], "evaluation_batch_size": 5, "batch_size": 8}
     written = {name: vars(make_settings(**options, **changes)) for name, changes in SETTINGS.items()}
