@@ -177,7 +177,10 @@ def _test_store(data: datasets.Dataset, config: RankAwareFusionConfig) -> Featur
         raise ValueError(
             f"test_data: found the encoders {', '.join(found)}, expected some of {', '.join(config.encoders)}"
         )
-    store = FeatureStore(data, config, progress=False)
+    try:
+        store = FeatureStore(data, config, progress=False)
+    except ValueError as error:
+        raise ValueError(f"test_data: {error}") from None
     if len(set(store.clips)) < len(store):
         twice = next(clip for clip in store.clips if store.clips.count(clip) > 1)
         raise ValueError(f"test_data: clip {twice!r} comes more than once, expected each clip once")

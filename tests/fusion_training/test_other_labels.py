@@ -56,7 +56,11 @@ def test_a_run_speaks_of_the_names_of_its_data(make_data, make_settings, tmp_pat
     [
         ({"num_labels": 2}, {"selection_metric": "score"}, "selection_metric: found 'score', expected loss or one of"),
         ({}, {"decoding": "thresholds"}, "decoding 'thresholds' tells blends apart"),
-        ({}, {"test_data": "other"}, "names differ: the data has 3 names .*a, b, c.*the model has 4 names"),
+        (
+            {},
+            {"test_data": "other"},
+            "test_data: the names differ: the data has 3 names .*a, b, c.*the model has 4 names",
+        ),
         ({}, {"model": {"id2label": {0: "x", 1: "y"}}}, "names differ: the setting model.id2label has 2 names"),
         ({"alone": True}, {}, "'grey' is a label of clips of fold 1 alone"),
         ({"num_folds": 1}, {}, "needs at least 3 folds, found 1"),

@@ -256,7 +256,7 @@ REFUSED = [
     ({"test_data": "gone/without/trace"}, "not a file, folder or Hub id"),
     ({"test_data": "other"}, "test_data: found the encoders other"),
     ({"test_data": "repeated"}, "test_data: clip 'clip_001' comes more than once"),
-    ({"test_data": "damaged"}, "clip_004, encoder 'voice': expected finite values"),
+    ({"test_data": "damaged"}, "test_data: clip_004, encoder 'voice': expected finite values"),
     ({"unlabelled_data": "gone/without/trace", "model": {"domain_adaptation": "mmd"}}, "not a file, folder or Hub id"),
     ({"unlabelled_data": "other", "model": {"domain_adaptation": "coral"}}, "expected some of voice, face, noise"),
     ({"unlabelled_data": "synthetic"}, "model.domain_adaptation is none"),
