@@ -40,9 +40,12 @@ def test_every_config_is_valid(name):
 def test_fusions_are_measured_honestly_over_several_seeds():
     names = "blemore clips crema_d ravdess synthetic table"
     assert shipped("fusion") == [f"fusion_{name}" for name in names.split()]
-    for settings in map(read, shipped("fusion")):
-        config = RankAwareFusionConfig(encoders={name: {"feature_size": 6} for name in "abcd"}, **settings.model)
-        assert config.top_n < 4 and settings.protocol == "honest" and len(settings.seeds) >= 3
+    for name in shipped("fusion"):
+        settings = read(name)
+        config = RankAwareFusionConfig(encoders={letter: {"feature_size": 6} for letter in "abcd"}, **settings.model)
+        # Those of other people's data sets may fuse more: docs/results.md compares their n.
+        assert config.top_n < 4 or name in ("fusion_crema_d", "fusion_ravdess")
+        assert settings.protocol == "honest" and len(settings.seeds) >= 3
         assert set(settings.model) <= set(RankAwareFusionConfig.__annotations__)
 
 
