@@ -77,9 +77,10 @@ def _space_of(dataset: Any, expected: LabelSpace) -> LabelSpace:
         feature = (dataset.features or {}).get(column)
         if isinstance(feature, datasets.ClassLabel):
             return LabelSpace(feature.names, expected.blend_percents, set(expected.unblended) & set(feature.names))
-    if getattr((dataset.features or {}).get("labels"), "feature", None) is not None:
-        return label_space(dataset)[0]
-    return expected
+    labels = (dataset.features or {}).get("labels")
+    # Lists of any length are a stranger's, of shares or of names; the processor checks each row of them.
+    is_plain = getattr(labels, "length", -1) < 0 and not dataset.info.description
+    return expected if is_plain or getattr(labels, "feature", None) is None else label_space(dataset)[0]
 
 
 def _label(row: Mapping[str, Any]) -> Any:

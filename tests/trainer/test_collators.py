@@ -6,9 +6,7 @@ import torch
 from tiny_models import make_student
 
 from hf_blemo.built_in import make_synthetic_blends, make_synthetic_pairs, synthetic_tokenizer
-from hf_blemo.feature_sets import with_label_space
 from hf_blemo.pairs.pair_processor import PairProcessor
-from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 from hf_blemo.trainer import BlendCollator, PairCollator, pair_columns
 
@@ -68,6 +66,7 @@ def named_processor(**options):
         ([2, 0, -1], "valid", datasets.ClassLabel(names=list(NAMES))),
         (["tired", "calm", None], "valid", datasets.Value("string")),
         ([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [-100.0] * 3], "valid", datasets.Sequence(datasets.Value("float32"))),
+        ([["tired"], ["calm"], None], "valid", datasets.Sequence(datasets.Value("string"))),
         ([[0.25, 0.0, 0.75], [0.5, 0.25, 0.25], [-100.0] * 3], "soft", datasets.Sequence(datasets.Value("float64"))),
     ],
 )
@@ -75,8 +74,6 @@ def test_labels_of_any_form_become_shares(given, kind, feature, form, column):
     rows = 2 if isinstance(feature, datasets.ClassLabel) else 3
     features = datasets.Features({"features": {"face": datasets.Sequence(datasets.Value("float32"))}, column: feature})
     data = datasets.Dataset.from_dict({"features": [{"face": [0.0, 1.0]}] * 3, column: given}, features=features)
-    if isinstance(given[0], list) and column == "labels":
-        data = with_label_space(data, LabelSpace(NAMES), kind)
     batch = BlendCollator(named_processor(label_kind=kind), data)(list(data.select(range(rows)).with_format(form)))
     expected = [[0, 0, 1.0], [1.0, 0, 0], [-100.0] * 3] if kind == "valid" else given
     assert torch.equal(batch["labels"], torch.tensor(expected[:rows], dtype=torch.float32))
