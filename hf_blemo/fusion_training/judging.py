@@ -19,6 +19,9 @@ from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPA
 Predictions = dict[str, np.ndarray]
 _ROWS_AT_ONCE = 512
 
+# The `selection_metric` that takes the last epoch.
+LAST = "last"
+
 
 class Judge:
     """What follows from the labels of a run: its measures, decodings, loss and thresholds.
@@ -85,9 +88,9 @@ class Judge:
         Raises:
             ValueError: there is no such measure of these labels.
         """
-        if given is not None and given not in ("loss", *self.measures):
+        if given is not None and given not in ("loss", LAST, *self.measures):
             raise ValueError(
-                f"selection_metric: found {given!r}, expected loss or one of {', '.join(self.measures)}"
+                f"selection_metric: found {given!r}, expected loss, last or one of {', '.join(self.measures)}"
                 f"{'' if self.is_benchmark else ' for these labels'}"
             )
         if protocol == "published_style" and self.is_benchmark:

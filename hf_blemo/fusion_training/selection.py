@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_blemo.fusion_training.judging import Judge, Predictions, better
+from hf_blemo.fusion_training.judging import LAST, Judge, Predictions, better
 from hf_blemo.fusion_training.lockstep import PREDICTED, Member
 
 
@@ -128,9 +128,9 @@ class Selection:
             loss = self.loss(judging["joint_probabilities"], rows)
             blends, _ = self.decode(judging, fold, self.decoding, judging)
             measures = {"loss": loss, **self.judge.measure(blends, self.labels[rows], judging)}
-            told = dict.fromkeys((self.judge.headline, "loss", self.metric))
+            told = dict.fromkeys((self.judge.headline, "loss", *([] if self.metric == LAST else [self.metric])))
             report[seed, fold] = {f"validation_{name}": measures[name] for name in told}
-            criterion = better(self.metric, measures[self.metric])
+            criterion = -epoch if self.metric == LAST else better(self.metric, measures[self.metric])
             closed = self.patience and epoch - choice.epoch > self.patience
             if criterion < choice.criterion and not closed:
                 index = self.position[seed, (fold,)]

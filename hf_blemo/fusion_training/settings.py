@@ -43,8 +43,9 @@ class ExperimentSettings:
         num_epochs: maximum number of epochs; the exact number with `protocol: none`.
         patience: stop after this many epochs without improvement in any scored fold; 0 never stops early.
         selection_metric: choose the epoch by `loss` (the joint loss) or a measure, such as `accuracy`, `uar` or `kl`;
-            by default by `loss`, for soft labels by `kl`. `published_style` uses the score for the labels of
-            BlEmoRE, as the published baselines do, and by default `accuracy` for others.
+            by default by `loss`, for soft labels by `kl`. `last` takes the last epoch, where the schedule
+            of the learning rate ends. `published_style` uses the score for the labels of BlEmoRE, as the published
+            baselines do, and by default `accuracy` for others.
         decoding: `expected_score`, `thresholds` or `soft`, for the reported and published predictions; by default
             `soft` for soft labels, else `expected_score`.
         batch_size, unlabelled_batch_size: batch size per model, over all processes.

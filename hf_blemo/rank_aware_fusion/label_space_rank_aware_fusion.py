@@ -82,7 +82,7 @@ class LabelSpace:
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise ValueError(f"the name {twice!r} comes twice among {_listed(self.names)}, expected different names")
         if len(self.names) < 2:
-            raise ValueError(f"found {len(self.names)} names ({_listed(self.names)}), expected at least two classes")
+            raise ValueError(f"found the names [{_listed(self.names)}], expected at least two classes")
         for name in self.unblended:
             if name not in self.names:
                 raise ValueError(f"unblended has {name!r}, expected some of the names {_listed(self.names)}")

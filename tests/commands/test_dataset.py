@@ -101,7 +101,7 @@ def test_what_is_refused(capsys, tmp_path):
         ),
         ("--label-column mood --blend-percents 70/20", "blend_percents has [70, 20], expected"),
         ("--label-column mood --folds 6 --group person", "--folds 6: found 5 groups"),
-        ("--label-column mood --names calm", "found 1 names (calm), expected at least two classes"),
+        ("--label-column mood --names calm", "found the names [calm], expected at least two classes"),
     ):
         found = refused(capsys, "dataset", "build", table, "--output", output, *options.split())
         assert message in found and not output.exists()

@@ -38,7 +38,9 @@ def test_columns_decodings_and_default_metrics_follow_the_space(judge, columns, 
 
 
 def test_what_the_labels_do_not_have_is_refused():
-    with pytest.raises(ValueError, match="selection_metric: found 'score', expected loss or one of accuracy, uar"):
+    with pytest.raises(
+        ValueError, match="selection_metric: found 'score', expected loss, last or one of accuracy, uar"
+    ):
         Judge(SINGLE).selection_metric("score", "honest")
     with pytest.raises(ValueError, match="decoding 'thresholds' tells blends apart, but nothing blends"):
         Judge(SINGLE).decoding("thresholds")

@@ -54,7 +54,11 @@ def test_a_run_speaks_of_the_names_of_its_data(make_data, make_settings, tmp_pat
 @pytest.mark.parametrize(
     ("change", "changes", "message"),
     [
-        ({"num_labels": 2}, {"selection_metric": "score"}, "selection_metric: found 'score', expected loss or one of"),
+        (
+            {"num_labels": 2},
+            {"selection_metric": "score"},
+            "selection_metric: found 'score', expected loss, last or one of",
+        ),
         ({}, {"decoding": "thresholds"}, "decoding 'thresholds' tells blends apart"),
         (
             {},

@@ -59,7 +59,7 @@ def test_valid_labels_and_their_order(names, splits, unblended, count):
         (["a", " "], (), (), "found the name ' ' among the names of the labels, expected words"),
         (["a", 3], (), (), "found the name 3"),
         ("aba", (), (), "the name 'a' comes twice among a, b, a"),
-        (["a"], (), (), r"found 1 names \(a\), expected at least two classes"),
+        (["a"], (), (), r"found the names \[a\], expected at least two classes"),
         ("ab", (), ["z"], "unblended has 'z', expected some of the names a, b"),
         *(
             ("abc", [split], (), rf"blend_percents has {re.escape(str(list(split)))}, expected two or more")
