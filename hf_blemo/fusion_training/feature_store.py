@@ -246,12 +246,12 @@ class FeatureStore:
         if name not in self._moments:
             values, used = self.pooled[name], self.present[name].numpy() & self.labelled
             mean, std = torch.zeros(2, self._cells.max() + 1, values.shape[1]).unbind()
-            for cell in range(len(mean)):
-                own = values[(self._cells == cell) & used].double()
+            for place in range(len(mean)):
+                own = values[(self._cells == place) & used].double()
                 if len(own) > 1:
                     centre, spread = own.mean(0), own.std(0)
                     own = own.clamp(centre - 4 * spread, centre + 4 * spread)
-                    mean[cell], std[cell] = own.mean(0).float(), own.std(0).float()
+                    mean[place], std[place] = own.mean(0).float(), own.std(0).float()
             self._moments[name] = (mean, std)
         mean, std = self._moments[name]
         cell, other = (torch.from_numpy(self._cells[numbers]) for numbers in (rows, others))
