@@ -214,8 +214,8 @@ class FeatureStore:
             rows: (R,) row numbers; the training part alone.
 
         Returns:
-            Encoder name -> mean, standard deviation and, if asked for, relevance, each (P,); 0, 1 and 1 for an encoder
-            that no row has. Rows without labels do not count for the relevance.
+            Encoder name -> mean, standard deviation and, if asked for, relevance, each (P,); 0, 1 and 0 for an encoder
+            that no row has. Rows without labels do not count for the relevance, which is 1 where no row has one.
         """
         result = {}
         for name in self.config.encoders:
@@ -234,7 +234,8 @@ class FeatureStore:
                 used = rows[self.present[name].numpy()[rows] & self.labelled[rows]]
                 values = (self.vectors(name)[used].double() - mean) / torch.where(std > 1e-8, std, 1.0)
                 values = values.asinh() if self.poolings[name].squash else values
-                result[name].append(correlation_ratio(values, self.labels[used].double()).float())
+                ratio = correlation_ratio(values, self.labels[used].double()).float()
+                result[name].append(ratio if self.labelled[rows].any() else torch.ones_like(ratio))
         return result
 
     def _exchanged(self, name: str, rows: np.ndarray, others: np.ndarray) -> torch.Tensor:
@@ -328,12 +329,12 @@ def correlation_ratio(values: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
         labels: (R, C) shares; they are the weights of the names.
 
     Returns:
-        (P,) from 0 to 1; ones without rows.
+        (P,) from 0 to 1; zeros without rows.
 
     Source: Pearson's correlation ratio.
     """
     if not len(values):
-        return torch.ones(values.shape[1])
+        return torch.zeros(values.shape[1])
     mass = labels.sum(0).clamp_min(1e-9)
     means = (labels.T @ values) / mass[:, None]
     between = (mass[:, None] / mass.sum() * (means - values.mean(0)).square()).sum(0)

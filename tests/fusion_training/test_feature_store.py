@@ -100,6 +100,9 @@ def test_relevance_is_the_correlation_ratio_of_the_labelled_rows(
         expected = [correlation_ratio_by_hand(column, labels[used].tolist()) for column in values]
         np.testing.assert_allclose(relevance, expected, atol=1e-4)
         assert name != "face" or relevance[1] == 0 < relevance[0]
+    # What no clip shows says nothing, and a gate that starts from the relevance leaves it alone.
+    lacking = store.statistics(np.array([0, 2, 7]))
+    assert lacking["voice"][2].eq(0).all() and lacking["noise"][2].shape == (2,)
     fusion = RankAwareFusionModel(store.config)
     fit_feature_statistics(fusion, data)
     expected = store.statistics(np.flatnonzero(store.labelled))

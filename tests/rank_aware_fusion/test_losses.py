@@ -104,6 +104,11 @@ def test_penalty_of_experts_and_divergence_from_the_prior_by_hand(
         divergences.append((shares * np.log(shares / weights)).sum())
     assert divergences[2] == pytest.approx(0, abs=1e-6) and max(divergences) > 1e-2
     assert output.loss.item() == pytest.approx(0.02 * penalty + 0.7 * np.mean(divergences), rel=1e-4)
+    gradients = gradients_of(model, output)
+    # The gate reads the experts and does not teach them.
+    for index, matrix in enumerate(model.experts.matrices):
+        torch.testing.assert_close(gradients[f"experts.matrices.{index}"], 0.02 * 32**2 * matrix.detach())
+    assert gradients["experts.bias"].eq(0).all() and gradients["gate.reading"].abs().amax((1, 2)).min() > 1e-5
 
 
 def test_soft_labels_of_single_names_are_expected(make_model, make_samples, collate):

@@ -247,9 +247,12 @@ def test_names_order_and_kinds_of_the_outputs(make_model, make_samples, make_lab
         torch.testing.assert_close(left, right, rtol=0, atol=0)
 
 
-def test_probabilities_survive_extreme_features(make_model, make_samples, collate):
+@pytest.mark.parametrize("options", [{}, EXTENDED, {**EXTENDED, "squash": "none"}], ids=["plain", "extended", "far"])
+def test_probabilities_survive_extreme_features(make_model, make_samples, collate, options):
     batch = collate(make_samples(5, ABSENT))
-    output = make_model()({name: 1e4 * values for name, values in batch["features"].items()}, batch["feature_mask"])
+    output = make_model(**options)(
+        {name: 1e4 * values for name, values in batch["features"].items()}, batch["feature_mask"]
+    )
     for values in (output.probabilities, output.joint_probabilities, output.encoder_weights):
         assert values.isfinite().all() and values.ge(0).all()
         torch.testing.assert_close(values.sum(-1), torch.ones(5))
@@ -283,10 +286,13 @@ def test_an_encoder_left_out_of_the_batch_is_absent_in_every_sample(
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_a_sample_without_any_encoder_is_finite_and_selects_none(make_model, make_samples, make_labels, collate):
+@pytest.mark.parametrize("options", [{}, EXTENDED], ids=["plain", "extended"])
+def test_a_sample_without_any_encoder_is_finite_and_selects_none(
+    make_model, make_samples, make_labels, collate, options
+):
     samples = make_samples(3)
     samples[1] = {}
-    model = make_model(top_n=3, encoder_loss_weight=0.2, gate_loss_weight=0.2, gate_balance_weight=0.1)
+    model = make_model(**options, top_n=3, encoder_loss_weight=0.2, gate_loss_weight=0.2, gate_balance_weight=0.1)
     output = model(**collate(samples, fill=float("nan")), labels=make_labels(3))
     assert output.encoder_weights[1].tolist() == [0, 0, 0, 0]
     assert output.selected_encoders[1].tolist() == [-1, -1, -1]
@@ -311,9 +317,10 @@ def test_an_encoder_of_no_weight_may_as_well_be_absent(make_model, make_samples,
         torch.testing.assert_close(output[name], without[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, EXTENDED], ids=["plain", "extended"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_peaked_gate_selects_as_many_and_trains(make_model, make_samples, make_labels, collate, fusion):
-    model = make_model(fusion=fusion, gate_context=False, encoder_loss_weight=0.5, gate_loss_weight=0.5)
+def test_a_peaked_gate_selects_as_many_and_trains(make_model, make_samples, make_labels, collate, fusion, options):
+    model = make_model(**options, fusion=fusion, gate_context=False, encoder_loss_weight=0.5, gate_loss_weight=0.5)
     with torch.no_grad():
         model.gate.query.mul_(1e5)
     output = model(**collate(make_samples(10)), labels=make_labels(10))
