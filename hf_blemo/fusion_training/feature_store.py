@@ -255,12 +255,12 @@ class FeatureStore:
                     mean[place], std[place] = own.mean(0).float(), own.std(0).float()
             self._moments[name] = (mean, std)
         mean, std = self._moments[name]
-        cell, other = (torch.from_numpy(self._cells[numbers]) for numbers in (rows, others))
+        own_cell, other = (torch.from_numpy(self._cells[numbers]) for numbers in (rows, others))
         values = self.pooled[name][rows]
-        moved = (values - mean[cell]) / std[cell] * std[other] + mean[other]
+        moved = (values - mean[own_cell]) / std[own_cell] * std[other] + mean[other]
         # A feature that does not vary within a group has nothing to exchange there.
-        varies = (std[cell] > 1e-8) & (std[other] > 1e-8)
-        return torch.where(varies & (cell != other).unsqueeze(1), moved, values)
+        varies = (std[own_cell] > 1e-8) & (std[other] > 1e-8)
+        return torch.where(varies & (own_cell != other).unsqueeze(1), moved, values)
 
     def batch(
         self, rows: np.ndarray, device: torch.device, labels: bool = True, others: np.ndarray | None = None

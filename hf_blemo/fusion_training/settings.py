@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 
 from hf_blemo.encoders.encoder_options import Dtype
 from hf_blemo.errors import check_known
-from hf_blemo.programs.settings import PUSH_SETTINGS, PushSettings, at_least_one, different_seeds, not_negative
+from hf_blemo.programs.settings import PUSH_SETTINGS, PushSettings, at_least_one, different_seeds, not_negative, share
 
 PROTOCOLS = {
     "honest": "Epoch and thresholds are chosen for each scored fold on the other folds alone: models trained without "
@@ -64,7 +64,7 @@ class ExperimentSettings:
     pooling: str = "mean"
     transform: str = "none"
     align_folds: bool = False
-    exchange_groups: float | int = not_negative(0.0)
+    exchange_groups: float | int = share(0.0)
     model: dict[str, Any] = field(default_factory=dict)
     protocol: Literal["honest", "published_style", "none"] = "honest"
     seeds: list[int] = different_seeds(default_factory=lambda: [0, 1, 2])

@@ -48,6 +48,13 @@ def not_negative(value: float) -> None:
 
 
 @as_validated_field
+def share(value: float) -> None:
+    """A field for shares."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"expected a share from 0 to 1, found {value}")
+
+
+@as_validated_field
 def different_seeds(value: list[int]) -> None:
     """A field for the seeds of several runs."""
     if not value or len(set(value)) != len(value) or min(value) < 0:

@@ -19,6 +19,7 @@ def test_bad_values_are_named(settings_class):
         ("patience", "-1", "expected at least 0, found -1"),
         ("seeds_at_once", "-1", "expected at least 0, found -1"),
         ("max_grad_norm", "-1.0", "expected at least 0, found -1.0"),
+        ("exchange_groups", "30", "expected a share from 0 to 1, found 30"),
         ("checkpoint_every", "-1", "expected at least 0, found -1"),
         ("seeds", "[1, 2, 1]", r"expected different numbers from 0, at least one, found \[1, 2, 1\]"),
     ):
