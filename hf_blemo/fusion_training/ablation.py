@@ -163,6 +163,8 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
         earlier = read_json(output / "ablation.json")
         check_same_run(asdict(settings), earlier["settings"], settings.free_in_resume, settings.output_dir)
         check_same_run({"labels": result["labels"]}, earlier, (), settings.output_dir)
+        # Parts that are not asked for again are kept, as rows are.
+        result |= {part: earlier[part] for part in ("explanations", "adaptation") if part in earlier}
         measured = {row["name"]: row for row in earlier["rows"] if _kept(output, row["name"]).is_file()}
     naive = NaiveFusions(store, labelled, truth)
     table_of = _Table(accelerator, output, result, truth)

@@ -107,7 +107,7 @@ def test_even_splits_follow_only_from_sets_and_only_where_none_is_given():
             "clip 'y': .*sums to 0.9, expected shares that",
         ),
         ([[1, 0], [0.8, 0.2], [0, 1]], {"names": "ab"}, "clip 'y': .*valid labels.*--label-kind soft"),
-        (["a", "a", "a"], {}, r"found 1 names \(a\), expected at least two"),
+        (["a", "a", "a"], {}, r"found the names \[a\], expected at least two"),
         (["a", "b", "a"], {"unblended": ["c"]}, "unblended has 'c', expected some of the names a, b"),
         (
             ["a", "b", "c"],
