@@ -168,6 +168,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
         measured = {row["name"]: row for row in earlier["rows"] if _kept(output, row["name"]).is_file()}
     naive = NaiveFusions(store, labelled, truth)
     table_of = _Table(accelerator, output, result, truth)
+    table_of.earlier = measured
     for variant in _variants(settings, list(base.encoders)):
         if variant.name in measured:
             table_of.add(measured[variant.name])
@@ -215,6 +216,7 @@ class _Table:
 
     def __init__(self, accelerator: Accelerator, output: Path, result: dict[str, Any], truth: Truth):
         self.accelerator, self.output, self.result, self.truth = accelerator, output, result, truth
+        self.earlier: dict[str, dict[str, Any]] = {}
         self.made: dict[str, OutOfFold] = {}
         self.per_clip: dict[str, dict[str, np.ndarray]] = {}
 
@@ -277,7 +279,10 @@ class _Table:
         if self.accelerator.is_main_process:
             print(_tables(self.result)[-1].splitlines()[-1], flush=True)
             self.output.mkdir(parents=True, exist_ok=True)
-            write_json({self.output / "ablation.json": self.result})
+            # Rows of an earlier run that are not reached yet must outlive an interruption.
+            done = {row["name"] for row in self.result["rows"]}
+            rows = self.result["rows"] + [row for name, row in self.earlier.items() if name not in done]
+            write_json({self.output / "ablation.json": {**self.result, "rows": rows}})
             (self.output / "ablation.md").write_text(_markdown(self.result))
 
 
