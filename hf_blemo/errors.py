@@ -1,28 +1,36 @@
 """Errors of users, worded in one line: what was found, what was expected, and where."""
 
+import functools
+import inspect
+import os
+import re
+import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class MissingExtraError(ImportError):
     """A package that an optional feature needs is not installed; the message names it and how to get it."""
 
 
-USER_ERRORS = (
-    MissingExtraError,
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
-    MemoryError,
-)
+USER_ERRORS = (MissingExtraError, ValueError, OSError, MemoryError)
 
+LONGEST_VALUE, LONGEST_LINE = 200, 1000
+
+# A quoted value that is too long to show.
+_LONG_VALUE = re.compile(rf"""(['"])(?:(?!\1)[^\\]|\\.){{{LONGEST_VALUE},}}\1""")
+_IRREGULAR = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 # Extra -> beginning of the message, and its packages.
 _EXTRAS = {
@@ -30,6 +38,88 @@ _EXTRAS = {
     "onnx": ("ONNX needs", "onnx", "onnxruntime", "onnxscript"),
     "demo": ("the demo page needs", "gradio"),
 }
+
+
+@contextmanager
+def reading(where: str | os.PathLike[str], expected: str) -> Iterator[None]:
+    """The door through which something is read: whatever a library raises there becomes a user's error.
+
+    Args:
+        where: the file or folder, or what messages call it. A path that is neither a regular file nor a folder is
+            refused, since a pipe or a device may never end.
+        expected: what should be there.
+
+    Raises:
+        ValueError: anything was raised that does not name `where` in words for a user; the cause is kept.
+        OSError: the system refused, such as for a full disk or a missing permission; the message names the file.
+    """
+    try:
+        if isinstance(where, os.PathLike):
+            check_regular(where, expected)
+        yield
+    except MissingExtraError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            if error.filename is None:
+                raise OSError(error.errno, error.strerror or str(error), str(where)) from error
+            raise
+        text, is_ours = one_line(error), isinstance(error, USER_ERRORS) and _raised_here(error)
+        if is_ours and str(where) in text:
+            if text != str(error):
+                error.args = (text,)
+            raise
+        if is_ours and ", expected " in text:
+            raise ValueError(_cut(f"{where}: {text}")) from error
+        kind = "" if isinstance(error, USER_ERRORS) and str(error) else f"{type(error).__name__}: "
+        raise ValueError(_cut(f"{where}: expected {expected}, found: {kind}{text}")) from error
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether this package raised an error, so that its message is worded for users."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("hf_blemo")
+
+
+def reads(expected: str) -> Callable[[Function], Function]:
+    """A function whose first argument is the path of what it reads, as a door: see `reading`.
+
+    Args:
+        expected: what should be there.
+    """
+
+    def decorate(function: Function) -> Function:
+        first = next(iter(inspect.signature(function).parameters))
+
+        @functools.wraps(function)
+        def door(*arguments: Any, **options: Any) -> Any:
+            with reading(Path(arguments[0] if arguments else options[first]), expected):
+                return function(*arguments, **options)
+
+        return door  # type: ignore[return-value]
+
+    return decorate
+
+
+def check_regular(path: str | os.PathLike[str], expected: str = "a file") -> None:
+    """Refuses a pipe, a device or a socket, which may never end; a path without anything passes.
+
+    Args:
+        path: of a file or folder; links are followed.
+        expected: what should be there.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except OSError:
+        # Whoever opens it says what is wrong.
+        return
+    if kind in _IRREGULAR:
+        raise ValueError(f"{os.fspath(path)}: found {_IRREGULAR[kind]}, expected {expected}")
 
 
 @contextmanager
@@ -45,23 +135,37 @@ def one_line_errors(program: str | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Only a process that has imported the library can have met its error, and importing it takes long.
-        library = sys.modules.get("huggingface_hub.errors")
-        if not isinstance(error, USER_ERRORS) and not (library and isinstance(error, library.StrictDataclassError)):
+        if not is_user_error(error):
             raise
         print(f"{program or Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
+def is_user_error(error: BaseException) -> bool:
+    """Whether an error is a user's: one of `USER_ERRORS`, or a value that a config refused."""
+    # Only a process that has imported the library can have met its error, and importing it takes long.
+    library = sys.modules.get("huggingface_hub.errors")
+    return isinstance(error, USER_ERRORS) or (library is not None and isinstance(error, library.StrictDataclassError))
+
+
 def one_line(error: BaseException) -> str:
-    """The message of an error in one line; for an error of the system, the file and the reason."""
+    """The message of an error in one line, long values cut; for an error of the system, the file and the reason."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return _cut(f"{error.filename}: {error.strerror}")
     library = sys.modules.get("huggingface_hub.errors")
     if library and isinstance(error, library.StrictDataclassClassValidationError) and error.__cause__ is not None:
         # The check of a config has said it all; which of its methods that was is no user's concern.
         error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    return _cut(" ".join(str(error).split())) or type(error).__name__
+
+
+def _cut(text: str) -> str:
+    """A line whose quoted values, and which as a whole, are no longer than one can read."""
+    text = _LONG_VALUE.sub(lambda found: f"{found[0][:LONGEST_VALUE]}...{found[1]}", text)
+    if len(text) <= LONGEST_LINE:
+        return text
+    # The end says what was expected.
+    return f"{text[: LONGEST_LINE - LONGEST_VALUE]} ... {text[-LONGEST_VALUE:]}"
 
 
 def check_extra(extra: str) -> None:

@@ -4,10 +4,13 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from hf_blemo.errors import check_regular, reading
 
 
 def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
@@ -18,15 +21,22 @@ def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
         where: what messages call it; its path by default.
 
     Raises:
-        ValueError: the file is not JSON, or holds something other than an object.
+        ValueError: the file is not JSON, holds something other than an object, or a key twice.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{where or path}: expected JSON, found: {error}") from None
+    with reading(where or path, "JSON"):
+        check_regular(path, "JSON")
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     if not isinstance(content, dict):
         raise ValueError(f"{where or path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {key!r} twice")
+    return found
 
 
 def write_json(contents: Mapping[Path, Any]) -> None:

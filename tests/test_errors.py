@@ -1,9 +1,13 @@
 """What ends a program with one line, and how the line reads."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from hf_blemo import RankAwareFusionConfig
-from hf_blemo.errors import check_known, one_line_errors
+from hf_blemo.errors import LONGEST_LINE, check_known, one_line_errors, reading, reads
 
 
 def fail(error: Exception):
@@ -16,6 +20,9 @@ def fail(error: Exception):
         (lambda folder: fail(ValueError("a\n  b")), "a b"),
         (lambda folder: fail(FileExistsError("a b")), "a b"),
         (lambda folder: fail(MemoryError()), "MemoryError"),
+        (lambda folder: fail(OSError(errno.ENOSPC, "No space left", "a")), "a: No space left"),
+        (lambda folder: (folder / ("x" * 300)).read_text(), "File name too long"),
+        (lambda folder: fail(ValueError(f"found {'x' * 9999!r}, expected y")), f"found '{'x' * 199}...', expected y"),
         # An error of the system has the file and the reason, not its number.
         (lambda folder: (folder / "gone").read_text(), "gone: No such file or directory"),
         (
@@ -43,3 +50,59 @@ def test_unknown_keys_name_the_nearest_known_one():
     for key, nearest in (("row", "rows"), ("cols", "columns"), ("test", "test_data")):
         with pytest.raises(ValueError, match=f"^here: unknown setting '{key}'; the nearest known one is '{nearest}'$"):
             check_known("here", ["rows", key], ["best", "rows", "columns", "test_data"])
+
+
+class Refusal(Exception):
+    """An error of a library that nobody has listed."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (Refusal("torn"), ValueError, "x.bin: expected a table, found: Refusal: torn"),
+        (KeyError("k"), ValueError, "x.bin: expected a table, found: KeyError: 'k'"),
+        (RecursionError("too deep"), ValueError, "x.bin: expected a table, found: RecursionError: too deep"),
+        (MemoryError(), ValueError, "x.bin: expected a table, found: MemoryError: MemoryError"),
+        (ValueError("a\nb"), ValueError, "x.bin: expected a table, found: a b"),
+        (OSError("torn"), ValueError, "x.bin: expected a table, found: torn"),
+        (OSError(errno.ENOSPC, "No space left"), OSError, "[Errno 28] No space left: 'x.bin'"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "y"), FileNotFoundError, "[Errno 2] No such file: 'y'"),
+    ],
+)
+def test_whatever_a_library_raises_at_a_door_names_the_file(error, kind, message):
+    # Raised outside the package, as a library would.
+    with pytest.raises(kind) as caught, reading("x.bin", "a table"):
+        raise error
+    assert str(caught.value) == message
+
+    @reads("a table")
+    def read(path, _=None):
+        raise error
+
+    with pytest.raises(kind) as caught:
+        read("x.bin", 1)
+    assert str(caught.value) == message
+    with pytest.raises(kind), reading("y.bin", "another"):
+        read(path="x.bin")
+
+
+def test_a_door_leaves_the_words_of_the_package_as_they_are():
+    with pytest.raises(ValueError, match="^x: found: unknown setting 'row'; ") as caught, reading("x", "a table"):
+        check_known("x: found", ["row"], ["rows"])
+    assert caught.value.__cause__ is None
+    with pytest.raises(ValueError, match="^x: expected a table, found: y: unknown"), reading("x", "a table"):
+        check_known("y", ["row"], ["rows"])
+    with pytest.raises(ValueError) as caught, reading("x", "a table"):
+        raise Refusal(f"found {'v' * 5000}")
+    assert len(str(caught.value)) <= LONGEST_LINE + 5
+
+
+@pytest.mark.parametrize(("make", "found"), [(os.mkfifo, "a named pipe"), (None, "a device")])
+def test_only_regular_files_are_read(tmp_path, make, found):
+    path = tmp_path / "x"
+    if make is None:
+        path.symlink_to("/dev/zero")
+    else:
+        make(path)
+    with pytest.raises(ValueError, match=f"x: found {found}, expected a table"), reading(path, "a table"):
+        Path(path).read_bytes()

@@ -1,11 +1,14 @@
 """Reads feature files, one per clip and encoder as in the distribution, into rows of a data set."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from hf_blemo.errors import reading, reads
 
 from .layout import Clip, FeatureType, dataset_features
 
@@ -161,6 +164,7 @@ def feature_files(folder: Path) -> dict[str, Path]:
     return files
 
 
+@reads("CSV with a header")
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
     """Reads a CSV file with a header.
 
@@ -171,16 +175,25 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
         The columns, and for every row its line number and its cells by column (None where the row ends early).
 
     Raises:
-        ValueError: the file is not text.
+        ValueError: the file is not text, or a column comes twice.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            return columns, [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: found a damaged file ({error}), expected CSV") from None
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        check_once(columns, path)
+        reader.fieldnames = columns
+        return columns, [(reader.line_num, row) for row in reader]
+
+
+def check_once(names: Iterable[str], path: Path) -> None:
+    """Refuses a column that comes twice, of which one would be lost; columns without a name are none.
+
+    Raises:
+        ValueError: there is one.
+    """
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        raise ValueError(f"{path}: found the column {twice[0]!r} twice, expected each once")
 
 
 def _statistics(features: np.ndarray) -> np.ndarray:
@@ -191,15 +204,8 @@ def _statistics(features: np.ndarray) -> np.ndarray:
 
 
 def _load_npy(path: Path) -> np.ndarray:
-    try:
+    with reading(path, "a complete .npy array"):
         array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path}: found a damaged or foreign file ({reason}), expected a complete .npy array"
-        ) from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise ValueError(
             f"{path}: found {getattr(array, 'dtype', type(array).__name__)}, expected an array of numbers"

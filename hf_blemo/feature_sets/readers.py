@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_blemo.blemore.labels import soft_label
+from hf_blemo.errors import reads
 
 from .feature_files import ClipSource, FeatureFileReader, encoder_folders, feature_files
 from .layout import encode_clips, encoder_widths
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import datasets
 
 
+@reads("features of clips")
 def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto", nan: str = "error") -> "datasets.Dataset":
     """Opens features of clips in any supported form.
 

@@ -2,14 +2,16 @@
 
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from hf_blemo.errors import reading
+
 from .distribution import METADATA_COLUMNS
+from .feature_files import check_once
 from .layout import arrow_to_arrays, is_list
 
 if TYPE_CHECKING:
@@ -73,33 +75,36 @@ def read_table(path: Path, wanted: Wanted) -> Table:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: the suffix is unknown or the file is damaged.
+        ValueError: the suffix is unknown, the file is damaged, or a column comes twice.
     """
     if path.suffix not in TABLE_SUFFIXES:
         raise ValueError(f"{path}: found the suffix {path.suffix!r}, expected one of {', '.join(TABLE_SUFFIXES)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected a table of clips")
-    readers = {".parquet": _read_parquet, ".npz": _read_npz, ".csv": _read_csv}
-    return readers[path.suffix](path, wanted)
+    read, form = {
+        ".parquet": (_read_parquet, "Parquet"),
+        ".npz": (_read_npz, "NumPy arrays without pickled objects"),
+        ".csv": (_read_csv, "CSV"),
+    }[path.suffix]
+    with reading(path, f"a table of clips in {form}"):
+        return read(path, wanted)
 
 
 def _read_parquet(path: Path, wanted: Wanted) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: found a damaged table ({_first_line(error)}), expected Parquet") from None
-    columns: dict[str, pa.Array] = {}
+    table = pq.read_table(path)
+    columns: list[tuple[str, pa.Array]] = []
     for name, column in zip(table.column_names, table.columns, strict=True):
         array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
         if name == "features" and pa.types.is_struct(array.type):
-            columns.update(zip((field.name for field in array.type), array.flatten(), strict=True))
+            columns.extend(zip((field.name for field in array.type), array.flatten(), strict=True))
         else:
-            columns[name] = array
+            columns.append((name, array))
+    check_once((name for name, _ in columns), path)
     found = Table({}, {}, [])
-    for name, array in columns.items():
+    for name, array in columns:
         if name != wanted.labels and _holds_vectors(array.type):
             found.vectors[name] = arrow_to_arrays(array, f"{path}, column {name!r}", nulls_as_nan=True)
         elif name in wanted:
@@ -134,11 +139,9 @@ def _holds_vectors(arrow_type: "pa.DataType") -> bool:
 
 
 def _read_npz(path: Path, wanted: Wanted) -> Table:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: found a damaged table or pickled objects ({_first_line(error)})") from None
+    with np.load(path, allow_pickle=False) as archive:
+        check_once(archive.files, path)
+        arrays = {name: archive[name] for name in archive.files}
     found = Table({}, {}, [])
     for name, array in arrays.items():
         if array.ndim in (2, 3) and array.dtype.kind in "fiu" and name != wanted.labels:
@@ -157,10 +160,8 @@ def _read_csv(path: Path, wanted: Wanted) -> Table:
 
     texts = {*wanted.texts, *([wanted.labels] if wanted.labels is not None else [])}
     options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
-    try:
-        table = pyarrow.csv.read_csv(path, convert_options=options)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: found a damaged table ({_first_line(error)}), expected CSV") from None
+    table = pyarrow.csv.read_csv(path, convert_options=options)
+    check_once(table.column_names, path)
     found = Table({}, {}, [])
     groups: dict[str, dict[int, tuple[str, pa.ChunkedArray]]] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
@@ -170,7 +171,10 @@ def _read_csv(path: Path, wanted: Wanted) -> Table:
         elif name in IGNORED_COLUMNS or match is None:
             found.others.append(name)
         else:
-            groups.setdefault(match["name"], {})[int(match["number"])] = name, column
+            group, number = groups.setdefault(match["name"], {}), int(match["number"])
+            if number in group:
+                raise ValueError(f"{path}: found the columns {group[number][0]!r} and {name!r}, expected one of them")
+            group[number] = name, column
     for name, group in groups.items():
         types = {column: values.type for column, values in group.values()}
         numeric = {column: _is_number(arrow_type) for column, arrow_type in types.items()}
@@ -192,7 +196,3 @@ def _is_number(arrow_type: "pa.DataType") -> bool:
     import pyarrow as pa
 
     return pa.types.is_floating(arrow_type) or pa.types.is_integer(arrow_type) or pa.types.is_null(arrow_type)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -38,7 +38,7 @@ def test_files_that_hold_something_else_are_named(tmp_path):
         (np.float32(1), r"found shape \(\)"),
         (np.zeros((3, 0)), r"found shape \(3, 0\)"),
         (np.array(["a"]), "found <U1, expected an array of numbers"),
-        (np.array([None]), "x.npy: found a damaged or foreign file"),
+        (np.array([None]), "x.npy: expected a complete .npy array"),
     ]:
         np.save(path, value, allow_pickle=True)
         with pytest.raises(ValueError, match=message):
@@ -47,7 +47,7 @@ def test_files_that_hold_something_else_are_named(tmp_path):
     whole = path.read_bytes()
     for length in (0, 5, 50, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="x.npy: found a damaged or foreign file"):
+        with pytest.raises(ValueError, match="x.npy: expected a complete .npy array"):
             load_feature_file(path)
     with pytest.raises(FileNotFoundError, match="absent.npy"):
         load_feature_file(tmp_path / "absent.npy")
@@ -74,7 +74,7 @@ def test_openface_fills_gaps_with_the_clips_mean(tmp_path):
         (OPENFACE.replace("0.5,-0.25", "left,-0.25"), "x.csv, line 2: .*'left'.*expected numbers"),
         (OPENFACE.replace("0.5,-0.25", "inf,-0.25"), "x.csv: found infinity"),
         ("", "x.csv: found the columns"),
-        ("\udcff\udcfe\x00", "x.csv: found a damaged file"),
+        ("\udcff\udcfe\x00", "x.csv: expected CSV with a header"),
     ],
 )
 def test_openface_files_that_are_damaged_are_named(tmp_path, text, message):

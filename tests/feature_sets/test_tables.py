@@ -151,10 +151,10 @@ def test_bad_tables_are_named(tmp_path, columns, message):
 def test_bad_files_are_named(tmp_path):
     for name in ("x.parquet", "x.npz"):
         (tmp_path / name).write_bytes(b"no table")
-        with pytest.raises(ValueError, match=f"{name}: found a damaged table"):
+        with pytest.raises(ValueError, match=f"{name}: expected a table of clips in"):
             feature_sets.build_table_dataset(tmp_path / name)
     for columns, message in (
-        ({"clip": np.array(CLIPS, dtype=object), "a": VECTORS}, "x.npz: found a damaged table or pickled objects"),
+        ({"clip": np.array(CLIPS, dtype=object), "a": VECTORS}, "x.npz: expected .* without pickled objects"),
         ({"clip": np.array(CLIPS), "a": VECTORS[:2]}, "found 2 rows of 'a' and 3 clips"),
     ):
         np.savez(tmp_path / "x.npz", **columns)
@@ -163,7 +163,7 @@ def test_bad_files_are_named(tmp_path):
     for header, cells, message in (
         ("a.0,a.2", "1,2", "found 2 columns of 'a', expected number 1 among them"),
         ("a.0,a.1", "1,left", "column 'a.1': found string, expected numbers"),
-        ("a.0", "1,2", "x.csv: found a damaged table"),
+        ("a.0", "1,2", "x.csv: expected a table of clips in CSV"),
     ):
         (tmp_path / "x.csv").write_text(f"clip,{header}\nA1_ang_int1_ver1,{cells}\n")
         with pytest.raises(ValueError, match=message):
