@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo.errors import check_regular, reading
+
+# Names joined by slashes, each other than `.` and `..`, without what only other systems or no system takes.
+_NAME = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f]+"
+_INSIDE = re.compile(f"{_NAME}(?:/{_NAME})*")
 
 
 def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
@@ -53,6 +58,22 @@ def _without_nan(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [_without_nan(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
+
+
+def within(folder: Path, name: str, where: str | None = None) -> Path:
+    """The path of a file or folder whose name was not chosen here, such as one from a config.
+
+    Args:
+        folder: that holds it.
+        name: of the file or folder; slashes make it one of a folder inside.
+        where: what messages call the place that gave the name; the folder by default.
+
+    Raises:
+        ValueError: the name could lead out of the folder.
+    """
+    if not isinstance(name, str) or not _INSIDE.fullmatch(name):
+        raise ValueError(f"{where or folder}: found the name {name!r}, expected one inside the folder")
+    return folder / name
 
 
 @contextmanager

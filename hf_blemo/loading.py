@@ -1,11 +1,21 @@
 """Loading data and models from a folder or the Hub."""
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hf_blemo.errors import one_line
+
+# A module beside the weights, and a class in it.
+_OWN_CODE = re.compile(r"(?:[\w-]+/)*[\w-]+\.\w+")
+# Files of a repository's root may name code; those of vocabularies and tensors are large and do not.
+_CODE_FILES = {
+    "allow_patterns": ["*.json"],
+    "ignore_patterns": ["*/*", "tokenizer.json", "vocab.json", "*.index.json"],
+}
 
 
 def is_hub_id(source: str) -> bool:
@@ -112,6 +122,8 @@ def load_part(auto_class: Any, source: str, where: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     local_path(source, where)
+    # Without a word on it, transformers asks on the terminal whether to run the code of a repository.
+    options.setdefault("trust_remote_code", False)
     given = {name: value for name, value in options.items() if value is not None}
     try:
         return auto_class.from_pretrained(source, **given)
@@ -120,6 +132,70 @@ def load_part(auto_class: Any, source: str, where: str, **options: Any) -> Any:
         raise FileNotFoundError(message) from error
     except RuntimeError as error:
         raise ValueError(f"{where}: {auto_class.__name__} cannot be loaded: {one_line(error)}") from error
+
+
+def code_references(content: Any) -> Iterator[str]:
+    """The classes that a settings file has transformers load from code, at any depth.
+
+    Args:
+        content: of the file.
+
+    Yields:
+        References `module.Class`, or `owner/name--module.Class` for code of another repository; and `owner/name--` for
+        the base model of an adapter, which is loaded with its code.
+    """
+    if isinstance(content, list):
+        for entry in content:
+            yield from code_references(entry)
+    if not isinstance(content, dict):
+        return
+    for key, entry in content.items():
+        if key == "auto_map":
+            yield from _texts(entry)
+        elif key == "base_model_name_or_path" and entry:
+            yield f"{entry}--"
+        else:
+            yield from code_references(entry)
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, (dict, list)):
+        for entry in tree.values() if isinstance(tree, dict) else tree:
+            yield from _texts(entry)
+
+
+def refuse_code_of_others(source: str, where: str, revision: str | None = None) -> None:
+    """Refuses a model whose files name code that does not lie beside them: no commit pins it, no folder holds it.
+
+    Args:
+        source: a folder or Hub id.
+        where: what messages call it.
+        revision: commit of the Hub repository.
+
+    Raises:
+        ValueError: a file refers to such code.
+        FileNotFoundError: as in [`download_errors`].
+    """
+    folder = local_path(source, where)
+    if folder is None:
+        from huggingface_hub import snapshot_download
+
+        with download_errors(where):
+            folder = Path(snapshot_download(source, revision=revision, **_CODE_FILES))
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        # transformers reads nothing from such a file either.
+        except ValueError:
+            continue
+        for reference in code_references(content):
+            if "--" in reference or not _OWN_CODE.fullmatch(reference):
+                repository = reference.removesuffix("--")
+                raise ValueError(
+                    f"{where}: {path.name} refers to the code {repository} of another repository, which no commit pins"
+                )
 
 
 @contextmanager

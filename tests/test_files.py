@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hf_blemo.files import read_json, replace_folder, whole_file, write_json
+from hf_blemo.files import read_json, replace_folder, whole_file, within, write_json
 
 
 def test_json_is_read_back_and_what_is_not_an_object_is_refused(tmp_path):
@@ -16,6 +16,15 @@ def test_json_is_read_back_and_what_is_not_an_object_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=found):
             read_json(path, "here")
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "../x", "a/../b", "a//b", "/x", "C:\\x", "..\\x", "a\0", "a\n", "\x1b[2J", 1], ids=ascii
+)
+def test_a_name_from_elsewhere_leads_out_of_no_folder(name, tmp_path):
+    assert within(tmp_path, "a b..ü/.c") == tmp_path / "a b..ü" / ".c"
+    with pytest.raises(ValueError, match="here: found the name .*, expected one inside the folder"):
+        within(tmp_path, name, "here")
 
 
 def test_no_file_appears_where_one_cannot_be_written(tmp_path):

@@ -25,7 +25,7 @@ _TABLE = {
     "media": "errors",
     "metrics": "_registration blemore rank_aware_fusion",
     "programs": "errors files",
-    "encoders": "_registration errors files loading media",
+    "encoders": "_registration errors loading media",
     "pairs": "_registration built_in clip_rd errors files loading",
     "clip_evaluation": "built_in clip_rd errors files pairs programs",
     "hub": "_registration clip_rd errors feature_sets files loading programs rank_aware_fusion",

@@ -12,7 +12,7 @@ from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd_training.run import FREE_IN_RESUME, distill
 from hf_blemo.clip_rd_training.settings import METHODS, ComparisonSettings, DistillationSettings
-from hf_blemo.files import read_json, write_json
+from hf_blemo.files import read_json, within, write_json
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.programs.checkpoints import check_same_run
 from hf_blemo.programs.tables import table
@@ -63,7 +63,7 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
     for seed, name in itertools.product(settings.seeds, settings.methods):
         found = next((row for row in earlier.get(name, []) if row["seed"] == seed), None)
         if found is None:
-            folder = output / f"{name.replace(' ', '_')}_seed_{seed}"
+            folder = within(output, f"{name.replace(' ', '_')}_seed_{seed}")
             weights = {term: settings.weights[term] for term in METHODS[name]}
             schedule = {term: points for term, points in settings.weight_schedule.items() if term in weights}
             taught = teacher if len(weights) > 1 else None

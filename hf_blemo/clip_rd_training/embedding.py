@@ -16,6 +16,7 @@ from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
 from hf_blemo.clip_rd_training.settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.teacher_store_card import push_store, store_card
+from hf_blemo.files import within
 from hf_blemo.hub.uploads import hub_errors, prepare_repository
 from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
@@ -125,7 +126,7 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     if accelerator.is_main_process and not (output / STORE_FILE).is_file():
         for name, clip in clips.items():
             if hasattr(clip.processor.tokenizer, "save_pretrained"):
-                clip.processor.tokenizer.save_pretrained(output / TOKENIZERS / name)
+                clip.processor.tokenizer.save_pretrained(within(output / TOKENIZERS, name))
         description.save(output)
     accelerator.wait_for_everyone()
     for clip in clips.values():

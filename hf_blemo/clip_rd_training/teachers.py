@@ -8,6 +8,7 @@ import torch
 
 from hf_blemo.clip_rd_training.reading import PairReader, ReadPair
 from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.files import within
 from hf_blemo.loading import download_errors, load_part, local_path
 from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_processor import PairProcessor
@@ -149,7 +150,7 @@ def _open_store(source: str, teacher: str | None) -> Teacher:
     if not (folder / STORE_FILE).is_file():
         raise FileNotFoundError(f"{where}: found no {STORE_FILE} there")
     store = TeacherStore(folder, teacher)
-    tokenizer = folder / TOKENIZERS / store.name
+    tokenizer = within(folder / TOKENIZERS, store.name, where)
     processor = None
     if tokenizer.is_dir():
         from transformers import AutoTokenizer

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
 from hf_blemo.encoders.video_encoder import VideoEncoder
 from hf_blemo.errors import one_line
-from hf_blemo.files import read_json
-from hf_blemo.loading import download_errors, load_part, local_path, quiet_loading
+from hf_blemo.loading import load_part, local_path, quiet_loading, refuse_code_of_others
 
 logger = logging.getLogger(__name__)
 
@@ -84,11 +82,11 @@ def load_encoder(
         raise ValueError(f"{where}: remote code is only run at a commit, expected 40 hexadecimal digits as revision")
     # Without this argument, transformers asks on the terminal.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if trust_remote_code and not is_folder:
-        _refuse_code_of_others(model_id, revision, where)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_loading():
+        if trust_remote_code:
+            refuse_code_of_others(model_id, where, revision)
         # Pin the commit of a model on the Hub, since a branch may move at any moment.
         commit = None if is_folder else _commit(model_id, revision)
         options["revision"] = commit or revision
@@ -232,22 +230,3 @@ def _converted(model_id: str, commit: str) -> str | None:
     except (HfHubHTTPError, OSError, ValueError) as error:
         logger.info("%s: found no conversion of its weights to safetensors: %s", model_id, error)
         return None
-
-
-def _refuse_code_of_others(model_id: str, revision: str | None, where: str) -> None:
-    """Refuses code of other repositories, which the commit does not pin."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    for name in ("config.json", "preprocessor_config.json"):
-        with download_errors(where):
-            try:
-                path = hf_hub_download(model_id, name, revision=revision)
-            except RemoteEntryNotFoundError:
-                continue
-        content = read_json(Path(path))
-        for reference in content.get("auto_map", {}).values():
-            if "--" in str(reference):
-                raise ValueError(
-                    f"{where}: {name} refers to the code {reference} of another repository, which no commit pins"
-                )

@@ -23,7 +23,7 @@ from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.feature_sets.feature_files import ClipSource, FeatureFileReader, feature_files
 from hf_blemo.feature_sets.label_reading import LabelOptions
 from hf_blemo.feature_sets.writing import refuse_existing, write_dataset
-from hf_blemo.files import read_json, replace_folder, write_json
+from hf_blemo.files import read_json, replace_folder, within, write_json
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE
 from hf_blemo.loading import load_part
 from hf_blemo.programs.progress import Progress
@@ -212,11 +212,11 @@ def _begin(work: Path, settings: ExtractionSettings, encoders: Mapping[str, Enco
 
 
 def _record_path(work: Path, clip: str) -> Path:
-    return work / "records" / f"{clip}.json"
+    return within(work / "records", f"{clip}.json")
 
 
 def _feature_path(work: Path, encoder: str, clip: str) -> Path:
-    return work / "features" / encoder / f"{clip}.npy"
+    return within(within(work / "features", encoder), f"{clip}.npy")
 
 
 def _extract(

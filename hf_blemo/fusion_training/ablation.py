@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from hf_blemo import feature_sets
 from hf_blemo.built_in import SYNTHETIC
-from hf_blemo.files import read_json, write_json
+from hf_blemo.files import read_json, within, write_json
 from hf_blemo.fusion_training.adaptation import adapt_to_folds, each_adaptation, folds_table
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
@@ -351,7 +351,7 @@ def measure_variant(
     )
     store = FeatureStore(data, model_config(data, own), own.align_folds, progress=False)
     checkpoints = Path(settings.output_dir, "checkpoints")
-    row_folder = checkpoints / name.strip().replace("/", "_")
+    row_folder = within(checkpoints, name.strip().replace("/", "_"))
     results, _ = cross_validate(accelerator, store, own, row_folder, description=name.strip())
     if accelerator.is_main_process:
         shutil.rmtree(checkpoints, ignore_errors=True)

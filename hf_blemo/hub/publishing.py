@@ -13,7 +13,8 @@ import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from safetensors import SafetensorError, safe_open
 
-from hf_blemo.files import read_json
+from hf_blemo.files import read_json, within
+from hf_blemo.loading import code_references
 
 from .card import CARD_FILE, FAMILIES, merge_card, render_card, render_template, without_local_paths
 from .encoder_models import encoder_rows
@@ -313,7 +314,7 @@ def _weights(folder: Path) -> tuple[set[str], list[str]]:
         return set(), [f"{_WEIGHTS_FILE} is missing"]
     problems = [] if shards else [f"{_WEIGHTS_INDEX_FILE} names no weights"]
     for shard in sorted(shards):
-        if not (folder / shard).is_file():
+        if not within(folder, shard, f"{folder}: {_WEIGHTS_INDEX_FILE}").is_file():
             problems.append(f"{shard}, which {_WEIGHTS_INDEX_FILE} names, is missing")
             continue
         try:
@@ -329,17 +330,15 @@ def _code(folder: Path, settings: dict[str, dict[str, Any]]) -> tuple[set[str], 
     """Finds the Python files that the auto classes load, and those that these import from beside them."""
     pending = set()
     for content in settings.values():
-        for target in content.get("auto_map", {}).values():
-            # A tokenizer's entry is a pair of a slow and a fast class, either of which may be null.
-            for reference in [target] if isinstance(target, str) else target:
-                if reference and "--" not in reference:
-                    pending.add(f"{reference.split('.')[0]}.py")
+        pending |= {
+            f"{reference.rpartition('.')[0]}.py" for reference in code_references(content) if "--" not in reference
+        }
     files: set[str] = set()
     problems = []
     while pending:
         name = pending.pop()
         files.add(name)
-        if not (folder / name).is_file():
+        if not within(folder, name, f"{folder}: auto_map").is_file():
             problems.append(f"{name}, code that auto_map needs, is missing")
             continue
         try:

@@ -10,7 +10,7 @@ import torch
 
 from hf_blemo import feature_sets
 from hf_blemo.errors import one_line
-from hf_blemo.files import read_json
+from hf_blemo.files import read_json, within
 from hf_blemo.loading import download_errors, local_path, quiet_loading
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import output_probabilities
@@ -278,7 +278,7 @@ def _check_shards(folder: Path, where: str) -> None:
     if (folder / WEIGHTS_FILES[0]).is_file() or not index.is_file():
         return
     for name in sorted(set(read_json(index, f"{where}: {index.name}").get("weight_map", {}).values())):
-        if not (folder / name).is_file():
+        if not within(folder, name, f"{where}: {index.name}").is_file():
             raise FileNotFoundError(f"{where}: found no {name}, which {index.name} names among the weights")
 
 
@@ -323,7 +323,7 @@ def _check_labels(folder: Path, space: LabelSpace, where: str) -> None:
         )
     if file is None:
         return
-    with safe_open(folder / file, "numpy") as weights:
+    with safe_open(within(folder, file, where), "numpy") as weights:
         found = weights.get_tensor(LABELS_KEY) if LABELS_KEY in weights.keys() else space.percent  # noqa: SIM118
     if found.shape == space.percent.shape and (found == space.percent).all():
         return

@@ -1,5 +1,6 @@
 """Configuration of rank-aware selective fusion."""
 
+import re
 from dataclasses import field
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -17,6 +18,9 @@ LABEL_SETTINGS = ("id2label", "label2id", "num_labels", "blend_percents", "unble
 ENCODER_DEFAULTS = {"modality": "video", "pooling": "mean", "transform": "none"}
 # For packages that extract features; kept with the model, so that it knows how its inputs are extracted.
 ENCODER_PROVENANCE = ("model_id", "revision", "extraction")
+# Names also become names of columns, files and folders.
+_NAME = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f-\x9f]+"
+_ENCODER_NAME = re.compile(f"{_NAME}(?:/{_NAME})*")
 
 
 def complete_encoders(encoders: dict[str, Any], order: list[str] | None) -> dict[str, dict[str, Any]]:
@@ -31,8 +35,8 @@ def complete_encoders(encoders: dict[str, Any], order: list[str] | None) -> dict
         The complete entries in that order.
 
     Raises:
-        ValueError: `order` names other encoders, or an entry has no positive `feature_size`, an unknown key or a value
-            outside its choices.
+        ValueError: `order` names other encoders, a name leads out of a folder, or an entry has no positive
+            `feature_size`, an unknown key or a value outside its choices.
     """
     order = list(encoders) if order is None else list(order)
     if sorted(order) != sorted(encoders):
@@ -41,6 +45,8 @@ def complete_encoders(encoders: dict[str, Any], order: list[str] | None) -> dict
 
 
 def _complete(name: str, options: Any) -> dict[str, Any]:
+    if not isinstance(name, str) or not _ENCODER_NAME.fullmatch(name):
+        raise ValueError(f"encoders[{name!r}]: expected a name, not a path out of a folder or control characters")
     if not isinstance(options, dict):
         raise ValueError(f"encoders[{name!r}]: expected a dict with 'feature_size', found {type(options).__name__}")
     known = ("feature_size", *ENCODER_DEFAULTS, *ENCODER_PROVENANCE)

@@ -118,17 +118,37 @@ def test_code_of_a_repository_runs_where_it_is_allowed_and_pinned(hub, tmp_path)
     images().save_pretrained(tmp_path)
     weights = {"layer.weight": torch.ones(5, 3), "layer.bias": torch.zeros(5)}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    commits = {}
-    for name, place in (("you/encoder-own", ""), ("you/encoder-other", "you/encoder-own--")):
-        entries = {"AutoConfig": f"{place}own.OwnConfig", "AutoModel": f"{place}own.OwnModel"}
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": "own_of_you", "auto_map": entries}))
-        commits[name] = upload(name, tmp_path)
-    source = {"model_id": "you/encoder-own", "revision": commits["you/encoder-own"]}
+    entries = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own_of_you", "auto_map": entries}))
+    source = {"model_id": "you/encoder-own", "revision": upload("you/encoder-own", tmp_path)}
+    assert loaded(str(tmp_path), trust_remote_code=True) == ("ImageEncoder", {"model_id": str(tmp_path)}, 15.0)
     found = loaded("you/encoder-own", trust_remote_code=True, revision=source["revision"])
     assert found == ("ImageEncoder", source, 15.0)
     assert "trust_remote_code" in refused(FileNotFoundError, "you/encoder-own", revision=source["revision"])
     text = refused(FileNotFoundError, "you/encoder-own", trust_remote_code=True, revision="0" * 40)
     assert text.startswith(f"you/encoder-own, revision {'0' * 40}: ")
-    other = commits["you/encoder-other"]
-    text = refused(ValueError, "you/encoder-other", trust_remote_code=True, revision=other)
-    assert "config.json refers to the code you/encoder-own--own.OwnConfig of another repository" in text
+
+
+@pytest.mark.parametrize("on_hub", [True, False])
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("config.json", {"auto_map": {"AutoConfig": "you/else--own.Own"}}, "you/else--own.Own"),
+        ("processor_config.json", {"image_processor": {"auto_map": {"AutoImageProcessor": "a/b--c.D"}}}, "a/b--c.D"),
+        ("preprocessor_config.json", {"auto_map": {"AutoFeatureExtractor": "a/b--c.D"}}, "a/b--c.D"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "a/b--c.D"]}}, "a/b--c.D"),
+        ("video_preprocessor_config.json", {"auto_map": {"AutoVideoProcessor": "../c.D"}}, "../c.D"),
+        ("config.4.0.json", {"vision_config": {"auto_map": {"AutoModel": "/tmp/c.D"}}}, "/tmp/c.D"),
+        ("adapter_config.json", {"base_model_name_or_path": "you/else"}, "you/else"),
+    ],
+)
+def test_code_of_another_repository_is_refused_whatever_file_names_it(
+    hub, checkpoint, tmp_path, on_hub, file, content, named
+):
+    shutil.copytree(checkpoint("vit"), tmp_path, dirs_exist_ok=True)
+    earlier = json.loads((tmp_path / file).read_text()) if (tmp_path / file).is_file() else {}
+    (tmp_path / file).write_text(json.dumps({**earlier, **content}))
+    name = f"you/pinned-{file.replace('_', '-')}" if on_hub else str(tmp_path)
+    revision = upload(name, tmp_path) if on_hub else None
+    text = refused(ValueError, name, trust_remote_code=True, revision=revision)
+    assert f"{file} refers to the code {named} of another repository" in text

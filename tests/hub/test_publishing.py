@@ -260,6 +260,21 @@ def test_sharded_weights_and_code_of_another_repository(folder):
     save_file({}, folder / "model-00002-of-00002.safetensors")
     with pytest.raises(ValueError, match="model-00002-of-00002.safetensors holds no weights"):
         publish(folder)
+    (folder.parent / "outside.safetensors").write_bytes((folder / "model-00001-of-00002.safetensors").read_bytes())
+    (folder.parent / "outside.py").touch()
+    for shard in ("../outside.safetensors", str(folder.parent / "outside.safetensors")):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+        with pytest.raises(ValueError, match="index.json: found the name '.*outside.safetensors'"):
+            files_to_publish(folder)
+    del index["weight_map"]["b"]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for reference in (f"{folder.parent}/outside.Model", "../outside.Model"):
+        config["auto_map"] = {"AutoModel": reference}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="auto_map: found the name .*, expected one inside the folder"):
+            files_to_publish(folder)
+    del config["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match="index.json names no weights"):
         publish(folder)

@@ -64,6 +64,12 @@ def test_a_bad_encoder_is_refused_by_name(options, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["../../x", "..", "a/../b", "/a", "a/", "a\\b", "", "a\x1b[2J", "a\n"], ids=ascii)
+def test_a_name_that_could_lead_elsewhere_is_refused(name):
+    with pytest.raises(ValueError, match="expected a name, not a path out of a folder"):
+        RankAwareFusionConfig(encoders={name: {"feature_size": 1}}, encoder_order=[name])
+
+
 @pytest.mark.parametrize("order", [["a"], ["a", "b", "c"], ["a", "a"], ["a", "c"]], ids=str)
 def test_an_order_of_other_encoders_is_refused(order):
     with pytest.raises(ValueError, match="encoder_order"):
