@@ -57,7 +57,7 @@ def _without_nan(content: Any) -> Any:
         return {key: _without_nan(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def within(folder: Path, name: str, where: str | None = None) -> Path:

@@ -60,8 +60,11 @@ def decode_thresholds(probabilities: Any, alpha: float, beta: float) -> list[lis
         official rules leave open, only the most probable emotion is predicted.
 
     Raises:
-        ValueError: the shape is not (N, 6), or a row holds NaN or infinity.
+        ValueError: the shape is not (N, 6), a row holds NaN or infinity, or a threshold is not finite.
     """
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not np.isfinite(value):
+            raise ValueError(f"{name}: found {value}, expected a finite number")
     values = _checked(probabilities, len(EMOTIONS), "probabilities")
     top = _top_two(values)
     alpha_, beta_ = values.dtype.type(alpha), values.dtype.type(beta)

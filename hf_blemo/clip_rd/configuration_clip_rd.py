@@ -1,6 +1,7 @@
 """Configuration of CLIP-RD students: any vision tower and any text tower of transformers."""
 
 import copy
+import math
 from difflib import get_close_matches
 from typing import Any
 
@@ -125,8 +126,10 @@ class CLIPRDConfig(PreTrainedConfig):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, found {size}")
-        if not self.initializer_factor >= 0:
-            raise ValueError(f"initializer_factor must not be negative, found {self.initializer_factor}")
+        if not 0 <= self.initializer_factor < math.inf:
+            raise ValueError(f"initializer_factor must not be negative or infinite, found {self.initializer_factor}")
+        if not math.isfinite(self.logit_scale_init_value):
+            raise ValueError(f"logit_scale_init_value must be finite, found {self.logit_scale_init_value}")
 
     def validate_towers(self):
         """Checks that each tower is one tower and that its pooled width is known."""

@@ -158,15 +158,15 @@ def results(
         the first model, as a selection has no mean.
 
     Raises:
-        ValueError: the processor refuses the features of a clip, which the message names, or the decoding;
-            there are fewer valid labels than `top_labels`.
+        ValueError: the processor refuses the features of a clip, which the message names, or the decoding; a model
+            gives no finite probabilities for a clip; there are fewer valid labels than `top_labels`.
     """
     processor = members[0][1]
     if top_labels is not None and not 0 < top_labels <= len(processor.label_space):
         raise ValueError(f"top_labels must be from 1 to {len(processor.label_space)}, found {top_labels}")
     batch = processor(samples, clips=clips)
     outputs = [model(**batch.to(model.device)) for model, _ in members]
-    parts = [output_probabilities(output) for output in outputs]
+    parts = [output_probabilities(output, clips) for output in outputs]
     means = {name: torch.stack([part[name].cpu() for part in parts]).mean(0) for name in parts[0]}
     values = {**means, "selected_encoders": outputs[0]["selected_encoders"].cpu()}
     blends = processor.post_process_blends(values, **decoding)

@@ -36,14 +36,14 @@ _HELP_WIDTH = 100
 @as_validated_field
 def at_least_one(value: float) -> None:
     """A field for numbers from 1."""
-    if not value >= 1:
+    if not 1 <= value < math.inf:
         raise ValueError(f"expected at least 1, found {value}")
 
 
 @as_validated_field
 def not_negative(value: float) -> None:
     """A field for numbers from 0."""
-    if not value >= 0:
+    if not 0 <= value < math.inf:
         raise ValueError(f"expected at least 0, found {value}")
 
 
@@ -211,8 +211,38 @@ def _help(settings_class: type, description: str | None) -> str:
     return "\n".join(lines)
 
 
+# The core schema of YAML 1.2: tag, its values, the characters that they begin with. YAML 1.1, which PyYAML reads, also
+# takes 010 for 8, 1:30 for 90, `no` for false and 2024-01-01 for a date.
+_CORE_SCHEMA = (
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", "<<", ["<"]),
+)
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number, as in YAML 1.2, and every key is text that comes once."""
+    """Safe YAML with the numbers and words of YAML 1.2, all finite, in which every key is text that comes once."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number; a leading zero means nothing."""
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """A finite number."""
+        number = super().construct_yaml_float(node)
+        if not math.isfinite(number):
+            found = f"{node.value}, expected a finite number"
+            raise yaml.constructor.ConstructorError(None, None, found, node.start_mark)
+        return number
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         found: set[str] = set()
@@ -228,9 +258,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
+for _tag, _values, _first in _CORE_SCHEMA:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_values})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def _load_yaml(text: str, where: str) -> Any:
@@ -354,7 +385,7 @@ def _with_floats(value: Any, annotation: Any) -> Any:
     except (ValueError, OverflowError):
         return value
     # As text, which no field for numbers takes.
-    return "not a number" if math.isnan(number) else number
+    return number if math.isfinite(number) else str(value)
 
 
 def _fields(settings_class: type) -> dict[str, Field]:

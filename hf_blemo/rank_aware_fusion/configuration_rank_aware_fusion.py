@@ -1,5 +1,6 @@
 """Configuration of rank-aware selective fusion."""
 
+import math
 import re
 from dataclasses import field
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ LABEL_SETTINGS = ("id2label", "label2id", "num_labels", "blend_percents", "unble
 ENCODER_DEFAULTS = {"modality": "video", "pooling": "mean", "transform": "none"}
 # For packages that extract features; kept with the model, so that it knows how its inputs are extracted.
 ENCODER_PROVENANCE = ("model_id", "revision", "extraction")
+_DEFAULT_TOP_N = 3
 # Names also become names of columns, files and folders.
 _NAME = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f-\x9f]+"
 _ENCODER_NAME = re.compile(f"{_NAME}(?:/{_NAME})*")
@@ -112,8 +114,9 @@ class RankAwareFusionConfig(PreTrainedConfig):
         unblended: names that are no part of a blend; by default `neu` for BlEmoRE's six names, and none for others.
         label_kind: `valid`: every label is a valid label of the space; `soft`: any distribution over the names.
         presence_share: a name is present in a label where its share is above this.
-        top_n: number of encoders fused per sample; where fewer are present, all of them. With 1, the single weight is
-            1 after renormalisation and the gate learns from `gate_loss_weight` and `gate_balance_weight` alone.
+        top_n: number of encoders fused per sample, at most all; where fewer are present, all of them. With 1, the
+            single weight is 1 after renormalisation and the gate learns from `gate_loss_weight` and
+            `gate_balance_weight` alone.
         hidden_size: width of the shared latent space.
         squash: `asinh` bends the standardised features, so that a few extreme values do not decide (ours).
         feature_weighting: `relevance` multiplies every feature by its correlation ratio with the labels of the
@@ -180,7 +183,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
     presence_share: float | int = 0.0
     encoders: dict[str, dict] = field(default_factory=dict)
     encoder_order: list[str] | None = None
-    top_n: int = 3
+    top_n: int = _DEFAULT_TOP_N
     hidden_size: int = 64
     squash: Literal["none", "asinh"] = "none"
     feature_weighting: Literal["none", "relevance"] = "none"
@@ -292,20 +295,25 @@ class RankAwareFusionConfig(PreTrainedConfig):
         for name in ("top_n", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        # The default stands for fewer encoders, too.
+        if self.encoders and self.top_n > max(len(self.encoders), _DEFAULT_TOP_N):
+            raise ValueError(
+                f"top_n must be at most {len(self.encoders)}, the number of encoders ({', '.join(self.encoders)}), "
+                f"found {self.top_n}"
+            )
         for name in ("dropout", "input_dropout", "encoder_dropout", "modality_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
         for name in ("gate_noise", "expert_penalty", "initializer_range"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+            _check_amount(name, getattr(self, name))
         if not 0 < self.head_exponent < 1:
             raise ValueError(f"head_exponent must be in (0, 1), found {self.head_exponent}")
 
     def validate_losses(self):
         """Checks that no loss weight is negative and that the gate's target exists if its loss is used."""
         for name in vars(self):
-            if name.endswith("_weight") and not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+            if name.endswith("_weight"):
+                _check_amount(name, getattr(self, name))
         if self.gate_loss_weight > 0 and self.encoder_loss_weight == 0:
             raise ValueError(
                 "gate_loss_weight > 0 needs encoder_loss_weight > 0: its target is the encoders' own loss"
@@ -322,6 +330,11 @@ class RankAwareFusionConfig(PreTrainedConfig):
         """Width of encoder `name` after temporal pooling."""
         options = self.encoders[name]
         return options["feature_size"] * (NUM_STATISTICS if options["pooling"] == "statistics" else 1)
+
+
+def _check_amount(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must not be negative or infinite, found {value}")
 
 
 RankAwareFusionConfig.register_for_auto_class()

@@ -4,10 +4,11 @@ For the space of BlEmoRE the first two are the rules of `hf_blemo.blemore.decodi
 other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from .label_space_rank_aware_fusion import BLEMORE_SPACE, Blend, LabelSpace
 
@@ -21,6 +22,27 @@ def default_blend_share(space: LabelSpace) -> float:
     if space == BLEMORE_SPACE:
         return BLEND_SHARE
     return 0.5 if space.blend_percents else 0.0
+
+
+def check_finite(name: str, values: Any, clips: Sequence[str] | None = None) -> None:
+    """Checks what a model returned.
+
+    Args:
+        name: of the values, for the message.
+        values: (B, ...), numpy's or torch's.
+        clips: names of the B samples; their numbers by default.
+
+    Raises:
+        ValueError: a value is NaN or infinite; the message names the sample.
+    """
+    finite = torch.as_tensor(values).flatten(1).isfinite().all(1)
+    if not finite.all():
+        row = int(finite.long().argmin())
+        clip = f"sample {row}" if clips is None else clips[row]
+        raise ValueError(
+            f"{clip}: the model gives {name} that are not finite numbers: its weights are damaged, or the features "
+            "are too large for its precision"
+        )
 
 
 def decode_thresholds(
@@ -43,8 +65,15 @@ def decode_thresholds(
     Returns:
         For each sample the names predicted, with their salience in per cent.
 
+    Raises:
+        ValueError: a threshold or a probability is not finite.
+
     Source: BlEmoRE, arXiv 2601.13225; sets of other sizes and other splits are ours.
     """
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not np.isfinite(value):
+            raise ValueError(f"{name}: found {value}, expected a finite number")
+    check_finite("probabilities", probabilities)
     # The official code compares in the precision of the probabilities.
     alpha, beta = probabilities.dtype.type(alpha), probabilities.dtype.type(beta)
     orders = np.argsort(-probabilities, axis=1, kind="stable")[:, : space.largest_set]
@@ -90,12 +119,13 @@ def decode_expected_score(
         For each sample a valid label.
 
     Raises:
-        ValueError: the share is not from 0 to 1.
+        ValueError: the share is not from 0 to 1, or a probability is not finite.
 
     Source: the Score of BlEmoRE, arXiv 2601.13225; the rule is ours.
     """
     if not 0 <= blend_share <= 1:
         raise ValueError(f"blend_share: found {blend_share}, expected a share from 0 to 1")
+    check_finite("joint probabilities", joint)
     # In float64, as the benchmark's room does: float32 can break near ties the other way.
     joint = joint.astype(np.float64)
     names = len(space.names)
@@ -114,27 +144,37 @@ def decode_soft(probabilities: np.ndarray, space: LabelSpace = BLEMORE_SPACE) ->
     Args:
         probabilities: (B, C), rows that sum to 1.
         space: the names.
+
+    Raises:
+        ValueError: a probability is not finite.
     """
+    check_finite("probabilities", probabilities)
     return [
         [{"emotion": name, "salience": 100 * value} for name, value in zip(space.names, row, strict=True)]
         for row in probabilities.tolist()
     ]
 
 
-def output_probabilities(output: Mapping[str, Any]) -> dict[str, Any]:
+def output_probabilities(output: Mapping[str, Any], clips: Sequence[str] | None = None) -> dict[str, Any]:
     """Turns a model's outputs into probabilities.
 
     Args:
         output: of a [`RankAwareFusionModel`].
+        clips: names of the samples, for messages.
 
     Returns:
         float32: `probabilities`, and `presence` and `salience` of each head alone, (B, C); `joint_probabilities`
         (B, L); `encoder_weights` (B, E).
+
+    Raises:
+        ValueError: one of them is not finite.
     """
-    return {
+    found = {
         "probabilities": output["probabilities"].float(),
         "presence": output["presence_logits"].float().sigmoid(),
         "salience": output["salience_logits"].float().softmax(-1),
         "joint_probabilities": output["joint_probabilities"].float(),
         "encoder_weights": output["encoder_weights"].float(),
     }
+    check_finite("probabilities", torch.cat([*found.values()], 1), clips)
+    return found

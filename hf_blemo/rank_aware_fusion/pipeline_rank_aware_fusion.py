@@ -42,7 +42,8 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
         generators and data sets an iterator that reads as it goes.
 
     Raises of a call:
-        ValueError: features the processor refuses, naming the clip or its number; a folder without features; no clip.
+        ValueError: features the processor refuses, or for which the model gives no finite probabilities, naming the
+            clip or its number; a folder without features; no clip.
     """
 
     model: Any
@@ -133,17 +134,22 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
 
     def _forward(self, input_tensors: Any, **_: Any) -> Any:
         items: Sequence[dict[str, Any]] = input_tensors
-        batch = self.processor([item["features"] for item in items], clips=[item["name"] for item in items])
-        return {"output": self.model(**batch.to(self.model.device)), "clips": [item["clip"] for item in items]}
+        names = [item["name"] for item in items]
+        batch = self.processor([item["features"] for item in items], clips=names)
+        output = self.model(**batch.to(self.model.device))
+        return {"output": output, "clips": [item["clip"] for item in items], "names": names}
 
     def postprocess(self, model_outputs: Any, **parameters: Any) -> list[dict[str, Any]]:
         """Results of the clips of a batch; see the class."""
         decoding = {name: value for name, value in parameters.items() if name in DECODING_PARAMETERS}
         top_labels = parameters.get("top_labels")
         output = model_outputs["output"]
+        values = {
+            **output_probabilities(output, model_outputs["names"]),
+            "selected_encoders": output["selected_encoders"],
+        }
         blends = self.processor.post_process_blends(output, **decoding)
         encoders, space = list(self.model.config.encoders), self.processor.label_space
-        values = {**output_probabilities(output), "selected_encoders": output["selected_encoders"]}
         results = []
         for row, (clip, found) in enumerate(zip(model_outputs["clips"], blends, strict=True)):
             result: dict[str, Any] = {} if clip is None else {"clip": clip}

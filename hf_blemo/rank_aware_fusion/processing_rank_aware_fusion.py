@@ -237,7 +237,7 @@ class RankAwareFusionProcessor(ProcessorMixin):
             valid label, or all of them where `decoding` is `soft`.
 
         Raises:
-            ValueError: unknown `decoding`, or a number out of its range.
+            ValueError: unknown `decoding`, a number out of its range, or probabilities that are not finite.
         """
         decoding = self.decoding if decoding is None else decoding
         alpha, beta = (self.alpha if alpha is None else alpha), (self.beta if beta is None else beta)

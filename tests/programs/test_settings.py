@@ -96,6 +96,18 @@ def test_float_fields_take_every_way_to_write_a_number(config, text):
     assert type(whole.learning_rate) is float and type(whole.weights["mmd"]) is float
 
 
+def test_numbers_and_words_are_those_of_yaml_1_2(config):
+    cases = (
+        ("010", 10), ("0o10", 8), ("0x10", 16), ("+7", 7), ("1e3", 1e3), (".5", 0.5), ("5.", 5.0), ("1:30", "1:30"),
+        ("1_000", "1_000"), ("0b11", "0b11"), ("no", "no"), ("On", "On"), ("2024-01-01", "2024-01-01"), ("~", None),
+        ("Null", None), ("", None), ("TRUE", True), ("false", False), ("y", "y"), ("=", "="),
+    )  # fmt: skip
+    for text, value in cases:
+        found = read(*config(f"model: {{a: {text}}}")).model["a"]
+        assert found == value and type(found) is type(value), text
+    assert read(*config("num_epochs: 010")).num_epochs == 10
+
+
 VALUES = (
     *((words, "seeds", [0, 1, 2]) for words in ("--seeds 0 1 2", "--seeds [0,1,2]", "--seeds [0, 1, 2]")),
     ("--encoders 1e5 null wavlm", "encoders", ["1e5", "null", "wavlm"]),
@@ -141,7 +153,9 @@ ERRORS = (
     ("--num_epochs 0", "command line: --num_epochs: expected at least 1, found 0"),
     ("--learning_rate=-1", "command line: --learning_rate: expected at least 0, found -1"),
     ("--learning_rate fast", "--learning_rate: found 'fast', expected float"),
-    ("--learning_rate .nan", "--learning_rate: found 'not a number', expected float"),
+    ("--learning_rate nan", "--learning_rate: found 'nan', expected float"),
+    ("--learning_rate 1e999", "--learning_rate: expected YAML, found: 1e999, expected a finite number"),
+    ("--model.dropout .inf", "--model.dropout: expected YAML, found: .inf, expected a finite number"),
     ("--resume 2", "--resume: found 2, expected bool"),
     ("--seeds 0 x", "--seeds: found [0, 'x'], expected list of int"),
     ("--seeds [null]", "--seeds: found [None], expected list of int"),
@@ -162,11 +176,15 @@ FILE_ERRORS = (
     ("patiens: 3", "settings.yaml: unknown setting 'patiens'; the nearest known one is 'patience'"),
     ("output-dir: x", "unknown setting 'output-dir'; the nearest known one is 'output_dir'"),
     ("output_dir: 2024", "output_dir: found 2024, expected str; put text in quotes"),
-    ("schedule: no", "schedule: found False, expected none, constant or cosine; put text in quotes"),
+    ("schedule: true", "schedule: found True, expected none, constant or cosine; put text in quotes"),
+    ("learning_rate: .nan", "settings.yaml: expected YAML, found: .nan, expected a finite number"),
+    ("learning_rate: '1e999'", "learning_rate: found '1e999', expected float"),
+    ("num_epochs: 1:30", "num_epochs: found '1:30', expected int"),
+    ("resume: yes", "resume: found 'yes', expected bool"),
     ("output_dir: [a]", "output_dir: found ['a'], expected str"),
     ("num_epochs: '3'", "num_epochs: found '3', expected int"),
     ("model:", "model: found None, expected dict"),
-    ("weights: {yes: 2}", "settings.yaml: expected YAML, found: key yes is no text"),
+    ("weights: {true: 2}", "settings.yaml: expected YAML, found: key true is no text"),
     ("weights: {1: 2, 1: 3}", "settings.yaml: expected YAML, found: key '1' comes twice"),
     ("patience: 1\npatience: 2", "settings.yaml, line 2: expected YAML, found: key 'patience' comes twice"),
     ("- patience", "expected settings as 'key: value' lines, found list"),
@@ -191,7 +209,12 @@ def test_errors_name_the_key_and_the_place(config, tmp_path):
 
 def test_values_from_python_and_of_nested_settings_are_checked_too():
     assert Example(learning_rate=1).learning_rate == 1
-    for changes in ({"num_epochs": 0}, {"num_epochs": "3"}, {"seeds": [0.5]}, {"learning_rate": float("nan")}):
+    for changes in (
+        {"num_epochs": 0},
+        {"num_epochs": "3"},
+        {"seeds": [0.5]},
+        *({"learning_rate": float(x)} for x in ("nan", "inf")),
+    ):
         with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(changes))):
             Example(**changes)
     assert settings_of(Example, {"weights": {"mmd": 1}}, "fusion").weights == {"mmd": 1.0}

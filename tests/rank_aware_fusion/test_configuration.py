@@ -1,6 +1,7 @@
 """Settings: defaults, order of the encoders, and what is refused."""
 
 import json
+import math
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -77,10 +78,11 @@ def test_an_order_of_other_encoders_is_refused(order):
 
 
 BAD = {
-    "top_n": (0, 1.5), "hidden_size": (0,), "gate": ("softmax",), "fusion": ("attention",), "head_fusion": ("mean",),
-    "domain_adaptation": ("dann",), "gate_context": ("yes",), "dropout": (1.0, -0.1, float("nan")),
-    "encoder_dropout": (1,), "modality_dropout": (1.2,), "head_exponent": (0, 1.0), "gate_noise": (-0.5,),
-    "gate_balance_weight": (-1,), "presence_loss_weight": (-1,), "joint_loss_weight": (-0.1,),
+    "top_n": (0, 1.5, 99), "hidden_size": (0,), "gate": ("softmax",), "fusion": ("attention",),
+    "head_fusion": ("mean",), "domain_adaptation": ("dann",), "gate_context": ("yes",),
+    "dropout": (1.0, -0.1, float("nan")),
+    "encoder_dropout": (1,), "modality_dropout": (1.2,), "head_exponent": (0, 1.0), "gate_noise": (-0.5, math.inf),
+    "gate_balance_weight": (-1,), "presence_loss_weight": (-1, math.nan), "joint_loss_weight": (-0.1, math.inf),
     "squash": ("tanh",), "experts": ("yes",), "gate_reads": ("all", "both"), "gate_prior": ("none", "relevance"),
     "gate_prior_weight": (-1,), "expert_penalty": (-1, float("nan")), "input_dropout": (1.0,),
     "domain_adaptation_weight": (-1,), "hiden_size": (1,), "topn": (1,), "encoder_drop_out": (1,),

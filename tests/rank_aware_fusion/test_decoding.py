@@ -78,6 +78,22 @@ def test_the_processors_own_decoding_is_the_default_and_zero_overrides_it(encode
     assert processor.post_process_blends(half, "expected_score") == blemore.decode_expected_score(joint, 0.2)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("decoding", ["expected_score", "thresholds", "soft"])
+def test_what_is_not_a_finite_number_becomes_no_emotion(encoders, output, decoding, bad):
+    processor = RankAwareFusionProcessor(encoders, decoding=decoding)
+    with torch.no_grad():
+        (output.joint_probabilities if decoding == "expected_score" else output.probabilities)[7, 2] = bad
+    with pytest.raises(ValueError, match="sample 7: the model gives .*probabilities that are not finite numbers"):
+        processor.post_process_blends(output)
+    options = {"alpha": bad} if decoding == "thresholds" else {"blend_share": bad}
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be from 0 to 1, found"):
+        processor.post_process_blends(output, **options)
+    for decode in (decode_thresholds, blemore.decode_thresholds):
+        with pytest.raises(ValueError, match="beta: found (nan|-?inf), expected a finite number"):
+            decode(np.eye(6), 0.1, bad)
+
+
 def test_an_unknown_decoding_is_refused(encoders, output):
     with pytest.raises(ValueError, match="decoding 'argmax' is not one of expected_score, thresholds, soft"):
         RankAwareFusionProcessor(encoders, decoding="argmax")

@@ -196,6 +196,20 @@ def test_a_bad_clip_is_named(inputs, message, recognise):
         recognise(inputs)
 
 
+@pytest.mark.parametrize("broken", ["weights", "precision"])
+def test_a_clip_without_finite_probabilities_is_named(broken, clips):
+    model, processor = make_fusion()
+    recognise = BlendedEmotionRecognitionPipeline(model=model, processor=processor, device="cpu")
+    rows = [{"clip": f"A{number}", "features": dict(clip)} for number, clip in enumerate(clips[:2])]
+    if broken == "weights":
+        torch.nn.init.constant_(model.gate.query, torch.nan)
+    else:
+        model.half()
+        rows[1]["features"] = {"face": np.full((2, 6), 3e38, np.float32)}
+    with pytest.raises(ValueError, match=f"A{int(broken == 'precision')}: the model gives probabilities that are not"):
+        recognise(rows, batch_size=2)
+
+
 def test_bad_folders_are_named(recognise, tmp_path):
     with pytest.raises(FileNotFoundError, match="absent: no such folder, expected one with files such as face.npy"):
         recognise(str(tmp_path / "absent"))

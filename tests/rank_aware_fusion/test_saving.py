@@ -96,9 +96,7 @@ def test_settings_given_to_from_pretrained_are_checked(make_model, tmp_path):
         RankAwareFusionModel.from_pretrained(tmp_path, gate_noise=-1.0)
 
 
-@pytest.mark.parametrize(
-    ("top_n", "more"), [*((top_n, {}) for top_n in (1, 2, 3, 4, 9)), (1, EXTENDED), (9, EXTENDED)]
-)
+@pytest.mark.parametrize(("top_n", "more"), [*((top_n, {}) for top_n in (1, 2, 3, 4)), (1, EXTENDED), (4, EXTENDED)])
 def test_a_changed_number_of_ranks_keeps_those_that_fit(top_n, more, make_model, make_samples, collate, tmp_path):
     model, batch = make_model(top_n=2, **more), collate(make_samples(5))
     model.save_pretrained(tmp_path)
