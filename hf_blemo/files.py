@@ -1,10 +1,12 @@
 """JSON files that are read with a clear error, and files and folders that appear whole or not at all."""
 
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +18,8 @@ from hf_blemo.errors import check_regular, reading
 # Names joined by slashes, each other than `.` and `..`, without what only other systems or no system takes.
 _NAME = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f]+"
 _INSIDE = re.compile(f"{_NAME}(?:/{_NAME})*")
+
+_READ_AT_ONCE = 2**20
 
 
 def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
@@ -76,37 +80,76 @@ def within(folder: Path, name: str, where: str | None = None) -> Path:
     return folder / name
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file so that it appears whole; an error leaves what was there."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, and moves the file to its place unless an error was raised.
 
+    A link stays one, and the file that it names is replaced. A device or pipe takes what is written as it comes.
+
     Args:
         path: of the file; its folder is created if missing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = _target(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        yield target
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _sibling(target)
     try:
         yield temporary
-        os.replace(temporary, path)
+        if target.is_file():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_READ_AT_ONCE):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def replace_folder(made: Path, output: Path) -> None:
     """Moves a finished folder to its place; the folder that was there is deleted only after that.
 
     Args:
-        made: the finished folder, beside `output` or on the same file system.
-        output: its place.
+        made: the finished folder, best on the same file system.
+        output: its place; a link stays one, and the folder that it names is replaced.
     """
-    replaced = output.with_name(f".{output.name}.replaced")
-    if output.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.rename(output, replaced)
+    output = _target(output)
+    replaced, beside = _sibling(output), _sibling(output)
     try:
+        if made.stat().st_dev != output.parent.stat().st_dev:
+            made = Path(shutil.move(made, beside))
+        if output.exists():
+            os.rename(output, replaced)
         os.rename(made, output)
-    except OSError:
-        if not output.exists() and replaced.exists():
+    finally:
+        if replaced.exists() and not output.exists():
             os.rename(replaced, output)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+        for leftover in (replaced, beside):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _target(path: Path) -> Path:
+    """What a link names, where the path is one."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _sibling(path: Path) -> Path:
+    """A hidden name that nothing beside the path has; short, as the path's own may be as long as a name can be."""
+    return path.with_name(f".{uuid.uuid4().hex[:16]}.tmp")

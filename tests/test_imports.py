@@ -19,7 +19,7 @@ _TABLE = {
     "errors": "",
     "files": "errors",
     "rank_aware_fusion": "",
-    "feature_sets": "blemore errors rank_aware_fusion",
+    "feature_sets": "blemore errors files rank_aware_fusion",
     "built_in": "_registration blemore errors feature_sets files",
     "loading": "errors",
     "media": "errors",
@@ -31,7 +31,7 @@ _TABLE = {
     "hub": "_registration clip_rd errors feature_sets files loading programs rank_aware_fusion",
     "clip_rd_training": "built_in clip_evaluation clip_rd errors files hub loading pairs programs",
     "extraction": "blemore built_in encoders errors feature_sets files hub loading media programs rank_aware_fusion",
-    "trainer": "clip_rd feature_sets hub metrics pairs rank_aware_fusion",
+    "trainer": "clip_rd feature_sets files hub metrics pairs rank_aware_fusion",
     "prediction": "encoders errors extraction feature_sets files loading media rank_aware_fusion",
     "__init__": "_registration blemore clip_rd feature_sets prediction rank_aware_fusion",
     "commands": "blemore built_in clip_evaluation clip_rd encoders errors extraction feature_sets files hub loading "

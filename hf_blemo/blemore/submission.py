@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,8 +54,11 @@ def write_submission(
     content = json.dumps(
         {"predictions": {f"{name}{_SUFFIX}": row for name, row in zip(names, canonical, strict=True)}}, indent=2
     )
+    if target.is_symlink():
+        # The link stays, and the file that it names is replaced.
+        target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{uuid.uuid4().hex[:16]}.tmp")
     try:
         if target.suffix == ".zip":
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -65,7 +69,7 @@ def write_submission(
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    return target
+    return Path(path)
 
 
 def check_submission(path: str | os.PathLike[str]) -> list[str]:

@@ -12,7 +12,7 @@ from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd_training.run import FREE_IN_RESUME, distill
 from hf_blemo.clip_rd_training.settings import METHODS, ComparisonSettings, DistillationSettings
-from hf_blemo.files import read_json, within, write_json
+from hf_blemo.files import read_json, within, write_json, write_text
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.programs.checkpoints import check_same_run
 from hf_blemo.programs.tables import table
@@ -72,7 +72,7 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
             found = {"seed": seed, **evaluate(str(folder))}
         result["students"][name].append(found)
         write_json({output / "comparison.json": result})
-    (output / "comparison.md").write_text(markdown(result))
+    write_text(output / "comparison.md", markdown(result))
     return result
 
 

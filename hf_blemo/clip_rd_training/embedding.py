@@ -16,7 +16,7 @@ from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
 from hf_blemo.clip_rd_training.settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.teacher_store_card import push_store, store_card
-from hf_blemo.files import within
+from hf_blemo.files import within, write_text
 from hf_blemo.hub.uploads import hub_errors, prepare_repository
 from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
@@ -154,7 +154,7 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     if accelerator.is_main_process:
         card = output / "README.md"
         if not card.is_file():
-            card.write_text(store_card(output), encoding="utf-8", newline="\n")
+            write_text(card, store_card(output))
         if settings.push_to_hub is not None:
             again = "the same command uploads it again"
             with hub_errors(f"{output} is complete but was not uploaded to {settings.push_to_hub}; {again}"):

@@ -1,11 +1,10 @@
 """Reads the official BlEmoRE distribution into a data set."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -79,9 +78,10 @@ def build_distribution_dataset(
         "feature_dtype": feature_dtype,
         "aggregate": aggregate,
         "encoders": {name: list(reader.types[name]) for name in names},
-        "clips_digest": _digest(sources),
     }
-    return write_dataset(output, reader.features, len(sources), reader, plan, overwrite, progress)
+    return write_dataset(
+        output, reader.features, len(sources), reader, plan, overwrite, progress, identity=reader.identity
+    )
 
 
 def read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
@@ -161,11 +161,3 @@ def _check_missing(sources: Sequence[ClipSource], folders: Mapping[str, Path], a
             raise FileNotFoundError(
                 f"encoder {encoder!r}: found no file of any clip in {folder}, expected at least one"
             )
-
-
-def _digest(sources: Sequence[ClipSource]) -> str:
-    digest = hashlib.sha256()
-    for source in sources:
-        parts: list[Any] = [source.name, source.labels.tolist(), source.fold, sorted(source.files)]
-        digest.update(repr(parts).encode())
-    return digest.hexdigest()

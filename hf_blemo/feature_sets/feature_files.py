@@ -4,7 +4,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,6 +93,13 @@ class FeatureFileReader:
                 raise ValueError(f"{path}: found {array.dtype}, expected float16 as in the first clip")
             features[encoder] = kind.stored(array, path)
         return Clip(source.name, features, source.labels, source.fold, source.group)
+
+    def identity(self, row: int) -> list[Any]:
+        """What tells a row's sources from others: its name and labels, and size and time of each of its files."""
+        source = self.sources[row]
+        files = {name: path.stat() for name, path in sorted(source.files.items()) if name in self.types}
+        stamps = {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()}
+        return [source.name, source.labels.tolist(), int(source.fold), source.group, stamps]
 
     def _load(self, path: Path) -> np.ndarray:
         array = _load_npy(path) if path.suffix == ".npy" else _load_openface(path)

@@ -1,12 +1,13 @@
 """Writes a feature data set to disk: a few clips at a time, resumable, and visible only when complete."""
 
+import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_blemo.files import replace_folder, whole_file, write_text
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
 from .label_spaces import with_label_space
@@ -60,6 +61,7 @@ def write_dataset(
     overwrite: bool = False,
     progress: bool = False,
     space: tuple[LabelSpace, str] = (BLEMORE_SPACE, "valid"),
+    identity: Callable[[int], Any] = int,
 ) -> "datasets.Dataset":
     """Writes clips to a folder that `datasets.load_from_disk` reads, holding no more than a few in memory.
 
@@ -75,6 +77,8 @@ def write_dataset(
         overwrite: replace a data set that is at `output`, and discard an unfinished build with another plan.
         progress: show a progress bar.
         space: label space and kind of the labels.
+        identity: row number -> what tells its sources from others, such as size and time of its files; JSON values. A
+            part of an unfinished build whose rows have other sources now is written again.
 
     Returns:
         The data set, memory-mapped from `output`.
@@ -93,7 +97,8 @@ def write_dataset(
     with tqdm(total=num_clips, desc=output.name, unit="clip", disable=not progress) as bar:
         for first in range(0, num_clips, CLIPS_PER_PART):
             rows = range(first, min(first + CLIPS_PER_PART, num_clips))
-            parts.append(partial / f"clips-{first:08d}.arrow")
+            digest = hashlib.sha256(json.dumps([identity(row) for row in rows]).encode()).hexdigest()
+            parts.append(partial / f"clips-{first:08d}-{digest[:16]}.arrow")
             if parts[-1].is_file():
                 bar.update(len(rows))
             else:
@@ -110,15 +115,7 @@ def write_dataset(
             datasets.enable_progress_bars()
     shutil.copy(partial / _PLAN_FILE, whole)
 
-    if output.exists():
-        replaced = output.with_name(f"{output.name}.replaced")
-        if is_dataset_folder(replaced):
-            shutil.rmtree(replaced)
-        os.rename(output, replaced)
-        os.rename(whole, output)
-        shutil.rmtree(replaced)
-    else:
-        os.rename(whole, output)
+    replace_folder(whole, output)
     shutil.rmtree(partial)
     return datasets.Dataset.load_from_disk(str(output))
 
@@ -136,9 +133,7 @@ def _start(partial: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
             )
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    temporary = plan_file.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, plan_file)
+    write_text(plan_file, text)
 
 
 def _write_part(
@@ -151,8 +146,11 @@ def _write_part(
     import pyarrow as pa
 
     schema = features.arrow_schema
-    temporary = path.with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    with (
+        whole_file(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+    ):
         batch: list[Clip] = []
         num_bytes = 0
         for row in rows:
@@ -165,4 +163,3 @@ def _write_part(
             advance(1)
         if batch:
             writer.write_batch(encode_clips(batch, schema))
-    os.replace(temporary, path)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from hf_blemo import feature_sets
 from hf_blemo.built_in import SYNTHETIC
-from hf_blemo.files import read_json, within, write_json
+from hf_blemo.files import read_json, within, write_json, write_text
 from hf_blemo.fusion_training.adaptation import adapt_to_folds, each_adaptation, folds_table
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
@@ -278,12 +278,11 @@ class _Table:
         """Prints the newest line and writes the tables so far."""
         if self.accelerator.is_main_process:
             print(_tables(self.result)[-1].splitlines()[-1], flush=True)
-            self.output.mkdir(parents=True, exist_ok=True)
             # Rows of an earlier run that are not reached yet must outlive an interruption.
             done = {row["name"] for row in self.result["rows"]}
             rows = self.result["rows"] + [row for name, row in self.earlier.items() if name not in done]
             write_json({self.output / "ablation.json": {**self.result, "rows": rows}})
-            (self.output / "ablation.md").write_text(_markdown(self.result))
+            write_text(self.output / "ablation.md", _markdown(self.result))
 
 
 def _measured(name: str, made: OutOfFold, truth: Truth) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hf_blemo.extraction.clip_sources import find_clips
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.run import extract_features
 from hf_blemo.extraction.settings import ExtractionSettings
-from hf_blemo.files import read_json, write_json
+from hf_blemo.files import read_json, write_json, write_text
 from hf_blemo.fusion_training.ablation import measure_variant
 from hf_blemo.fusion_training.data import load_data
 from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationSettings
@@ -79,7 +79,7 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
         if accelerator.is_main_process:
             print(_markdown(result).splitlines()[-1], flush=True)
             write_json({output / "encoders.json": result})
-            (output / "encoders.md").write_text(_markdown(result))
+            write_text(output / "encoders.md", _markdown(result))
     accelerator.print(f"\n{_markdown(result)}\nWritten to {output / 'encoders.md'} and {output / 'encoders.json'}")
     return result
 

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from hf_blemo import blemore
+from hf_blemo.files import whole_file
 from hf_blemo.fusion_training.judging import Judge, Predictions
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.metrics.measures import largest
@@ -98,8 +99,8 @@ class OutOfFold:
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({part.name: np.ascontiguousarray(getattr(self, part.name)) for part in fields(self)}, path)
+        with whole_file(path) as temporary:
+            save_file({part.name: np.ascontiguousarray(getattr(self, part.name)) for part in fields(self)}, temporary)
 
     @classmethod
     def load(cls, path: Path) -> "OutOfFold":

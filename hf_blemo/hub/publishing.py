@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from safetensors import SafetensorError, safe_open
 
-from hf_blemo.files import read_json, within
+from hf_blemo.files import read_json, within, write_text
 from hf_blemo.loading import code_references
 
 from .card import CARD_FILE, FAMILIES, merge_card, render_card, render_template, without_local_paths
@@ -117,9 +117,8 @@ def publish(
         folder, files, repo_id, final_card, message, private=private, token=token, create_pr=create_pr, tag=tag
     )
     if not create_pr:
-        published.parent.mkdir(exist_ok=True)
         for path in (folder / CARD_FILE, published):
-            path.write_text(card, encoding="utf-8", newline="\n")
+            write_text(path, card)
     return address
 
 
@@ -170,7 +169,7 @@ def push_model(
         folder = Path(work) / name
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        (folder / CARD_FILE).write_text(new, encoding="utf-8", newline="\n")
+        write_text(folder / CARD_FILE, new)
         files = files_to_publish(folder)
         address, _ = _upload(
             folder, files, repo_id, lambda on_hub: on_hub or new, message, private=private, token=token, tag=tag
@@ -216,7 +215,7 @@ def write_card(folder: str | Path, metrics: Mapping[str, Any], repo_id: str | No
         options = {"remote_code": "auto_map" in config, "encoder_models": encoder_rows(config), "config": config}
     card = render_card(metrics, repo_id, plots=_plots(folder), **options)
     existing = path.read_text(encoding="utf-8-sig") if path.is_file() else None
-    path.write_text(merge_card(existing, card), encoding="utf-8", newline="\n")
+    write_text(path, merge_card(existing, card))
     return path
 
 
@@ -408,6 +407,5 @@ def _write_eval_results(folder: Path) -> None:
         old.unlink()
     for dataset, found in entries.items():
         path = folder / _EVAL_RESULTS_FOLDER / f"{dataset.replace('/', '--')}.yaml"
-        path.parent.mkdir(exist_ok=True)
         text = yaml.safe_dump(eval_result_entries_to_yaml(found), sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        write_text(path, text)

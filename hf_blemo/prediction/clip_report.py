@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hf_blemo.files import whole_file
+from hf_blemo.files import write_text
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import EMOTIONS
 
 _EMOTION_NAMES = {
@@ -188,8 +188,7 @@ def write_report(results: Sequence[Mapping[str, Any]], path: str | Path, model: 
         has_duration=any(clip.get("duration") for clip in clips),
         has_encoders=any(clip.get("encoders") for clip in clips),
     )
-    with whole_file(Path(path)) as temporary:
-        temporary.write_text(content.strip() + "\n", encoding="utf-8")
+    write_text(Path(path), content.strip() + "\n")
 
 
 def _environment() -> Environment:

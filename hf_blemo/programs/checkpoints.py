@@ -1,6 +1,8 @@
 """How a training run is kept and ends: whole checkpoints, the check that a resumed run is the same one, a safe end."""
 
 import gc
+import logging
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
@@ -8,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from hf_blemo.files import read_json, replace_folder, write_json
+from hf_blemo.files import file_digest, read_json, replace_folder, write_json
+
+logger = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
+MANIFEST_FILE = "manifest.json"
 
 
 class Checkpoints:
@@ -31,11 +37,11 @@ class Checkpoints:
         self.prefix = f"{unit}_"
 
     def found(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """Checkpoints by their names, oldest first; a copy that somebody made is none."""
         if self.folder is None or not self.folder.is_dir():
             return []
-        complete = (path for path in self.folder.iterdir() if path.name.startswith(self.prefix))
-        return sorted(complete, key=self._number)
+        named = re.compile(rf"{self.prefix}\d{{5,}}").fullmatch
+        return sorted((path for path in self.folder.iterdir() if named(path.name)), key=self._number)
 
     def _number(self, path: Path) -> int:
         return int(path.name.removeprefix(self.prefix))
@@ -49,28 +55,84 @@ class Checkpoints:
         if self.folder is None or not self.due(number, last):
             return
         partial = self.folder / f"partial_{number:05d}"
+        if self.accelerator.is_main_process:
+            # What a killed run left there would become part of this checkpoint.
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            _write_manifest(partial)
             replace_folder(partial, self.folder / f"{self.prefix}{number:05d}")
             for old in self.found()[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
     def restore(self, at_most: int) -> int:
-        """Restores the newest checkpoint of a training of some length.
+        """Restores the newest whole checkpoint of a training of some length, on all processes the same.
 
         Args:
             at_most: epochs or steps of the training; later checkpoints are ignored.
 
         Returns:
             The epoch or step it was saved after; 0 without a checkpoint.
+
+        Raises:
+            ValueError: there are checkpoints, but none is whole.
+            FileNotFoundError: this process does not see the checkpoint that the first one found.
         """
+        chosen = [self._newest_whole(at_most) if self.accelerator.is_main_process else None]
+        path = broadcast_object_list(chosen)[0] if self.accelerator.num_processes > 1 else chosen[0]
+        if path is None:
+            return 0
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: not there, expected the checkpoint that the first process resumes from")
+        self.accelerator.load_state(str(path))
+        return self._number(path)
+
+    def _newest_whole(self, at_most: int) -> Path | None:
+        problems: list[str] = []
         for path in reversed(self.found()):
-            if self._number(path) <= at_most:
-                self.accelerator.load_state(str(path))
-                return self._number(path)
-        return 0
+            if self._number(path) > at_most:
+                continue
+            problem = _problem(path)
+            if problem is None:
+                if problems:
+                    logger.warning("%s; resuming from %s", "; ".join(problems), path.name)
+                return path
+            problems.append(f"{path} is not whole: {problem}")
+        if problems:
+            raise ValueError(f"{problems[0]}; no other is: copy the checkpoints again, or start anew with overwrite")
+        return None
+
+
+def _write_manifest(checkpoint: Path) -> None:
+    """Lists the files of a checkpoint, with sizes and hashes, so that a half-copied one is noticed."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    entries = {
+        path.relative_to(checkpoint).as_posix(): {"size": path.stat().st_size, "sha256": file_digest(path)}
+        for path in files
+    }
+    write_json({checkpoint / MANIFEST_FILE: {"files": entries}})
+
+
+def _problem(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks of what its manifest lists."""
+    if not (checkpoint / MANIFEST_FILE).is_file():
+        return f"it has no {MANIFEST_FILE}"
+    try:
+        entries = read_json(checkpoint / MANIFEST_FILE)["files"].items()
+        for name, entry in entries:
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["size"]:
+                return f"{name} has {path.stat().st_size} bytes, expected {entry['size']}"
+            if file_digest(path) != entry["sha256"]:
+                return f"{name} has other content than was saved"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST_FILE} is damaged"
+    return None
 
 
 SETTINGS_FILE = "settings.json"

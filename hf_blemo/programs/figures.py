@@ -9,6 +9,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from hf_blemo.files import whole_file
+
 DPI = 150
 
 
@@ -24,6 +26,6 @@ def heat_map(
 def save(figure: Figure, path: str | Path) -> Path:
     """Write the figure as PNG, without the version stamp that would make equal pictures differ in bytes."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
     return path

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_blemo.files import write_text
 from hf_blemo.hub.card import CARD_FILE, FAMILIES, merge_card, render_template
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE
 
@@ -61,7 +62,7 @@ class PublishingTrainer(Trainer):
         super().create_model_card(*args, **kwargs)
         metadata = ModelCard(path.read_text(encoding="utf-8")).data.to_dict()
         card = self._rendered_card(metadata, kwargs.get("model_name") or path.parent.name)
-        path.write_text(merge_card(existing, card), encoding="utf-8", newline="\n")
+        write_text(path, merge_card(existing, card))
 
     def _existing_card(self, path: Path) -> str | None:
         """The card on the Hub, else the one in the folder."""

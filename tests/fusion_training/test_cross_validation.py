@@ -1,7 +1,9 @@
 """The protocols are what they claim, and an interrupted run ends where an uninterrupted one does."""
 
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,6 +226,49 @@ def test_an_interrupted_second_group_of_seeds_goes_on_to_the_same_end(make_data,
     assert set(found.choices) == set(expected.choices)
     for key, choice in found.choices.items():
         assert_same_choice(choice, expected.choices[key])
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def _changed(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "optimizer.bin": (_cut, "optimizer.bin has"),
+    "model.safetensors": (_changed, "model.safetensors has other content"),
+    "random_states_0.pkl": (Path.unlink, "random_states_0.pkl is missing"),
+    "cross_validation.json": (Path.unlink, "cross_validation.json is missing"),
+    "manifest.json": (_cut, "manifest.json is damaged"),
+}
+
+
+def test_of_half_copied_checkpoints_the_newest_whole_one_is_resumed(make_data, make_settings, run, tmp_path, caplog):
+    """The same end whichever file is damaged; copies that somebody made are no checkpoints."""
+    settings = make_settings(num_epochs=4, checkpoint_every=1, model=NOISY)
+    data, whole = make_data(36, num_folds=3), tmp_path / "whole"
+    expected, expected_rows = run(data, settings, whole)
+    [phase] = whole.iterdir()
+    for name in ("epoch_00003 (copy)", "epoch_4", "epoch_", "epoch_00009.tmp"):
+        (phase / name).mkdir()
+    for name, (damage, message) in DAMAGES.items():
+        folder = shutil.copytree(whole, tmp_path / name)
+        damage(folder / phase.name / "epoch_00004" / name)
+        caplog.clear()
+        found, rows = run(data, replace(settings, resume=True), folder)
+        [line] = [record.getMessage() for record in caplog.records if "resuming" in record.getMessage()]
+        assert "epoch_00004 is not whole: " + message in line and line.endswith("resuming from epoch_00003")
+        assert rows == expected_rows
+        for key, choice in found.choices.items():
+            assert_same_choice(choice, expected.choices[key])
+    for name in ("epoch_00003", "epoch_00004"):
+        (phase / name / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="epoch_00004 is not whole: it has no manifest.json; no other is"):
+        run(data, replace(settings, resume=True), whole)
 
 
 def test_a_shorter_training_does_not_resume_from_beyond_its_end(make_data, make_settings, finish, tmp_path):
