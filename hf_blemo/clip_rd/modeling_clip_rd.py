@@ -12,6 +12,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, is_timm_available
 
+from .checked_weights_clip_rd import CheckedWeights
 from .configuration_clip_rd import CLIPRDConfig
 from .gathering_clip_rd import gather_pairs
 
@@ -49,7 +50,7 @@ def _contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
     return (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.t(), pairs)) / 2
 
 
-class CLIPRDPreTrainedModel(PreTrainedModel):
+class CLIPRDPreTrainedModel(CheckedWeights):
     """Flags and initial weights of this family's models."""
 
     config: CLIPRDConfig

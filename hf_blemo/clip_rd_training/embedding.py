@@ -211,7 +211,10 @@ def _side(accelerator: Accelerator, model: Any, inputs: dict[str, torch.Tensor],
             output = model.get_image_features(pixel_values=given["pixel_values"])
         else:
             output = model.get_text_features(input_ids=given["input_ids"], attention_mask=given.get("attention_mask"))
-    return functional.normalize(features_of(output).float(), dim=-1).cpu().numpy().astype(np.float16)
+    embeds = functional.normalize(features_of(output).float(), dim=-1).cpu().numpy()
+    if not np.isfinite(embeds).all():
+        raise ValueError(f"a teacher gives {side} embeddings that are not finite; another mixed_precision may help")
+    return embeds.astype(np.float16)
 
 
 def _check_same(found: StoreDescription, made: StoreDescription, output: Path) -> None:

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from hf_blemo import built_in
 from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
@@ -11,7 +11,7 @@ from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.errors import check_known
 from hf_blemo.loading import load_part, local_path
-from hf_blemo.pairs.clip_models import load_processor
+from hf_blemo.pairs.clip_models import load_model, load_processor
 from hf_blemo.pairs.pair_processor import PairProcessor
 
 CUSTOM = "custom"
@@ -42,7 +42,7 @@ def make_student(
     local_path(settings.student, where)
     if settings.student_config:
         raise ValueError(f"student_config: {settings.student!r} is a checkpoint with its own config")
-    student = load_part(AutoModel, settings.student, where)
+    student = load_model(settings.student, where)
     if isinstance(student, CLIPModel):
         student = CLIPRDModel.from_clip(student)
     if not isinstance(student, CLIPRDModel):

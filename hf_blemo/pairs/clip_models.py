@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil
 
+from hf_blemo.clip_rd.checked_weights_clip_rd import not_finite
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.errors import MissingExtraError
 from hf_blemo.loading import load_part
@@ -58,18 +59,36 @@ def load_clip(source: str, what: str = "model", revision: str | None = None) -> 
     Raises:
         FileNotFoundError: the model, its tokenizer or its image processor cannot be found.
         MissingExtraError: the model is of open_clip, which is not installed.
-        ValueError: the model is not a CLIP: it lacks a method or the scale, or has images and texts of unequal widths.
+        ValueError: the model is not a CLIP: it lacks a method or the scale, or has images and texts of unequal widths;
+            or weights are missing or not finite.
     """
     if source.startswith(OPEN_CLIP):
         model, processor = _load_open_clip(source.removeprefix(OPEN_CLIP), what)
     else:
-        model = load_part(AutoModel, source, f"{what} {source!r}", dtype="float32", revision=revision)
+        model = load_model(source, f"{what} {source!r}", dtype="float32", revision=revision)
         for name in NEEDED:
             if not hasattr(model, name):
                 raise ValueError(f"{what} {source!r}: {type(model).__name__} has no {name}; expected a CLIP")
         processor = load_processor(source, what, getattr(model.config, "text_config", None), revision)
     model = model.eval()
+    name = not_finite(model.state_dict())
+    if name is not None:
+        raise ValueError(f"{what} {source!r}: the weights {name} hold NaN or infinite values, expected finite numbers")
     return Clip(model, processor, _width(model, processor, f"{what} {source!r}"))
+
+
+def load_model(source: str, where: str, **options: Any) -> Any:
+    """Loads a model of transformers with all its weights, but for poolers, which may be unused.
+
+    Raises:
+        FileNotFoundError: as in [`load_part`].
+        ValueError: weights are missing; transformers would draw random ones.
+    """
+    model, report = load_part(AutoModel, source, where, output_loading_info=True, **options)
+    missing = [name for name in sorted(report["missing_keys"]) if "pooler." not in name]
+    if missing:
+        raise ValueError(f"{where}: the checkpoint lacks {len(missing)} weights, the first is {missing[0]}")
+    return model
 
 
 @torch.no_grad()

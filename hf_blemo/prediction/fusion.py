@@ -298,6 +298,8 @@ def _load_model(folder: Path, where: str) -> RankAwareFusionModel:
             )
     except SafetensorError as error:
         raise ValueError(f"{where}: the weights are damaged ({error}), expected safetensors") from None
+    except ValueError as error:
+        raise ValueError(one_line(error).replace(str(folder), where)) from None
     model, report = loaded
     # transformers fills missing weights with random numbers, which would pass for predictions.
     problems = [

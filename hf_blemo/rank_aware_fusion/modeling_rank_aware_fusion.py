@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .checked_weights_rank_aware_fusion import CheckedWeights
 from .configuration_rank_aware_fusion import MODALITIES, RankAwareFusionConfig, label_names
 from .domain_adaptation_rank_aware_fusion import RankAwareFusionDomainAdaptation
 from .label_space_rank_aware_fusion import EMOTIONS, LabelSpace
@@ -350,7 +351,7 @@ def _picked(log_joint: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -log_joint.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
-class RankAwareFusionPreTrainedModel(PreTrainedModel):
+class RankAwareFusionPreTrainedModel(CheckedWeights):
     """Weight initialisation and the flags of the family."""
 
     config_class = RankAwareFusionConfig
@@ -431,6 +432,7 @@ class RankAwareFusionPreTrainedModel(PreTrainedModel):
                 further = found[-1:].expand(max(0, number - len(found)), *found.shape[1:])
                 state_dict[name] = torch.cat([found[:number], further])
             if moved:
+                model._started_anew = _OF_NAMES
                 state_dict = {name: value for name, value in state_dict.items() if not name.startswith(_OF_NAMES)}
             if "heads.label_percent" in state_dict:
                 state_dict["heads.label_percent"] = _label_percent(model.config.label_space)
