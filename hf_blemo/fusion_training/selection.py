@@ -126,7 +126,9 @@ class Selection:
             rows = self.judging_rows(fold)
             judging = self._judging_predictions(predictions, seed, fold)
             loss = self.loss(judging["joint_probabilities"], rows)
-            blends, _ = self.decode(judging, fold, self.decoding, judging)
+            # The distribution itself needs no lists of blends, which would take longer than an epoch of few clips.
+            soft = self.decoding == "soft"
+            blends = judging["probabilities"] if soft else self.decode(judging, fold, self.decoding, judging)[0]
             measures = {"loss": loss, **self.judge.measure(blends, self.labels[rows], judging)}
             told = dict.fromkeys((self.judge.headline, "loss", *([] if self.metric == LAST else [self.metric])))
             report[seed, fold] = {f"validation_{name}": measures[name] for name in told}

@@ -149,18 +149,35 @@ class _Gate(nn.Module):
             if config.gate_reads != "latents":
                 self.reading = nn.Parameter(torch.zeros(num_encoders, len(config.label_space.names) + 2, size))
 
-    def _seen(self, latents: torch.Tensor, said: torch.Tensor | None) -> torch.Tensor:
-        """What the gate sees of the encoders, (B, E, H)."""
-        if self.reading is None or said is None:
-            return latents
+    def _words(self, said: torch.Tensor) -> torch.Tensor:
+        """What the gate reads of the experts, (B, E, C + 2): probabilities, their entropy and the highest."""
         # The gate judges the experts and does not teach them.
         salience = said.detach()[..., said.shape[-1] // 2 :].float() * said.shape[1]
         log_probabilities = salience.log_softmax(-1)
         probabilities = log_probabilities.exp()
         entropy = -(probabilities * log_probabilities).sum(-1, keepdim=True)
         words = torch.cat([probabilities, entropy, probabilities.amax(-1, keepdim=True)], -1)
-        read = (words.to(self.reading.dtype).unsqueeze(-2) @ self.reading).squeeze(-2)
-        return latents + read if self.reads_latents else read
+        return words.to(self.encoder_embedding.dtype)
+
+    def _scores(self, latents: torch.Tensor, present: torch.Tensor, said: torch.Tensor | None) -> torch.Tensor:
+        """Products (B, E) of each sample's query with the keys of its encoders."""
+        # What is read of an encoder is its words (B, E, C + 2) times `reading`. Context and keys are linear in that,
+        # so it is made for no sample.
+        reading = self.reading
+        words = None if reading is None or said is None else self._words(said)
+        keys = self.key(latents) + self.encoder_embedding if self.reads_latents else self.encoder_embedding
+        query = self.query.expand(latents.shape[0], -1)
+        if self.context is not None:
+            seen = [(latents * present.unsqueeze(-1)).sum(1)] if self.reads_latents else []
+            if reading is not None and words is not None:
+                seen.append((words * present.unsqueeze(-1)).flatten(1) @ reading.flatten(0, 1))
+            query = query + self.context(sum(seen) / present.sum(-1, keepdim=True).clamp_min(1))
+        scores = (keys * query.unsqueeze(1)).sum(-1) if self.reads_latents else query @ keys.T
+        if reading is not None and words is not None:
+            # Cloned, as rounding would depend on where a loaded file happens to lie in memory.
+            of_words = query @ self.key(reading.clone()).flatten(0, 1).T
+            scores = scores + (words * of_words.unflatten(-1, words.shape[1:])).sum(-1)
+        return scores
 
     def forward(
         self,
@@ -174,13 +191,7 @@ class _Gate(nn.Module):
         `said` (B, E, 2 C) is what the experts say, `prior` (E,) the logarithm of the weights to start from.
         """
         if self.kind == "attention":
-            seen = self._seen(latents, said)
-            keys = self.key(seen) + self.encoder_embedding
-            query = self.query.expand(latents.shape[0], -1)
-            if self.context is not None:
-                count = present.sum(-1, keepdim=True).clamp_min(1)
-                query = query + self.context((seen * present.unsqueeze(-1)).sum(1) / count)
-            scores = (keys * query.unsqueeze(1)).sum(-1).float() / latents.shape[-1] ** 0.5
+            scores = self._scores(latents, present, said).float() / latents.shape[-1] ** 0.5
             if self.training and self.noise > 0:
                 scores = scores + self.noise * torch.randn_like(scores)
         elif self.kind == "static":
