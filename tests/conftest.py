@@ -51,6 +51,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs an accelerator of CUDA")
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not IS_XDIST_WORKER:
         hf_home.cleanup()

@@ -1,10 +1,12 @@
 """The direction of imports: which room of the package may import which."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,35 @@ def test_the_benchmark_and_the_package_load_nothing_heavy():
     code = f"import sys, hf_blemo; from hf_blemo import blemore; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""
+
+
+WITHOUT_THE_REST = """
+import importlib.machinery, sys
+blocked = {blocked!r}
+find = importlib.machinery.PathFinder.find_spec
+def find_spec(name, *arguments):
+    return None if name.partition(".")[0] in blocked else find(name, *arguments)
+importlib.machinery.PathFinder.find_spec = staticmethod(find_spec)
+import torch, hf_blemo
+from transformers import CLIPModel
+student = hf_blemo.CLIPRDModel(hf_blemo.CLIPRDConfig.from_preset("vit-t-16", projection_dim=8))
+loss = hf_blemo.CLIPRDLoss(8)(*(torch.randn(4, 8, requires_grad=side < 2) for side in range(4)), 10.0, 20.0).loss
+hf_blemo.CLIPRDDistiller(student, None, hf_blemo.CLIPRDLoss(8), teacher_logit_scale=20.0)
+config = hf_blemo.RankAwareFusionConfig(encoders={{"a": {{"feature_size": 3}}}}, top_n=1, hidden_size=4)
+fusion = hf_blemo.RankAwareFusionModel(config)({{"a": torch.randn(2, 1, 3)}})
+assert loss.isfinite() and fusion.probabilities.isfinite().all()
+assert not blocked & set(sys.modules), blocked & set(sys.modules)
+"""
+
+
+def test_both_families_work_with_torch_and_transformers_alone():
+    """As on an accelerator's machine, which has little else."""
+    needed = {"torch", "transformers", "numpy", "safetensors", "huggingface_hub"}
+    modules = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "open_clip_torch": "open_clip"}
+    # These two come with transformers itself.
+    needed |= {"pyyaml", "tqdm", "filelock"}
+    names = {re.split(r"[<>=;\[ ]", entry)[0] for entry in requires("hf_blemo") or ()} - needed - {"hf_blemo"}
+    assert {"datasets", "accelerate", "pyarrow", "peft", "evaluate", "av"} <= names
+    code = WITHOUT_THE_REST.format(blocked={modules.get(name, name) for name in names})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from .losses_clip_rd import MAXIMAL_LOG_SCALE, CLIPRDLoss, CLIPRDLossOutput, check_weights, computing_dtype
 
 _OWN = ("pixel_values", "input_ids", "attention_mask")
 INPUTS = (*_OWN, *(f"teacher_{name}" for name in _OWN), "teacher_image_embeds", "teacher_text_embeds")
 Schedule = Sequence[tuple[int, float]]
+
+logger = logging.get_logger(__name__)
 
 
 def features_of(output: Any) -> torch.Tensor:
@@ -71,6 +74,8 @@ class CLIPRDDistiller(nn.Module):
         self.teacher_logit_scale = teacher_logit_scale
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_post_hook(_resume_schedule)
+        # A model's identity -> its two feature methods, compiled.
+        self._compiled: dict[int, tuple[Callable, Callable]] = {}
         self.set_step(0)
 
     @property
@@ -87,6 +92,22 @@ class CLIPRDDistiller(nn.Module):
         if self.teacher is not None:
             self.teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def compile_towers(self, **options: Any) -> None:
+        """Compiles how student and teacher embed images and texts; the first steps take longer for it.
+
+        Where the compiler is missing or fails, a warning says so once and the towers run as they are. The models
+        themselves, and what is saved of them, do not change.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        for model in (self.student, self.teacher):
+            if model is not None:
+                self._compiled[id(model)] = (
+                    _Compiled(model.get_image_features, options),
+                    _Compiled(model.get_text_features, options),
+                )
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recomputes the student's activations in the backward pass; options as `PreTrainedModel` takes them."""
@@ -205,9 +226,14 @@ class CLIPRDDistiller(nn.Module):
         return [parameter for parameter in every if parameter.requires_grad]
 
     def _embed_student(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        image = self.student.get_image_features(pixel_values=inputs["pixel_values"])
-        text = self.student.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        return features_of(image), features_of(text)
+        return self._features(self.student, inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"])
+
+    def _features(
+        self, model: Any, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image, text = self._compiled.get(id(model)) or (model.get_image_features, model.get_text_features)
+        found = image(pixel_values=pixel_values), text(input_ids=input_ids, attention_mask=attention_mask)
+        return features_of(found[0]), features_of(found[1])
 
     @torch.no_grad()
     def _embed_teacher(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -229,11 +255,27 @@ class CLIPRDDistiller(nn.Module):
             raise ValueError("the batch has teacher_attention_mask without teacher_input_ids")
         # A mask belongs to its tokens.
         prefix = "" if inputs["teacher_input_ids"] is None else "teacher_"
-        image = self.teacher.get_image_features(pixel_values=given["pixel_values"])
-        text = self.teacher.get_text_features(
-            input_ids=given["input_ids"], attention_mask=inputs[f"{prefix}attention_mask"]
+        return self._features(
+            self.teacher, given["pixel_values"], given["input_ids"], inputs[f"{prefix}attention_mask"]
         )
-        return features_of(image), features_of(text)
+
+
+class _Compiled:
+    """A compiled function, or the function itself once the compiler has failed."""
+
+    def __init__(self, function: Callable, options: Mapping[str, Any]):
+        self.function = function
+        self.compiled: Callable | None = torch.compile(function, **options)
+
+    def __call__(self, **inputs: Any) -> Any:
+        if self.compiled is not None:
+            try:
+                return self.compiled(**inputs)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = " ".join(str(error).split("\n\n")[0].split())
+                logger.warning_once(f"the towers run uncompiled: {reason[:200]}")
+                self.compiled = None
+        return self.function(**inputs)
 
 
 def _resume_schedule(distiller: CLIPRDDistiller, _: Any) -> None:

@@ -61,18 +61,23 @@ class _History(_Rows):
     def __init__(self) -> None:
         super().__init__()
         # Term -> sum and number of steps: a scheduled term may begin or end in between.
-        self.sums: dict[str, tuple[float, int]] = {}
+        self.sums: dict[str, tuple[torch.Tensor | float, int]] = {}
 
     def add(self, terms: Mapping[str, torch.Tensor]) -> None:
-        """Adds the terms of a step."""
-        values = torch.stack([value.detach() for value in terms.values()]).tolist()
-        for name, value in zip(terms, values, strict=True):
+        """Adds the terms of a step, without waiting for their values."""
+        for name, value in terms.items():
             total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = total + value, count + 1
+            # In float64, as Python adds.
+            self.sums[name] = total + value.detach().double(), count + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns plain numbers."""
+        sums = {name: (float(total), count) for name, (total, count) in self.sums.items()}
+        return {**super().state_dict(), "sums": sums}
 
     def close(self, step: int, **more: float) -> dict[str, Any]:
         """Ends an entry after a step, counted from 1, and returns it."""
-        means = {name: total / count for name, (total, count) in self.sums.items()}
+        means = {name: float(total) / count for name, (total, count) in self.sums.items()}
         self.rows.append({"step": step, **means, **more})
         self.sums = {}
         return self.rows[-1]
@@ -147,6 +152,8 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         weight_schedule=settings.weight_schedule if teacher.dim is not None else {},
     )
     distiller.to(getattr(torch, settings.dtype)).train()
+    if settings.compile:
+        distiller.compile_towers()
     model, optimizer = accelerator.prepare(distiller, make_optimizer(distiller, settings))
     average = None
     if settings.ema_decay:

@@ -138,6 +138,8 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         ema_decay: decay of the moving average of the student's weights, which is evaluated and saved; 0 saves the last
             weights.
         mixed_precision: precision of the towers; the loss is always float32.
+        compile: compile the towers of student and teacher (`torch.compile`); the first steps take minutes. Where the
+            compiler fails, the run goes on without it.
         dtype: precision of the weights. float32 rounding grows with every step of Adam;
             `float64` keeps equal runs equal.
         seed: seed of the student's weights and the order of the pairs.
@@ -171,6 +173,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
     max_grad_norm: float | int = not_negative(0.0)
     ema_decay: float | int = not_negative(0.0)
     mixed_precision: Precision = "no"
+    compile: bool = False
     dtype: Literal["float32", "float64"] = "float32"
     seed: int = not_negative(0)
     log_every: int = at_least_one(10)

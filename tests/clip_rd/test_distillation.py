@@ -376,3 +376,24 @@ def test_compiled_it_gives_the_same_loss_and_gradients():
     found.loss.backward()
     for name, gradient in gradients_of(plain).items():
         torch.testing.assert_close(other.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_compiled_towers_give_the_same_and_a_failing_compiler_is_said_once(works, caplog):
+    batch, found = make_images(), []
+
+    def broken(*_):
+        raise RuntimeError("no compiler here")
+
+    for compiled in (False, True):
+        distiller = CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6)).train()
+        if compiled:
+            distiller.compile_towers(backend="aot_eager" if works else broken)
+        for _ in range(2):
+            distiller(batch).loss.backward()
+        assert not any("compiled" in name or "_orig_mod" in name for name in distiller.state_dict())
+        found.append(gradients_of(distiller))
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected)
+    lines = [record.message for record in caplog.records if "uncompiled" in record.message]
+    assert len(lines) == (not works) and all("no compiler here" in line for line in lines)
