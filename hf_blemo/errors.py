@@ -137,7 +137,9 @@ def one_line_errors(program: str | None = None) -> Iterator[None]:
     except Exception as error:
         if not is_user_error(error):
             raise
-        print(f"{program or Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr)
+        # Of a process that ran together with others.
+        process = f"{error.process}: " if hasattr(error, "process") else ""
+        print(f"{program or Path(sys.argv[0]).name}: error: {process}{one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

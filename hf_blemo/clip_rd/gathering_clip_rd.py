@@ -13,6 +13,12 @@ def _collective(name: str, earlier_name: str) -> Any:
     return getattr(dist, name, None) or getattr(dist, earlier_name)
 
 
+class OtherProcessError(ValueError):
+    """Another process of the batch failed, which has an error of its own."""
+
+    of_another_process = True
+
+
 class Processes:
     """The processes that share a batch, or this one alone.
 

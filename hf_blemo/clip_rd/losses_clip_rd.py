@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from .gathering_clip_rd import Processes
+from .gathering_clip_rd import OtherProcessError, Processes
 from .tiles_clip_rd import TiledTerms, TilesCall
 from .weights_clip_rd import CLIP_RD_WEIGHTS, TERMS, check_weights
 
@@ -313,7 +313,8 @@ def _agree(
     for rank, (code, _, _) in enumerate(found):
         if code:
             where = "" if processes.size == 1 else f" on process {rank} of {processes.size}"
-            raise ValueError(f"CLIPRDLoss: {_PROBLEMS[code]}{where}")
+            kind = OtherProcessError if code == _ELSEWHERE else ValueError
+            raise kind(f"CLIPRDLoss: {_PROBLEMS[code]}{where}")
     if len({digest for _, _, digest in found}) > 1:
         raise ValueError("CLIPRDLoss: the processes have different weights; set them on all of them alike")
     counts = [count for _, count, _ in found]

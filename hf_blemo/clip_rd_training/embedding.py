@@ -21,7 +21,7 @@ from hf_blemo.hub.uploads import hub_errors, prepare_repository
 from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
 from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription
-from hf_blemo.programs.checkpoints import end_training
+from hf_blemo.programs.processes import together
 from hf_blemo.programs.progress import Progress
 
 SHOWN = 3
@@ -86,8 +86,13 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
         ValueError, FileNotFoundError: settings, data or teachers are not usable, the folder holds a store of other
             settings, or more pairs are broken than `max_broken_share` allows; shards that were written stay.
     """
-    output = Path(settings.output_dir)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    with together(accelerator):
+        return _embed(accelerator, settings)
+
+
+def _embed(accelerator: Accelerator, settings: EmbeddingSettings) -> dict[str, Any]:
+    output = Path(settings.output_dir)
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision 'fp16' needs an accelerator; a CPU has bf16")
     sources = [open_source(source) for source in settings.pair_sources()]
@@ -159,8 +164,6 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
             again = "the same command uploads it again"
             with hub_errors(f"{output} is complete but was not uploaded to {settings.push_to_hub}; {again}"):
                 push_store(output, settings.push_to_hub)
-    accelerator.wait_for_everyone()
-    end_training(accelerator)
     return {
         "pairs": sum(pairs),
         "rows": sum(pairs) * description.variants,

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import set_seed
 
-from hf_blemo.clip_evaluation.evaluator import ClipEvaluator, Task
+from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
@@ -24,11 +23,11 @@ from hf_blemo.clip_rd_training.results import SimilarityMaps, write_results
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.clip_rd_training.teachers import open_teacher
-from hf_blemo.errors import USER_ERRORS
 from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, open_source
-from hf_blemo.programs.checkpoints import Checkpoints, begin_run, check_resumable, end_training
+from hf_blemo.programs.checkpoints import Checkpoints, begin_run, check_resumable
+from hf_blemo.programs.processes import together
 from hf_blemo.programs.progress import Progress
 from hf_blemo.programs.settings import PUSH_SETTINGS, check_output_folder
 
@@ -117,18 +116,24 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         ValueError, FileNotFoundError: settings or data are not usable; nothing is written then. During training: more
             pairs are broken than `max_broken_share` allows; the checkpoints stay.
     """
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        log_with=settings.trackers or None,
+        project_dir=settings.output_dir if settings.trackers else None,
+    )
+    with together(accelerator):
+        return _distill(accelerator, settings, command)
+
+
+def _distill(accelerator: Accelerator, settings: DistillationSettings, command: str | None) -> dict[str, Any]:
     start = time.perf_counter()
     if settings.resume and settings.checkpoint_every == 0:
         raise ValueError("resume needs checkpoint_every of at least 1: only checkpoints can be resumed")
     output = check_output_folder(settings.output_dir)
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        log_with=settings.trackers or None,
-        project_dir=str(output) if settings.trackers else None,
-    )
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision 'fp16' needs an accelerator; a CPU has bf16")
-    tasks = _tasks_of_first_process(accelerator, settings)
+    # The first process is the only one that evaluates.
+    tasks = make_tasks(settings.evaluation) if accelerator.is_main_process else {}
     sources = [open_source(source, settings.shuffle_block, settings.seed) for source in settings.pair_sources()]
     teacher = open_teacher(settings)
     set_seed(settings.seed)
@@ -201,25 +206,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
             shown = theirs, before, after
         write_results(output, metrics, shown)
         pushes.at_end(output)
-    accelerator.wait_for_everyone()
-    del model, training
-    end_training(accelerator)
     return metrics
-
-
-def _tasks_of_first_process(accelerator: Accelerator, settings: DistillationSettings) -> dict[str, Task]:
-    """Makes the tasks on the first process, the only one that evaluates; its error ends all processes."""
-    tasks: dict[str, Task] = {}
-    problem: list[Exception | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            tasks = make_tasks(settings.evaluation)
-        except USER_ERRORS as error:
-            problem = [error]
-    found = broadcast_object_list(problem)[0]
-    if found is not None:
-        raise found
-    return tasks
 
 
 class _Training:
@@ -307,14 +294,10 @@ class _Training:
         )
 
     def _next(self, loader: Any) -> dict[str, torch.Tensor]:
-        """Returns this process's share of the next batch; a failure is reported before the others wait for it."""
-        try:
-            batch, report = next(loader)
-            if "error" in report:
-                raise ValueError(report["error"])
-        except Exception:
-            self.distiller.loss.report_failure(self.distiller.step.device)
-            raise
+        """Returns this process's share of the next batch."""
+        batch, report = next(loader)
+        if "error" in report:
+            raise ValueError(report["error"])
         self.position.take(report)
         return {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
 

@@ -28,7 +28,8 @@ from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.settings import PROTOCOLS, FusionSettings
 from hf_blemo.hub import write_card
 from hf_blemo.hub.training_pushes import TrainingPushes
-from hf_blemo.programs.checkpoints import begin_run, check_resumable, end_training
+from hf_blemo.programs.checkpoints import begin_run, check_resumable
+from hf_blemo.programs.processes import together
 from hf_blemo.programs.settings import check_output_folder
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import Blend
@@ -55,12 +56,17 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
     Raises:
         ValueError, FileNotFoundError: settings or data are not usable; nothing is written then.
     """
-    start = time.perf_counter()
     accelerator = Accelerator(
         log_with=settings.trackers or None,
         project_dir=settings.output_dir,
         step_scheduler_with_optimizer=False,
     )
+    with together(accelerator):
+        return _train_fusion(accelerator, settings, command)
+
+
+def _train_fusion(accelerator: Accelerator, settings: FusionSettings, command: str | None) -> dict[str, Any]:
+    start = time.perf_counter()
     output = check_output_folder(settings.output_dir)
     data = load_data(settings.data, settings.synthetic)
     config = model_config(data, settings)
@@ -136,7 +142,6 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         _remove_stale(output, settings, results is not None)
         write_card(output, metrics)
         pushes.at_end(output)
-    end_training(accelerator)
     return metrics
 
 

@@ -1,6 +1,5 @@
-"""How a training run is kept and ends: whole checkpoints, the check that a resumed run is the same one, a safe end."""
+"""How a training run is kept and ends: whole checkpoints, the check that a resumed run is the same one."""
 
-import gc
 import logging
 import re
 import shutil
@@ -202,20 +201,3 @@ def check_same_run(
                 f"resume: {name} is {value!r} and was {earlier[name]!r} in the run in {output_dir}; give the same "
                 "settings, or start anew without resume"
             )
-
-
-def end_training(accelerator: Accelerator) -> None:
-    """End trackers and processes. Drop every reference to a prepared model first, or DDP can deadlock.
-
-    A `DistributedDataParallel` model that outlives its process group holds the last reference to the group. Freeing
-    it can hang in torch 2.13 with gloo: the freeing thread holds Python's lock while it waits for the group's threads,
-    which need that lock to free their tensors.
-
-    Args:
-        accelerator: of the run.
-    """
-    if accelerator.num_processes > 1:
-        accelerator.free_memory()
-        # Wrapped models are parts of reference cycles.
-        gc.collect()
-    accelerator.end_training()

@@ -125,7 +125,7 @@ if __name__ == "__main__":
     found = {f"{case}/{name}": value for case in CASES for name, value in work(case, world, rank).items()}
     if world > 1:
         found |= {case: break_one(case) for case in BROKEN}
-        # No wrapped model may outlive the group of its processes; see `hf_blemo.programs.checkpoints.end_training`.
+        # No wrapped model may outlive the group of its processes; see `hf_blemo.programs.processes.together`.
         gc.collect()
         dist.destroy_process_group()
     torch.save(found, folder / f"{rank}_of_{world}.pt")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, SiglipCon
 from hf_blemo.built_in import make_synthetic_pairs, synthetic_tokenizer
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
-from hf_blemo.clip_rd_training import run
 from hf_blemo.clip_rd_training.run import _Evaluations, _History, _learning_rate, _Training, distill, make_optimizer
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
@@ -481,24 +479,6 @@ def test_what_cannot_be_used_is_named_and_nothing_is_written(arguments, message,
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         distill(settings_for(tmp_path / "output", *arguments))
     assert not (tmp_path / "output").exists()
-
-
-def test_bad_tasks_end_all_processes_though_the_first_alone_makes_them(tmp_path, settings_for, tasks, monkeypatch):
-    sent = []
-
-    def broadcast(found):
-        sent.extend(found)
-        return list(sent)
-
-    monkeypatch.setattr(run, "broadcast_object_list", broadcast)
-    settings = settings_for(tmp_path, "--evaluation.drawn.kind", "retrieval")
-    for first in (True, False):
-        with pytest.raises(ValueError, match="evaluation.drawn: kind 'retrieval' needs data"):
-            run._tasks_of_first_process(SimpleNamespace(is_main_process=first), settings)
-    sent.clear()
-    settings = settings_for(tmp_path, "--evaluation", json.dumps(tasks))
-    assert list(run._tasks_of_first_process(SimpleNamespace(is_main_process=True), settings)) == ["found"]
-    assert run._tasks_of_first_process(SimpleNamespace(is_main_process=False), settings) == {}
 
 
 def test_a_file_in_the_place_of_the_folder_is_found_before_training(tmp_path, settings_for):

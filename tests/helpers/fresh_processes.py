@@ -47,7 +47,8 @@ def run_python(
     processes: int = 1,
     installed: bool = True,
     bare: bool = False,
-) -> subprocess.CompletedProcess:
+    patience: float = 0,
+) -> "Done":
     """Runs `python ARGUMENTS`, as `subprocess.run` with `capture_output` and `text` does.
 
     Args:
@@ -55,7 +56,8 @@ def run_python(
         cwd: folder it runs in.
         env: variables on top of those of the tests; the address of the Hub and an empty cache stay the server's.
         timeout: in seconds.
-        processes: how many run it together, set up as torchrun does; where one fails, the others are killed.
+        processes: how many run it together, set up as torchrun does.
+        patience: seconds after which the others are killed where one fails.
         installed: whether it can import this package.
         bare: whether it starts without transformers imported, for tests of the order of imports.
 
@@ -78,18 +80,26 @@ def run_python(
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with tempfile.TemporaryDirectory(prefix="fresh_process_") as folder:
         request = {"arguments": given, "cwd": str(cwd), "envs": environments, "folder": folder}
-        request |= {"timeout": timeout, "installed": installed}
+        request |= {"timeout": timeout, "installed": installed, "patience": patience}
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
-        code = json.loads(server.stdout.readline())
+        code, codes, ended = json.loads(server.stdout.readline())
         printed, errors = (
             "".join(Path(folder, f"{name}_{rank}").read_text() for rank in range(processes))
             for name in ("stdout", "stderr")
         )
     if code is None:
         raise subprocess.TimeoutExpired(given, timeout, printed, errors)
-    return subprocess.CompletedProcess(given, code, printed, errors)
+    return Done(given, code, printed, errors, codes, ended)
+
+
+class Done(subprocess.CompletedProcess):
+    """What is left of processes: also the `codes` of all, None for a killed one, and the times they `ended` at."""
+
+    def __init__(self, args: Any, code: int, printed: str, errors: str, codes: list[int | None], ended: list[float]):
+        super().__init__(args, code, printed, errors)
+        self.codes, self.ended = codes, ended
 
 
 def run_code(work: Path, code: str, *arguments: Any, installed: bool = True) -> Any:
@@ -136,31 +146,35 @@ def serve() -> None:
             if children[-1] == 0:
                 _become(request, rank)
                 return
-        print(json.dumps(_exit_code(children, request["timeout"])), flush=True)
+        print(json.dumps(_wait(children, request["timeout"], request["patience"])), flush=True)
     # No program is left to run.
     os._exit(0)
 
 
-def _exit_code(children: Sequence[int], timeout: float) -> int | None:
-    """As `subprocess` gives it, of the first child that failed; None where the time is over."""
+def _wait(
+    children: Sequence[int], timeout: float, patience: float
+) -> tuple[int | None, list[int | None], list[float]]:
+    """The exit code of the first child that failed, None where the time is over; the codes of all, and their ends."""
     deadline = time.monotonic() + timeout
-    running, code = list(children), 0
+    code, codes, ended = 0, [None for _ in children], [0.0 for _ in children]
+    running = list(range(len(children)))
     while running:
-        for child in list(running):
-            found, status = os.waitpid(child, os.WNOHANG)
+        for number in list(running):
+            found, status = os.waitpid(children[number], os.WNOHANG)
             if found:
-                running.remove(child)
-                code = code or os.waitstatus_to_exitcode(status)
-        over = time.monotonic() > deadline
-        if code or over:
-            for child in running:
+                running.remove(number)
+                codes[number], ended[number] = os.waitstatus_to_exitcode(status), time.time()
+                if codes[number] and not code:
+                    code, deadline = codes[number], min(deadline, time.monotonic() + patience)
+        if running and time.monotonic() > deadline:
+            for child in (children[number] for number in running):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child, signal.SIGKILL)
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-            return code or None
+            return code or None, codes, ended
         time.sleep(0.005)
-    return code
+    return code, codes, ended
 
 
 def _become(request: Mapping[str, Any], rank: int) -> None:

@@ -54,7 +54,7 @@ def main() -> None:
     if state.is_main_process:
         (folder / "report.json").write_text(json.dumps(report))
     state.wait_for_everyone()
-    # No wrapped model may outlive the group of its processes; see `hf_blemo.programs.checkpoints.end_training`.
+    # No wrapped model may outlive the group of its processes; see `hf_blemo.programs.processes.together`.
     gc.collect()
     state.destroy_process_group()
 

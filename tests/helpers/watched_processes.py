@@ -1,6 +1,6 @@
 """Runs a program as one of several processes, and fails it where a wrapped model outlives the processes' group.
 
-`python watched_processes.py PROGRAM ARGUMENTS...`; why none may: see `hf_blemo.programs.checkpoints.end_training`.
+`python watched_processes.py PROGRAM ARGUMENTS...`; why none may: see `hf_blemo.programs.processes.together`.
 """
 
 import gc

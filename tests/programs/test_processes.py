@@ -5,7 +5,7 @@ import weakref
 import torch
 from accelerate import Accelerator
 
-from hf_blemo.programs.checkpoints import end_training
+from hf_blemo.programs import processes
 
 
 def test_prepared_models_go_before_the_processes(fresh_accelerate_state, monkeypatch):
@@ -19,5 +19,5 @@ def test_prepared_models_go_before_the_processes(fresh_accelerate_state, monkeyp
     monkeypatch.setattr(type(accelerator.state), "destroy_process_group", lambda *_: alive.append(watched()))
     del model
     assert watched() is not None
-    end_training(accelerator)
+    processes._end_training(accelerator)
     assert alive == [None]

@@ -1,0 +1,142 @@
+"""Where one of several processes fails, whatever and wherever, all end within seconds and name it.
+
+`make test` draws a few failures on two processes, `make fuzz` makes all of them on two and on four.
+`FUZZ=processes:NUMBER pytest tests/fuzzing` makes one again.
+"""
+
+import json
+import os
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from failing_process import ERRORS
+from fresh_processes import PACKAGE_FOLDER, run_python
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+SECONDS = 10.0
+SHORT = 5
+CONFIGS = PACKAGE_FOLDER / "training" / "configs"
+DISTILL = (
+    *("--config", CONFIGS / "clip_rd_synthetic.yaml", "--weight_schedule", "{}", "--synthetic.num_pairs", 64),
+    *("--batch_size", 16, "--num_steps", 6, "--log_every", 2, "--checkpoint_every", 2, "--num_workers", 0),
+    *("--evaluation", "{drawn: {kind: synthetic, options: {images: 8}}}"),
+)
+FUSION = (
+    *("--synthetic.num_clips", 40, "--data", "synthetic", "--seeds", 0, "--num_epochs", 2, "--model.hidden_size", 8),
+    *("--batch_size", 16, "--checkpoint_every", 1, "--patience", 0),
+)
+# Program -> its arguments.
+PROGRAMS = {
+    "distill_clip_rd": (*DISTILL, "--teacher", "{teacher}"),
+    "embed_teacher": ("--teachers.tiny", "{teacher}", "--synthetic.num_pairs", 40, "--rows_per_shard", 8),
+    "train_fusion": FUSION,
+}
+EVERY, FIRST = None, 0
+
+
+class Place(NamedTuple):
+    """A function in which a process fails.
+
+    Args:
+        program: of `training/`.
+        name: `module:function`, the module without the package.
+        rank: the only process that is ever there; all are by default.
+        calls: the most calls of it that happen on every process.
+        how: what it fails by where not anything.
+    """
+
+    program: str
+    name: str
+    rank: int | None = EVERY
+    calls: int = 1
+    how: Sequence[str] = (*ERRORS, "kill", "exit")
+
+
+RUN, BATCHES, DISTILLER = "clip_rd_training.run", "clip_rd_training.batches", "clip_rd.distillation_clip_rd"
+EMBED, FUSED, LOCKSTEP = "clip_rd_training.embedding", "fusion_training.run", "fusion_training.lockstep"
+PLACES = [
+    # Before the first step.
+    Place("distill_clip_rd", f"{RUN}:check_output_folder"),
+    Place("distill_clip_rd", f"{RUN}:make_tasks", FIRST),
+    Place("distill_clip_rd", f"{RUN}:open_source"),
+    Place("distill_clip_rd", f"{RUN}:open_teacher"),
+    Place("distill_clip_rd", f"{RUN}:begin_run"),
+    # Reading and decoding.
+    Place("distill_clip_rd", f"{BATCHES}:PairBatches._batch", calls=6),
+    Place("distill_clip_rd", "clip_rd_training.reading:PairReader.read", calls=24),
+    Place("distill_clip_rd", "pairs.images:to_rgb", calls=24),
+    # A step.
+    Place("distill_clip_rd", f"{DISTILLER}:CLIPRDDistiller._embed_student", calls=6),
+    Place("distill_clip_rd", f"{DISTILLER}:CLIPRDDistiller._embed_teacher", calls=6),
+    Place("distill_clip_rd", "clip_rd.losses_clip_rd:CLIPRDLoss.forward", calls=6),
+    Place("distill_clip_rd", "clip_rd.gathering_clip_rd:Processes.gather", calls=6),
+    Place("distill_clip_rd", "clip_rd.gathering_clip_rd:Processes.sum", calls=6),
+    Place("distill_clip_rd", f"{RUN}:Accelerator.backward", calls=6),
+    Place("distill_clip_rd", "clip_rd.gathering_clip_rd:Processes.scatter_sum", calls=6),
+    Place("distill_clip_rd", f"{RUN}:Accelerator.clip_grad_norm_", calls=6),
+    Place("distill_clip_rd", f"{RUN}:DataPosition.share", calls=3),
+    # Evaluation, checkpoints and the end.
+    Place("distill_clip_rd", f"{RUN}:ClipEvaluator.evaluate", FIRST),
+    Place("distill_clip_rd", f"{RUN}:Accelerator.save_state", calls=3),
+    Place("distill_clip_rd", "programs.checkpoints:replace_folder", FIRST, calls=3),
+    Place("distill_clip_rd", f"{RUN}:_Training.save_student", FIRST),
+    Place("distill_clip_rd", f"{RUN}:write_results", FIRST),
+    Place("embed_teacher", f"{EMBED}:load_clip"),
+    Place("embed_teacher", f"{EMBED}:_ShardPairs.__getitem__", calls=2),
+    Place("embed_teacher", f"{EMBED}:_side", calls=4),
+    Place("embed_teacher", "pairs.teacher_store:StoreDescription.write_shard", calls=2),
+    Place("embed_teacher", f"{EMBED}:store_card", FIRST),
+    Place("train_fusion", f"{FUSED}:load_data"),
+    Place("train_fusion", "fusion_training.feature_store:FeatureStore.batch", calls=8),
+    Place("train_fusion", f"{LOCKSTEP}:_StackedModels.forward", calls=8),
+    Place("train_fusion", f"{FUSED}:Accelerator.backward", calls=4),
+    Place("train_fusion", f"{LOCKSTEP}:Lockstep.predict", calls=2),
+    Place("train_fusion", f"{FUSED}:Accelerator.gather", calls=4),
+    Place("train_fusion", f"{FUSED}:Accelerator.save_state", calls=4),
+    Place("train_fusion", f"{FUSED}:write_card", FIRST),
+]
+
+
+def failure(number: int, place: Place, processes: int) -> dict[str, object]:
+    """What happens to a place; the same whenever it is asked for."""
+    draw = random.Random(f"{number} of {processes}")
+    rank = draw.randrange(processes) if place.rank is None else place.rank
+    return {"rank": rank, "place": place.name, "call": 1 + draw.randrange(place.calls), "how": draw.choice(place.how)}
+
+
+def draws() -> list[tuple[int, int]]:
+    """Numbers of places, and of processes."""
+    asked = os.environ.get("FUZZ", "short")
+    every = [(number, processes) for processes in (2, 4) for number in range(len(PLACES))]
+    if asked == "long":
+        return every
+    if ":" in asked:
+        kind, _, number = asked.partition(":")
+        return [one for one in every if kind == "processes" and one[0] == int(number)]
+    # A few of every program, others every time the table changes.
+    return [(number, 2) for number in random.Random(len(PLACES)).sample(range(len(PLACES)), SHORT)]
+
+
+@pytest.mark.parametrize(("number", "processes"), draws())
+def test_all_processes_end_when_one_fails(number, processes, trained_teacher, tmp_path):
+    place = PLACES[number]
+    given = failure(number, place, processes)
+    arguments = [str(argument).replace("{teacher}", str(trained_teacher)) for argument in PROGRAMS[place.program]]
+    program = PACKAGE_FOLDER / "training" / f"{place.program}.py"
+    command = [HELPERS / "failing_process.py", json.dumps(given), program, *arguments, "--output_dir", "out"]
+    done = run_python(command, cwd=tmp_path, processes=processes, patience=2 * SECONDS)
+    failed_at = re.search(r"fails at ([\d.]+)", done.stderr)
+    assert failed_at is not None, f"{given} is never reached\n{done.stderr[-3000:]}"
+    seconds = [round(ended - float(failed_at[1]), 1) for ended in done.ended]
+    print(f"{place.program} {given}: codes {done.codes} after {seconds} seconds")
+    assert None not in done.codes and max(seconds) < SECONDS, f"{done.codes} {seconds}\n{done.stderr[-3000:]}"
+    others = [code for rank, code in enumerate(done.codes) if rank != given["rank"]]
+    own = done.codes[given["rank"]]
+    assert len(set(others)) == 1 and others[0] > 0
+    assert own == {"kill": -9, "exit": 3}.get(str(given["how"]), others[0])
+    named = re.findall(rf"^{place.program}.py: error: process {given['rank']} of {processes}: ", done.stderr, re.M)
+    assert len(named) >= processes - 1, done.stderr[-3000:]
