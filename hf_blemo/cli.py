@@ -14,6 +14,7 @@ from hf_blemo.commands.predict import add_predict
 from hf_blemo.commands.publish import add_publish
 from hf_blemo.commands.submit import add_submit
 from hf_blemo.errors import one_line_errors
+from hf_blemo.files import limited
 from hf_blemo.programs.progress import quiet_libraries
 
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _make_parser().parse_args(argv)
         quiet_libraries()
-        with one_line_errors(arguments.program):
+        with one_line_errors(arguments.program), limited(dict(arguments.limits)):
             arguments.handler(arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0

@@ -1,4 +1,4 @@
-"""JSON files that are read with a clear error, and files and folders that appear whole or not at all."""
+"""JSON files read with a clear error, files and folders that appear whole or not at all, and bounds of files."""
 
 import hashlib
 import json
@@ -10,10 +10,11 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.errors import check_regular, reading
+from hf_blemo.errors import check_known, check_regular, reading
 
 # Names joined by slashes, each other than `.` and `..`, without what only other systems or no system takes.
 _NAME = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f]+"
@@ -153,3 +154,69 @@ def _target(path: Path) -> Path:
 def _sibling(path: Path) -> Path:
     """A hidden name that nothing beside the path has; short, as the path's own may be as long as a name can be."""
     return path.with_name(f".{uuid.uuid4().hex[:16]}.tmp")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a file may hold; a file of a few bytes can claim any amount.
+
+    Args:
+        max_pixels: of a picture; the default fits 8192 x 4320.
+        max_aspect: of the sides of a picture, the longer by the shorter. Encoders resize by the shorter one.
+        min_rate, max_rate: of recorded samples per second.
+        max_seconds: of a clip.
+        max_windows: of a timeline.
+        max_bytes: of a source without a size, such as a pipe, which is copied before it is read.
+        max_inflation: size of unpacked arrays by that of their file; up to 1 GiB any passes.
+    """
+
+    max_pixels: float = 36e6
+    max_aspect: float = 100
+    min_rate: float = 1e3
+    max_rate: float = 1e6
+    max_seconds: float = 86400
+    max_windows: float = 1e5
+    max_bytes: float = 2**36
+    max_inflation: float = 100
+
+    def excess(self, where: str, found: str, name: str) -> str:
+        """Says in a line that something is beyond a limit.
+
+        Args:
+            where: the file.
+            found: in it, in words.
+            name: of the limit.
+        """
+        kind, value = ("least", "lowers") if name.startswith("min") else ("most", "raises")
+        bound = getattr(self, name)
+        return f"{where}: found {found}, expected at {kind} {bound:,.10g} (limits.{name} {value} it)"
+
+
+_current = Limits()
+
+
+def limits() -> Limits:
+    """The bounds that hold now."""
+    return _current
+
+
+@contextmanager
+def limited(changes: Mapping[str, float]) -> Iterator[None]:
+    """Sets other bounds for a while, in all threads.
+
+    Args:
+        changes: fields of `Limits`.
+
+    Raises:
+        ValueError: there is no such field, or a value is not a positive number.
+    """
+    global _current
+    check_known("limits", changes, asdict(_current))
+    for name, value in changes.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"limits: {name} is {value!r}, expected a positive number")
+    before, _current = _current, replace(_current, **changes)
+    try:
+        yield
+    finally:
+        _current = before

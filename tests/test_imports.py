@@ -24,7 +24,7 @@ _TABLE = {
     "feature_sets": "blemore errors files rank_aware_fusion",
     "built_in": "_registration blemore errors feature_sets files",
     "loading": "errors",
-    "media": "errors",
+    "media": "errors files",
     "metrics": "_registration blemore rank_aware_fusion",
     "programs": "errors files",
     "encoders": "_registration errors loading media",
@@ -40,7 +40,7 @@ _TABLE = {
     "media metrics pairs prediction programs rank_aware_fusion",
     "fusion_training": "_registration blemore built_in encoders errors extraction feature_sets files hub loading "
     "metrics programs rank_aware_fusion",
-    "cli": "_registration commands errors programs",
+    "cli": "_registration commands errors files programs",
 }
 MAY_IMPORT = {room: others.split() for room, others in _TABLE.items()}
 # A floor stands above all that its rooms import; `training/` and `benchmarks/` stand above the package.

@@ -11,7 +11,7 @@ from hf_blemo.programs.settings import documentation
 
 # Settings that have options of their own here, and one that only the training program takes.
 _LABELS = ("label_column", "label_prefix", "label_kind", "names", "blend_percents", "unblended", "folds", "group")
-_OWN = (*_LABELS, "data", "output_dir", "encoders", "model", "imported", "hub_private", "synthetic")
+_OWN = (*_LABELS, "data", "output_dir", "encoders", "model", "imported", "hub_private", "synthetic", "limits")
 
 
 def add_features(commands: Any) -> None:
@@ -84,7 +84,11 @@ def _features(arguments: argparse.Namespace) -> None:
         for name, value in vars(arguments).items()
         if name in names and (value is not None or name not in _LABELS)
     }
-    values |= {"encoders": encoders, "imported": _named_values(arguments.imported, "--imported", "DIR")}
+    values |= {
+        "limits": dict(arguments.limits),
+        "encoders": encoders,
+        "imported": _named_values(arguments.imported, "--imported", "DIR"),
+    }
     settings = ExtractionSettings(**values, hub_private=not arguments.public)
 
     from hf_blemo.extraction.run import extract_features

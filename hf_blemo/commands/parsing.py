@@ -1,8 +1,13 @@
 """What the parsers of the subcommands share."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from hf_blemo.files import Limits
+
+_BOUNDS = ", ".join(f"{name}={value:g}" for name, value in asdict(Limits()).items())
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +35,14 @@ def add_command(commands: Any, name: str, handler: Any, summary: str, details: s
         Its parser.
     """
     parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.\n\n{details}")
+    parser.add_argument(
+        "--limits",
+        metavar="NAME=N",
+        nargs="+",
+        type=_limit,
+        default=[],
+        help=f"other bounds of what is believed of a file than {_BOUNDS}",
+    )
     parser.set_defaults(handler=handler, program=parser.prog)
     return parser
 
@@ -40,6 +53,12 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"found {text}, expected at least 1")
     return number
+
+
+def _limit(text: str) -> tuple[str, float]:
+    """The name of a bound, and its value."""
+    name, _, value = text.partition("=")
+    return name, float(value)
 
 
 def add_label_options(group: Any) -> None:

@@ -117,7 +117,8 @@ class _ClipRows:
         if not result.features:
             wanted = " or ".join(sorted({_MODALITY_WORDS[encoder.modality] for encoder in self._encoders.values()}))
             names = ", ".join(self._encoders)
-            result.error = MediaError(f"{result.name}: found no {wanted}, expected some for {names}")
+            found = "; ".join([f"found no {wanted}", *result.notes])
+            result.error = MediaError(f"{result.name}: {found}, expected some for {names}")
         return result
 
 

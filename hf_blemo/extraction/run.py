@@ -23,7 +23,7 @@ from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.feature_sets.feature_files import ClipSource, FeatureFileReader, feature_files
 from hf_blemo.feature_sets.label_reading import LabelOptions
 from hf_blemo.feature_sets.writing import refuse_existing, write_dataset
-from hf_blemo.files import read_json, replace_folder, within, write_json
+from hf_blemo.files import limited, read_json, replace_folder, within, write_json
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE
 from hf_blemo.loading import load_part
 from hf_blemo.programs.progress import Progress
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 PLAN_FILE = "plan.json"
 REPORT_FILE = "extraction.json"
 # These settings do not change the encoders' features, so a run may resume with others.
-_FREE = {"output_dir", "imported", "feature_dtype", "overwrite", "num_threads", "trust_remote_code"}
+_FREE = {"limits", "output_dir", "imported", "feature_dtype", "overwrite", "num_threads", "trust_remote_code"}
 _FREE |= {"push_to_hub", "hub_private", "label_column", "label_prefix", "label_kind", "names", "blend_percents"}
 _FREE |= {"unblended", "folds", "group", "seed"}
 # One process may have the long clips: the others wait for it.
@@ -68,7 +68,8 @@ def extract_features(
     """
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
     try:
-        return _run(settings, accelerator, report_line, progress)
+        with limited(settings.limits):
+            return _run(settings, accelerator, report_line, progress)
     finally:
         accelerator.end_training()
 

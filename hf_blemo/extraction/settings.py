@@ -47,6 +47,7 @@ class ExtractionSettings:
         push_to_hub: data set repository (owner/name) to upload to.
         hub_private: make a new repository private.
         synthetic: settings of the built-in clips.
+        limits: other bounds of what is believed of a clip, by name, such as `max_seconds` and `max_pixels`.
     """
 
     data: str = SYNTHETIC
@@ -76,6 +77,7 @@ class ExtractionSettings:
     push_to_hub: str | None = repository(None)
     hub_private: bool = True
     synthetic: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, float | int] = field(default_factory=dict)
 
     def __post_init__(self):
         if bool(self.encoders) == (self.model is not None):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from hf_blemo.errors import one_line
-from hf_blemo.media.sources import MediaError
+from hf_blemo.files import limits
+from hf_blemo.media.sources import MediaError, check_seconds
 
 # Containers round time stamps to milliseconds or to whole packets; only more than this is a gap.
 _GAP = 0.05
@@ -45,6 +46,7 @@ class AudioTrack:
         self.stream, self._origin, self._name, self._rates = stream, origin, name, list(rates)
         self._kind: tuple[str, str, int] | None = None
         self._start, self._count = 0.0, 0
+        self._seconds = 0.0
         self._outputs: list[_MonoOutput] = []
 
     def items(self, frames: Sequence[Any], is_end: bool) -> Iterator[Audio]:
@@ -65,7 +67,14 @@ class AudioTrack:
             raise MediaError(message) from error
 
     def _push(self, frame: Any) -> Iterator[Audio]:
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        bounds, rate = limits(), frame.sample_rate
+        if not bounds.min_rate <= rate <= bounds.max_rate:
+            bound = "max_rate" if rate > bounds.max_rate else "min_rate"
+            raise MediaError(bounds.excess(self._name, f"sound of {rate:,} samples per second", bound))
+        # What was decoded in all, whatever the time stamps say.
+        self._seconds += frame.samples / rate
+        check_seconds(self._name, self._seconds)
+        kind = (frame.format.name, frame.layout.name, rate)
         end = self._start + (self._count / self._kind[2] if self._kind else 0.0)
         time = end if frame.pts is None else float(frame.pts * self.stream.time_base) - self._origin
         if kind != self._kind or abs(time - end) > _GAP:

@@ -2,24 +2,31 @@
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from fractions import Fraction
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from hf_blemo.errors import one_line
+from hf_blemo.files import limits
 from hf_blemo.media.audio import Audio, AudioTrack
-from hf_blemo.media.sources import EXPECTED, MediaError, MediaSource
+from hf_blemo.media.cropping import Cropping, croppings
+from hf_blemo.media.sources import EXPECTED, MediaError, MediaSource, check_seconds
 
 _BUFFER_SIZE = 2**16
 _MOST_FAILURES = 32
+_ROWS_AT_ONCE = 256
 # A track that the header announces counts as one that begins late if it has no packet in this many bytes.
 _SEARCHED_BYTES = 2**26
 # Containers with the length in their header; for others it is a guess, which cannot show that an end is missing.
 _MEASURED_FORMATS = {"mov", "matroska", "avi", "wav", "flac"}
 _RIFF_FORMATS = {"avi", "wav"}
 _UNKNOWN_RIFF_SIZE = 0x7FFF0000
+# Containers that leave the packets before their zero without a stamp.
+_UNSTAMPED_FORMATS = {"matroska"}
 # Demuxers of text, which make a picture of any text.
 _TEXT_FORMATS = {"tty"}
 
@@ -38,10 +45,10 @@ class Frame:
 
     @property
     def image(self) -> np.ndarray:
-        """(H, W, 3) uint8, RGB, upright, on black where it is transparent.
+        """(H, W, 3) uint8, RGB, as a player shows it: cropped, with square pixels, upright, on black if transparent.
 
         Raises:
-            MediaError: the kind of pixels cannot be converted.
+            MediaError: the pixels cannot be converted.
         """
         if callable(self._image):
             self._image = self._image()
@@ -66,6 +73,9 @@ class MediaPass:
         self._reader = source.reader(hint)
         # Packets that could not be read or decoded.
         self.num_damaged = 0
+        # Leading frames that have no time.
+        self.num_unstamped = 0
+        self.notes: dict[str, str] = {}
         self._ends: dict[int, float] = {}
         try:
             opening: Any = av.open
@@ -76,9 +86,9 @@ class MediaPass:
                 metadata_errors="replace",
                 # A playlist must not make the decoder open other files.
                 container_options={"protocol_whitelist": "none"},
+                # Opening decodes a picture of each track.
+                options=_decoder_options(),
             )
-        except MemoryError:
-            raise MemoryError(f"{self._name}: no memory is left to open it") from None
         except Exception as error:
             raise self._unreadable(error) from error
         if self.container.format.name in _TEXT_FORMATS:
@@ -91,6 +101,7 @@ class MediaPass:
         # Cover art is no video track.
         self._covers = {stream.index for stream in self.container.streams.video if _is_cover(stream)}
         self.videos = [stream for stream in self.container.streams.video if stream.index not in self._covers]
+        self._formats = set(self.container.format.name.split(","))
 
     def close(self) -> None:
         """Closes the container, not the source."""
@@ -110,7 +121,7 @@ class MediaPass:
         Returns:
             One sentence; None if nothing is missing.
         """
-        formats = set(self.container.format.name.split(","))
+        formats = self._formats
         # The header of a RIFF file has its size, but FFmpeg derives the length from the actual size.
         head = self._source.read_at(0, 8) if formats & _RIFF_FORMATS else b""
         promised = int.from_bytes(head[4:], "little") + 8 if head.startswith(b"RIFF") else 0
@@ -126,7 +137,7 @@ class MediaPass:
                 start = float((stream.start_time or 0) * stream.time_base)
                 found = max(0.0, self._ends.get(stream.index, start) - start)
                 lengths.append((found, float((stream.duration or 0) * stream.time_base)))
-        short = [(found, length) for found, length in lengths if length - found > 0.2 + 0.01 * length]
+        short = [(found, length) for found, length in lengths if falls_short(found, length)]
         if not short:
             return None
         found, length = min(short)
@@ -185,14 +196,23 @@ class MediaPass:
             stream = self.container.streams[video]
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = num_threads
-            tracks[video] = _VideoTrack(stream, origin, self._name)
+            stream.codec_context.options = _decoder_options()
+            place = [track.index for track in self.container.streams.video].index(video)
+            cropping = next(iter(croppings(self._source, self.container.format.name)[place:]), Cropping())
+            tracks[video] = _VideoTrack(stream, origin, self._name, cropping, self.notes)
         if audio is not None:
             tracks[audio] = AudioTrack(self.container.streams[audio], origin, self._name, rates)
         packets = ((packet.stream_index, packet) for packet in self.packets())
+        unstamped = set() if self._formats.isdisjoint(_UNSTAMPED_FORMATS) else set(tracks)
         for index, packet in chain(packets, ((index, None) for index in tracks)):
             if (track := tracks.get(index)) is not None:
                 found, damaged = _decode(track.stream, packet)
                 self.num_damaged += damaged
+                if index in unstamped and found:
+                    stamped = [frame for frame in found if frame.pts is not None or frame.dts is not None]
+                    self.num_unstamped += len(found) - len(stamped)
+                    found = stamped
+                    unstamped -= {index} if stamped else set()
                 yield from track.items(found, is_end=packet is None)
 
     def present(self, streams: Sequence[Any]) -> set[int]:
@@ -222,6 +242,7 @@ class MediaPass:
         if stamp is not None and packet.time_base:
             end = float((stamp + (packet.duration or 0)) * packet.time_base)
             self._ends[packet.stream_index] = max(end, self._ends.get(packet.stream_index, end))
+            check_seconds(self._name, end - self._start)
 
     def _failed(self, error: Exception) -> MediaError:
         return MediaError(f"{self._name}: reading failed after {self.end:.1f} s: {one_line(error)}")
@@ -237,19 +258,36 @@ class MediaPass:
         return MediaError(f"{self._name}: no media that can be read ({reason}), {EXPECTED}")
 
 
+def falls_short(found: float, promised: float) -> bool:
+    """Whether a clip ends earlier, in seconds, than its header promises by more than containers round."""
+    return promised - found > 0.2 + 0.01 * promised
+
+
 class _VideoTrack:
     """Makes frames of the decoded pictures of a track."""
 
-    def __init__(self, stream: Any, origin: float, name: str):
-        self.stream, self._origin = stream, origin
+    def __init__(self, stream: Any, origin: float, name: str, cropping: Cropping, notes: dict[str, str]):
+        self.stream, self._origin, self._name = stream, origin, name
         self._step = float(1 / (stream.average_rate or stream.guessed_rate or 25))
         self._last: float | None = None
         self._shift = 0.0
-        self._pixels = _PixelConverter(name)
+        self._pixels, self._notes = _PixelConverter(name, cropping, notes), notes
+        # Of each pixel, width by height; the decoder's own only counts where the container says nothing else.
+        self._ratio, own = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
+        self._follows = self._ratio is None or self._ratio == own
+        _check_size(name, stream.codec_context.width, stream.codec_context.height)
 
     def items(self, pictures: Sequence[Any], is_end: bool) -> Iterator[Frame]:
         for picture in pictures:
-            yield Frame(self._time(picture), partial(self._pixels, picture))
+            _check_size(self._name, picture.width, picture.height)
+            ratio = self.stream.codec_context.sample_aspect_ratio if self._follows else self._ratio
+            time = self._time(picture)
+            check_seconds(self._name, time)
+            yield Frame(time, partial(self._pixels, picture, ratio))
+        if is_end and self._last is None and not self.stream.codec_context.width:
+            # Some decoders refuse a picture that is too large before they say how large it is.
+            most = f"{limits().max_pixels:,.10g}"
+            self._notes["pixels"] = f"no picture of at most {most} pixels was found (limits.max_pixels raises it)"
 
     def _time(self, picture: Any) -> float:
         """Seconds from the start of the clip."""
@@ -268,16 +306,16 @@ class _VideoTrack:
 
 
 class _PixelConverter:
-    """Converts pictures to RGB, one at a time, so that FFmpeg makes its tables once."""
+    """Converts pictures to RGB as shown, one at a time, so that FFmpeg makes its tables once."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, cropping: Cropping, notes: dict[str, str]):
         from av.video.reformatter import VideoReformatter
 
-        self._name = name
+        self._name, self._cropping, self._notes = name, cropping, notes
         self._reformatter = VideoReformatter()
         self._lock = threading.Lock()
 
-    def __call__(self, picture: Any) -> np.ndarray:
+    def __call__(self, picture: Any, ratio: Fraction | None) -> np.ndarray:
         transparent = _has_alpha(picture.format)
         try:
             with self._lock:
@@ -288,9 +326,49 @@ class _PixelConverter:
                 f"{self._name}: cannot convert pixels of kind {picture.format.name}: {one_line(error)}"
             ) from error
         if transparent:
-            alpha = pixels[..., 3:].astype(np.uint16)
-            pixels = ((pixels[..., :3] * alpha + 127) // 255).astype(np.uint8)
-        return np.ascontiguousarray(_upright(pixels, _display_matrix(picture)))
+            # Row by row of blocks, since the numbers in between take twice the memory.
+            opaque = np.empty((*pixels.shape[:2], 3), np.uint8)
+            for start in range(0, len(pixels), _ROWS_AT_ONCE):
+                part = pixels[start : start + _ROWS_AT_ONCE]
+                opaque[start : start + _ROWS_AT_ONCE] = (part[..., :3] * part[..., 3:].astype(np.uint16) + 127) // 255
+            pixels = opaque
+        shown = self._shown(pixels, ratio)
+        return np.ascontiguousarray(_upright(shown, _display_matrix(picture)))
+
+    def _shown(self, pixels: np.ndarray, ratio: Fraction | None) -> np.ndarray:
+        """Cropped, and with square pixels: the shorter side for its pixels grows, as the page's player has it."""
+        height, width = pixels.shape[:2]
+        top, bottom, left, right = self._cropping
+        if any(self._cropping):
+            if min(self._cropping) >= 0 and top + bottom < height and left + right < width:
+                pixels = pixels[top : height - bottom, left : width - right]
+                height, width = pixels.shape[:2]
+            else:
+                self._notes["cropping"] = (
+                    f"a cropping by {', '.join(map(str, self._cropping))} pixels was not believed"
+                )
+        if not ratio or ratio == 1:
+            return pixels
+        size = (round(width * ratio), height) if ratio > 1 else (width, round(height / ratio))
+        if size == (width, height):
+            return pixels
+        bounds = limits()
+        if size[0] * size[1] > bounds.max_pixels or max(size) > bounds.max_aspect * min(size):
+            self._notes["ratio"] = f"pixels of {ratio.numerator}:{ratio.denominator} were not believed"
+            return pixels
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def _decoder_options() -> dict[str, str]:
+    return {"max_pixels": str(int(limits().max_pixels))}
+
+
+def _check_size(name: str, width: int, height: int) -> None:
+    bounds, found = limits(), f"a picture of {width:,} x {height:,} pixels"
+    if width * height > bounds.max_pixels:
+        raise MediaError(bounds.excess(name, found, "max_pixels"))
+    if max(width, height) > bounds.max_aspect * min(width, height) > 0:
+        raise MediaError(bounds.excess(name, found, "max_aspect"))
 
 
 def _is_cover(stream: Any) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_blemo.errors import check_extra
 from hf_blemo.media.audio import Audio
-from hf_blemo.media.decoding import Frame, MediaPass
+from hf_blemo.media.decoding import Frame, MediaPass, falls_short
 from hf_blemo.media.sources import EXPECTED, MediaError, MediaSource, is_address
 
 _VIDEO_SUFFIXES = "3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts webm wmv"
@@ -98,10 +98,16 @@ class MediaFile:
 
     def _read(self, video: int | None, audio: int | None, rates: tuple[int, ...]) -> Iterator[Frame | Audio]:
         with closing(MediaPass(self._source, self._hint)) as opened:
+            opened.notes = self._notes
             try:
                 yield from opened.decode(video, audio, self._origin, rates, self._num_threads)
                 self._note_end(opened)
             finally:
+                if unstamped := opened.num_unstamped:
+                    self._notes["unstamped"] = (
+                        f"{unstamped} leading {'frames have' if unstamped > 1 else 'frame has'} no time and "
+                        f"{'were' if unstamped > 1 else 'was'} left out"
+                    )
                 if damaged := opened.num_damaged:
                     self._notes["damage"] = (
                         f"{damaged} damaged {'packets were' if damaged > 1 else 'packet was'} skipped"
@@ -109,7 +115,8 @@ class MediaFile:
 
     def _note_end(self, opened: MediaPass) -> None:
         """Notes a file that ends earlier than its header promises."""
-        if self.duration is None:
+        if self.duration is None or falls_short(opened.end, self.duration):
+            # What the header claims, or FFmpeg guesses, is no more than a claim.
             self.duration = opened.end or None
         note = opened.missing_end([index for index in (self._video, self._audio) if index is not None])
         if note is not None:

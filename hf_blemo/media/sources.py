@@ -1,14 +1,14 @@
 """Sources of media (a file, an address, bytes or a file object), each as one file that several readers share."""
 
 import io
-import shutil
 import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.errors import MissingExtraError, one_line
+from hf_blemo.errors import MissingExtraError, check_regular, one_line
+from hf_blemo.files import limits
 
 EXPECTED = "expected a video or audio file"
 # Up to 16 MiB of a remote file are kept: enough for the several places at which a file with long tracks is read.
@@ -18,6 +18,20 @@ _REMOTE_CACHE = {"cache_type": "blockcache", "cache_options": {"maxblocks": _NUM
 
 class MediaError(ValueError):
     """A clip cannot be read; one line names it and says what was found and expected."""
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Refuses a clip that is too long; a single wrong time stamp can claim years.
+
+    Args:
+        name: of the clip.
+        seconds: from its start.
+
+    Raises:
+        MediaError: they are more than `Limits.max_seconds`.
+    """
+    if seconds > limits().max_seconds:
+        raise MediaError(limits().excess(name, f"something {seconds:,.0f} s after its start", "max_seconds"))
 
 
 class MediaSource:
@@ -67,9 +81,13 @@ class MediaSource:
                 return self._file.seek(0, io.SEEK_END)
             with ExitStack() as unless_it_fails:
                 copy = unless_it_fails.enter_context(tempfile.TemporaryFile())
-                shutil.copyfileobj(self._file, copy)
+                while block := self._file.read(_BLOCK_SIZE):
+                    copy.write(block)
+                    if copy.tell() > limits().max_bytes:
+                        found = f"more than {copy.tell():,} bytes without an end"
+                        raise MediaError(limits().excess(self.name, found, "max_bytes"))
                 unless_it_fails.pop_all()
-        except (MediaError, MemoryError):
+        except MediaError:
             raise
         # Every file system has its own errors.
         except Exception as error:
@@ -144,7 +162,10 @@ def _open(source: str | Path, name: str) -> Any:
             import fsspec
 
             system, path = fsspec.core.url_to_fs(source)
+            if "file" in system.protocol:
+                _check_regular(path, name)
             return system.open(path, "rb", block_size=_BLOCK_SIZE, **_REMOTE_CACHE)
+        _check_regular(source, name)
         # The decoders have their own buffer.
         return open(source, "rb", buffering=0)
     except FileNotFoundError as error:
@@ -159,6 +180,15 @@ def _open(source: str | Path, name: str) -> Any:
         raise PermissionError(f"{name}: may not be read, {EXPECTED}") from error
     except ImportError as error:
         raise MissingExtraError(f"{name}: {one_line(error)}") from error
+    except MediaError:
+        raise
     # Every file system has its own errors.
     except Exception as error:
         raise MediaError(f"{name}: cannot be opened: {one_line(error)}") from error
+
+
+def _check_regular(path: str | Path, name: str) -> None:
+    try:
+        check_regular(path, EXPECTED.removeprefix("expected "))
+    except ValueError as error:
+        raise MediaError(f"{name}: {one_line(error).removeprefix(f'{path}: ')}") from None

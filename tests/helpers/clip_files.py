@@ -49,6 +49,8 @@ def write_clip(
     layout: str = "mono",
     audio_start: float = 0.0,
     form: str | None = None,
+    ratio: Fraction | None = None,
+    container_options: dict[str, str] | None = None,
 ) -> Any:
     """Writes a clip; of several codecs of a kind, each gets a track of the same content.
 
@@ -66,6 +68,8 @@ def write_clip(
         layout: of the channels.
         audio_start: seconds of nothing before the sound.
         form: container, by default that of the suffix.
+        ratio: of the sides of a pixel, width by height.
+        container_options: of FFmpeg.
 
     Returns:
         `path`.
@@ -73,13 +77,17 @@ def write_clip(
     pictures = gray_pictures(range(10, 210, 10)) if pictures is None else pictures
     times = range(len(pictures)) if times is None else times
     time_base = Fraction(1, frame_rate) if time_base is None else time_base
-    with av.open(path if hasattr(path, "write") else str(path), "w", format=form) as container:
+    with av.open(
+        path if hasattr(path, "write") else str(path), "w", format=form, container_options=container_options or {}
+    ) as container:
         jobs = []
         for codec in _listed(video):
             stream = container.add_stream(codec, rate=frame_rate, options=options or {})
             stream.height, stream.width = pictures[0].shape[:2] if pictures else (48, 64)
             stream.pix_fmt = pixel_format or _PIXEL_FORMATS.get(codec, "yuv420p")
             stream.codec_context.time_base = time_base
+            if ratio is not None:
+                stream.codec_context.sample_aspect_ratio = ratio
             jobs.append((stream, _video_frames(pictures, times, time_base, stream.pix_fmt)))
         for codec in _listed(audio):
             stream = container.add_stream(codec, rate=audio_rate, layout=layout)

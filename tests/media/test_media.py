@@ -1,5 +1,8 @@
 import functools
 import io
+import os
+import re
+import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +20,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from hf_blemo.errors import MissingExtraError
+from hf_blemo.files import limited
 from hf_blemo.media import MEDIA_SUFFIXES, Audio, Frame, MediaError, MediaFile, Thumbnails, decoding, is_media
 
 
@@ -203,9 +207,7 @@ def test_audio_that_starts_late_or_has_a_gap(tmp_path):
 
 def test_frames_are_converted_only_when_needed(tmp_path, monkeypatch):
     convert, converted = decoding._PixelConverter.__call__, []
-    monkeypatch.setattr(
-        decoding._PixelConverter, "__call__", lambda self, picture: converted.append(1) or convert(self, picture)
-    )
+    monkeypatch.setattr(decoding._PixelConverter, "__call__", lambda *given: converted.append(1) or convert(*given))
     frames = read(write_clip(tmp_path / "clip.mp4")).frames
     assert len(frames) == 20 and not converted
     assert frames[0].image is frames[0].image and len(converted) == 1
@@ -499,3 +501,161 @@ def test_memory_does_not_grow_with_the_clip(tmp_path):
     frames, samples, growth = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert int(frames) == 1500 and int(samples) == pytest.approx(480000, abs=3000)
     assert float(growth) < 60
+
+
+@pytest.mark.parametrize(
+    ("ratio", "matrix", "shape"),
+    [
+        (Fraction(64, 45), None, (48, 91, 3)),
+        (Fraction(1, 2), None, (96, 64, 3)),
+        (Fraction(2, 1), (0, 1, -1, 0), (128, 48, 3)),
+        (Fraction(40, 1), None, (48, 64, 3)),
+    ],
+    ids=["wide", "high", "turned", "not believed"],
+)
+def test_pixels_that_are_not_square(tmp_path, ratio, matrix, shape):
+    picture = [colored_picture()] * 2
+    path = write_clip(tmp_path / "clip.mp4", "mpeg4", None, picture, ratio=ratio)
+    if matrix is not None:
+        set_display_matrix(path, matrix)
+    with limited({"max_aspect": 20}), MediaFile(path) as media:
+        frame = next(media.read())
+        image = frame.image
+    assert image.shape == shape and len(media.notes) == (ratio == 40)
+    corners = [image[y, x].argmax() for y, x in ((3, 3), (3, -4), (-4, 3))]
+    # Red, green and blue, which a quarter turn moves on.
+    assert corners == ([2, 0, 0] if matrix else [0, 1, 2]) or matrix
+    thumbnails = Thumbnails(1)
+    thumbnails.add(frame)
+    width, height = Image.open(io.BytesIO(thumbnails.chosen()[0])).size
+    assert width / height == pytest.approx(shape[1] / shape[0], rel=0.03)
+
+
+def cropped(path, top, left):
+    """A Matroska file that crops, in the place of something empty."""
+    content = path.read_bytes()
+    place, empty = content.index(b"\xe0\x8a\xb0\x81\x40"), bytes.fromhex("ec01000000000000020000")
+    assert content[place + 12 : place + 16] == b"\x55\xee\x81\0" and content[place + 16 : place + 27] == empty
+    crops = b"\x54\xbb\x81" + bytes([top]) + b"\x54\xcc\x81" + bytes([left])
+    video = b"\xe0\x92" + content[place + 2 : place + 12] + crops + content[place + 12 : place + 16] + b"\xec\x81\0"
+    path.write_bytes(content[:place] + video + content[place + 27 :])
+    return path
+
+
+def with_aperture(path, *numbers):
+    """An MP4 with a clean aperture, in the place of the ratio of its pixels and of the bit rate after it."""
+    content = path.read_bytes()
+    place = content.index(b"pasp") - 4
+    assert content[place + 20 : place + 24] == b"btrt"
+    # 16 and 20 bytes, four less than the box of an aperture takes; the description grows by these.
+    box = struct.pack(">I4s8i", 40, b"clap", *numbers)
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"mp4v"):
+        start = content.index(name) - 4
+        size = struct.pack(">I", int.from_bytes(content[start : start + 4], "big") + 4)
+        content = content[:start] + size + content[start + 4 :]
+    path.write_bytes(content[:place] + box + content[place + 36 :])
+    return path
+
+
+def test_cropping_rectangles(tmp_path):
+    options = {"video": "mpeg4", "audio": None, "pictures": [colored_picture()]}
+    found = read(cropped(write_clip(tmp_path / "clip.mkv", **options), 24, 36)).frames[0].image
+    assert found.shape == (24, 28, 3) and found.min() > 200
+    path = write_clip(tmp_path / "clip.mp4", **options, ratio=Fraction(2, 1))
+    found = read(with_aperture(path, 20, 1, 16, 1, -22, 1, 16, 1)).frames[0].image
+    assert found.shape == (16, 40, 3) and (found[..., 2] > 200).all() and found[..., :2].max() < 60
+    with MediaFile(
+        with_aperture(write_clip(path, **options, ratio=Fraction(2, 1)), 20, 1, 16, 1, -40, 1, 0, 1)
+    ) as media:
+        assert [frame.image.shape for frame in media.read()] == [(48, 128, 3)]
+    assert media.notes == ["a cropping by 16, 16, -18, 62 pixels was not believed"]
+
+
+def test_frames_before_the_first_stamp_are_left_out(tmp_path):
+    path = write_clip(
+        tmp_path / "clip.mkv",
+        times=range(-5, 15),
+        options={"bf": "2"},
+        container_options={"avoid_negative_ts": "disabled"},
+    )
+    clip = read(path)
+    # The first frame that has a stamp, of the level of its own time.
+    levels, times = levels_of(clip), times_of(clip)
+    assert len(times) < 20 and times[0] >= -0.001
+    assert np.abs(np.array(levels) - [10 * (round(10 * time) + 6) for time in times]).max() < 4
+    assert [note for note in clip.notes if "no time and were left out" in note]
+
+
+def gif(width, height):
+    """A GIF of one pixel in a picture of any size."""
+    picture = "8000000000000000002c00000000010001000002024401003b"
+    return b"GIF89a" + struct.pack("<2H", width, height) + bytes.fromhex(picture)
+
+
+def slow_sound(rate):
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(1)
+        file.setframerate(rate)
+        file.writeframes(bytes(100_000))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "found", "changes"),
+    [
+        (slow_sound(2_000_000), "sound of 2,000,000 samples per second, expected at most 1,000,000 (limits.m", None),
+        (gif(640, 2), "a picture of 640 x 2 pixels, expected at most 100 (limits.max_aspect", {"max_aspect": 320}),
+        (slow_sound(1), "sound of 1 samples per second, expected at least 1,000 (limits.min_rate", None),
+        (slow_sound(500), "sound of 500 samples per second, expected at least", {"min_rate": 500}),
+        (slow_sound(1000), None, None),
+    ],
+    ids=["high rate", "sides", "rate", "low rate", "lowest rate"],
+)
+def test_bounds_of_what_a_header_claims(content, found, changes):
+    if found is not None:
+        with pytest.raises(MediaError, match=re.escape(found)):
+            read(content)
+    if found is None or changes is not None:
+        with limited(changes or {}):
+            clip = read(content)
+        assert clip.frames or len(clip.samples) >= 1_600_000
+
+
+def test_bounds_of_pictures(tmp_path):
+    """Even to open a GIF of this size takes 1 GB, as a picture is decoded for it."""
+    clip = read(gif(16000, 16000))
+    assert not clip.frames and "no picture of at most 36,000,000 pixels was found (limits.max" in "".join(clip.notes)
+    path = write_clip(tmp_path / "clip.mkv", "ffv1", pictures=gray_pictures([90], (300, 200)))
+    with limited({"max_pixels": 5e4}):
+        clip = read(path)
+    assert not clip.frames and len(clip.samples) and "at most 50,000 pixels" in "".join(clip.notes)
+
+
+def test_bounds_of_what_time_stamps_claim(tmp_path):
+    late = write_clip(tmp_path / "late.mkv", times=[*range(19), 9_500_000])
+    with pytest.raises(MediaError, match="found something 950,000 s after its start, expected at most 86,400"):
+        read(late)
+    with limited({"max_seconds": 1e6}):
+        assert len(read(late).frames) == 20
+    content = write_clip(tmp_path / "clip.mkv").read_bytes()
+    # A hundred years, in milliseconds.
+    place = content.index(b"\x44\x89\x88") + 3
+    clip = read(content[:place] + struct.pack(">d", 100 * 365.25 * 86400e3) + content[place + 8 :])
+    assert clip.duration == pytest.approx(2.0, abs=0.1) and "its header promises" in clip.notes[0]
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "endless.mp4").symlink_to("/dev/zero")
+    for name, found in (("pipe.mp4", "a named pipe"), ("endless.mp4", "a device")):
+        for source in (tmp_path / name, f"file://{tmp_path / name}"):
+            with pytest.raises(MediaError, match=f"{name}: found {found}, expected a video or audio file"):
+                MediaFile(source)
+    endless = SimpleNamespace(read=lambda size=-1: bytes(max(size, 0)), seekable=lambda: False)
+    with (
+        limited({"max_bytes": 5e6}),
+        pytest.raises(MediaError, match="more than 5,242,880 bytes without an"),
+    ):
+        MediaFile(endless)
