@@ -1,7 +1,7 @@
 """Compares distillation methods on the built-in pairs: one teacher, equal students, budgets and seeds.
 
 Example:
-    python training/compare_distillation.py --config training/configs/clip_rd_comparison.yaml
+    accelerate launch training/compare_distillation.py --config training/configs/clip_rd_comparison.yaml
 """
 
 from hf_blemo.clip_rd_training.settings import ComparisonSettings
@@ -13,7 +13,9 @@ def main() -> None:
     settings = parse_settings(ComparisonSettings, description=__doc__)
     from hf_blemo.clip_rd_training.comparison import compare, markdown
 
-    print(f"\n{markdown(compare(settings))}\nWritten to {settings.output_dir}/comparison.md and comparison.json")
+    result = compare(settings)
+    if result:
+        print(f"\n{markdown(result)}\nWritten to {settings.output_dir}/comparison.md and comparison.json")
 
 
 if __name__ == "__main__":

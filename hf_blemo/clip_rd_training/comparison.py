@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
@@ -15,6 +16,7 @@ from hf_blemo.clip_rd_training.settings import METHODS, ComparisonSettings, Dist
 from hf_blemo.files import read_json, within, write_json, write_text
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.programs.checkpoints import check_same_run
+from hf_blemo.programs.processes import check_shared, of_first, together
 from hf_blemo.programs.tables import table
 
 REFERENCE = "CLIP-KD"
@@ -33,20 +35,35 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
 
     Returns:
         What `comparison.json` holds: `settings`, `teacher` (its metrics) and `students`: method -> metrics per seed.
+        Empty on all processes but the first.
 
     Raises:
         ValueError: settings of an earlier run in `output_dir` differ under `resume`.
     """
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    with together(accelerator, settings):
+        return _compare(accelerator, settings)
+
+
+def _compare(accelerator: Accelerator, settings: ComparisonSettings) -> dict[str, Any]:
     output = Path(settings.output_dir)
+    check_shared(accelerator, output)
     result: dict[str, Any] = {"settings": asdict(settings), "students": {name: [] for name in settings.methods}}
-    earlier: dict[str, list[dict[str, Any]]] = {}
-    if settings.resume and (output / "comparison.json").is_file():
+
+    def students_before() -> dict[str, list[dict[str, Any]]]:
+        if not settings.resume or not (output / "comparison.json").is_file():
+            return {}
         content = read_json(output / "comparison.json")
         check_same_run(asdict(settings), content["settings"], FREE_IN_RESUME, settings.output_dir)
-        earlier = content["students"]
+        return content["students"]
+
+    # Later, what the first process writes may be there.
+    earlier = of_first(accelerator, students_before)
     evaluator = ClipEvaluator(make_tasks(settings.comparison_tasks()))
 
     def evaluate(folder: str) -> dict[str, float]:
+        if not accelerator.is_main_process:
+            return {}
         clip = load_clip(folder)
         return _scores(evaluator.evaluate(clip.model, clip.processor))
 
@@ -71,7 +88,10 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
             distill(replace(base, **changes, weight_schedule=schedule))
             found = {"seed": seed, **evaluate(str(folder))}
         result["students"][name].append(found)
-        write_json({output / "comparison.json": result})
+        if accelerator.is_main_process:
+            write_json({output / "comparison.json": result})
+    if not accelerator.is_main_process:
+        return {}
     write_text(output / "comparison.md", markdown(result))
     return result
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch.nn import functional
 
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
@@ -21,7 +20,7 @@ from hf_blemo.hub.uploads import hub_errors, prepare_repository
 from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
 from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription
-from hf_blemo.programs.processes import together
+from hf_blemo.programs.processes import check_shared, of_first, together
 from hf_blemo.programs.progress import Progress
 
 SHOWN = 3
@@ -87,7 +86,7 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
             settings, or more pairs are broken than `max_broken_share` allows; shards that were written stay.
     """
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-    with together(accelerator):
+    with together(accelerator, settings):
         return _embed(accelerator, settings)
 
 
@@ -133,14 +132,14 @@ def _embed(accelerator: Accelerator, settings: EmbeddingSettings) -> dict[str, A
             if hasattr(clip.processor.tokenizer, "save_pretrained"):
                 clip.processor.tokenizer.save_pretrained(within(output / TOKENIZERS, name))
         description.save(output)
-    accelerator.wait_for_everyone()
+    check_shared(accelerator, output)
     for clip in clips.values():
         clip.model.to(accelerator.device)
     position = DataPosition(accelerator, settings.max_broken_share)
     shards = description.shards()
     missing = [number for number in range(len(shards)) if not description.shard_path(output, number).is_file()]
     # The first process's view, since others may already be writing shards.
-    missing = broadcast_object_list([missing])[0]
+    missing = of_first(accelerator, lambda: missing)
     own = missing[accelerator.process_index :: accelerator.num_processes]
     total = sum(len(shards[number][1]) for number in own) * description.variants
     with Progress("embedding", "pair", total, shown=accelerator.is_main_process) as bar:

@@ -121,7 +121,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         log_with=settings.trackers or None,
         project_dir=settings.output_dir if settings.trackers else None,
     )
-    with together(accelerator):
+    with together(accelerator, settings):
         return _distill(accelerator, settings, command)
 
 

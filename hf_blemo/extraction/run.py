@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -15,7 +15,6 @@ from accelerate.utils import gather_object
 from hf_blemo import built_in
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
-from hf_blemo.errors import one_line
 from hf_blemo.extraction.clip_sources import MediaClip, Reading, find_clips, find_labelled_clips
 from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
@@ -26,11 +25,10 @@ from hf_blemo.feature_sets.writing import refuse_existing, write_dataset
 from hf_blemo.files import limited, read_json, replace_folder, within, write_json
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE
 from hf_blemo.loading import load_part
+from hf_blemo.programs.processes import check_same, check_shared, together
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
-
-Result = TypeVar("Result")
 
 PLAN_FILE = "plan.json"
 REPORT_FILE = "extraction.json"
@@ -39,7 +37,7 @@ _FREE = {"limits", "output_dir", "imported", "feature_dtype", "overwrite", "num_
 _FREE |= {"push_to_hub", "hub_private", "label_column", "label_prefix", "label_kind", "names", "blend_percents"}
 _FREE |= {"unblended", "folds", "group", "seed"}
 # One process may have the long clips: the others wait for it.
-_PATIENCE = timedelta(days=7)
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=7))
 
 
 def extract_features(
@@ -66,12 +64,9 @@ def extract_features(
         FileNotFoundError, FileExistsError: clips, encoders or imported features are missing; the output exists.
         MissingExtraError: PyAV is not installed.
     """
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
-    try:
-        with limited(settings.limits):
-            return _run(settings, accelerator, report_line, progress)
-    finally:
-        accelerator.end_training()
+    accelerator = Accelerator(kwargs_handlers=[PATIENCE])
+    with together(accelerator, settings), limited(settings.limits):
+        return _run(settings, accelerator, report_line, progress)
 
 
 def _run(
@@ -81,49 +76,42 @@ def _run(
     work = output.with_name(f"{output.name}.clips")
     drawn = output.with_name(f"{output.name}.drawn")
     is_main = accelerator.is_main_process
-
-    def begin() -> None:
+    if is_main:
         refuse_existing(output, settings.overwrite)
         if settings.data == built_in.SYNTHETIC:
             # The same settings give the same clips; those of an earlier run with others are replaced.
             built_in.load("clips", settings.synthetic, folder=drawn, overwrite=True)
-
-    def prepare() -> tuple[list[MediaClip], LabelSpace, dict[str, dict[str, Path]], dict[str, Encoder]]:
-        clips, space = _clips(settings, drawn if settings.data == built_in.SYNTHETIC else settings.data)
-        imported = _imported_files(settings.imported, clips)
-        defaults = {"frames_per_second": settings.frames_per_second, "image_backend": settings.image_backend}
-        encoders = load_encoders(
-            _encoder_entries(settings),
-            dtype=settings.dtype,
-            device=accelerator.device,
-            trust_remote_code=settings.trust_remote_code,
-            defaults={name: value for name, value in defaults.items() if value is not None},
-        )
-        return clips, space, imported, encoders
-
-    _together(begin if is_main else dict)
-    clips, space, imported, encoders = _together(prepare)
-    _together((lambda: _begin(work, settings, encoders)) if is_main else dict)
+    accelerator.wait_for_everyone()
+    clips, space = _clips(settings, drawn if settings.data == built_in.SYNTHETIC else settings.data)
+    check_same(accelerator, {"data": [clip.name for clip in clips]})
+    imported = _imported_files(settings.imported, clips)
+    defaults = {"frames_per_second": settings.frames_per_second, "image_backend": settings.image_backend}
+    encoders = load_encoders(
+        _encoder_entries(settings),
+        dtype=settings.dtype,
+        device=accelerator.device,
+        trust_remote_code=settings.trust_remote_code,
+        defaults={name: value for name, value in defaults.items() if value is not None},
+    )
+    if is_main:
+        _begin(work, settings, encoders)
+    check_shared(accelerator, work)
     missing = [clip for clip in clips if not _record_path(work, clip.name).is_file()]
     # No process adds records before all have seen which exist.
     accelerator.wait_for_everyone()
 
     start = time.perf_counter()
     own = missing[accelerator.process_index :: accelerator.num_processes]
-    done = _together(
-        lambda: _extract(own, encoders, work, settings.num_threads or None, progress and is_main, report_line)
-    )
+    done = _extract(own, encoders, work, settings.num_threads or None, progress and is_main, report_line)
     parts = gather_object([done])
     seconds = time.perf_counter() - start
     failed = {name: line for part in parts for name, line in part["failed"].items()}
-
-    def finish() -> dict[str, Any]:
-        result = _assemble(settings, output, work, clips, space, encoders, imported, failed)
-        if settings.push_to_hub is not None:
-            _push(settings, output)
-        return result | {"seconds": seconds, "media_seconds": sum(part["media_seconds"] for part in parts)}
-
-    return _together(finish if is_main else dict)
+    if not is_main:
+        return {}
+    result = _assemble(settings, output, work, clips, space, encoders, imported, failed)
+    if settings.push_to_hub is not None:
+        _push(settings, output)
+    return result | {"seconds": seconds, "media_seconds": sum(part["media_seconds"] for part in parts)}
 
 
 def _clips(settings: ExtractionSettings, source: str | Path) -> tuple[list[MediaClip], LabelSpace]:
@@ -136,19 +124,6 @@ def _clips(settings: ExtractionSettings, source: str | Path) -> tuple[list[Media
     )
     reading = Reading(options, settings.folds, settings.group, settings.seed)
     return find_labelled_clips(source, reading, *columns)
-
-
-def _together(step: Callable[[], Result]) -> Result:
-    """Takes a step on every process; if one fails, all end instead of waiting for it."""
-    try:
-        found = step()
-    except Exception as error:
-        gather_object([one_line(error)])
-        raise
-    for line in gather_object([None]):
-        if line is not None:
-            raise ValueError(f"ended, as another process failed: {line}")
-    return found
 
 
 def _encoder_entries(settings: ExtractionSettings) -> dict[str, dict[str, Any]]:

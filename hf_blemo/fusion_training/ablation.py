@@ -26,6 +26,7 @@ from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth, chosen_inside
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
 from hf_blemo.programs.checkpoints import check_same_run
+from hf_blemo.programs.processes import check_shared, together
 from hf_blemo.programs.tables import plus_minus, table
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
@@ -137,6 +138,11 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
         ValueError: `only` asks for rows that do not exist, or another setting or the data is not usable.
     """
     accelerator = Accelerator()
+    with together(accelerator, settings):
+        return _ablate(accelerator, settings)
+
+
+def _ablate(accelerator: Accelerator, settings: AblationSettings) -> dict[str, Any]:
     data = load_data(settings.data, settings.synthetic)
     base = model_config(data, settings)
     chosen = _chosen_variants(settings, base)
@@ -167,6 +173,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
         result |= {part: earlier[part] for part in ("explanations", "adaptation") if part in earlier}
         measured = {row["name"]: row for row in earlier["rows"] if _kept(output, row["name"]).is_file()}
     naive = NaiveFusions(store, labelled, truth)
+    check_shared(accelerator, output)
     table_of = _Table(accelerator, output, result, truth)
     table_of.earlier = measured
     for variant in _variants(settings, list(base.encoders)):

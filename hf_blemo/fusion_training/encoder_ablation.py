@@ -16,13 +16,14 @@ from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
 from hf_blemo.extraction.clip_sources import find_clips
 from hf_blemo.extraction.extraction import encode_clips
-from hf_blemo.extraction.run import extract_features
+from hf_blemo.extraction.run import PATIENCE, extract_features
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.files import read_json, write_json, write_text
 from hf_blemo.fusion_training.ablation import measure_variant
 from hf_blemo.fusion_training.data import load_data
 from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationSettings
 from hf_blemo.programs.checkpoints import check_same_run
+from hf_blemo.programs.processes import together
 from hf_blemo.programs.tables import plus_minus, table
 
 _OFFICIAL = {"score": "Score", "acc_presence": "presence", "acc_salience": "salience"}
@@ -44,8 +45,14 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
     Raises:
         ValueError, FileNotFoundError: settings, clips or encoders are not usable, or an earlier run had others.
     """
+    # One process may have the long clips.
+    accelerator = Accelerator(kwargs_handlers=[PATIENCE])
+    with together(accelerator, settings):
+        return _ablate_encoders(accelerator, settings)
+
+
+def _ablate_encoders(accelerator: Accelerator, settings: EncoderAblationSettings) -> dict[str, Any]:
     output = Path(settings.output_dir)
-    accelerator = Accelerator()
     earlier: dict[str, Any] = {"rows": []}
     if (output / "encoders.json").is_file():
         earlier = read_json(output / "encoders.json")

@@ -29,7 +29,7 @@ from hf_blemo.fusion_training.settings import PROTOCOLS, FusionSettings
 from hf_blemo.hub import write_card
 from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.programs.checkpoints import begin_run, check_resumable
-from hf_blemo.programs.processes import together
+from hf_blemo.programs.processes import check_same, together
 from hf_blemo.programs.settings import check_output_folder
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import Blend
@@ -61,7 +61,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         project_dir=settings.output_dir,
         step_scheduler_with_optimizer=False,
     )
-    with together(accelerator):
+    with together(accelerator, settings):
         return _train_fusion(accelerator, settings, command)
 
 
@@ -87,6 +87,7 @@ def _train_fusion(accelerator: Accelerator, settings: FusionSettings, command: s
     labels = {"labels": f"{judge.space!r}, {judge.kind}"}
     if settings.resume:
         check_resumable(checkpoints, asdict(settings) | labels, settings.free_in_resume)
+    check_same(accelerator, {"data": store.clips})
     pushes = TrainingPushes(settings, accelerator)
     begin_run(accelerator, settings, checkpoints, "hf_blemo-fusion", labels)
 

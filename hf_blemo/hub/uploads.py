@@ -84,7 +84,7 @@ def prepare_repository(
 ) -> None:
     """Make a repository and check that it can be written to before hours of work depend on it.
 
-    Every process of a run calls this; the first one talks to the Hub, and all fail where it does.
+    Every process of a run calls this; the first one talks to the Hub.
 
     Args:
         repo_id: `owner/name`, the setting `push_to_hub`.
@@ -96,26 +96,18 @@ def prepare_repository(
     Raises:
         ValueError: the Hub cannot be reached, rejects the token or does not let it write there; or the tag is taken.
     """
-    from accelerate.utils import broadcast_object_list
-
-    problem: list[str | None] = [None]
     if accelerator.is_main_process:
-        try:
-            with hub_errors(f"push_to_hub {repo_id!r} is not possible"):
-                api = HfApi()
-                account = api.whoami()
-                owner = repo_id.split("/")[0]
-                owners = [account["name"], *(group["name"] for group in account.get("orgs", []))]
-                if owner not in owners:
-                    raise ValueError(
-                        f"push_to_hub {repo_id!r}: the token writes for {', '.join(owners)}, not for {owner!r}"
-                    )
-                _open_repository(api, repo_id, repo_type, private, tag)
-        except ValueError as error:
-            problem = [str(error)]
-    found = broadcast_object_list(problem)[0]
-    if found is not None:
-        raise ValueError(found)
+        with hub_errors(f"push_to_hub {repo_id!r} is not possible"):
+            api = HfApi()
+            account = api.whoami()
+            owner = repo_id.split("/")[0]
+            owners = [account["name"], *(group["name"] for group in account.get("orgs", []))]
+            if owner not in owners:
+                raise ValueError(
+                    f"push_to_hub {repo_id!r}: the token writes for {', '.join(owners)}, not for {owner!r}"
+                )
+            _open_repository(api, repo_id, repo_type, private, tag)
+    accelerator.wait_for_everyone()
 
 
 @contextmanager

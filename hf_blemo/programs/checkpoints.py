@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from hf_blemo.files import file_digest, read_json, replace_folder, write_json
+from hf_blemo.programs.processes import check_shared, of_first
 
 logger = logging.getLogger(__name__)
 
@@ -22,17 +22,24 @@ MANIFEST_FILE = "manifest.json"
 class Checkpoints:
     """Checkpoints of one phase of a run.
 
+    All processes make one together.
+
     Args:
         accelerator: saves and restores models, optimizer, random state and registered objects.
         folder: of this phase; `None` writes none.
         every: epochs or steps between checkpoints; 0 writes none.
         unit: name of the counted unit, with which names of checkpoints begin.
+
+    Raises:
+        ValueError: the processes do not share the folder.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path | None, every: int, unit: str = "epoch"):
         self.accelerator = accelerator
         self.folder = folder if every > 0 else None
         self.every = every
+        if self.folder is not None:
+            check_shared(accelerator, self.folder)
         self.prefix = f"{unit}_"
 
     def found(self) -> list[Path]:
@@ -80,8 +87,7 @@ class Checkpoints:
             ValueError: there are checkpoints, but none is whole.
             FileNotFoundError: this process does not see the checkpoint that the first one found.
         """
-        chosen = [self._newest_whole(at_most) if self.accelerator.is_main_process else None]
-        path = broadcast_object_list(chosen)[0] if self.accelerator.num_processes > 1 else chosen[0]
+        path = of_first(self.accelerator, lambda: self._newest_whole(at_most))
         if path is None:
             return 0
         if not path.is_dir():

@@ -11,13 +11,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from hf_blemo.errors import is_user_error, one_line
 
@@ -26,7 +28,9 @@ _GRACE = 4.0
 # A RuntimeError may be only the echo of another process's end, so it waits this long for another cause.
 _ECHO = 1.0
 _CONNECTING = 60.0
-_LONGEST_LINE = 4000
+# A network file system may show a new file late.
+_SEEN_WITHIN = 5.0
+_LONGEST_LINE, _SHOWN = 4000, 200
 # What the first process says once all have come, before the news; that is empty where all are done.
 _READY: list[Any] = ["ready"]
 _LOCAL = ("127.0.0.1", "localhost")
@@ -45,7 +49,7 @@ class _Cause(NamedTuple):
 
 
 @contextmanager
-def together(accelerator: Accelerator) -> Iterator[None]:
+def together(accelerator: Accelerator, settings: Any) -> Iterator[ExitStack]:
     """Runs what follows on all processes, of which none outlives another's failure, and ends them.
 
     Beside the process group every process has a connection to the first one, on which nothing is sent while all goes
@@ -58,18 +62,28 @@ def together(accelerator: Accelerator) -> Iterator[None]:
 
     Args:
         accelerator: of the run. Inside another `together`, the process group is left to that one.
+        settings: of the run, a dataclass.
+
+    Returns:
+        A stack for what is to be closed at the end.
 
     Raises:
+        ValueError: the processes have different settings.
         SystemExit: another process failed; with its code.
     """
     global _active
     if _active is not None or accelerator.num_processes == 1:
-        yield
+        with ExitStack() as stack:
+            yield stack
         _end_training(accelerator, group=_active is None)
+        # What comes next may read what only one process has written.
+        accelerator.wait_for_everyone()
         return
     _active = watch = _Watch(accelerator)
     try:
-        yield
+        check_same(accelerator, asdict(settings))
+        with ExitStack() as stack:
+            yield stack
         _end_training(accelerator)
         watch.done()
     except BaseException as error:
@@ -77,6 +91,67 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         raise
     finally:
         _active = None
+
+
+def of_first(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
+    """What the first process makes, on all of them."""
+    made = [make() if accelerator.is_main_process else None]
+    return broadcast_object_list(made)[0] if accelerator.num_processes > 1 else made[0]
+
+
+def check_same(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:
+    """Refuses processes that know different things, which would wait for each other or mix two runs.
+
+    Args:
+        accelerator: of the run.
+        facts: name -> what has to be the same on all processes and has a `repr` that says what it is.
+
+    Raises:
+        ValueError: it is not; the message names a process and both values.
+    """
+    if accelerator.num_processes == 1:
+        return
+    first, *others = gather_object([{name: repr(value) for name, value in facts.items()}])
+    for rank, found in enumerate(others, start=1):
+        for name, value in found.items():
+            if value != first[name]:
+                raise ValueError(
+                    f"{name} is {first[name][:_SHOWN]} on process 0 and {value[:_SHOWN]} on "
+                    f"{_name(rank, accelerator.num_processes)}: start all with the same settings and data"
+                )
+
+
+def check_shared(accelerator: Accelerator, folder: Path) -> None:
+    """Refuses a folder that is not the same one on all machines, where what one process writes others do not find.
+
+    Args:
+        accelerator: of the run.
+        folder: where all processes read and write; made if missing.
+
+    Raises:
+        ValueError: a process does not see what the first one writes there; the message names it.
+    """
+    if accelerator.num_processes == 1:
+        return
+    probe = folder / of_first(accelerator, lambda: f".{uuid.uuid4().hex}")
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+    accelerator.wait_for_everyone()
+    deadline = time.monotonic() + _SEEN_WITHIN
+    while not (seen := probe.exists()) and time.monotonic() < deadline:
+        # Network file systems look again at a folder that is listed.
+        with suppress(OSError):
+            os.listdir(next(path for path in (folder, *folder.parents) if path.is_dir()))
+        time.sleep(0.1)
+    blind = [rank for rank, sees in enumerate(gather_object([seen])) if not sees]
+    if accelerator.is_main_process:
+        probe.unlink()
+    if blind:
+        raise ValueError(
+            f"{folder}: {_name(blind[0], accelerator.num_processes)} does not see what process 0 writes there; "
+            "several machines need a folder that all of them share"
+        )
 
 
 def _end_training(accelerator: Accelerator, group: bool = True) -> None:

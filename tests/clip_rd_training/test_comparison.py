@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from fresh_processes import run_python
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from pair_files import write_shards
 
@@ -117,3 +118,20 @@ def test_finished_students_are_not_trained_again(compared, monkeypatch, evaluati
 def test_bad_settings_are_named(changes, message, tmp_path):
     with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=message):
         settings_for(tmp_path, **changes)
+
+
+def test_two_processes_compare_as_one(evaluation, tmp_path):
+    settings = {"methods": ["CLIP-RD"], "seeds": [3], "evaluation": evaluation, "dtype": "float64"}
+    program = (
+        "import json, sys\n"
+        "from hf_blemo.clip_rd_training.comparison import compare\n"
+        "from hf_blemo.clip_rd_training.settings import ComparisonSettings\n"
+        "print(bool(compare(ComparisonSettings(**json.loads(sys.argv[1])))))"
+    )
+    given = json.dumps(vars(settings_for("two", **settings)))
+    done = run_python(["-c", program, given], cwd=tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "False"]
+    found = json.loads((tmp_path / "two" / "comparison.json").read_text())
+    one = compare(settings_for(tmp_path / "one", **settings))
+    assert found["students"] == one["students"] and found["teacher"] == one["teacher"]
