@@ -74,7 +74,10 @@ def _domain_weights(is_source: torch.Tensor, present: torch.Tensor) -> tuple[tor
 
 def _maximum_mean_discrepancy(features: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Squared, under a mean of Gaussian kernels as wide as multiples of the rows' mean squared distance."""
-    squared = (features.unsqueeze(0) - features.unsqueeze(1)).square().sum(-1)
+    # By products: the differences themselves would be (B, B, H). Centred, so that little cancels.
+    centred = features - features.mean(0)
+    lengths = centred.square().sum(-1)
+    squared = (lengths.unsqueeze(0) + lengths.unsqueeze(1) - 2 * centred @ centred.T).clamp_min(0)
     used = ((source > 0) | (target > 0)).to(squared.dtype)
     num_rows = used.sum()
     scale = (used @ squared.detach() @ used / (num_rows * (num_rows - 1)).clamp_min(1)).clamp_min(1e-12)
