@@ -1,4 +1,4 @@
-"""Errors of users, worded in one line: what was found, what was expected, and where."""
+"""Errors of users, worded in one line: what was found, what was expected, and where; and what is shown of any text."""
 
 import functools
 import inspect
@@ -25,6 +25,23 @@ LONGEST_VALUE, LONGEST_LINE = 200, 1000
 
 # A quoted value that is too long to show.
 _LONG_VALUE = re.compile(rf"""(['"])(?:(?!\1)[^\\]|\\.){{{LONGEST_VALUE},}}\1""")
+# Addresses, of chained ones each, and parameters of signed ones that have lost their beginning.
+_ADDRESS = re.compile(
+    r"[A-Za-z][\w+.-]*://(?:(?!::)[^\s'\"<>])+|"
+    r"(?i:[?&](?:x-(?:amz|goog)-[\w-]+|signature|sig|[\w-]*token|[\w-]*key|password)=[^\s'\"<>]*)"
+)
+_GRANTS = re.compile(r"(?<=://)[^/]*@|(?:\?|^&).*?(?=[.,:;)\]}]*$)|#[^=]*=.*?(?=[.,:;)\]}]*$)")
+# How a path with a root begins: nothing, an address of a file, a home, a drive or a host.
+_ROOT = r"(?:file:|~[\w.-]*|(?:[\w.-]+@)?[\w.-]+:)?[\\/]{1,3}"
+_FOLDER = r"""(?:[^\s\\/'"<>|]{1,255}|[^\s\\/'"<>|:,;](?:[^\n\\/'"<>|:,;]{0,253}[^\s\\/'"<>|:,;])?)[\\/]+"""
+_ONE_PATH = re.compile(rf"(?![A-Za-z][\w+.-]+://(?<!file://)){_ROOT}[^\\/\n]+[\\/]")
+_SENTENCE = re.compile(r"[:,;]\s|\s[\\/~]|\n")
+_PLACES = re.compile(
+    r"(?P<address>(?!file:)[A-Za-z][\w+.-]*://(?:(?!::)[^\s'\"<>])+)|"
+    rf"(?:(?<![\w/.~:<\\@-])|(?<=::)){_ROOT}(?:{_FOLDER})+[^\s\\/'\"]*"
+)
+# Beside ASCII's and Latin-1's: separators of lines, orders to write from right to left, and halves of characters.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _IRREGULAR = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -139,7 +156,7 @@ def one_line_errors(program: str | None = None) -> Iterator[None]:
             raise
         # Of a process that ran together with others.
         process = f"{error.process}: " if hasattr(error, "process") else ""
-        print(f"{program or Path(sys.argv[0]).name}: error: {process}{one_line(error)}", file=sys.stderr)
+        say(f"{program or Path(sys.argv[0]).name}: error: {process}{one_line(error)}", error=True)
         raise SystemExit(2) from None
 
 
@@ -163,11 +180,59 @@ def one_line(error: BaseException) -> str:
 
 def _cut(text: str) -> str:
     """A line whose quoted values, and which as a whole, are no longer than one can read."""
-    text = _LONG_VALUE.sub(lambda found: f"{found[0][:LONGEST_VALUE]}...{found[1]}", text)
+    text = _LONG_VALUE.sub(lambda found: f"{found[0][:LONGEST_VALUE]}...{found[1]}", without_secrets(text))
     if len(text) <= LONGEST_LINE:
         return text
     # The end says what was expected.
     return f"{text[: LONGEST_LINE - LONGEST_VALUE]} ... {text[-LONGEST_VALUE:]}"
+
+
+def without_secrets(text: str) -> str:
+    """Cuts from every address in a text what may grant access: user and password, query, fragment with values."""
+    return _ADDRESS.sub(lambda found: _GRANTS.sub("", found[0]), text) if "://" in text or "?" in text else text
+
+
+def without_paths(text: str) -> str:
+    """A text that can be published: addresses without secrets, and of paths on this machine only the last name.
+
+    Paths with a root are cut: `/home/me/a b/x`, `~/x`, `C:\\x`, `file:///x` and `host:/x`; relative ones and addresses
+    stay. A text that is one path may hold any character; inside a sentence, folders may hold spaces.
+    """
+    if _ONE_PATH.match(text) and not _SENTENCE.search(text):
+        return _last_name(text)
+    return _PLACES.sub(lambda found: without_secrets(found[0]) if found["address"] else _last_name(found[0]), text)
+
+
+def _last_name(path: str) -> str:
+    *folders, name = re.split(r"[\\/]+", path.rstrip("\\/"))
+    # The last name of a home is that of its owner.
+    return "~" if folders[-1:] in (["home"], ["Users"]) else name
+
+
+def printable(text: object) -> str:
+    """A text in one line with its control characters escaped, which could command a terminal or hide what it says."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Prints lines as they can be shown; nothing else in this package prints.
+
+    Args:
+        lines: each may hold names, paths and messages from anywhere.
+        error: whether to print on stderr.
+    """
+    stream = sys.stderr if error else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = "\n".join(map(printable, lines))
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)  # noqa: T201
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a table that a spreadsheet opens: a text that it would run as a formula gets an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def check_extra(extra: str) -> None:

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from hf_blemo import RankAwareFusionConfig
-from hf_blemo.errors import LONGEST_LINE, check_known, one_line_errors, reading, reads
+from hf_blemo.errors import (
+    LONGEST_LINE,
+    check_known,
+    csv_cell,
+    one_line,
+    one_line_errors,
+    printable,
+    reading,
+    reads,
+    say,
+    without_secrets,
+)
 
 
 def fail(error: Exception):
@@ -37,6 +48,38 @@ def test_user_errors_become_one_line(capsys, tmp_path, run, line):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("program: error: ") and error.endswith(f"{line}\n") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("http://user:p@ss@host/x.mp4: no", "http://host/x.mp4: no"),
+        (
+            "https://b.example/x.mp4?X-Amz-Signature=abc&x=1: 403, url='https://b/x?sig=1'",
+            "https://b.example/x.mp4: 403, url='https://b/x'",
+        ),
+        ("zip://a.mp4::https://u:p@h/f.zip?sig=1", "zip://a.mp4::https://h/f.zip"),
+        ("see (https://a.b/c?d=1).", "see (https://a.b/c)."),
+        ("with url: /p/x?X-Goog-Signature=abc (Caused by", "with url: /p/x (Caused by"),
+        ("https://h/back#access_token=1 x", "https://h/back x"),
+        (
+            "hf://datasets/o/n@main/x, https://docs/x#top; why? a@b",
+            "hf://datasets/o/n@main/x, https://docs/x#top; why? a@b",
+        ),
+    ],
+)
+def test_what_an_address_grants_is_not_repeated(text, left):
+    assert without_secrets(text) == one_line(ValueError(text)) == one_line(OSError(text)) == left
+
+
+def test_names_command_no_terminal_and_no_spreadsheet(capsys):
+    name = "\x1b]0;a\x07\r\n\x9b2J\u202eb\udc80é"
+    assert printable(name) == r"\x1b]0;a\x07\r\n\x9b2J\u202eb\udc80é"
+    say(name, "c")
+    say(name, error=True)
+    assert capsys.readouterr() == (f"{printable(name)}\nc\n", f"{printable(name)}\n")
+    cells = ["=HYPERLINK(1)", "+1", "-1", "@a", "a\x1b", "a=b", -1.0, None]
+    assert [*map(csv_cell, cells)] == ["'=HYPERLINK(1)", "'+1", "'-1", "'@a", r"a\x1b", "a=b", -1.0, None]
 
 
 @pytest.mark.parametrize("error", [TypeError("bug"), KeyError("bug"), RuntimeError("bug")])

@@ -5,7 +5,7 @@ Example:
 """
 
 from hf_blemo.clip_rd_training.settings import ComparisonSettings
-from hf_blemo.errors import one_line_errors
+from hf_blemo.errors import one_line_errors, say
 from hf_blemo.programs.settings import parse_settings
 
 
@@ -15,7 +15,8 @@ def main() -> None:
 
     result = compare(settings)
     if result:
-        print(f"\n{markdown(result)}\nWritten to {settings.output_dir}/comparison.md and comparison.json")
+        say("", *markdown(result).split("\n"))
+        say(f"Written to {settings.output_dir}/comparison.md and comparison.json")
 
 
 if __name__ == "__main__":

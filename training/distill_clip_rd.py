@@ -5,7 +5,7 @@ Example:
 """
 
 from hf_blemo.clip_rd_training.settings import DistillationSettings
-from hf_blemo.errors import one_line_errors
+from hf_blemo.errors import one_line_errors, say
 from hf_blemo.programs.settings import command_line, parse_settings
 
 
@@ -20,8 +20,8 @@ def main() -> None:
             # A scheduled term may begin later.
             rows = [row for row in history if name in row]
             shown = [f"{row[name]:10.4f} after {row['step']} steps" for row in (rows[0], rows[-1])]
-            print(f"{name:<13} {' '.join(shown)}")
-        print(f"Student, tokenizer, image processor and metrics: {settings.output_dir}")
+            say(f"{name:<13} {' '.join(shown)}")
+        say(f"Student, tokenizer, image processor and metrics: {settings.output_dir}")
 
 
 if __name__ == "__main__":

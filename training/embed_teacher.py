@@ -5,7 +5,7 @@ Example:
 """
 
 from hf_blemo.clip_rd_training.settings import EmbeddingSettings
-from hf_blemo.errors import one_line_errors
+from hf_blemo.errors import one_line_errors, say
 from hf_blemo.programs.settings import parse_settings
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     from hf_blemo.clip_rd_training.embedding import embed
 
     result = embed(settings)
-    print(
+    say(
         f"{result['pairs']} pairs, {result['rows']} rows in {result['shards']} shards, {result['written']} of them "
         f"now; {result['broken']} of {result['seen']} could not be read: {settings.output_dir}"
     )

@@ -4,9 +4,7 @@ Example:
     accelerate launch training/extract_features.py --config training/configs/extract_blemore.yaml --data clips/
 """
 
-import sys
-
-from hf_blemo.errors import one_line_errors
+from hf_blemo.errors import one_line_errors, say
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.programs.settings import parse_settings
 
@@ -15,10 +13,10 @@ def main() -> None:
     settings = parse_settings(ExtractionSettings, description=__doc__)
     from hf_blemo.extraction.run import extract_features
 
-    result = extract_features(settings, report_line=lambda line: print(line, file=sys.stderr))
+    result = extract_features(settings, report_line=lambda line: say(line, error=True))
     if result:
         widths = ", ".join(f"{name} {width}" for name, width in result["encoders"].items())
-        print(f"{result['clips']} clips, {len(result['failed'])} failed; {widths}: {settings.output_dir}")
+        say(f"{result['clips']} clips, {len(result['failed'])} failed; {widths}: {settings.output_dir}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Example:
     accelerate launch training/train_fusion.py --config training/configs/fusion_blemore.yaml --data out/blemore
 """
 
-from hf_blemo.errors import one_line_errors
+from hf_blemo.errors import one_line_errors, say
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.programs.settings import command_line, parse_settings
 
@@ -16,8 +16,8 @@ def main() -> None:
 
     metrics = train_fusion(settings, command=command_line())
     if metrics:
-        print(results_table(metrics))
-        print(f"Model, processor, card, metrics, plots and predictions: {settings.output_dir}")
+        say(*results_table(metrics).split("\n"))
+        say(f"Model, processor, card, metrics, plots and predictions: {settings.output_dir}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from hf_blemo.clip_rd_training.reading import BrokenPairError, ReadPair
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.teachers import Teacher
+from hf_blemo.errors import one_line
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable
 
@@ -86,7 +87,7 @@ class PairBatches(torch.utils.data.IterableDataset):
                 if worker is None:
                     raise
                 # Raised here, it would reach the run inside the worker's traceback.
-                yield {}, {"error": str(error)}
+                yield {}, {"error": one_line(error)}
                 return
             yield batch, {**report, "consumer": consumer, "states": list(states)}
 
@@ -153,7 +154,7 @@ class PairBatches(torch.utils.data.IterableDataset):
             try:
                 return pair, self.reader.read(pair, index), state
             except BrokenPairError as error:
-                problems.append(str(error))
+                problems.append(one_line(error))
         raise ValueError(f"{MOST_IN_A_ROW} pairs in a row could not be read; the last: {problems[-1]}")
 
 

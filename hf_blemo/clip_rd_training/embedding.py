@@ -15,6 +15,7 @@ from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
 from hf_blemo.clip_rd_training.settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.teacher_store_card import push_store, store_card
+from hf_blemo.errors import one_line
 from hf_blemo.files import within, write_text
 from hf_blemo.hub.uploads import hub_errors, prepare_repository
 from hf_blemo.pairs.clip_models import Clip, load_clip
@@ -49,7 +50,7 @@ class _ShardPairs(torch.utils.data.Dataset):
                 read.append(self.reader.read({**pair, "visit": variant}, self.source))
             except BrokenPairError as error:
                 read.append(None)
-                problems.append(str(error))
+                problems.append(one_line(error))
         sound = [pair for pair in read if pair is not None]
         crops = [None if pair is None else pair.crop for pair in read]
         columns = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.commands.parsing import add_command, add_label_options, positive
+from hf_blemo.errors import say
 from hf_blemo.files import replace_folder
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _build_dataset(arguments: argparse.Namespace) -> None:
         dataset = feature_sets.build_table_dataset(source, output, **options, **common)
     else:
         dataset = feature_sets.build_distribution_dataset(source, output, **options, **common)
-    print(f"{output}\n{_summary(dataset)}")
+    say(output, *_summary(dataset))
     if arguments.push_to_hub is not None:
         from hf_blemo.hub import push_features
         from hf_blemo.hub.uploads import hub_errors
@@ -135,7 +136,7 @@ def _build_dataset(arguments: argparse.Namespace) -> None:
         with hub_errors(f"{output} was built, but not uploaded to {arguments.push_to_hub}"):
             split = options.get("split", "train")
             push_features(dataset, arguments.push_to_hub, split, private=not arguments.public)
-        print(f"uploaded to {arguments.push_to_hub}, split {split}")
+        say(f"uploaded to {arguments.push_to_hub}, split {split}")
 
 
 def _build_options(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
@@ -170,10 +171,10 @@ def _build_synthetic(output: Path, overwrite: bool, options: Mapping[str, Any]) 
 def _describe_dataset(arguments: argparse.Namespace) -> None:
     from hf_blemo import feature_sets
 
-    print(_summary(feature_sets.load_features(arguments.path)))
+    say(*_summary(feature_sets.load_features(arguments.path)))
 
 
-def _summary(dataset: "datasets.Dataset") -> str:
+def _summary(dataset: "datasets.Dataset") -> list[str]:
     from hf_blemo import feature_sets
 
     found = feature_sets.describe(dataset)
@@ -200,7 +201,7 @@ def _summary(dataset: "datasets.Dataset") -> str:
     encoders += [(name, str(width), dtypes[name], str(clips[name])) for name, width in widths.items()]
     longest = max(len(row[0]) for row in encoders)
     rows = [f"{name:<{longest}}  {width:>6}  {dtype:<8}  {count:>6}" for name, width, dtype, count in encoders]
-    return "\n".join([*lines, *rows])
+    return [*lines, *rows]
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

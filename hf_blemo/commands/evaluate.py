@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_blemo.built_in import PAIRS
 from hf_blemo.commands.parsing import add_command, output_path, positive
+from hf_blemo.errors import say
 from hf_blemo.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.card:
         # The last, since it refuses a card that people have broken.
         _update_card(Path(arguments.model), result["tasks"])
-    print(lines)
+    say(*lines.split("\n"))
 
 
 def _score_blends(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo.commands.parsing import add_command
-from hf_blemo.errors import check_extra
+from hf_blemo.errors import check_extra, say
 
 
 def add_export(commands: Any) -> None:
@@ -40,7 +40,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
     check_extra("onnx")
     for path in export_onnx(_load(arguments.model, arguments.revision), output, arguments.int8):
-        print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
+        say(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
 
 
 def _load(model: str, revision: str | None) -> Any:

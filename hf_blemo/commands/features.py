@@ -1,11 +1,11 @@
 """`hf-blemo features`: clips to a data set of features."""
 
 import argparse
-import sys
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
 from hf_blemo.commands.parsing import add_command, add_label_options
+from hf_blemo.errors import say
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.programs.settings import documentation
 
@@ -93,11 +93,11 @@ def _features(arguments: argparse.Namespace) -> None:
 
     from hf_blemo.extraction.run import extract_features
 
-    result = extract_features(settings, report_line=lambda line: print(line, file=sys.stderr))
+    result = extract_features(settings, report_line=lambda line: say(line, error=True))
     if result:
         widths = ", ".join(f"{name} {width}" for name, width in result["encoders"].items())
         clips = "1 clip" if result["clips"] == 1 else f"{result['clips']} clips"
-        print(f"{clips}, {len(result['failed'])} failed; {widths}: {arguments.output_dir}")
+        say(f"{clips}, {len(result['failed'])} failed; {widths}: {arguments.output_dir}")
 
 
 def _named_values(texts: list[str], option: str, expected: str) -> dict[str, str]:

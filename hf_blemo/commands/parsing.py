@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hf_blemo.errors import printable
 from hf_blemo.files import Limits
 
 _BOUNDS = ", ".join(f"{name}={value:g}" for name, value in asdict(Limits()).items())
@@ -18,7 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Ends the program with the message."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, printable(f"{self.prog}: error: {message} (see {self.prog} --help)") + "\n")
 
 
 def add_command(commands: Any, name: str, handler: Any, summary: str, details: str) -> argparse.ArgumentParser:

@@ -1,7 +1,6 @@
 """`hf-blemo predict`: labels of clips, or of their features."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from hf_blemo.commands.parsing import add_command, output_path, positive
 from hf_blemo.encoders.encoder_options import DTYPES
-from hf_blemo.errors import check_extra
+from hf_blemo.errors import check_extra, say
 from hf_blemo.files import whole_file, write_json
 from hf_blemo.programs.progress import Progress
 
@@ -129,7 +128,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             notes = [f"{result['clip']}: {note}" for note in result.get("notes", ())]
             for line in [result["error"]] if "error" in result else notes:
                 bar.clear()
-                print(line, file=sys.stderr)
+                say(line, error=True)
             bar.update()
     done = [result for result in results if "error" not in result]
     if not done:
@@ -139,11 +138,11 @@ def _predict(arguments: argparse.Namespace) -> None:
         )
     if arguments.features is None or not outputs:
         for result in done:
-            print(_line(result))
+            say(_line(result))
     _write(outputs, arguments.model, config, decoding, results)
     if outputs:
         clips = "1 clip" if len(done) == 1 else f"{len(done)} clips"
-        print(f"{clips}, decoding {decoding['name']}: {', '.join(map(str, outputs))}")
+        say(f"{clips}, decoding {decoding['name']}: {', '.join(map(str, outputs))}")
     if arguments.features is not None and len(done) < len(results):
         raise ValueError(f"{len(results) - len(done)} of {len(results)} clips have no prediction, the others are done")
 

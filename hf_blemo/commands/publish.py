@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from hf_blemo.commands.parsing import add_command
+from hf_blemo.errors import say
 
 
 def add_publish(commands: Any) -> None:
@@ -38,8 +39,8 @@ def _publish(arguments: argparse.Namespace) -> None:
             if getattr(arguments, option):
                 raise ValueError(f"--{option.replace('_', '-')} needs --repo")
         files = files_to_publish(arguments.folder)
-        print(f"{arguments.folder} can be published; with --repo these files would be uploaded:")
-        print("\n".join(f"  {name}" for name in files))
+        say(f"{arguments.folder} can be published; with --repo these files would be uploaded:")
+        say(*(f"  {name}" for name in files))
         return
     with hub_errors(f"{arguments.folder} was not published to {arguments.repo}"):
         address = publish(
@@ -50,4 +51,4 @@ def _publish(arguments: argparse.Namespace) -> None:
             message=arguments.message,
             tag=arguments.tag,
         )
-    print(address)
+    say(address)

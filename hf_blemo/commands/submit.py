@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo.commands.parsing import add_command
+from hf_blemo.errors import say
 
 _NUM_SHOWN_PROBLEMS = 20
 
@@ -40,12 +41,12 @@ def _submit(arguments: argparse.Namespace) -> None:
             raise ValueError("--output is for --predictions, --check writes nothing")
         problems = blemore.check_submission(arguments.check)
         for problem in problems[:_NUM_SHOWN_PROBLEMS]:
-            print(problem)
+            say(problem)
         if len(problems) > _NUM_SHOWN_PROBLEMS:
-            print(f"and {len(problems) - _NUM_SHOWN_PROBLEMS} more")
+            say(f"and {len(problems) - _NUM_SHOWN_PROBLEMS} more")
         if problems:
             raise ValueError(f"{arguments.check}: found {len(problems)} problems, expected a submission without any")
-        print(f"{arguments.check}: a valid submission")
+        say(f"{arguments.check}: a valid submission")
         return
     if arguments.output is None:
         raise ValueError("--predictions needs --output, the submission to write")
@@ -59,4 +60,4 @@ def _submit(arguments: argparse.Namespace) -> None:
         )
     predictions = found.blends
     path = blemore.write_submission(arguments.output, predictions, list(predictions.values()), strict=True)
-    print(f"{path}: {len(predictions)} clips, ready to submit")
+    say(f"{path}: {len(predictions)} clips, ready to submit")

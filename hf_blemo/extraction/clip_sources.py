@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hf_blemo import blemore
+from hf_blemo.errors import without_secrets
 from hf_blemo.feature_sets.distribution import read_metadata
 from hf_blemo.feature_sets.feature_files import read_csv
 from hf_blemo.feature_sets.label_reading import LabelOptions
@@ -99,7 +100,7 @@ def _file_name(source: Any) -> str:
     source = getattr(source, "name", None) if hasattr(source, "read") else source
     if not isinstance(source, str | Path):
         return ""
-    return Path(str(source).split("?")[0] if is_address(source) else source).stem
+    return Path(without_secrets(str(source)) if is_address(source) else source).stem
 
 
 class Reading(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_blemo.encoders.encoder import Encoder, Piece, Session
+from hf_blemo.errors import one_line
 from hf_blemo.extraction.clip_sources import MediaClip, as_clip
 from hf_blemo.media import Frame, MediaError, MediaFile, Thumbnails
 
@@ -47,7 +48,7 @@ class ClipFeatures:
     def problem(self) -> str | None:
         """Why the features cannot be used, in a line that names the clip; None if they can."""
         if self.error is not None:
-            line = " ".join(str(self.error).split()) or type(self.error).__name__
+            line = one_line(self.error)
             return line if self.name in line else f"{self.name}: {line}"
         for name, values in self.features.items():
             if not np.isfinite(values).all():

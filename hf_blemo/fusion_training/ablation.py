@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from hf_blemo import feature_sets
 from hf_blemo.built_in import SYNTHETIC
+from hf_blemo.errors import say
 from hf_blemo.files import read_json, within, write_json, write_text
 from hf_blemo.fusion_training.adaptation import adapt_to_folds, each_adaptation, folds_table
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
@@ -209,7 +210,8 @@ def _ablate(accelerator: Accelerator, settings: AblationSettings) -> dict[str, A
         for row in found:
             result["adaptation"].append(row)
             table_of.write()
-    accelerator.print(f"\n{_markdown(result)}\nWritten to {output / 'ablation.md'} and {output / 'ablation.json'}")
+    if accelerator.is_main_process:
+        say("", *_markdown(result).split("\n"), f"Written to {output / 'ablation.md'} and {output / 'ablation.json'}")
     return result
 
 
@@ -284,7 +286,7 @@ class _Table:
     def write(self) -> None:
         """Prints the newest line and writes the tables so far."""
         if self.accelerator.is_main_process:
-            print(_tables(self.result)[-1].splitlines()[-1], flush=True)
+            say(_tables(self.result)[-1].splitlines()[-1])
             # Rows of an earlier run that are not reached yet must outlive an interruption.
             done = {row["name"] for row in self.result["rows"]}
             rows = self.result["rows"] + [row for name, row in self.earlier.items() if name not in done]

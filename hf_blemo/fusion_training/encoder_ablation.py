@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
+from hf_blemo.errors import say
 from hf_blemo.extraction.clip_sources import find_clips
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.run import PATIENCE, extract_features
@@ -84,10 +85,11 @@ def _ablate_encoders(accelerator: Accelerator, settings: EncoderAblationSettings
             row |= {"encoders": encoders, **times[name]}
         result["rows"].append(row)
         if accelerator.is_main_process:
-            print(_markdown(result).splitlines()[-1], flush=True)
+            say(_markdown(result).splitlines()[-1])
             write_json({output / "encoders.json": result})
             write_text(output / "encoders.md", _markdown(result))
-    accelerator.print(f"\n{_markdown(result)}\nWritten to {output / 'encoders.md'} and {output / 'encoders.json'}")
+    if accelerator.is_main_process:
+        say("", *_markdown(result).split("\n"), f"Written to {output / 'encoders.md'} and {output / 'encoders.json'}")
     return result
 
 

@@ -12,6 +12,7 @@ from huggingface_hub import CardData, ModelCardData
 from huggingface_hub.repocard import RepoCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hf_blemo.errors import without_paths
 from hf_blemo.loading import is_hub_id
 
 from . import card_clip_rd, card_rank_aware_fusion
@@ -27,7 +28,6 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _TEMPLATE_FOLDERS = (_PACKAGE / "model_cards", _PACKAGE.parent / "model_cards")
 _BLOCK = re.compile(r"<!-- hf_blemo:begin (\w+) -->.*?<!-- hf_blemo:end \1 -->", re.DOTALL)
 _MARKER = re.compile(r"<!-- hf_blemo:(?:begin|end) \w+ -->")
-_LOCAL_PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/'\"]+[\\/])+[^\s\\/'\"]*")
 
 
 def without_local_paths(value: Any) -> Any:
@@ -38,12 +38,12 @@ def without_local_paths(value: Any) -> Any:
 
     Returns:
         The same tree with only the last component of absolute paths, and of every `model_id` that is not a Hub id; web
-        addresses and other relative paths stay.
+        addresses stay, without what they grant, and other relative paths.
     """
     if isinstance(value, str):
-        return _LOCAL_PATH.sub(lambda match: re.split(r"[\\/]", match[0].rstrip("\\/"))[-1], value)
+        return without_paths(value)
     if isinstance(value, Mapping):
-        published = {key: without_local_paths(item) for key, item in value.items()}
+        published = {without_local_paths(key): without_local_paths(item) for key, item in value.items()}
         if isinstance(value.get("model_id"), str) and not is_hub_id(value["model_id"]):
             published["model_id"] = Path(value["model_id"]).name
         return published

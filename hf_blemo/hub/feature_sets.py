@@ -14,7 +14,7 @@ from hf_blemo.files import read_json
 from hf_blemo.loading import load_dataset
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
-from .card import merge_card, render_template, without_local_paths
+from .card import merge_card, render_template
 from .encoder_models import PROVENANCE_FILE, encoder_rows, file_on_hub
 from .uploads import upload
 
@@ -88,7 +88,7 @@ def push_features(
     card = _card(dataset, repo_id, encoders)
     contents: dict[str, Any] = {LABEL_SPACE_FILE: space_entry(*space)}
     if encoders is not None:
-        contents[PROVENANCE_FILE] = without_local_paths(encoders)
+        contents[PROVENANCE_FILE] = encoders
     return upload(
         repo_id,
         {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()},

@@ -1,7 +1,6 @@
 """Publish models: check that a folder is complete, bring its card up to date, upload both in one commit."""
 
 import ast
-import json
 import logging
 import re
 import tempfile
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from hf_blemo.files import read_json, within, write_text
 from hf_blemo.loading import code_references
 
-from .card import CARD_FILE, FAMILIES, merge_card, render_card, render_template, without_local_paths
+from .card import CARD_FILE, FAMILIES, merge_card, render_card, render_template
 from .encoder_models import encoder_rows
 from .uploads import upload
 
@@ -36,8 +35,6 @@ _WEIGHTS_FILE = "model.safetensors"
 _WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 _METRICS_FILE = "metrics.json"
 _EVAL_RESULTS_FOLDER = ".eval_results"
-# The files that may name folders of this machine: where data lies, or the models behind a fusion's features.
-_FILES_WITH_PATHS = ("config.json", "processor_config.json", _METRICS_FILE)
 # The card as last published to each repository: shows which side was edited since.
 _PUBLISHED_CARDS_FOLDER = ".published_cards"
 _OPTIONAL_FILES = (
@@ -227,7 +224,7 @@ def _upload(
     message: str | None,
     **options: Any,
 ) -> tuple[str, str]:
-    """Uploads a checked folder without this machine's paths; returns the address and the card."""
+    """Uploads a checked folder; returns the address and the card."""
 
     def checked_card(on_hub: str | None) -> str:
         card = final_card(on_hub)
@@ -235,13 +232,8 @@ def _upload(
         return card
 
     _warn_of_local_encoders(folder)
-    contents: dict[str, Path | bytes] = {name: folder / name for name in files}
-    for name in _FILES_WITH_PATHS:
-        content = read_json(folder / name) if name in contents else {}
-        if without_local_paths(content) != content:
-            contents[name] = (json.dumps(without_local_paths(content), indent=2) + "\n").encode()
     message = message or f"Publish {read_json(folder / 'config.json')['model_type']} with hf_blemo"
-    return upload(repo_id, contents, message, checked_card, **options)
+    return upload(repo_id, {name: folder / name for name in files}, message, checked_card, **options)
 
 
 def _warn_of_local_encoders(folder: Path) -> None:

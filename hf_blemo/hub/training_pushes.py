@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from huggingface_hub import HfApi
 
+from hf_blemo.errors import one_line
 from hf_blemo.programs.settings import PushSettings
 
 from .card import CARD_FILE
@@ -68,7 +69,7 @@ class TrainingPushes:
         if self._push is not None:
             error = self._push.exception()
             if error is not None:
-                logger.warning("a push to %s failed, the training continues: %s", self.repo_id, error)
+                logger.warning("a push to %s failed, the training continues: %s", self.repo_id, one_line(error))
         self._push = None
 
     def at_end(self, folder: Path) -> str | None:

@@ -1,5 +1,6 @@
 """The one way to the Hub: files and a card in one commit, to a repository that was checked before."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from .card import CARD_FILE
+from .card import CARD_FILE, without_local_paths
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+# Their words may look like paths, and are no settings.
+_FILES_OF_TEXTS = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
 
 
 def upload(
@@ -30,7 +35,8 @@ def upload(
 
     Args:
         repo_id: `owner/name`.
-        files: path inside the repository -> file on this machine, or content.
+        files: path inside the repository -> file on this machine, or content; JSON files go without the folders of
+            this machine.
         message: of the commit.
         card: takes the card on the Hub, None where there is none, and returns the one to upload; without it the card
             on the Hub stays as it is.
@@ -50,7 +56,7 @@ def upload(
     api = HfApi(token=token)
     repo_id = _open_repository(api, repo_id, repo_type, private, tag)
     parent = api.repo_info(repo_id, repo_type=repo_type).sha
-    contents, text = dict(files), ""
+    contents, text = {name: _without_local_paths(name, content) for name, content in files.items()}, ""
     if card is not None:
         text = card(_card_on_hub(api, repo_id, repo_type, parent))
         contents[CARD_FILE] = text.encode()
@@ -73,6 +79,15 @@ def upload(
     if tag is not None:
         api.create_tag(repo_id, tag=tag, revision=commit.oid, repo_type=repo_type)
     return commit.pr_url or commit.commit_url, text
+
+
+def _without_local_paths(name: str, content: Path | bytes) -> Path | bytes:
+    """A settings file without this machine's folders; any other file as it is."""
+    if not name.endswith(".json") or name.rpartition("/")[2] in _FILES_OF_TEXTS:
+        return content
+    found = json.loads(content if isinstance(content, bytes) else content.read_bytes())
+    cleaned = without_local_paths(found)
+    return content if cleaned == found else (json.dumps(cleaned, indent=2) + "\n").encode()
 
 
 def prepare_repository(

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.errors import MissingExtraError, check_regular, one_line
+from hf_blemo.errors import MissingExtraError, check_regular, one_line, without_secrets
 from hf_blemo.files import limits
 
 EXPECTED = "expected a video or audio file"
@@ -135,8 +135,7 @@ def is_address(source: Any) -> bool:
 
 def _name_of(source: Any) -> str:
     if is_address(source):
-        # A query may hold a signature that grants access.
-        return source.split("?")[0] if source.startswith(("http://", "https://")) else source
+        return without_secrets(source)
     if isinstance(source, (str, Path)):
         return str(source)
     if isinstance(source, (bytes, bytearray, memoryview)):

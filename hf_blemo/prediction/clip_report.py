@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hf_blemo.errors import printable
 from hf_blemo.files import write_text
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import EMOTIONS
 
@@ -195,6 +196,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_blemo.errors import csv_cell
 from hf_blemo.files import whole_file
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
@@ -39,13 +40,17 @@ def write_clip_table(
     columns += [f"{kind}_{name}" for kind in _NUMBERS for name in space.names]
     columns += [*(f"weight_{name}" for name in encoders), "selected", "error"]
     with whole_file(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
+        writer = csv.writer(file)
+
+        def write(cells: Mapping[str, Any]) -> None:
+            writer.writerow([csv_cell(cells.get(column, "")) for column in columns])
+
+        write({column: column for column in columns})
         for result in results:
-            writer.writerow({"clip": result["clip"], "error": result.get("error", ""), **_cells(result, part, soft)})
+            write({"clip": result["clip"], "error": result.get("error", ""), **_cells(result, part, soft)})
             for window in result.get("timeline", ()):
                 span = {"start": f"{window['start']:.3f}", "end": f"{window['end']:.3f}"}
-                writer.writerow({"clip": result["clip"], **span, **_cells(window, part, soft)})
+                write({"clip": result["clip"], **span, **_cells(window, part, soft)})
 
 
 def _cells(result: Mapping[str, Any], part: str, soft: bool) -> dict[str, Any]:

@@ -4,14 +4,16 @@ import base64
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial, reduce
 from html import escape
+from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from hf_blemo.errors import USER_ERRORS, check_extra
+from hf_blemo.errors import USER_ERRORS, check_extra, one_line, printable, say
 from hf_blemo.prediction.clip_report import limits, result_html
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import EMOTIONS
 
@@ -84,7 +86,7 @@ def make_demo(
 
     title = TITLE if tuple(names) == EMOTIONS else OTHER_TITLE
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=_DELETE_CACHE) as demo:
-        head = f"<h1>{title}</h1><p>Model <b>{escape(model)}</b></p><p>{escape(limits(names))}</p>"
+        head = f"<h1>{title}</h1><p>Model <b>{escape(printable(model))}</b></p><p>{escape(limits(names))}</p>"
         gr.HTML(f'{_STYLES}<div class="demo-head">{head}</div>', elem_classes="demo-plain", apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
@@ -121,6 +123,9 @@ def launch_demo(
 ) -> str:
     """Serves a page on this machine; nothing is published, counted or loaded from elsewhere.
 
+    It answers browsers that ask for an IP address, `localhost`, `host` or this machine by its name: a page from
+    elsewhere whose name leads here is not let in.
+
     Args:
         demo: what `make_demo` returned.
         host: interface to listen on; by default only this machine reaches the page.
@@ -147,6 +152,7 @@ def launch_demo(
     _, address, _ = demo.launch(
         server_name=host,
         server_port=port,
+        app_kwargs={"middleware": [_KnownHosts.middleware(host)]},
         inbrowser=open_browser,
         prevent_thread_lock=True,
         share=False,
@@ -161,9 +167,39 @@ def launch_demo(
         enable_monitoring=False,
     )
     if block:
-        print(f"Serving {str(demo.title).lower()} at {address} until Ctrl+C", flush=True)
+        say(f"Serving {str(demo.title).lower()} at {address} until Ctrl+C")
         demo.block_thread()
     return address
+
+
+class _KnownHosts:
+    """Lets in only requests for names of this machine, as those for any other come from a page of somebody else."""
+
+    def __init__(self, app: Any, names: Collection[str]):
+        self.app, self.names = app, names
+
+    @classmethod
+    def middleware(cls, host: str) -> Any:
+        from starlette.middleware import Middleware
+
+        return Middleware(cls, names={"localhost", host.lower(), socket.gethostname().lower()})  # type: ignore[arg-type]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.responses import PlainTextResponse
+
+        app = self.app
+        if scope["type"] in ("http", "websocket"):
+            hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) != 1 or not self._knows(hosts[0]):
+                app = PlainTextResponse("This page does not answer for another host.", status_code=421)
+        await app(scope, receive, send)
+
+    def _knows(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return name in self.names or bool(ip_address(name))
+        except ValueError:
+            return False
 
 
 def _check_free(host: str, port: int | None) -> None:
@@ -193,11 +229,19 @@ def _shown(recognise: Callable[[str], Mapping[str, Any]], path: str | None) -> t
     try:
         result = recognise(path)
     except USER_ERRORS as error:
-        name = Path(path).name
-        # The server's own path of an upload means nothing to the visitor.
-        result = {"clip": name, "error": str(error).replace(path, name) or type(error).__name__}
+        result = {"clip": Path(path).name, "error": one_line(error)}
+    result = _without_folders(result, [os.path.dirname(path), os.path.dirname(os.path.realpath(path))])
     raw = {name: value for name, value in result.items() if name != "thumbnails"}
     return f'<div class="demo-shown">{result_html(result)}</div>', _download(raw), raw
+
+
+def _without_folders(value: Any, folders: Sequence[str]) -> Any:
+    """A result without the server's own folders of an upload, which are no business of the visitor."""
+    if isinstance(value, str):
+        return reduce(lambda text, folder: text.replace(f"{folder}{os.sep}", ""), folders, value)
+    if isinstance(value, Mapping):
+        return {name: _without_folders(entry, folders) for name, entry in value.items()}
+    return [_without_folders(entry, folders) for entry in value] if isinstance(value, list) else value
 
 
 def _hint(text: str) -> str:
@@ -207,6 +251,6 @@ def _hint(text: str) -> str:
 def _download(result: Mapping[str, Any]) -> str:
     """A link that contains the result, so that the server keeps no file of it."""
     content = base64.b64encode((json.dumps(result, indent=2) + "\n").encode()).decode("ascii")
-    name = escape(f"{Path(str(result['clip'])).stem or 'result'}.json", quote=True)
+    name = escape(f"{Path(printable(result['clip'])).stem or 'result'}.json", quote=True)
     address = f"data:application/json;base64,{content}"
     return f'<a class="demo-download" download="{name}" href="{address}">Download {name}</a>'

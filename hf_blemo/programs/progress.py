@@ -1,9 +1,12 @@
 """Progress of long jobs on stderr: one bar on a terminal, elsewhere a line every ten seconds."""
 
+import logging
 import os
 import sys
 import time
 from typing import Any
+
+from hf_blemo.errors import printable, say, without_secrets
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -14,6 +17,8 @@ def quiet_libraries() -> None:
     """Turns off the bars of transformers and datasets in a program, and off a terminal those of downloads, too."""
     global _program_is_quiet
     _program_is_quiet = True
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_OneLine())
     # Libraries that are imported later, and child processes, read these.
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     if not sys.stderr.isatty():
@@ -24,13 +29,20 @@ def quiet_libraries() -> None:
         datasets.disable_progress_bars()
     if "transformers" in sys.modules:
         from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-        from transformers.utils import logging
+        from transformers.utils.logging import disable_progress_bar
 
         shows_downloads = sys.stderr.isatty() and not are_progress_bars_disabled()
         # Turns off those of downloads as well.
-        logging.disable_progress_bar()
+        disable_progress_bar()
         if shows_downloads:
             enable_progress_bars()
+
+
+class _OneLine(logging.Formatter):
+    """Formats a warning as `say` prints a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(without_secrets(super().format(record)))
 
 
 class Progress:
@@ -45,7 +57,8 @@ class Progress:
     """
 
     def __init__(self, description: str, unit: str, total: int | None = None, done: int = 0, shown: bool = True):
-        self.description, self.unit, self.total, self.done, self.shown = description, unit, total, done, shown
+        self.unit, self.total, self.done, self.shown = unit, total, done, shown
+        self.description = printable(description)
         self._values: dict[str, Any] = {}
         self._bar: Any = None
         self._begun = self._last_line = time.monotonic()
@@ -53,7 +66,7 @@ class Progress:
         if shown and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=description, unit=unit, file=sys.stderr)
+            self._bar = tqdm(total=total, initial=done, desc=self.description, unit=unit, file=sys.stderr)
         if _program_is_quiet:
             # By now the libraries have been imported.
             quiet_libraries()
@@ -72,7 +85,7 @@ class Progress:
             self._bar.update(count)
         elif self.shown and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            print(self._line(), file=sys.stderr, flush=True)
+            say(self._line(), error=True)
 
     def clear(self) -> None:
         """Makes room for a line of the program's own."""

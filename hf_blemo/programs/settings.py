@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from huggingface_hub.dataclasses import as_validated_field, strict, type_validator
 
-from hf_blemo.errors import check_known, one_line, one_line_errors
+from hf_blemo.errors import check_known, one_line, one_line_errors, say, without_paths
 from hf_blemo.programs.progress import quiet_libraries
 
 Settings = TypeVar("Settings")
@@ -117,7 +117,7 @@ def parse_settings(
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if "--help" in arguments or "-h" in arguments:
-        print(_help(settings_class, description))
+        say(*_help(settings_class, description).split("\n"))
         raise SystemExit(0)
     with one_line_errors():
         settings = read_settings(settings_class, arguments)
@@ -126,9 +126,9 @@ def parse_settings(
 
 
 def command_line() -> str:
-    """The command that started this program, as it would be typed again."""
+    """The command that started this program, as it would be typed again, without folders of this machine."""
     launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
-    return shlex.join([*launcher, *sys.argv])
+    return shlex.join([*launcher, *map(without_paths, sys.argv)])
 
 
 def check_output_folder(folder: str) -> Path:

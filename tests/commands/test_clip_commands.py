@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -29,6 +30,19 @@ def bad(clip_folder):
 def predict(capsys, fusion):
     """Runs `hf-blemo predict CLIPS --model FUSION OPTIONS`."""
     return lambda clips, *options: run(capsys, "predict", *clips, "--model", fusion, *options)
+
+
+def test_names_of_clips_are_harmless_wherever_they_are_written(predict, paths, tmp_path):
+    names = ["=HYPERLINK(1)", "a\x1b[2J\nb\u202e", "@c"]
+    clips = [shutil.copy(paths[0], tmp_path / f"{name}.mp4") for name in names[:2]] + [tmp_path / f"{names[2]}.mp4"]
+    clips[2].write_bytes(b"no clip")
+    code, out, err = predict(clips, "--output", tmp_path / "a.csv", tmp_path / "a.json", tmp_path / "a.html")
+    assert code == 0 and out.count("\n") == 3 and "\x1b" not in out + err and r"a\x1b[2J\nb\u202e: " in out
+    with (tmp_path / "a.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["clip"] for row in rows] == ["'=HYPERLINK(1)", r"a\x1b[2J\nb\u202e", "'@c"]
+    assert [clip["clip"] for clip in json.loads((tmp_path / "a.json").read_text())["clips"]] == names
+    assert not set("\x1b\u202e") & set((tmp_path / "a.html").read_text())
 
 
 def test_clips_are_predicted_and_a_bad_one_is_a_line_of_its_own(predict, bad, paths, member, tmp_path):

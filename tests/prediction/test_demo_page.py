@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import wave
+from http.client import HTTPConnection
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -35,6 +36,9 @@ def recognise(path):
     with open(path, "rb") as file:
         if file.read(4) != b"RIFF":
             raise ValueError(f"{path}: expected a clip,\nfound 5 bytes")
+        if file.read(4) == b"late":
+            # As `predict_clips` answers.
+            return {"clip": "late", "error": f"{path}: ended early", "notes": [f"{os.path.realpath(path)}: odd"]}
     return {**RESULT, "thumbnails": [b"a picture"] * 2}
 
 
@@ -110,6 +114,38 @@ def test_bad_clip_is_told_in_one_line(browser, page, tmp_path):
     browser.click("#demo-video-button")
     assert "This clip failed. bad.mp4: expected a clip, found 5 bytes\n" in browser.wait_for_text("This clip failed.")
     assert browser.run("return document.querySelector('#demo-result h2')") is None
+
+
+def test_neither_an_error_nor_a_result_shows_the_servers_folders(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    for content, words in ((b"RIFFlate", "late.wav: ended early"), (b"no clip", "late.wav: expected a clip, found")):
+        (tmp_path / "late.wav").write_bytes(content)
+        shown = demo_page._shown(recognise, str(tmp_path / "link" / "late.wav"))
+        assert words in shown[0] and shown[2]["error"].startswith(words)
+        assert str(tmp_path) not in repr(shown) + base64.b64decode(shown[1].split(",")[1].split('"')[0]).decode()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:7860", 200),
+        ("LOCALHOST", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:7860", 200),
+        ("192.168.0.7", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example:7860", 421),
+        ("localhost.evil.example", 421),
+        ("[", 421),
+        ("", 421),
+    ],
+)
+def test_only_names_of_this_machine_are_answered(page, host, status):
+    for path in ("/", "/config", "/gradio_api/info"):
+        connection = HTTPConnection(page.removeprefix("http://").rstrip("/"), timeout=30)
+        connection.request("GET", path, headers={"Host": host})
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 def test_served_page_names_no_font_or_script_of_others(page):
