@@ -33,7 +33,9 @@ _ADDRESS = re.compile(
 _GRANTS = re.compile(r"(?<=://)[^/]*@|(?:\?|^&).*?(?=[.,:;)\]}]*$)|#[^=]*=.*?(?=[.,:;)\]}]*$)")
 # How a path with a root begins: nothing, an address of a file, a home, a drive or a host.
 _ROOT = r"(?:file:|~[\w.-]*|(?:[\w.-]+@)?[\w.-]+:)?[\\/]{1,3}"
-_FOLDER = r"""(?:[^\s\\/'"<>|]{1,255}|[^\s\\/'"<>|:,;](?:[^\n\\/'"<>|:,;]{0,253}[^\s\\/'"<>|:,;])?)[\\/]+"""
+# With spaces, but not those before an option or after a file's suffix.
+_SPACED = r"""[^\s\\/'"<>|:,;](?:(?!\s-|\.\w{1,5}\s)[^\n\\/'"<>|:,;]){0,253}(?<!\s)"""
+_FOLDER = rf"""(?:[^\s\\/'"<>|]{{1,255}}|{_SPACED})[\\/]+"""
 _ONE_PATH = re.compile(rf"(?![A-Za-z][\w+.-]+://(?<!file://)){_ROOT}[^\\/\n]+[\\/]")
 _SENTENCE = re.compile(r"[:,;]\s|\s[\\/~]|\n")
 _PLACES = re.compile(

@@ -10,10 +10,13 @@ from typing import Any
 import yaml
 from huggingface_hub import CardData, ModelCardData
 from huggingface_hub.repocard import RepoCard
+from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from hf_blemo.errors import without_paths
 from hf_blemo.loading import is_hub_id
+from hf_blemo.programs import markdown
 
 from . import card_clip_rd, card_rank_aware_fusion
 
@@ -112,12 +115,17 @@ def render_template(template: str, metadata: CardData, **values: Any) -> str:
     Args:
         template: its name, without the endings.
         metadata: for the head of the card.
-        **values: the template's variables.
+        **values: the template's variables; `Markup` among them is Markdown, all else is text.
 
     Returns:
         Metadata and text of a README.md.
+
+    Raises:
+        ValueError: a `repo_id` among the variables is none.
     """
-    text = _environment().get_template(f"{template}.md.jinja").render(card_data=metadata.to_yaml(), **values)
+    if values.get("repo_id") is not None:
+        validate_repo_id(values["repo_id"])
+    text = _environment().get_template(f"{template}.md.jinja").render(card_data=Markup(metadata.to_yaml()), **values)
     return text.rstrip() + "\n"
 
 
@@ -178,9 +186,16 @@ def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | 
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATE_FOLDERS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_TEMPLATE_FOLDERS),
+        # Whatever a template says nothing else of is text.
+        autoescape=True,
+        finalize=markdown.text,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"cell": _cell, "measure": _measure, "share": _share, "counted": _counted}
+    environment.filters |= {"cell": markdown.text, "code": markdown.code, "command": markdown.command}
+    environment.filters |= {"measure": _measure, "share": _share, "counted": _counted}
     return environment
 
 
@@ -202,11 +217,6 @@ def _split_card(card: str) -> tuple[dict[str, Any], str]:
     except (yaml.YAMLError, TypeError) as error:
         raise ValueError(f"{CARD_FILE}: expected YAML metadata between the --- lines, found: {error}") from error
     return parsed.data.to_dict(), parsed.text
-
-
-def _cell(value: Any) -> str:
-    """Writes a value into a cell of a Markdown table."""
-    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _share(value: float | None) -> str:

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
+from markupsafe import Markup
+
+from hf_blemo.programs.markdown import code
 
 REQUIRED_KEYS = ("schema_version", "student", "data", "num_parameters", "num_steps", "batch_size", "config")
 PIPELINE_TAG = "zero-shot-image-classification"
@@ -182,10 +185,10 @@ def _is_model(student: str) -> bool:
     return "/" in student or Path(student).is_dir()
 
 
-def _model_name(source: str, metrics: Mapping[str, Any]) -> str:
+def _model_name(source: str, metrics: Mapping[str, Any]) -> Markup:
     if _is_hub_id(source, metrics):
-        return f"[{source}](https://huggingface.co/{source})"
-    return f"a local model (`{Path(source).name}`)"
+        return Markup(f"[{source}](https://huggingface.co/{source})")
+    return Markup(f"a local model ({code(Path(source).name)})")
 
 
 def _rows(

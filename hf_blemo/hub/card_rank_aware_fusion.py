@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult
+from markupsafe import Markup
 
+from hf_blemo.programs.markdown import code
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
@@ -110,7 +112,7 @@ def card_values(
         "metric_names": metric_names,
         "first_measure": "score" if blemore else next(iter(metric_names), None),
         "measure_lines": [
-            f"**{_MEASURES[key][0]}**: {_MEASURES[key][1]}." for key in metric_names if key in _MEASURES
+            Markup(f"**{_MEASURES[key][0]}**: {_MEASURES[key][1]}.") for key in metric_names if key in _MEASURES
         ],
         "thresholds": blemore or any("alpha" in run for run in metrics.get("folds") or []),
         "protocol_name": _PROTOCOLS[protocol],
@@ -143,9 +145,7 @@ def _measured(summary: Mapping[str, Any]) -> dict[str, str]:
 def _said(space: LabelSpace, kind: str, decoding: str | None) -> dict[str, str]:
     """What the card says of labels and predictions."""
     ratios = ", ".join("/".join(map(str, split)) for split in space.blend_percents)
-    alone = (
-        f" {', '.join(f'`{name}`' for name in space.unblended)} never blends." if space.unblended and ratios else ""
-    )
+    alone = f" {', '.join(map(code, space.unblended))} never blends." if space.unblended and ratios else ""
     sizes = " or ".join({2: "two", 3: "three"}.get(size, str(size)) for size in space.num_sets)
     if kind == "soft":
         says = f"how a clip shares among {len(space.names)} classes"
@@ -177,7 +177,7 @@ def _said(space: LabelSpace, kind: str, decoding: str | None) -> dict[str, str]:
             f"Of the {len(space)} valid labels, the one with the highest expected score under the model's joint "
             "distribution is predicted: half for the right set of classes in any clip, half for the right blend."
         )
-    return {"what_it_says": says, "what_a_prediction_is": is_a, "what_the_decoding_does": does}
+    return {"what_it_says": says, "what_a_prediction_is": Markup(is_a), "what_the_decoding_does": does}
 
 
 def _known(**arguments: Any) -> dict[str, Any] | None:

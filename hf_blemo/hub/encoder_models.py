@@ -1,15 +1,20 @@
 """The pre-trained models behind a fusion's features: kept beside a data set, named in a config and shown in cards."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from hf_blemo.files import read_json
 from hf_blemo.loading import is_hub_id
+from hf_blemo.programs.markdown import code
 
 PROVENANCE_FILE = "encoders.json"
 
 _PROVENANCE_KEYS = ("feature_size", "modality", "model_id", "revision", "extraction")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT_DIGITS = 40
 _SHOWN_DIGITS = 7
 
@@ -56,16 +61,16 @@ def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(entry, Mapping) or not entry.get("model_id"):
             continue
         model, revision = entry["model_id"], str(entry.get("revision") or "")
-        published = is_hub_id(model)
-        link = f"[{model}](https://huggingface.co/{model})"
+        published = is_hub_id(model) and _HUB_ID.fullmatch(model) is not None
+        link = Markup(f"[{model}](https://huggingface.co/{model})")
         shown = revision[:_SHOWN_DIGITS] if len(revision) == _COMMIT_DIGITS else revision
         options = ", ".join(f"{key} {value}" for key, value in (entry.get("extraction") or {}).items())
         rows.append(
             {
                 "name": name,
                 "model_id": model,
-                "model": link if published else f"`{Path(model).name}`, a folder that is not published",
-                "revision": f"`{shown}`" if shown else "–",
+                "model": link if published else Markup(f"{code(Path(model).name)}, a folder that is not published"),
+                "revision": code(shown) if shown else "–",
                 "options": options or "–",
                 "published": published,
             }
