@@ -38,7 +38,7 @@ def test_rows_name_model_and_revision():
     assert folder["revision"] == folder["options"] == "–"
     assert clip["model"] == "[you/student](https://huggingface.co/you/student)" and clip["published"]
     assert clip["revision"] == "`0123456`" and clip["options"] == "frames_per_second 5.0"
-    assert branch["revision"] == "`v1|x`"
+    assert branch["revision"] == r"`v1\|x`"
     assert encoder_rows({}) == [] == encoder_rows({"encoders": {"a": {"feature_size": 2}}})
     shown = without_local_paths(CONFIG)
     assert shown["encoders"] == CONFIG["encoders"] | {"folder": {"model_id": "small"}}
