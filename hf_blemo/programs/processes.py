@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from hf_blemo.errors import is_user_error, one_line
+from hf_blemo.errors import is_user_error, one_line, say
 
 # Seconds in which a process ends by itself after another has failed; then it is ended where it is.
 _GRACE = 4.0
@@ -222,11 +222,7 @@ class _Watch:
     def _end(self, cause: _Cause) -> None:
         self.cause = cause
         if cause.rank != self.rank:
-            print(
-                f"{Path(sys.argv[0]).name}: error: {_name(cause.rank, self.size)}: {cause.line}",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{Path(sys.argv[0]).name}: error: {_name(cause.rank, self.size)}: {cause.line}", error=True)
 
     def done(self) -> None:
         """Waits until all processes are done."""
