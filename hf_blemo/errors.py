@@ -123,22 +123,27 @@ def reads(expected: str) -> Callable[[Function], Function]:
 
 
 def check_regular(path: str | os.PathLike[str], expected: str = "a file") -> None:
-    """Refuses a pipe, a device or a socket, which may never end; a path without anything passes.
+    """Refuses a pipe, a device or a socket, which may never end, also among the files right in a folder.
 
     Args:
-        path: of a file or folder; links are followed.
+        path: of a file or folder; links are followed, and a path without anything passes.
         expected: what should be there.
 
     Raises:
         ValueError: it is none of these.
     """
-    try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
-    except OSError:
-        # Whoever opens it says what is wrong.
-        return
-    if kind in _IRREGULAR:
-        raise ValueError(f"{os.fspath(path)}: found {_IRREGULAR[kind]}, expected {expected}")
+    paths = [os.fspath(path)]
+    if os.path.isdir(path):
+        with os.scandir(path) as entries:
+            paths = [entry.path for entry in entries if not entry.is_file() and not entry.name.startswith(".")]
+    for found in paths:
+        try:
+            kind = stat.S_IFMT(os.stat(found).st_mode)
+        except (OSError, ValueError):
+            # Whoever opens it says what is wrong.
+            continue
+        if kind in _IRREGULAR:
+            raise ValueError(f"{found}: found {_IRREGULAR[kind]}, expected {expected}")
 
 
 @contextmanager
