@@ -5,7 +5,7 @@ VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quality bench clean
+.PHONY: help demo test fuzz quality bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -20,6 +20,9 @@ demo: $(INSTALLED)  ## train both halves on built-in data, publish to a folder, 
 # One worker more than two cores: at any time one of them waits for a process that it has started.
 test: $(INSTALLED)  ## run the whole test suite
 	$(VENV_PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -q tests
+
+fuzz: $(INSTALLED)  ## draw some 30,000 odd inputs, of which `make test` draws a few hundred (about 10 minutes)
+	FUZZ=long $(VENV_PYTHON) -m pytest -n 2 --dist load -q tests/fuzzing
 
 quality: $(INSTALLED)  ## lint, check the format and the types
 	$(VENV_PYTHON) -m ruff check .

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -257,6 +258,21 @@ def check_extra(extra: str) -> None:
             __import__(package)
         except ImportError as error:
             raise MissingExtraError(f"{feature} {error.name or package}: pip install hf_blemo[{extra}]") from error
+
+
+def check_once(where: str, names: Iterable[str]) -> None:
+    """Refuses a name that comes twice, of which one would be lost; names that are empty are none.
+
+    Args:
+        where: what is named, and where it was found.
+        names: found.
+
+    Raises:
+        ValueError: a name comes twice.
+    """
+    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{where} {twice!r} comes more than once, expected each once")
 
 
 def check_known(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:

@@ -7,14 +7,13 @@ import os
 import re
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.errors import check_known, check_regular, reading
+from hf_blemo.errors import check_known, check_once, check_regular, reading
 
 # Names joined by slashes, each other than `.` and `..`, without what only other systems or no system takes.
 _NAME = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f]+"
@@ -44,8 +43,7 @@ def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {key!r} twice")
+        check_once("key", (key for key, _ in pairs))
     return found
 
 

@@ -16,7 +16,11 @@ def test_json_is_read_back_and_what_is_not_an_object_is_refused(tmp_path):
     write_json({path: {"values": [1, (float("nan"), 0.5)], "name": "ü"}})
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"values": [1, [None, 0.5]], "name": "ü"}
     assert read_json(path)["name"] == "ü"
-    for text, found in (("[1]", "here: expected a JSON object, found list"), ("{", "here: expected JSON, found: ")):
+    for text, found in (
+        ("[1]", "here: expected a JSON object, found list"),
+        ("{", "here: expected JSON, found: "),
+        ('{"a": 1, "a": 2}', "key 'a' comes more than once"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=found):
             read_json(path, "here")

@@ -15,6 +15,8 @@ SUBMISSION_FILE = "submission_template.json"
 
 _SUFFIX = ".mov"
 _NUM_SHOWN = 3
+# A submission has some 60,000.
+_MOST_BYTES = 2**26
 
 
 def write_submission(
@@ -120,19 +122,16 @@ def _read_pairs(path: Path) -> list[tuple[str, Any]]:
     """The file's clips and predictions as a list, because a dict would hide a clip that comes twice."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected a submission (.zip or .json)")
-    if path.suffix == ".zip":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                content = archive.read(SUBMISSION_FILE)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path}: found a damaged zip ({error}), expected a zip with {SUBMISSION_FILE}") from None
-        except KeyError:
-            raise ValueError(f"{path}: found no {SUBMISSION_FILE} at the root of the zip") from None
-    else:
-        content = path.read_bytes()
+    try:
+        content = _read_zip(path) if path.suffix == ".zip" else path.read_bytes()
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            raise
+        # A damaged zip ends in errors of the zip, of its compressions and of the system.
+        raise ValueError(f"{path}: found a damaged zip ({error}), expected a zip with {SUBMISSION_FILE}") from error
     try:
         document = json.loads(content, object_pairs_hook=_Object)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: found text that is not JSON ({error})") from None
     predictions = dict(document).get("predictions") if isinstance(document, _Object) else None
     if not isinstance(predictions, _Object):
@@ -143,6 +142,17 @@ def _read_pairs(path: Path) -> list[tuple[str, Any]]:
         else (clip, prediction)
         for clip, prediction in predictions
     ]
+
+
+def _read_zip(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        if SUBMISSION_FILE not in archive.namelist():
+            raise ValueError(f"no {SUBMISSION_FILE} at the root")
+        with archive.open(SUBMISSION_FILE) as file:
+            content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"over {_MOST_BYTES:,} bytes of {SUBMISSION_FILE}")
+    return content
 
 
 class _Object(list[tuple[str, Any]]):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_blemo.built_in import PAIRS
 from hf_blemo.commands.parsing import add_command, output_path, positive
-from hf_blemo.errors import say
+from hf_blemo.errors import check_once, say
 from hf_blemo.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def _read_labels(path: Path) -> tuple[dict[str, Any], "LabelSpace", str]:
     space, kind = feature_sets.label_space(dataset)
     rows = np.array(dataset["labels"][:], dtype=np.float64)
     names = [blemore.clip_name(clip) for clip in dataset["clip"]]
+    check_once(f"{path}: clip", names)
     labels = {name: row for name, row in zip(names, rows, strict=True) if row[0] != blemore.UNLABELLED}
     return labels, space, kind
 

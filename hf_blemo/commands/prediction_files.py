@@ -1,13 +1,14 @@
 """What `hf-blemo predict` writes into a .json and the other commands read: predictions and what they are of."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hf_blemo.errors import check_once, reading, reads
 from hf_blemo.feature_sets.label_spaces import space_entry, space_from_entry
+from hf_blemo.files import read_json
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, Blend, LabelSpace
 
 _SPACE_KEY = "label_space"
@@ -51,6 +52,7 @@ def described(config: Any) -> dict[str, Any]:
     return {_SPACE_KEY: {**entry, "presence_share": config.presence_share}}
 
 
+@reads("predictions")
 def read_prediction_file(path: str | Path) -> Predictions:
     """Reads predictions.
 
@@ -76,12 +78,10 @@ def read_prediction_file(path: str | Path) -> Predictions:
     if not isinstance(content.get("predictions"), dict):
         raise ValueError(f"{path}: expected a JSON object {{'predictions': {{clip: prediction}}}}")
     for clip, blend in content["predictions"].items():
-        try:
+        with reading(f"{path}: clip {clip!r}", f"a prediction of {space}"):
             space.shares(blend, "soft" if soft else "valid")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: clip {clip!r}: {error}") from None
-        if found.blends.setdefault(blemore.clip_name(clip), blend) is not blend:
-            raise ValueError(f"{path}: clip {blemore.clip_name(clip)!r} comes twice, expected each clip once")
+        found.blends[blemore.clip_name(clip)] = blend
+    check_once(f"{path}: clip", map(blemore.clip_name, content["predictions"]))
     # `hf-blemo predict` writes a list of results, training beside its predictions the shares of every clip.
     rows = content.get("shares") or {
         clip["clip"]: clip["probabilities"] for clip in content.get("clips") or () if "probabilities" in clip
@@ -95,9 +95,5 @@ def read_prediction_file(path: str | Path) -> Predictions:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """The object of a .json, empty where it is none: the reader of submissions says what is wrong with it."""
-    try:
-        content = json.loads(path.read_bytes()) if path.suffix == ".json" else {}
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """The object of a .json; empty for a .zip, and for nothing, which the reader of submissions refuses."""
+    return read_json(path) if path.suffix == ".json" and path.is_file() else {}

@@ -1,7 +1,6 @@
 """Reads the official BlEmoRE distribution into a data set."""
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_blemo.blemore.labels import EMOTIONS, UNLABELLED, is_test_clip, parse_clip_name, prediction_label_indices
+from hf_blemo.errors import check_once
 
 from .feature_files import SPLITS, ClipSource, FeatureFileReader, encoder_folders, feature_files, read_csv
 from .writing import refuse_existing, write_dataset
@@ -94,9 +94,7 @@ def read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
     rows = [_metadata_row(row, f"{path}, line {number}") for number, row in lines]
     if not rows:
         raise ValueError(f"{path}: found no clip, expected at least one")
-    name, count = Counter(name for name, _, _ in rows).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{path}: clip {name!r} comes more than once")
+    check_once(f"{path}: clip", (name for name, _, _ in rows))
     return rows
 
 

@@ -1,14 +1,13 @@
 """Reads feature files, one per clip and encoder as in the distribution, into rows of a data set."""
 
 import csv
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_blemo.errors import reading, reads
+from hf_blemo.errors import check_once, reading, reads
 
 from .layout import Clip, FeatureType, dataset_features
 
@@ -187,20 +186,9 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         columns = [column.strip() for column in reader.fieldnames or ()]
-        check_once(columns, path)
+        check_once(f"{path}: column", columns)
         reader.fieldnames = columns
         return columns, [(reader.line_num, row) for row in reader]
-
-
-def check_once(names: Iterable[str], path: Path) -> None:
-    """Refuses a column that comes twice, of which one would be lost; columns without a name are none.
-
-    Raises:
-        ValueError: there is one.
-    """
-    twice = [name for name, count in Counter(names).items() if name and count > 1]
-    if twice:
-        raise ValueError(f"{path}: found the column {twice[0]!r} twice, expected each once")
 
 
 def _statistics(features: np.ndarray) -> np.ndarray:

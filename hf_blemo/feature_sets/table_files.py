@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hf_blemo.errors import reading
+from hf_blemo.errors import check_once, reading
 
 from .distribution import METADATA_COLUMNS
-from .feature_files import check_once
 from .layout import arrow_to_arrays, is_list
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def _read_parquet(path: Path, wanted: Wanted) -> Table:
             columns.extend(zip((field.name for field in array.type), array.flatten(), strict=True))
         else:
             columns.append((name, array))
-    check_once((name for name, _ in columns), path)
+    check_once(f"{path}: column", (name for name, _ in columns))
     found = Table({}, {}, [])
     for name, array in columns:
         if name != wanted.labels and _holds_vectors(array.type):
@@ -140,7 +139,7 @@ def _holds_vectors(arrow_type: "pa.DataType") -> bool:
 
 def _read_npz(path: Path, wanted: Wanted) -> Table:
     with np.load(path, allow_pickle=False) as archive:
-        check_once(archive.files, path)
+        check_once(f"{path}: column", archive.files)
         arrays = {name: archive[name] for name in archive.files}
     found = Table({}, {}, [])
     for name, array in arrays.items():
@@ -161,7 +160,7 @@ def _read_csv(path: Path, wanted: Wanted) -> Table:
     texts = {*wanted.texts, *([wanted.labels] if wanted.labels is not None else [])}
     options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
     table = pyarrow.csv.read_csv(path, convert_options=options)
-    check_once(table.column_names, path)
+    check_once(f"{path}: column", table.column_names)
     found = Table({}, {}, [])
     groups: dict[str, dict[int, tuple[str, pa.ChunkedArray]]] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):

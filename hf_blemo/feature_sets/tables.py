@@ -19,6 +19,7 @@ from hf_blemo.blemore.labels import (
     parse_clip_name,
     soft_label,
 )  # fmt: skip
+from hf_blemo.errors import check_once, reading
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
 from .folds import check_classes, deal_folds, group_in_two_folds
@@ -109,22 +110,23 @@ def build_table_dataset(
     if nan not in NAN_POLICIES:
         raise ValueError(f"nan: found {nan!r}, expected one of {', '.join(NAN_POLICIES)}")
     options = LabelOptions(label_column, label_prefix, names, label_kind, blend_percents, unblended)
-    table = read_table(path, wanted_columns(options, clip_column, group))
-    clip_names = _names(table, path, clip_column)
-    _check_columns(table, len(clip_names), path, options, clip_column, group)
-    found = read_label_columns(table, clip_names, path, options, folds, group, seed, require_labels)
-    columns, types = _encoders(table, clip_names, path, encoders, feature_dtype, nan, require_labels)
-    _say_left_out(table, {*CLIP_COLUMNS, "fold", clip_column, *found.columns}, path)
-    clips = [
-        Clip(
-            name,
-            {encoder: column[row] for encoder, column in columns.items()},
-            found.labels[row],
-            int(found.folds[row]),
-            found.groups[row],
-        )
-        for row, name in enumerate(clip_names)
-    ]
+    with reading(path, "a table of clips"):
+        table = read_table(path, wanted_columns(options, clip_column, group))
+        clip_names = _names(table, path, clip_column)
+        _check_columns(table, len(clip_names), path, options, clip_column, group)
+        found = read_label_columns(table, clip_names, path, options, folds, group, seed, require_labels)
+        columns, types = _encoders(table, clip_names, path, encoders, feature_dtype, nan, require_labels)
+        _say_left_out(table, {*CLIP_COLUMNS, "fold", clip_column, *found.columns}, path)
+        clips = [
+            Clip(
+                name,
+                {encoder: column[row] for encoder, column in columns.items()},
+                found.labels[row],
+                int(found.folds[row]),
+                found.groups[row],
+            )
+            for row, name in enumerate(clip_names)
+        ]
     features = dataset_features(types, len(found.space.names), found.has_groups)
     if output is None:
         batch = encode_clips(clips, features.arrow_schema)
@@ -229,17 +231,14 @@ def _names(table: Table, path: Path, clip_column: str | None) -> list[str]:
             + ("; --clip-column names another" if clip_column is None else "")
         )
     names: list[str] = []
-    seen: set[str] = set()
     for row, value in enumerate(table.singles[column]):
         name = clip_name(value) if isinstance(value, str) else _word(value)
         if not name:
             raise ValueError(f"{path}, column {column!r}: row {row} is {value!r}, expected a clip name")
-        if name in seen:
-            raise ValueError(f"{path}: clip {name!r} comes more than once")
-        seen.add(name)
         names.append(name)
     if not names:
         raise ValueError(f"{path}: found no clip, expected at least one")
+    check_once(f"{path}: clip", names)
     return names
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from hf_blemo import feature_sets
+from hf_blemo import blemore, feature_sets
+from hf_blemo.errors import check_once
 from hf_blemo.fusion_training.judging import Judge
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
@@ -129,9 +130,9 @@ class FeatureStore:
             protocol: of the run.
 
         Raises:
-            ValueError: there are no labelled rows; no or too few folds for the protocol or for the ranking of a static
-                gate; a class that one fold alone has, so that it is never learned where it is scored; or no unlabelled
-                rows to adapt to.
+            ValueError: there are no labelled rows; a clip comes twice; no or too few folds for the protocol or for the
+                ranking of a static gate; a class that one fold alone has, so that it is never learned
+                where it is scored; or no unlabelled rows to adapt to.
         """
         rows = np.flatnonzero(self.labelled)
         if len(rows) == 0:
@@ -140,6 +141,8 @@ class FeatureStore:
                 f"{len(self)} of {len(self)} clips carry no label, for instance {shown}: expected some to train on; "
                 "`hf-blemo dataset build --label-column` reads them from a table"
             )
+        # A clip in two folds would be scored by a model that has seen it.
+        check_once("data set: clip", (blemore.clip_name(self.clips[row]) for row in rows))
         folds = self.folds[rows]
         names = np.unique(folds).tolist()
         if protocol != "none":

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from hf_blemo import feature_sets
 from hf_blemo._registration import __version__
+from hf_blemo.errors import check_once
 from hf_blemo.feature_sets.folds import group_in_two_folds
 from hf_blemo.feature_sets.label_spaces import space_entry
 from hf_blemo.files import write_json
@@ -187,9 +188,7 @@ def _test_store(data: datasets.Dataset, config: RankAwareFusionConfig) -> Featur
         store = FeatureStore(data, config, progress=False)
     except ValueError as error:
         raise ValueError(f"test_data: {error}") from None
-    if len(set(store.clips)) < len(store):
-        twice = next(clip for clip in store.clips if store.clips.count(clip) > 1)
-        raise ValueError(f"test_data: clip {twice!r} comes more than once, expected each clip once")
+    check_once("test_data: clip", store.clips)
     for text, names in (
         ("ignored encoders of the test data, which the models do not know: %s", set(found) - set(config.encoders)),
         ("predicting without encoders that the test data lacks: %s", set(config.encoders) - set(found)),

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 
 from hf_blemo import built_in
+from hf_blemo.errors import check_regular, reading
 from hf_blemo.loading import load_dataset
 from hf_blemo.pairs.settings import PairSourceSettings
 
@@ -38,7 +39,8 @@ class PairTable:
     def pairs(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Returns `image` as stored, `caption`, `key` (0 and the row) and `where` (for messages) of each row."""
         rows = [int(row) for row in rows]
-        found = self.data[rows]
+        with reading(f"data {self.settings.data!r}", "images with captions"):
+            found = self.data[rows]
         return [
             {
                 **_located({"image": image, "caption": caption}, self.root, f"{self.settings.data}, row {row}"),
@@ -79,10 +81,11 @@ class PairStream:
         Raises:
             ValueError: there are none.
         """
-        pairs = [
-            _located(pair, self.root, f"{self.settings.data}, row {row}")
-            for row, pair in enumerate(self.data.take(count))
-        ]
+        with reading(f"data {self.settings.data!r}", "images with captions"):
+            pairs = [
+                _located(pair, self.root, f"{self.settings.data}, row {row}")
+                for row, pair in enumerate(self.data.take(count))
+            ]
         if not pairs:
             raise ValueError(f"data {self.settings.data!r}: found an empty stream")
         return pairs
@@ -160,8 +163,10 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
         FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set that can be loaded.
         ValueError: it lacks one of the two columns or the split, or is empty.
     """
-    data = _load_source(settings)
-    image, caption = _columns(settings, data)
+    with reading(f"data {settings.data!r}", "images with captions"):
+        check_regular(settings.data)
+        data = _load_source(settings)
+        image, caption = _columns(settings, data)
     # Must come first: renaming the columns of a stream would decode its images and encode them again, with loss.
     if isinstance((data.features or {}).get(image), datasets.Image):
         data = data.cast_column(image, datasets.Image(decode=False))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hf_blemo import feature_sets
-from hf_blemo.errors import one_line
+from hf_blemo.errors import check_once, check_regular, one_line, reading
 from hf_blemo.files import read_json, within
 from hf_blemo.loading import download_errors, local_path, quiet_loading
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
@@ -50,8 +50,14 @@ def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
             or labels, or a `revision` is given for a folder.
     """
     where = str(folder_or_repo)
+    with reading(where, "a model of rank-aware fusion with its processor"):
+        return _load(where, revision)
+
+
+def _load(where: str, revision: str | None) -> FusionMember:
     folder = local_path(where, revision=revision)
     if folder is not None:
+        check_regular(folder)
         _check_files(folder, where)
     else:
         folder = _download(where, revision)
@@ -212,11 +218,7 @@ def _clips(dataset: "datasets.Dataset") -> list[str]:
     clips = list(dataset["clip"])
     if not clips:
         raise ValueError("found a data set without clips, expected at least one")
-    seen: set[str] = set()
-    for clip in clips:
-        if clip in seen:
-            raise ValueError(f"clip {clip!r} comes more than once in the data set, expected each clip once")
-        seen.add(clip)
+    check_once("data set: clip", clips)
     return clips
 
 
@@ -283,12 +285,11 @@ def _check_shards(folder: Path, where: str) -> None:
 
 
 def _load_model(folder: Path, where: str) -> RankAwareFusionModel:
-    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         config = RankAwareFusionConfig.from_pretrained(folder)
-    except (StrictDataclassError, ValueError) as error:
+    except Exception as error:
         raise ValueError(f"{where}: {CONFIG_FILE} holds an invalid setting: {one_line(error)}") from None
     try:
         _check_labels(folder, config.label_space, where)
@@ -338,9 +339,7 @@ def _check_labels(folder: Path, space: LabelSpace, where: str) -> None:
 
 
 def _load_processor(folder: Path, where: str) -> RankAwareFusionProcessor:
-    from huggingface_hub.errors import StrictDataclassError
-
     try:
         return RankAwareFusionProcessor.from_pretrained(folder)
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except Exception as error:
         raise ValueError(f"{where}: {PROCESSOR_FILE} holds an invalid setting: {one_line(error)}") from None

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from huggingface_hub.dataclasses import as_validated_field, strict, type_validator
 
-from hf_blemo.errors import check_known, one_line, one_line_errors, say, without_paths
+from hf_blemo.errors import check_known, one_line_errors, reading, say, without_paths
 from hf_blemo.programs.progress import quiet_libraries
 
 Settings = TypeVar("Settings")
@@ -31,6 +31,7 @@ _NULLS = ("null", "~")
 _ARGUMENTS = re.compile(r"^Args:\n((?: {4}.*\n?)*)", re.MULTILINE)
 _ARGUMENT = re.compile(r"^ {4}(\w+(?:, \w+)*): *(.*(?:\n {8}.*)*)", re.MULTILINE)
 _HELP_WIDTH = 100
+_MOST_VALUES = 20_000
 
 
 @as_validated_field
@@ -188,7 +189,8 @@ def read_settings(settings_class: type[Settings], arguments: Sequence[str]) -> S
     for name, field in known.items():
         if name not in values and _default(field) is MISSING:
             raise ValueError(f"setting {name!r} has no default: pass --{name} or put it into the file of settings")
-    return settings_class(**values)
+    with reading(" and ".join([*(files[0] if files else []), "command line"]), "settings that fit each other"):
+        return settings_class(**values)
 
 
 def _help(settings_class: type, description: str | None) -> str:
@@ -227,9 +229,31 @@ _CORE_SCHEMA = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the numbers and words of YAML 1.2, all finite, in which every key is text that comes once."""
+    """Safe YAML with the numbers and words of YAML 1.2, all finite, in which every key is text that comes once.
+
+    An alias counts as all that it stands for, so that a few lines cannot mean billions of values.
+    """
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.num_values = 0
+        self.sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node, as long as there are not too many."""
+        before, mark = self.num_values, self.peek_event().start_mark
+        self.num_values += 1
+        node = super().compose_node(parent, index)
+        if id(node) in self.sizes:
+            self.num_values = before + self.sizes[id(node)]
+        elif self.num_values == before + 1 and isinstance(node, yaml.CollectionNode) and node.end_mark is None:
+            raise yaml.composer.ComposerError(None, None, "an alias of what it stands in", mark)
+        self.sizes[id(node)] = self.num_values - before
+        if self.num_values > _MOST_VALUES:
+            raise yaml.composer.ComposerError(None, None, f"more than {_MOST_VALUES:,} values", mark)
+        return node
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """A whole number; a leading zero means nothing."""
@@ -265,22 +289,19 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def _load_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark and "\n" in text else ""
-        raise ValueError(f"{where}{line}: expected YAML, found: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: expected YAML, found: {one_line(error)}") from None
+    with reading(where, "YAML"):
+        try:
+            return yaml.load(text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark and "\n" in text else ""
+            raise ValueError(f"{where}{line}: expected YAML, found: {error.problem}") from None
 
 
 def _read_config(path: Path, known: Mapping[str, Field]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected settings in YAML")
-    try:
+    with reading(path, "YAML in UTF-8"):
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected YAML in UTF-8, found: {error}") from None
     content = _load_yaml(text, str(path))
     if content is None:
         return {}

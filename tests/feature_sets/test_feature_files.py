@@ -74,6 +74,7 @@ def test_openface_fills_gaps_with_the_clips_mean(tmp_path):
         (OPENFACE.replace("0.5,-0.25", "left,-0.25"), "x.csv, line 2: .*'left'.*expected numbers"),
         (OPENFACE.replace("0.5,-0.25", "inf,-0.25"), "x.csv: found infinity"),
         ("", "x.csv: found the columns"),
+        (OPENFACE.replace("gaze_pitch", "gaze_yaw"), "x.csv: column 'gaze_yaw' comes more than once"),
         ("\udcff\udcfe\x00", "x.csv: expected CSV with a header"),
     ],
 )

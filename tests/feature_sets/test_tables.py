@@ -148,7 +148,24 @@ def test_bad_tables_are_named(tmp_path, columns, message):
     assert not (tmp_path / "built").exists()
 
 
+@pytest.mark.parametrize(
+    "names",
+    [["0001", "0010"], ["1e5", "2e5"], ["2024-01-05", "x"], ["00:01:02", "00:01:03"], ["TRUE", "true"], ["NA", "nan"]],
+)
+@pytest.mark.parametrize("column", ["clip", "own"])
+def test_names_of_clips_and_groups_stay_text_in_csv(tmp_path, names, column):
+    rows = "".join(f"{name},{number},{name},1\n" for number, name in enumerate(names))
+    (tmp_path / "x.csv").write_text(f"{column},fold,speaker,a.0\n{rows}")
+    found = feature_sets.build_table_dataset(
+        tmp_path / "x.csv", require_labels=False, clip_column=None if column == "clip" else column, group="speaker"
+    )
+    assert list(found["clip"]) == names and list(found["group"]) == names
+
+
 def test_bad_files_are_named(tmp_path):
+    write_parquet(tmp_path / "twice.parquet", clip=CLIPS, a=VECTORS.tolist(), features=[{"a": [1.0]}] * 3)
+    with pytest.raises(ValueError, match="twice.parquet: column 'a' comes more than once"):
+        feature_sets.build_table_dataset(tmp_path / "twice.parquet")
     for name in ("x.parquet", "x.npz"):
         (tmp_path / name).write_bytes(b"no table")
         with pytest.raises(ValueError, match=f"{name}: expected a table of clips in"):
@@ -164,6 +181,10 @@ def test_bad_files_are_named(tmp_path):
         ("a.0,a.2", "1,2", "found 2 columns of 'a', expected number 1 among them"),
         ("a.0,a.1", "1,left", "column 'a.1': found string, expected numbers"),
         ("a.0", "1,2", "x.csv: expected a table of clips in CSV"),
+        # Of columns that come twice one would be lost.
+        ("a.0,a.0", "1,2", "x.csv: column 'a.0' comes more than once"),
+        ("a.0,a_0", "1,2", "found the columns 'a.0' and 'a_0', expected one of them"),
+        ("fold,a.0,fold", "0,1,1", "column 'fold' comes more than once"),
     ):
         (tmp_path / "x.csv").write_text(f"clip,{header}\nA1_ang_int1_ver1,{cells}\n")
         with pytest.raises(ValueError, match=message):

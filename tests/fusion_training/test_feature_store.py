@@ -231,3 +231,7 @@ def test_labels_and_folds_may_be_absent_but_not_wrong(make_data, build, with_col
     ):
         with pytest.raises(ValueError, match=message):
             build(wrong)
+    for twice in ("clip_001", "clip_001.mov"):
+        repeated = build(with_column(data, "clip", [twice, *data["clip"][1:]]))
+        with pytest.raises(ValueError, match="data set: clip 'clip_001' comes more than once, expected each once"):
+            repeated.labelled_rows("honest")

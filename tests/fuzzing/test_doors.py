@@ -181,7 +181,8 @@ class Inputs:
         if draw.randrange(2):
             return command("dataset", "info", path)
         options = [
-            [], ["--label-column", "emotion"], ["--label-prefix", "vote_", "--label-kind", "soft"], ["--nan", "missing"],
+            [], ["--nan", "missing"], ["--label-column", "emotion"],
+            ["--label-prefix", "vote_", "--label-kind", "soft"],
             ["--label-column", "emotion", "--folds", "2", "--group", "actor"], ["--label-column", "labels"],
             ["--label-column", "emotion", "--names", "a", "b", "--blend-percents", "50/50"],
         ]  # fmt: skip
@@ -205,7 +206,9 @@ class Inputs:
             self._disturb(draw, folder)
         path = draw.choice(sorted(folder.rglob("*.csv")) or [folder / "open_train.csv"])
         if path.is_file():
-            path.write_bytes(torn(self.openface.encode(), draw) if draw.randrange(2) else reworded(self.openface, draw))
+            path.write_bytes(
+                torn(self.openface.encode(), draw) if draw.randrange(2) else reworded(self.openface, draw)
+            )
         return command("dataset", "info", draw.choice((folder, path.parent)) if path.is_file() else folder)
 
     def _disturb(self, draw: random.Random, folder: Path) -> None:
@@ -213,7 +216,9 @@ class Inputs:
         paths = sorted(folder.rglob("*"))
         path = draw.choice(paths)
         kind = draw.randrange(8)
-        name = draw.choice((b"\xff\xfe.npy", b"x" * 240 + b".npy", b"a b.npy", b"-x.npy", b".npy", b"\n.csv", b"x.csv"))
+        name = draw.choice(
+            (b"\xff\xfe.npy", b"x" * 240 + b".npy", b"a b.npy", b"-x.npy", b".npy", b"\n.csv", b"x.csv")
+        )
         if kind == 0:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         elif kind < 4:
@@ -308,8 +313,9 @@ class Inputs:
             content = altered(yaml.safe_load(text), draw)
             path.write_text(yaml.safe_dump(content), encoding="utf-8", errors="surrogatepass")
         classes = {
-            "fusion": (FusionSettings, AblationSettings), "embed": (EmbeddingSettings,), "encod": (ExtractionSettings,),
-            "extra": (ExtractionSettings,), "clip_r": (DistillationSettings, ComparisonSettings),
+            "fusion": (FusionSettings, AblationSettings), "embed": (EmbeddingSettings,),
+            "encod": (ExtractionSettings,), "extra": (ExtractionSettings,),
+            "clip_r": (DistillationSettings, ComparisonSettings),
         }  # fmt: skip
         chosen = draw.choice(next(found for name, found in classes.items() if original.name.startswith(name)))
 
@@ -364,7 +370,9 @@ def fault_of(run: Callable[[], int], name: str) -> str | None:
         return f"hang: {hang}, at {traceback.extract_tb(hang.__traceback__)[-1]}"
     except BaseException as error:
         place = [frame for frame in traceback.extract_tb(error.__traceback__) if "hf_blemo/" in frame.filename][-1]
-        return f"traceback: {type(error).__name__}: {str(error)[:150]!r}, from {Path(place.filename).name}:{place.lineno}"
+        return (
+            f"traceback: {type(error).__name__}: {str(error)[:150]!r}, from {Path(place.filename).name}:{place.lineno}"
+        )
     finally:
         logging.disable(logging.NOTSET)
     text = errors.getvalue().strip()

@@ -13,14 +13,14 @@ import pyarrow as pa
 
 # What people and programs leave in the places of names and numbers.
 TOKENS = (
-    *("", "null", "NaN", "nan", "inf", "-Infinity", "1e999", "-1", "0", "1.5", "010", "1:30", "true", "yes", "~", "NA"),
-    *("[]", "{}", '""', "'", '"', ",", ":", "- ", "\n", "\t", "\x00", "\x1b[2J", "é", "\udcff", "😀", "9" * 400, "x" * 5000),
-    *("../../x", "/dev/zero", "<<: *a", "&a [*a]", "!!python/object:os.system", "[" * 300, "{" * 3000, "2024-01-05"),
+    *("", "null", "NaN", "nan", "inf", "-Infinity", "1e999", "-1", "0", "1.5", "010", "1:30", "true", "~", "NA"),
+    *("[]", "{}", '""', "'", '"', ",", ":", "- ", "\n", "\t", "\x00", "\x1b[2J", "é", "\udcff", "😀", "9" * 400),
+    *("x" * 5000, "../../x", "/dev/zero", "<<: *a", "&a [*a]", "!!python/object:os.system", "[" * 300, "{" * 3000),
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 7, 2**31, 2**63, 10**30, 0.5, -0.5, 1e308, float("nan"), float("inf"), -0.0),
-    *("", "x", "voice", "x" * 5000, "\ud800", "../x", [], {}, [[]], [None], [1, 2], ["a"], [{}], {"a": 1}, {"0": "x"}),
-    *({"emotion": "hap", "salience": 1}, [{"emotion": ["hap"], "salience": None}], [{"emotion": "hap"}], {"": {"": {}}}),
+    *("", "x", "voice", "x" * 5000, "\ud800", "../x", [], {}, [[]], [None], [1, 2], ["a"], [{}], {"a": 1}),
+    *({"emotion": "hap", "salience": 1}, [{"emotion": ["hap"], "salience": None}], {"0": "x"}, {"": {"": {}}}),
 )  # fmt: skip
 
 
@@ -148,14 +148,16 @@ def odd_column(draw: random.Random, rows: int) -> pa.Array:
         (pa.dictionary(pa.int8(), pa.string()), "x"),
     ]
     kind, value = draw.choice(kinds)
-    if number == pa.string() and not pa.types.is_struct(kind) and "string" in str(kind):
-        value = json.loads(json.dumps(value), parse_int=str)
-    elif number == pa.bool_() and "bool" in str(kind):
-        value = json.loads(json.dumps(value).replace("2", "true").replace("1", "true"))
+    if isinstance(value, list) and number in (pa.string(), pa.bool_()):
+        text = json.dumps(value)
+        value = json.loads(text, parse_int=str) if number == pa.string() else json.loads(text, parse_int=bool)
     cells = [draw.choice((value, value, value, None)) if draw.randrange(2) else value for _ in range(rows)]
-    if isinstance(value, list) and draw.randrange(4) == 0 and not pa.types.is_fixed_size_list(kind):
+    if isinstance(value, list) and draw.randrange(4) == 0:
         cells[draw.randrange(rows)] = []
-    return pa.array(cells, kind)
+    try:
+        return pa.array(cells, kind)
+    except pa.ArrowException:
+        return pa.nulls(rows, kind)
 
 
 def _places(content: Any, places: list[tuple[Any, Any]]) -> None:

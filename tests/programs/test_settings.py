@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import pytest
@@ -187,6 +188,15 @@ FILE_ERRORS = (
     ("weights: {true: 2}", "settings.yaml: expected YAML, found: key true is no text"),
     ("weights: {1: 2, 1: 3}", "settings.yaml: expected YAML, found: key '1' comes twice"),
     ("patience: 1\npatience: 2", "settings.yaml, line 2: expected YAML, found: key 'patience' comes twice"),
+    # A few lines that mean millions of values, what stands within itself, and far too many keys.
+    (
+        "a: &a [1]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in pairwise("abcdefghi")),
+        "settings.yaml, line 5: expected YAML, found: more than 20,000 values",
+    ),
+    ("model: &a {b: *a}", "settings.yaml: expected YAML, found: an alias of what it stands in"),
+    ("".join(f"key_{number}: 1\n" for number in range(20_000)), "expected YAML, found: more than 20,000 values"),
+    ("model: " + "[" * 5000, "settings.yaml: expected YAML, found: RecursionError"),
+    ("num_epochs: " + "9" * 5000, "settings.yaml: expected YAML, found: Exceeds the limit"),
     ("- patience", "expected settings as 'key: value' lines, found list"),
     ("seeds: [1\nmodel: 2", "settings.yaml, line 2: expected YAML"),
     ("output_dir: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
