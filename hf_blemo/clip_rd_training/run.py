@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
+from hf_blemo.clip_rd.checked_weights_clip_rd import not_finite
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
 from hf_blemo.clip_rd_training.batches import PairBatches
@@ -60,23 +61,36 @@ class _History(_Rows):
     def __init__(self) -> None:
         super().__init__()
         # Term -> sum and number of steps: a scheduled term may begin or end in between.
-        self.sums: dict[str, tuple[torch.Tensor | float, int]] = {}
+        self.sums: dict[str, tuple[float, int]] = {}
+        self.pending: list[tuple[list[str], torch.Tensor]] = []
 
     def add(self, terms: Mapping[str, torch.Tensor]) -> None:
-        """Adds the terms of a step, without waiting for their values."""
-        for name, value in terms.items():
-            total, count = self.sums.get(name, (0.0, 0))
-            # In float64, as Python adds.
-            self.sums[name] = total + value.detach().double(), count + 1
+        """Adds the terms of a step, without waiting for the device."""
+        self.pending.append((list(terms), torch.stack([value.detach() for value in terms.values()])))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns plain numbers."""
-        sums = {name: (float(total), count) for name, (total, count) in self.sums.items()}
-        return {**super().state_dict(), "sums": sums}
+        self.settle(len(self.pending))
+        return super().state_dict()
+
+    def settle(self, step: int) -> None:
+        """Adds up the terms of all steps until one, counted from 1.
+
+        Raises:
+            ValueError: a term is not finite; the message names it and its step.
+        """
+        for number, (names, values) in enumerate(self.pending, step - len(self.pending) + 1):
+            for name, value in zip(names, values.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise ValueError(f"step {number}: the training diverged: the term {name} of the loss is {value}")
+                total, count = self.sums.get(name, (0.0, 0))
+                self.sums[name] = total + value, count + 1
+        self.pending = []
 
     def close(self, step: int, **more: float) -> dict[str, Any]:
         """Ends an entry after a step, counted from 1, and returns it."""
-        means = {name: float(total) / count for name, (total, count) in self.sums.items()}
+        self.settle(step)
+        means = {name: total / count for name, (total, count) in self.sums.items()}
         self.rows.append({"step": step, **means, **more})
         self.sums = {}
         return self.rows[-1]
@@ -255,7 +269,11 @@ class _Training:
     def _train(self, step: int, loader: Any, checkpoints: Checkpoints, bar: Any) -> None:
         """Trains a step, then logs, evaluates and saves what is due."""
         settings, accelerator = self.settings, self.accelerator
-        terms = self._step(step, self._next(loader))
+        batch = self._next(loader)
+        try:
+            terms = self._step(step, batch)
+        except ValueError as error:
+            raise ValueError(f"step {step + 1}, seed {settings.seed}: {error}") from error
         done, last = step + 1, step + 1 == settings.num_steps
         self.distiller.set_step(done)
         if last:
@@ -276,6 +294,10 @@ class _Training:
         if logged and settings.trackers:
             accelerator.log({name: value for name, value in logged.items() if name != "step"}, step=done)
         if checkpoints.due(done, last):
+            self.history.settle(done)
+            broken = not_finite(self.student.state_dict())
+            if broken is not None:
+                raise ValueError(f"step {done}: the training diverged: the weights {broken} are not finite")
             self.position.share()
             checkpoints.save(done, last)
             if accelerator.is_main_process and not last:

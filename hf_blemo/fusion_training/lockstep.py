@@ -34,6 +34,10 @@ class Member:
     seed: int
     held_out: tuple[int, ...]
 
+    def __str__(self) -> str:
+        held_out = " and ".join(map(str, self.held_out))
+        return f"seed {self.seed}, " + (f"without fold {held_out}" if held_out else "final model")
+
     def training_rows(self, folds: np.ndarray, labelled: np.ndarray) -> np.ndarray:
         """Row numbers it is trained on, of the labelled ones."""
         return np.flatnonzero(labelled & ~np.isin(folds, self.held_out))
@@ -219,8 +223,13 @@ class Lockstep:
         return np.concatenate(columns, 1), np.concatenate(others, 1) if self.settings.exchange_groups else None
 
     def train_epoch(self, bar: Progress) -> np.ndarray:
-        """One pass over the largest member's rows; returns the mean loss (M,) of its steps."""
+        """One pass over the largest member's rows; returns the mean loss (M,) of its steps.
+
+        Raises:
+            ValueError: a member diverged; the message names its seed and folds, and the step.
+        """
         self.model.train()
+        per_step = []
         total = torch.zeros(len(self.members), device=self.accelerator.device)
         for step in range(self.epoch * self.steps_per_epoch, (self.epoch + 1) * self.steps_per_epoch):
             rows, others = self._batch_rows(step)
@@ -235,10 +244,29 @@ class Lockstep:
             self.optimizer.step()
             self.optimizer.zero_grad()
             total += losses.detach().float()
+            per_step.append(losses.detach())
             bar.update(1)
-        self.epoch += 1
         mean = self.accelerator.reduce(total, "mean") / self.steps_per_epoch
+        self._check_finite(mean, per_step)
+        self.epoch += 1
         return mean.cpu().numpy()
+
+    def _check_finite(self, mean: torch.Tensor, per_step: Sequence[torch.Tensor]) -> None:
+        """Refuses losses or weights that are not finite; only at the end of an epoch, since looking waits for the
+        device."""
+        extremes = [end for value in self.stacked.stacked for end in value.detach().view(len(mean), -1).aminmax(dim=1)]
+        bad = torch.stack([mean, *extremes]).isfinite().all(0).logical_not()
+        if not bad.any():
+            return
+        index = int(bad.int().argmax())
+        # The last step, if every loss was finite. Another process may have seen it first.
+        lost = [not losses[index].isfinite() for losses in per_step[:-1]] + [True]
+        step = self.accelerator.gather(torch.tensor([lost.index(True)], device=mean.device)).min()
+        raise ValueError(
+            f"{self.members[index]}: the training diverged: loss or weights are not finite at step "
+            f"{self.epoch * self.steps_per_epoch + int(step) + 1} (epoch {self.epoch + 1}); a smaller learning_rate, or "
+            "features of smaller numbers, may help"
+        )
 
     @torch.no_grad()
     def predict(self, rows: np.ndarray, subset: Sequence[int] | None = None) -> dict[str, np.ndarray]:
@@ -251,6 +279,9 @@ class Lockstep:
         Returns:
             `joint_probabilities` (M, R, L), `probabilities` (M, R, C), `encoder_weights` (M, R, E),
             `selected_encoders` (M, R, top_n).
+
+        Raises:
+            ValueError: a probability is not finite; the message names the member and the clip.
         """
         stacked = self.stacked
         stacked.eval()
@@ -269,7 +300,13 @@ class Lockstep:
                 values = values.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)[: len(chunk)]
                 values = values.transpose(0, 1)
                 collected[name].append((values.float() if values.is_floating_point() else values).cpu().numpy())
-        return {name: np.concatenate(parts, 1) for name, parts in collected.items()}
+        found = {name: np.concatenate(parts, 1) for name, parts in collected.items()}
+        finite = np.isfinite(found["joint_probabilities"]).all(2) & np.isfinite(found["probabilities"]).all(2)
+        if not finite.all():
+            index, row = np.argwhere(~finite)[0]
+            member = self.members[index if subset is None else subset[index]]
+            raise ValueError(f"{member}: the probabilities of {self.store.clips[rows[row]]} are not finite numbers")
+        return found
 
     def predict_held_out(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """As [`predict`], but zeros where a member was trained on the row."""

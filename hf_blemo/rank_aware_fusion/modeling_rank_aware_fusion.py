@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -370,8 +371,8 @@ class RankAwareFusionPreTrainedModel(CheckedWeights):
     base_model_prefix = "model"
     supports_gradient_checkpointing = False
     _no_split_modules = ["_Projection", "_Fusion", "_Heads"]
-    # forward takes no **kwargs; explicit because a loss normalised by the number of label elements would be wrong.
-    accepts_loss_kwargs = False
+    # Trainer then counts the labels of a whole step, over its batches and processes.
+    accepts_loss_kwargs = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -643,23 +644,34 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         weights: torch.Tensor,
         fused: torch.Tensor,
         labels: torch.Tensor,
+        num_items: Any = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted sum of all losses, and the unweighted domain adaptation loss."""
         config = self.config
         labels = labels.float()
         labelled = ~(labels == IGNORED_LABEL).all(-1)
-        rows = labelled.float() / labelled.sum().clamp_min(1)
+        evaluates = num_items is not None and not self.training
+        whole, part = labelled.sum().clamp_min(1), 1.0
+        if evaluates:
+            # Trainer multiplies by the number of processes, and takes the mean over all rows of an evaluation.
+            processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+            whole, part = len(labels) * processes, 1 / processes
+        elif num_items is not None:
+            whole = (torch.as_tensor(num_items, device=labels.device) / labels.shape[-1]).clamp_min(1)
+            part = labelled.sum() / whole
+        rows = labelled.float() / whole
         labels = torch.where(labelled.unsqueeze(-1), labels, self.heads.label_percent.float()[0] / 100)
         terms = self.heads.losses(heads, labels)
         loss = sum(getattr(config, f"{name}_loss_weight") * (rows * term).sum() for name, term in terms.items())
-        if config.gate == "attention" and config.gate_balance_weight > 0 and len(self.encoder_names) > 1:
+        balances = config.gate == "attention" and config.gate_balance_weight > 0 and len(self.encoder_names) > 1
+        if balances and not evaluates:
             # Only over labelled rows, like every other term; an encoder that they all lack cannot be balanced.
             count = (present & labelled.unsqueeze(-1)).sum(0)
             share = (weights * labelled.unsqueeze(-1)).sum(0) / count.clamp_min(1)
             seen = (count > 0).float() / (count > 0).sum().clamp_min(1)
             mean = (seen * share).sum()
             balance = (seen * (share - mean).square()).sum() / mean.square().clamp_min(1e-12)
-            loss = loss + config.gate_balance_weight * balance
+            loss = loss + part * (config.gate_balance_weight * balance)
         if config.encoder_loss_weight > 0:
             alone = self._encoder_losses(latents, said, labels)
             usable = present.float() / present.sum(-1, keepdim=True).clamp_min(1)
@@ -676,9 +688,11 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
             divergence = (start.exp() * (start - weights.clamp_min(1e-12).log()) * present).sum(-1)
             loss = loss + config.gate_prior_weight * (rows * divergence).sum()
         if self.experts is not None and config.expert_penalty > 0:
-            loss = loss + config.expert_penalty * self.experts.penalty()
+            loss = loss + part * (config.expert_penalty * self.experts.penalty())
         adaptation = self.discriminators(fused, latents, present, labelled)
-        return loss + config.domain_adaptation_weight * adaptation, adaptation
+        if not evaluates:
+            loss = loss + part * (config.domain_adaptation_weight * adaptation)
+        return loss, adaptation
 
     @can_return_tuple
     def forward(
@@ -686,6 +700,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         features: dict[str, torch.Tensor],
         feature_mask: dict[str, torch.Tensor] | None = None,
         labels: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
     ) -> RankAwareFusionOutput:
         """Predicts the blends of a batch.
 
@@ -695,6 +710,12 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
             feature_mask: encoder name -> (B, T) bool, true at valid steps ((B, 1) for pooled vectors); a row without
                 one marks the encoder as absent in that sample. Without an entry all steps are valid.
             labels: (B, C) soft labels; a row of -100 is unlabelled and takes part in domain adaptation only.
+            num_items_in_batch: number of shares in the labels of a whole step, as transformers' Trainer counts them.
+                The loss in training is then this batch's part of the mean over the labelled rows of that step, in
+                whatever batches and processes they come; what is of a batch and no row (balance, penalty, domain
+                adaptation) counts by this batch's part of these rows. In evaluation it is the mean over all rows, 0
+                where unlabelled, without balance and adaptation, so that Trainer's mean does not depend on the size of
+                a batch.
 
         Returns:
             [`RankAwareFusionOutput`].
@@ -724,7 +745,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         heads = self.heads(fused, joined)
         loss = adaptation = None
         if labels is not None:
-            loss, adaptation = self._loss(heads, latents, said, present, weights, fused, labels)
+            loss, adaptation = self._loss(heads, latents, said, present, weights, fused, labels, num_items_in_batch)
         missing = selected.new_full((selected.shape[0], self.config.top_n - num_ranks), -1)
         return RankAwareFusionOutput(
             loss=loss,

@@ -368,6 +368,14 @@ def test_too_many_broken_pairs_end_the_run_and_keep_its_checkpoints(tmp_path, se
 # --- Students and their optimisation ---
 
 
+@pytest.mark.parametrize("rate", ["1e30", "1e38"])
+def test_a_run_that_diverges_says_where_and_leaves_no_student(rate, teacher, tmp_path, settings_for):
+    arguments = ("--teacher", str(teacher), "--learning_rate", rate, "--warmup_steps", "0", "--checkpoint_every", "2")
+    with pytest.raises(ValueError, match="step [0-9]+.*(diverged|NaN|infinite)"):
+        distill(settings_for(tmp_path, *arguments))
+    assert not list(tmp_path.rglob("*.safetensors")) and not (tmp_path / "metrics.json").exists()
+
+
 def test_a_checkpoint_as_student_keeps_its_weights_tokenizer_and_image_processor(teacher, tmp_path, settings_for):
     folder = tmp_path / "started"
     AutoModel.from_pretrained(teacher).save_pretrained(folder)
@@ -419,6 +427,10 @@ def test_the_mean_of_a_term_is_over_the_steps_that_computed_it():
     assert history.close(2, rate=0.5) == {"step": 2, "loss": 3.0, "xrd": 3.0, "rate": 0.5}
     history.add({"loss": torch.tensor(1.0)})
     assert history.close(3) == {"step": 3, "loss": 1.0} and len(history.rows) == 2
+    for value in (1.0, float("nan"), 1.0):
+        history.add({"loss": torch.tensor(value)})
+    with pytest.raises(ValueError, match="step 5: the training diverged: the term loss of the loss is nan"):
+        history.close(6)
 
 
 def test_the_rate_rises_then_falls_to_nothing():

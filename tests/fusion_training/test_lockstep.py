@@ -357,3 +357,28 @@ def test_an_unstacked_model_has_its_own_weights_and_buffers(make_models):
     for name, value in found.items():
         assert torch.equal(value, original[1][name] * 1.1 if name in parameters else original[1][name]), name
         assert torch.equal(models[1].state_dict()[name], original[1][name]), "the stack owns its weights"
+
+
+@pytest.mark.parametrize(("broken_after", "step"), [(2, 3), (4, 4)])
+def test_a_member_that_diverges_is_named_with_its_step(
+    make_data, make_settings, make_store, accelerator, broken_after, step
+):
+    settings = make_settings(batch_size=16)
+    members = [Member(3, ()), Member(5, (0, 2)), Member(5, (1,))]
+    lockstep = Lockstep(accelerator, members, make_store(make_data(60), settings), settings)
+    assert lockstep.steps_per_epoch == 4 and np.isfinite(lockstep.train_epoch(QUIET)).all()
+    taken, take_step = [], lockstep.optimizer.step
+
+    def step_and_break():
+        take_step()
+        taken.append(1)
+        if len(taken) == broken_after:
+            with torch.no_grad():
+                lockstep.stacked.stacked[0][1] = torch.inf
+
+    lockstep.optimizer.step = step_and_break
+    says = rf"seed 5, without fold 0 and 2: the training diverged: .* at step {4 + step} \(epoch 2\)"
+    with pytest.raises(ValueError, match=says):
+        lockstep.train_epoch(QUIET)
+    with pytest.raises(ValueError, match="seed 5, without fold 0 and 2: the probabilities of .* are not finite"):
+        lockstep.predict(np.arange(4), [0, 1])

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from safetensors.torch import save_file
-from trainer_cases import CASES, Case, pairs
+from trainer_cases import CASES, Case, fusion_case, pairs
 from watched_processes import watch
 
 
@@ -22,6 +22,15 @@ def alone_may_evaluate(case: Case, folder: Path) -> None:
     with torch.no_grad():
         batch = case.collator([pairs()[row] for row in range(4)])
         assert model.train()(**batch).loss.isfinite() and model.eval()(**batch).loss.isfinite()
+
+
+def some_unlabelled() -> Case:
+    """The fusion, every loss of rows and none of a batch, with unequally many labelled rows in parts of a step."""
+    case = fusion_case(gate_balance_weight=0.0, encoder_loss_weight=0.3, gate_loss_weight=0.2)
+    case.dataset = case.dataset.map(
+        lambda row, place: {"labels": [-100.0] * 6} if place % 8 in (0, 1, 2, 7) else {}, with_indices=True
+    )
+    return case
 
 
 def run(name: str, case: Case, folder: Path, state: PartialState, accumulation: int = 1) -> dict[str, Any]:
@@ -41,6 +50,7 @@ def run(name: str, case: Case, folder: Path, state: PartialState, accumulation: 
     return {
         "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
         "evaluation": {key: value for key, value in evaluation.items() if "score" in key or "acc" in key},
+        "eval_loss": evaluation["eval_loss"],
     }
 
 
@@ -51,6 +61,9 @@ def main() -> None:
     for name, make_case in CASES.items():
         report[name] = run(name, make_case(), folder, state)
     report["accumulated"] = run("accumulated", CASES["fusion"](), folder, state, accumulation=2)
+    for parts in (1, 2):
+        name = f"unlabelled_{parts}"
+        report[name] = run(name, some_unlabelled(), folder, state, accumulation=parts)
     if state.is_main_process:
         (folder / "report.json").write_text(json.dumps(report))
     state.wait_for_everyone()

@@ -48,3 +48,16 @@ def test_accumulated_gradients_are_those_of_one_batch(world, runs):
     """2 processes x 2 rows x 2 = 1 x 4 x 2 = 1 x 8."""
     expected = load_file(runs[1] / "fusion.safetensors")
     assert_same_weights(load_file(runs[world] / "accumulated.safetensors"), expected)
+
+
+def test_unlabelled_rows_change_no_loss_of_others_wherever_they_come(runs):
+    """Each part of a step counts by its share of the labelled rows of all batches and processes."""
+    reports = {world: json.loads((folder / "report.json").read_text()) for world, folder in runs.items()}
+    expected = load_file(runs[1] / "unlabelled_1.safetensors")
+    for world, parts in ((1, 2), (2, 1), (2, 2)):
+        name = f"unlabelled_{parts}"
+        for key, value in load_file(runs[world] / f"{name}.safetensors").items():
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6, msg=key)
+        first = reports[1]["unlabelled_1"]
+        assert reports[world][name]["losses"] == pytest.approx(first["losses"], rel=1e-6)
+        assert reports[world][name]["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)

@@ -236,29 +236,47 @@ def test_smoothing_of_class_indices_is_refused(tmp_path):
         fusion_case().trainer(tmp_path, label_smoothing_factor=0.1).train()
 
 
-def test_accumulated_batches_step_as_one_batch(tmp_path):
+def half_labelled(unlabelled, **settings):
+    """Names of one's own, some rows without one, and every loss of rows."""
+    terms = {"encoder_loss_weight": 0.3, "gate_loss_weight": 0.2, "gate_prior_weight": 0.1, "experts": True}
+    case = named_case(**{**terms, **settings})
+    labels = [None if place % 8 in unlabelled else name for place, name in enumerate(case.dataset["label"])]
+    case.dataset = case.dataset.remove_columns("label").add_column("label", labels)
+    return case
+
+
+@pytest.mark.parametrize("unlabelled", [(), (0, 1, 2, 7)])
+def test_accumulated_batches_step_as_one_batch(unlabelled, tmp_path):
     models, found = [], []
     for size, parts in ((8, 1), (2, 4)):
-        case = named_case("soft")
-        case.dataset = case.dataset.select([*range(8)] * 6)
+        # A balance is of a batch.
+        case = half_labelled(unlabelled, gate_balance_weight=0.0)
         settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "optim": "sgd"}
+        settings |= {"learning_rate": 1e-4}
         trainer = case.trainer(tmp_path, max_steps=2, train_sampling_strategy="sequential", **settings)
         found.append(trainer.train().training_loss)
         models.append(trainer.model)
-    assert_same_weights(*models, rtol=1e-4, atol=1e-6)
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert_same_weights(*models, rtol=0, atol=1e-6)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("unlabelled", [(), (4,)])
+@pytest.mark.parametrize("unlabelled", [(), (4, 5)])
 def test_a_last_batch_of_another_size_changes_no_measure(unlabelled, tmp_path):
-    case, found = named_case(), []
-    rows = [{**row, **({"label": None} if place in unlabelled else {})} for place, row in enumerate(case.dataset)]
+    # A balance is of a batch, and so no part of the loss of an evaluation.
+    case, found = half_labelled(unlabelled, gate_balance_weight=1e4), []
+    nine = case.dataset.select(range(9))
     for size in (4, 9, 1):
-        metrics = case.trainer(tmp_path, per_device_eval_batch_size=size).predict(rows[:9]).metrics
-        # The loss is Trainer's mean over batches, of which each counts its labelled rows alone.
-        left_out = ("per_second", "time", *(["loss"] if unlabelled else []))
-        found.append({key: value for key, value in metrics.items() if not key.endswith(left_out)})
-    assert "test_uar" in found[0] and all(found[0] == pytest.approx(other) for other in found[1:])
+        metrics = case.trainer(tmp_path, per_device_eval_batch_size=size).predict(nine).metrics
+        found.append({key: value for key, value in metrics.items() if not key.endswith(("per_second", "time"))})
+    assert {"test_uar", "test_loss"} <= set(found[0])
+    assert all(found[0] == pytest.approx(other, rel=1e-6) for other in found[1:])
+    # The mean over the labelled rows, times their share of all.
+    labelled = [row for row in nine if row["label"] is not None]
+    expected = case.trainer(tmp_path).predict(labelled).metrics["test_loss"] * len(labelled) / 9
+    assert found[0]["test_loss"] == pytest.approx(expected, rel=1e-6)
+    with torch.no_grad():
+        model = half_labelled(unlabelled, gate_balance_weight=0.0).make_model().eval()
+        assert model(**case.collator(labelled)).loss * len(labelled) / 9 == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "says"), [("valid", "single"), ("soft", "single, any distribution over them")])
