@@ -264,8 +264,8 @@ class Lockstep:
         step = self.accelerator.gather(torch.tensor([lost.index(True)], device=mean.device)).min()
         raise ValueError(
             f"{self.members[index]}: the training diverged: loss or weights are not finite at step "
-            f"{self.epoch * self.steps_per_epoch + int(step) + 1} (epoch {self.epoch + 1}); a smaller learning_rate, or "
-            "features of smaller numbers, may help"
+            f"{self.epoch * self.steps_per_epoch + int(step) + 1} (epoch {self.epoch + 1}); a smaller learning_rate "
+            "or features of smaller numbers may help"
         )
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 from accelerate import Accelerator
 
-from hf_blemo import feature_sets
+from hf_blemo import blemore, feature_sets
 from hf_blemo._registration import __version__
 from hf_blemo.errors import check_once
 from hf_blemo.feature_sets.folds import group_in_two_folds
@@ -243,11 +243,24 @@ def _metrics(settings: FusionSettings, store: FeatureStore, results: CrossValida
             "unlabelled_clips": len(store) - labelled,
             "folds": [] if results is None else results.folds,
             "blend_share": store.blend_share,
+            "is_blemore": _is_blemore(store),
             "groups": len(set(groups.tolist())) if apart else None,
             "folds_aligned": settings.align_folds,
         },
         "encoders": encoders,
     }
+
+
+def _is_blemore(store: FeatureStore) -> bool:
+    """Whether the data is BlEmoRE's: its labels, and its names of clips, which say the label of each."""
+    labelled = np.flatnonzero(store.labelled)
+    if not store.judge.is_benchmark:
+        return False
+    try:
+        named = np.stack([blemore.soft_label(store.clips[row]) for row in labelled])
+    except ValueError:
+        return False
+    return bool(np.allclose(named, store.labels.numpy()[labelled], atol=1e-3))
 
 
 def _versions() -> dict[str, str]:

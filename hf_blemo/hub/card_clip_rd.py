@@ -73,12 +73,16 @@ def card_values(
     built_in = {source["data"] for source in sources if source["data"] in _BUILT_IN_DATA}
     origin = teacher["source"] if teacher else metrics["student"]
     datasets = [source["data"] for source in sources if _is_hub_id(source["data"], metrics)]
+    settings = metrics["config"].get("evaluation") or {}
     results = [
         EvalResult(
             task_type=_TASK_TYPES[task["kind"]],
             task_name=_TASK_NAMES[task["kind"]],
             dataset_type=_dataset_type(task.get("data"), metrics),
             dataset_name=_data_name(task.get("data")),
+            # The Hub's library groups by type, config, split and revision, of which two tasks may have the same.
+            dataset_config=name,
+            **{f"dataset_{key}": (settings.get(name) or {}).get(key) for key in ("split", "revision")},
             # The Hub's library omits None.
             dataset_args={"task": name, **{key: task.get(key) for key in ("images", "captions", "classes")}},
             metric_type="accuracy" if task["kind"] == "zero_shot" else "recall",

@@ -38,13 +38,13 @@ _LABEL_SETTINGS = ("id2label", "blend_percents", "unblended", "label_kind")
 
 
 def identity(config: Mapping[str, Any] | None) -> tuple[str, list[str]]:
-    """The pipeline tag and the tags of a model.
+    """The pipeline tag and the tags of a model, which say nothing of the data that it was trained on.
 
     Args:
         config: content of its config.json; None for a model of BlEmoRE's labels.
     """
     if _is_blemore(*_labels(config)):
-        return PIPELINE_TAG, TAGS
+        return PIPELINE_TAG, TAGS[:-1]
     modalities = {str(entry.get("modality")) for entry in (config or {}).get("encoders", {}).values()}
     pictures = modalities & {"video", "audiovisual"}
     tag = "video" if pictures else modalities.pop() if modalities in ({"audio"}, {"text"}) else "tabular"
@@ -75,13 +75,16 @@ def card_values(
     space, kind = _labels(config)
     blemore = _is_blemore(space, kind)
     data, summary = metrics.get("data") or {}, metrics["summary"] or {}
+    # Runs before 0.2 did not look whether data with BlEmoRE's labels is BlEmoRE's.
+    on_blemore = blemore and data.get("is_blemore", True)
     synthetic = str(data.get("source", "")).split(":")[0] == "synthetic"
     made = "synthetic blended emotions of hf_blemo" if blemore else "invented data of hf_blemo"
     source = made if synthetic else data.get("hub_id")
-    name = str(data.get("name") or source or ("local data with BlEmoRE labels" if blemore else "local data"))
-    local = "blemore" if blemore else "local"
+    name = str(data.get("name") or source or ("local data with BlEmoRE labels" if on_blemore else "local data"))
+    local = "blemore" if on_blemore else "local"
     metric_names = _METRIC_NAMES if blemore else _measured(summary)
     pipeline_tag, tags = identity(config)
+    tags = [*tags, *TAGS[-1:]] if on_blemore else tags
     results = [
         EvalResult(
             task_type=pipeline_tag,
@@ -118,6 +121,7 @@ def card_values(
         "protocol_name": _PROTOCOLS[protocol],
         "encoder_models": encoder_rows(metrics),
         "blemore": blemore,
+        "on_blemore": on_blemore,
         "names": space.names,
         "splits": space.blend_percents,
         "num_labels": len(space),

@@ -33,12 +33,14 @@ def some_unlabelled() -> Case:
     return case
 
 
-def run(name: str, case: Case, folder: Path, state: PartialState, accumulation: int = 1) -> dict[str, Any]:
+def run(
+    name: str, case: Case, folder: Path, state: PartialState, accumulation: int = 1, learning_rate: float = 0.1
+) -> dict[str, Any]:
     """What a training of a case reports, by steps of eight rows; its weights are in the folder."""
     trainer = case.trainer(
         folder / name, max_steps=3, per_device_train_batch_size=8 // (state.num_processes * accumulation),
-        gradient_accumulation_steps=accumulation, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant",
-        ddp_find_unused_parameters=False,
+        gradient_accumulation_steps=accumulation, optim="sgd", learning_rate=learning_rate, lr_scheduler_type="constant",
+        ddp_find_unused_parameters=False, per_device_eval_batch_size=8,
     )  # fmt: skip
     trainer.train()
     evaluation = trainer.evaluate()
@@ -63,7 +65,7 @@ def main() -> None:
     report["accumulated"] = run("accumulated", CASES["fusion"](), folder, state, accumulation=2)
     for parts in (1, 2):
         name = f"unlabelled_{parts}"
-        report[name] = run(name, some_unlabelled(), folder, state, accumulation=parts)
+        report[name] = run(name, some_unlabelled(), folder, state, accumulation=parts, learning_rate=1e-3)
     if state.is_main_process:
         (folder / "report.json").write_text(json.dumps(report))
     state.wait_for_everyone()

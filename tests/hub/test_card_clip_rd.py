@@ -38,6 +38,33 @@ def test_metadata_holds_the_numbers(clip_rd_metrics):
     assert found["text to image R@10 (first caption of each image only)"] == pytest.approx(0.2975)
 
 
+@pytest.mark.parametrize(
+    ("data", "split"),
+    [
+        (("/home/me/one", "/home/me/two"), ("test", "test")),
+        (("owner/one", "owner/two"), ("test", "test")),
+        (("owner/one", "owner/one"), ("test", "validation")),
+        (("owner/one", "owner/one"), ("test", "test")),
+        (("synthetic", "emoji"), (None, None)),
+        (("synthetic", "synthetic"), (None, None)),
+    ],
+)
+def test_every_task_has_an_entry_of_its_own(clip_rd_metrics, data, split):
+    tasks = clip_rd_metrics["evaluation"]["tasks"]
+    tasks |= {f"task_{number}": {**tasks["zero_shot"], "data": source} for number, source in enumerate(data)}
+    clip_rd_metrics["config"]["evaluation"] = {
+        f"task_{number}": {"split": name} if name else {} for number, name in enumerate(split)
+    }
+    for number in (0, 1):
+        tasks[f"task_{number}"]["top_1"] = 0.25 + number / 4
+    results = card_metadata(clip_rd_metrics).to_dict()["model-index"][0]["results"]
+    found = [entry for entry in results if entry["dataset"]["config"].startswith("task_")]
+    assert [entry["dataset"]["config"] for entry in found] == ["task_0", "task_1"]
+    assert [entry["dataset"].get("split") for entry in found] == list(split)
+    assert [entry["metrics"][0]["value"] for entry in found] == [0.25, 0.5]
+    assert all(len({metric["name"] for metric in entry["metrics"]}) == len(entry["metrics"]) for entry in results)
+
+
 def test_results_tables(clip_rd_metrics):
     results = block(render_card(clip_rd_metrics), "results")
     for row in (
