@@ -30,7 +30,7 @@ _TABLE = {
     "encoders": "_registration errors loading media",
     "pairs": "_registration built_in clip_rd errors files loading",
     "clip_evaluation": "built_in clip_rd errors files pairs programs",
-    "hub": "_registration clip_rd errors feature_sets files loading programs rank_aware_fusion",
+    "hub": "_registration blemore clip_rd errors feature_sets files loading programs rank_aware_fusion",
     "clip_rd_training": "built_in clip_evaluation clip_rd errors files hub loading pairs programs",
     "extraction": "blemore built_in encoders errors feature_sets files hub loading media programs rank_aware_fusion",
     "trainer": "clip_rd feature_sets files hub metrics pairs rank_aware_fusion",

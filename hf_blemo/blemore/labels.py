@@ -190,6 +190,24 @@ def soft_label(name: str | os.PathLike[str], required: bool = True) -> np.ndarra
         return np.full(len(EMOTIONS), UNLABELLED)
 
 
+def named_by_labels(clips: Sequence[str], labels: np.ndarray) -> bool:
+    """Whether clips are BlEmoRE's, as far as their names show: those of labelled clips say the label.
+
+    Args:
+        clips: N names.
+        labels: (N, 6) soft labels, -100 everywhere for clips without one.
+
+    Returns:
+        False, too, where no clip has a label, unless all have names of the test set.
+    """
+    labels = np.asarray(labels, dtype=np.float64)
+    labelled = np.flatnonzero((labels != UNLABELLED).any(1))
+    if not labelled.size:
+        return all(map(is_test_clip, clips))
+    named = np.stack([soft_label(clips[row], required=False) for row in labelled])
+    return bool((np.abs(named - labels[labelled]) < 1e-3).all())
+
+
 def label_indices(labels: Any, required: bool = False) -> np.ndarray:
     """The index into `LABELS` of every label, whatever its form.
 

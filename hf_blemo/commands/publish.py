@@ -26,6 +26,11 @@ Example:
     parser.add_argument("--repo", metavar="OWNER/NAME", help="repository; a new one is private")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument("--tag", help="git tag to set on the commit")
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        help="licence of code and weights, such as cc-by-nc-4.0 (default: the card's, if any)",
+    )
     parser.add_argument("--message", help="commit message")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
 
@@ -35,7 +40,7 @@ def _publish(arguments: argparse.Namespace) -> None:
     from hf_blemo.hub.uploads import hub_errors
 
     if arguments.repo is None:
-        for option in ("public", "tag", "message", "create_pr"):
+        for option in ("public", "tag", "license", "message", "create_pr"):
             if getattr(arguments, option):
                 raise ValueError(f"--{option.replace('_', '-')} needs --repo")
         files = files_to_publish(arguments.folder)
@@ -50,5 +55,6 @@ def _publish(arguments: argparse.Namespace) -> None:
             create_pr=arguments.create_pr,
             message=arguments.message,
             tag=arguments.tag,
+            license=arguments.license,
         )
     say(address)

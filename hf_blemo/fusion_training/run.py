@@ -243,24 +243,12 @@ def _metrics(settings: FusionSettings, store: FeatureStore, results: CrossValida
             "unlabelled_clips": len(store) - labelled,
             "folds": [] if results is None else results.folds,
             "blend_share": store.blend_share,
-            "is_blemore": _is_blemore(store),
+            "is_blemore": store.judge.is_benchmark and blemore.named_by_labels(store.clips, store.labels.numpy()),
             "groups": len(set(groups.tolist())) if apart else None,
             "folds_aligned": settings.align_folds,
         },
         "encoders": encoders,
     }
-
-
-def _is_blemore(store: FeatureStore) -> bool:
-    """Whether the data is BlEmoRE's: its labels, and its names of clips, which say the label of each."""
-    labelled = np.flatnonzero(store.labelled)
-    if not store.judge.is_benchmark:
-        return False
-    try:
-        named = np.stack([blemore.soft_label(store.clips[row]) for row in labelled])
-    except ValueError:
-        return False
-    return bool(np.allclose(named, store.labels.numpy()[labelled], atol=1e-3))
 
 
 def _versions() -> dict[str, str]:

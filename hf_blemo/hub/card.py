@@ -62,6 +62,7 @@ def render_card(
     plots: Sequence[str] = (),
     encoder_models: Sequence[Mapping[str, Any]] | None = None,
     config: Mapping[str, Any] | None = None,
+    license: str | None = None,
 ) -> str:
     """Render the card of a run.
 
@@ -72,10 +73,11 @@ def render_card(
         plots: paths of pictures inside the repository.
         encoder_models: of a fusion, as `encoder_rows` returns them; those named in `metrics` by default.
         config: content of the model's config.json, which names the labels of a fusion; BlEmoRE's by default.
+        license: of code and weights; none is stated by default, since it depends on data and encoders.
 
     Returns:
         Metadata and text of a README.md. The model index holds measured results; data sets and base models are named
-        where they have a Hub id; the licence is that of code and weights.
+        where they have a Hub id.
 
     Raises:
         ValueError: `metrics` lacks a key, or is of another schema.
@@ -97,7 +99,7 @@ def render_card(
     metrics = without_local_paths(metrics)
     metadata, values = family.card_values(metrics, config)
     data = ModelCardData(
-        license="apache-2.0",
+        license=license,
         library_name="transformers",
         model_name=(repo_id.split("/")[-1] if repo_id else model_type) if metadata["eval_results"] else None,
         **metadata,
@@ -181,6 +183,15 @@ def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | 
             metadata.setdefault(key, value)
     header = ModelCardData(**metadata).to_yaml(original_order=list(metadata))
     return f"---\n{header}\n---\n{text}"
+
+
+def with_license(card: str, license: str | None) -> str:
+    """States a licence in the metadata of a card, whatever it stated before; None leaves it as it is."""
+    if license is None:
+        return card
+    metadata, text = _split_card(card)
+    metadata = {"license": license, **metadata} | {"license": license}
+    return f"---\n{ModelCardData(**metadata).to_yaml(original_order=list(metadata))}\n---\n{text}"
 
 
 @cache

@@ -5,10 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from hf_blemo import feature_sets
+from hf_blemo import blemore, feature_sets
 from hf_blemo.feature_sets.label_spaces import LABEL_SPACE_FILE, check_same_labels, space_entry, space_from_entry
 from hf_blemo.files import read_json
 from hf_blemo.loading import load_dataset
@@ -109,9 +110,14 @@ def _other_splits(repo_id: str, split: str, token: str | None) -> list[str]:
     return sorted(found - {split})
 
 
+def _labels(dataset: "datasets.Dataset") -> np.ndarray:
+    has_labels = "labels" in dataset.column_names
+    return np.array(dataset["labels"][:]) if has_labels else np.full((len(dataset), 1), blemore.UNLABELLED)
+
+
 def _card(dataset: "datasets.Dataset", repo_id: str, encoders: Mapping[str, Mapping[str, Any]] | None) -> str:
     found = feature_sets.describe(dataset)
-    is_blemore = found.space == BLEMORE_SPACE
+    is_blemore = found.space == BLEMORE_SPACE and blemore.named_by_labels(dataset["clip"][:], _labels(dataset))
     # No licence: it is not known here.
     data = DatasetCardData(
         tags=["hf_blemo", *(["blemore", "blended-emotion-recognition"] if is_blemore else [])],

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from hf_blemo.files import read_json, within, write_text
 from hf_blemo.loading import code_references
 
-from .card import CARD_FILE, FAMILIES, merge_card, render_card, render_template
+from .card import CARD_FILE, FAMILIES, merge_card, render_card, render_template, with_license
 from .encoder_models import encoder_rows
 from .uploads import upload
 
@@ -61,6 +61,7 @@ def publish(
     create_pr: bool = False,
     message: str | None = None,
     tag: str | None = None,
+    license: str | None = None,
 ) -> str:
     """Check a model folder, bring its card up to date and upload both to the Hub in one commit.
 
@@ -78,6 +79,8 @@ def publish(
         create_pr: whether to open a pull request instead of committing to the main branch.
         message: of the commit.
         tag: a git tag to set on the commit.
+        license: of code and weights, for the metadata of the card (`apache-2.0`, `cc-by-nc-4.0`, `other`, ...). By
+            default the card keeps the one that it states; a warning says if it states none.
 
     Returns:
         The address of the commit, or of the pull request; without `repo_id` the folder.
@@ -98,6 +101,9 @@ def publish(
         _write_eval_results(folder)
     files = _with_extras(folder, model_files)
     if repo_id is None:
+        card = (folder / CARD_FILE).read_text(encoding="utf-8-sig")
+        if (licensed := _licensed(card, license)) != card:
+            write_text(folder / CARD_FILE, licensed)
         _warn_of_local_encoders(folder)
         logger.info("%s is complete; a repo_id would upload: %s", folder, ", ".join(files))
         return str(folder)
@@ -108,7 +114,8 @@ def publish(
         untouched = [published.read_text(encoding="utf-8")] if published.is_file() else []
         if metrics is not None:
             untouched.append(render_card(metrics, repo_id, config=read_json(folder / "config.json")))
-        return merge_card(on_hub, (folder / CARD_FILE).read_text(encoding="utf-8-sig"), untouched)
+        card = merge_card(on_hub, (folder / CARD_FILE).read_text(encoding="utf-8-sig"), untouched)
+        return _licensed(card, license)
 
     address, card = _upload(
         folder, files, repo_id, final_card, message, private=private, token=token, create_pr=create_pr, tag=tag
@@ -117,6 +124,14 @@ def publish(
         for path in (folder / CARD_FILE, published):
             write_text(path, card)
     return address
+
+
+def _licensed(card: str, license: str | None) -> str:
+    """The card with a licence; a warning if it has none."""
+    card = with_license(card, license)
+    if not ModelCard(card).data.get("license"):
+        logger.warning("%s states no licence, so that others may not use the model: give one by --license", CARD_FILE)
+    return card
 
 
 def push_model(
@@ -354,7 +369,7 @@ def _check_card(card: str) -> None:
         data = ModelCard(card).data
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(f"{CARD_FILE}: expected YAML metadata between the --- lines, found: {error}") from error
-    missing = [key for key in ("license", "library_name", "pipeline_tag", "tags") if not data.get(key)]
+    missing = [key for key in ("library_name", "pipeline_tag", "tags") if not data.get(key)]
     if missing:
         raise ValueError(f"{CARD_FILE}: expected metadata with {missing}, found {sorted(data.to_dict())}")
 

@@ -89,4 +89,5 @@ class TrainingPushes:
         self._report()
         again = f"publish it later: hf-blemo publish {folder} --repo {self.repo_id}"
         with hub_errors(f"{folder} is complete but was not published to {self.repo_id}; {again}"):
-            return publish(folder, self.repo_id, private=self.settings.hub_private, tag=self.settings.hub_tag)
+            options = {"tag": self.settings.hub_tag, "license": self.settings.hub_license}
+            return publish(folder, self.repo_id, private=self.settings.hub_private, **options)

@@ -24,7 +24,7 @@ from hf_blemo.programs.progress import quiet_libraries
 Settings = TypeVar("Settings")
 
 CONFIG_OPTION = "--config"
-PUSH_SETTINGS = ("push_to_hub", "hub_strategy", "hub_private", "hub_tag")
+PUSH_SETTINGS = ("push_to_hub", "hub_strategy", "hub_private", "hub_tag", "hub_license")
 
 _SCALARS = {int: "int", float: "float", str: "str", bool: "bool"}
 _NULLS = ("null", "~")
@@ -80,6 +80,7 @@ class PushSettings:
             every checkpoint.
         hub_private: make a new repository private.
         hub_tag: tag of the release at the end, for instance `v1.0` (default: none).
+        hub_license: licence of code and weights, for the card (default: none is stated).
         checkpoint_every: epochs or steps between checkpoints; 0 writes none.
     """
 
@@ -87,11 +88,12 @@ class PushSettings:
     hub_strategy: Literal["end", "every_save"] = "end"
     hub_private: bool = True
     hub_tag: str | None = None
+    hub_license: str | None = None
     checkpoint_every: int = not_negative(0)
 
     def __post_init__(self):
-        if self.push_to_hub is None and (self.hub_strategy != "end" or self.hub_tag is not None):
-            raise ValueError("hub_strategy and hub_tag need push_to_hub")
+        if self.push_to_hub is None and (self.hub_strategy != "end" or (self.hub_tag or self.hub_license) is not None):
+            raise ValueError("hub_strategy, hub_tag and hub_license need push_to_hub")
         if self.hub_strategy == "every_save" and self.checkpoint_every == 0:
             raise ValueError("hub_strategy 'every_save' needs checkpoint_every of at least 1")
 

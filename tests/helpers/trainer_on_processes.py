@@ -39,7 +39,8 @@ def run(
     """What a training of a case reports, by steps of eight rows; its weights are in the folder."""
     trainer = case.trainer(
         folder / name, max_steps=3, per_device_train_batch_size=8 // (state.num_processes * accumulation),
-        gradient_accumulation_steps=accumulation, optim="sgd", learning_rate=learning_rate, lr_scheduler_type="constant",
+        gradient_accumulation_steps=accumulation, optim="sgd", learning_rate=learning_rate,
+        lr_scheduler_type="constant",
         ddp_find_unused_parameters=False, per_device_eval_batch_size=8,
     )  # fmt: skip
     trainer.train()

@@ -78,6 +78,19 @@ def test_protocols_are_told_in_plain_words(fusion_metrics):
         render_card(fusion_metrics | {"protocol": "lucky"})
 
 
+def test_cards_of_other_data_with_the_six_names_say_nothing_of_blemore(fusion_metrics):
+    assert "holds video and audio of actors" in render_card(copy.deepcopy(fusion_metrics))
+    fusion_metrics["data"] |= {"is_blemore": False, "source": "/home/me/moods", "blend_share": 0.0}
+    fusion_metrics |= {"command": None, "config": {}}
+    card = render_card(fusion_metrics)
+    metadata, text = metadata_of(card), card.split("---\n", 2)[2].replace("hf_blemo", "")
+    assert "blemore" not in metadata["tags"] and "blended-emotion-recognition" in metadata["tags"]
+    [result] = metadata["model-index"][0]["results"]
+    assert (result["dataset"]["type"], result["dataset"]["name"]) == ("local", "local data")
+    assert "0.0% of them blends" in text and "anger (`ang`)" in text
+    assert not re.search("blemo|actor|vocalis|0.345", text, re.IGNORECASE)
+
+
 LABELS = {
     "seven": {"id2label": dict(enumerate("abcdefg"))},
     "soft": {"id2label": dict(enumerate("abc")), "label_kind": "soft", "encoders": {"x": {"modality": "audio"}}},

@@ -118,7 +118,7 @@ def test_edits_on_the_hub_survive_a_new_run(folder, metrics, hub):
     publish(folder, NAME, private=False)
     assert not hub.repository(NAME).private
     edit_there(hub, "## Data", "Written on the Hub.\n\n## Data")
-    edit_there(hub, "license: apache-2.0", "license: mit")
+    edit_there(hub, "---\n", "---\nlicense: mit\n")
     set_first_number(metrics, 0.375)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     # A pull request leaves the folder as it is.
@@ -135,6 +135,20 @@ def test_edits_on_the_hub_survive_a_new_run(folder, metrics, hub):
     assert card.data.eval_results[0].metric_value == 0.375
     assert "0.3750 ± " in card.text
     assert "Written on the Hub." in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_licence_is_stated_only_where_one_is_given(folder, hub, caplog):
+    publish(folder, NAME)
+    assert "license" not in ModelCard(hub.files(NAME)["README.md"].decode()).data.to_dict()
+    assert "states no licence" in caplog.text
+    for license in ("cc-by-nc-4.0", "mit"):
+        publish(folder, NAME, license=license)
+        assert ModelCard(hub.files(NAME)["README.md"].decode()).data.license == license
+    caplog.clear()
+    publish(folder, NAME)
+    assert ModelCard(hub.files(NAME)["README.md"].decode()).data.license == "mit" and "licence" not in caplog.text
+    publish(folder, license="cc0-1.0")
+    assert ModelCard.load(folder / "README.md").data.license == "cc0-1.0"
 
 
 def test_a_commit_in_between_is_not_overwritten(folder, hub, monkeypatch):
