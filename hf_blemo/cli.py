@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process by default.
 
     Returns:
-        The exit code: 0, or 2 after one line on stderr that says what is wrong.
+        The exit code: 0, 2 after one line on stderr that says what is wrong, or 130 after Ctrl-C.
     """
     try:
         arguments = _make_parser().parse_args(argv)

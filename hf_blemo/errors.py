@@ -8,7 +8,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,9 @@ class MissingExtraError(ImportError):
 
 
 USER_ERRORS = (MissingExtraError, ValueError, OSError, MemoryError)
+
+# Why a stream was given up.
+_unshown: list[OSError] = []
 
 LONGEST_VALUE, LONGEST_LINE = 200, 1000
 
@@ -149,16 +152,24 @@ def check_regular(path: str | os.PathLike[str], expected: str = "a file") -> Non
 
 @contextmanager
 def one_line_errors(program: str | None = None) -> Iterator[None]:
-    """Ends a program after a user's error with one line on stderr; other errors keep their traceback.
+    """Ends a program after a user's error, or Ctrl-C, with one line on stderr; other errors keep their traceback.
 
     Args:
         program: name at the start of the line; by default that of the running script.
 
     Raises:
-        SystemExit: code 2, after one of `USER_ERRORS` or a value that a config refused.
+        SystemExit: code 2, after one of `USER_ERRORS` or a value that a config refused; 130 after Ctrl-C.
     """
+    _unshown.clear()
     try:
         yield
+        if _unshown:
+            raise _unshown[0]
+    except KeyboardInterrupt as error:
+        # Whoever has something to say of what is done raises it anew with a message.
+        words = f": {one_line(error)}" if str(error) else ""
+        say(f"{program or Path(sys.argv[0]).name}: interrupted{words}", error=True)
+        raise SystemExit(130) from None
     except Exception as error:
         if not is_user_error(error):
             raise
@@ -225,6 +236,9 @@ def printable(text: object) -> str:
 def say(*lines: object, error: bool = False) -> None:
     """Prints lines as they can be shown; nothing else in this package prints.
 
+    A stream that cannot be written, as its reader is gone or its disk full, is given up: what is computed goes on and
+    is kept, and `one_line_errors` says so in the end.
+
     Args:
         lines: each may hold names, paths and messages from anywhere.
         error: whether to print on stderr.
@@ -232,7 +246,14 @@ def say(*lines: object, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = "\n".join(map(printable, lines))
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)  # noqa: T201
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)  # noqa: T201
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        _unshown.append(OSError(f"{'stderr' if error else 'stdout'}: cannot be written: {reason}"))
+        # What waits in its buffer would fail once more when the process ends.
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def csv_cell(value: Any) -> Any:

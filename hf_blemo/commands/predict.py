@@ -1,8 +1,9 @@
 """`hf-blemo predict`: labels of clips, or of their features."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ Reads clips (extra media): files, addresses, or folders, which are searched for 
 encoders. With --features it reads features instead: a built data set, a table, or a folder of feature files. Several
 models predict by the mean of their probabilities. Labels and folds are not needed; a clip may lack encoders, and the
 features may lack encoders of the model or have others, which are left out.
-Prints a line per clip. Clips over 30 seconds get a timeline. A clip that cannot be read is reported; the command fails
-only if none can. With --features a clip without features is reported too, the others are predicted, and the exit code
-is 2. The suffix of an --output decides what is written:
+Prints a line per clip as it is done. Ctrl-C writes what is done (code 130); a run that is killed, or cannot write its
+outputs, leaves it in FILE.partial, a line of JSON per clip. Clips over 30 seconds get a timeline. A clip that cannot
+be read is reported; the command fails only if none can. With --features a clip without features is reported too, the
+others are predicted, and the exit code is 2. The suffix of an --output decides what is written:
   .json  everything: the blends under "predictions", which hf-blemo evaluate and submit read; the top name,
          probabilities by name, encoder weights and ranks, timeline, notes and errors under "clips"
   .csv   the same as a table, a row per clip and window
@@ -118,33 +120,69 @@ def _predict(arguments: argparse.Namespace) -> None:
     options = {"decoding": decoding["name"], **_without(decoding, "name")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.features is None:
-        found = _predict_clips(arguments, inputs, members, device, options)
+        found: Any = _predict_clips(arguments, inputs, members, device, options)
     else:
         found = predict_blends(members, inputs, arguments.batch_size or 64, device, **options)
-    results = []
-    with Progress("predicting", "clip", len(inputs)) as bar:
-        for result in found:
-            results.append(result)
-            notes = [f"{result['clip']}: {note}" for note in result.get("notes", ())]
-            for line in [result["error"]] if "error" in result else notes:
+    results: list[dict[str, Any]] = []
+    shows = arguments.features is None or not outputs
+    with Progress("predicting", "clip", len(inputs)) as bar, closing(found), _journal(outputs) as keep:
+        try:
+            for result in found:
+                results.append(result)
+                keep(result)
                 bar.clear()
-                say(line, error=True)
-            bar.update()
-    done = [result for result in results if "error" not in result]
+                notes = [f"{result['clip']}: {note}" for note in result.get("notes", ())]
+                for line in [result["error"]] if "error" in result else notes:
+                    say(line, error=True)
+                if shows and "error" not in result:
+                    say(_line(result))
+                bar.update()
+        except BaseException as error:
+            done = [result for result in results if "error" not in result]
+            # A submission is of all clips.
+            files = [path for path in outputs if path.suffix != ".zip"] if done else []
+            _write(files, arguments.model, config, decoding, results)
+            if files or not done:
+                _journal_path(outputs).unlink(missing_ok=True)
+            if isinstance(error, KeyboardInterrupt):
+                kept = f", kept in {', '.join(map(str, files))}" if files else ""
+                raise KeyboardInterrupt(f"{len(done)} of {len(inputs)} clips are predicted{kept}") from None
+            raise
+        done = [result for result in results if "error" not in result]
+        _write(outputs if done else [], arguments.model, config, decoding, results)
     if not done:
-        raise ValueError(
-            f"could not read {'the clip' if len(results) == 1 else f'any of the {len(results)} clips; the first'}: "
-            f"{results[0]['error']}"
-        )
-    if arguments.features is None or not outputs:
-        for result in done:
-            say(_line(result))
-    _write(outputs, arguments.model, config, decoding, results)
+        which = "the clip" if len(results) == 1 else f"any of the {len(results)} clips; the first"
+        raise ValueError(f"could not read {which}: {results[0]['error']}")
     if outputs:
         clips = "1 clip" if len(done) == 1 else f"{len(done)} clips"
         say(f"{clips}, decoding {decoding['name']}: {', '.join(map(str, outputs))}")
     if arguments.features is not None and len(done) < len(results):
         raise ValueError(f"{len(results) - len(done)} of {len(results)} clips have no prediction, the others are done")
+
+
+@contextmanager
+def _journal(outputs: Sequence[Path]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A file of results so far, a line of JSON each, beside the first output; deleted once the outputs are written.
+
+    Outputs appear whole, so that it is what a process that is killed leaves.
+    """
+    if not outputs:
+        yield lambda result: None
+        return
+    path = _journal_path(outputs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+
+        def keep(result: Mapping[str, Any]) -> None:
+            file.write(json.dumps(_rounded(_without(result, "thumbnails"))) + "\n")
+            file.flush()
+
+        yield keep
+    path.unlink(missing_ok=True)
+
+
+def _journal_path(outputs: Sequence[Path]) -> Path:
+    return outputs[0].with_name(f"{outputs[0].name}.partial")
 
 
 def _checked(arguments: argparse.Namespace) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hf_blemo import blemore
-from hf_blemo.errors import without_secrets
+from hf_blemo.errors import check_regular, without_secrets
 from hf_blemo.feature_sets.distribution import read_metadata
 from hf_blemo.feature_sets.feature_files import read_csv
 from hf_blemo.feature_sets.label_reading import LabelOptions
@@ -18,7 +18,7 @@ from hf_blemo.feature_sets.table_files import Table, Wanted
 from hf_blemo.feature_sets.tables import read_label_columns, wanted_columns
 from hf_blemo.feature_sets.writing import is_dataset_folder
 from hf_blemo.loading import load_dataset
-from hf_blemo.media import is_address, is_media
+from hf_blemo.media import is_address, is_media, readable
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class MediaClip:
     group: str | None = None
 
     def __post_init__(self) -> None:
+        self.name = readable(self.name)
         if self.labels is None:
             self.labels = blemore.soft_label(self.name, required=False)
 
@@ -190,6 +191,7 @@ def _found(
 ) -> tuple[list[MediaClip], Table | None]:
     """The clips; and what is wanted of their columns, where they have columns."""
     path, table = Path(source), None
+    check_regular(path, "clips")
     if path.is_dir() and not is_dataset_folder(path):
         clips = _folder_clips(path)
     elif path.is_file() and path.suffix == ".csv":
@@ -215,7 +217,7 @@ def _found(
 
 
 def _folder_clips(folder: Path) -> list[MediaClip]:
-    found = sorted(path for path in folder.rglob("*") if is_media(path) and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if is_media(path) and not path.is_dir())
     files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not (folder / _METADATA_FILE).is_file():
         return [MediaClip(path.stem, path) for path in files]

@@ -1,5 +1,6 @@
 """Clips to pieces: threads that decode clips and cut them for the encoders, a bounded amount ahead of them."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from hf_blemo.encoders.encoder import Encoder, Piece, Session
-from hf_blemo.errors import one_line
-from hf_blemo.extraction.clip_sources import MediaClip, as_clip
+from hf_blemo.errors import MissingExtraError, one_line
+from hf_blemo.extraction.clip_sources import as_clip
 from hf_blemo.media import Frame, MediaError, MediaFile, Thumbnails
+
+logger = logging.getLogger(__name__)
 
 # Clips that may be decoded before the first of them has all its features: this bounds the memory.
 CLIPS_AHEAD = 64
@@ -127,15 +130,17 @@ class ClipDecoder:
                     number, source = next(self._sources, (None, None))
                 if number is None:
                     return
-                self._decode(number, as_clip(source, number))
+                self._decode(number, source)
         except Exception as error:
             self._queue.put(error)
         finally:
             self._queue.put(None)
 
-    def _decode(self, number: int, clip: MediaClip) -> None:
-        result = ClipFeatures(clip.name)
+    def _decode(self, number: int, source: Any) -> None:
+        result = ClipFeatures(f"clip {number}")
         try:
+            clip = as_clip(source, number)
+            result.name = clip.name
             for source, modalities in clip.files():
                 # Several clips at once keep all cores busy already.
                 num_threads = 0 if len(self._threads) == 1 else 1
@@ -143,8 +148,13 @@ class ClipDecoder:
                     self._cut(media, number, modalities, result)
                     result.duration = max(result.duration or 0.0, media.duration or 0.0) or None
                     result.notes += media.notes
-        except (MediaError, OSError) as error:
-            result.error = error
+        except MissingExtraError:
+            raise
+        # Whatever a library, a file system or a data set raises for a clip ends only that clip.
+        except Exception as error:
+            is_worded = isinstance(error, (MediaError, OSError))
+            result.error = error if is_worded else MediaError(f"{result.name}: cannot be read: {_words(error)}")
+            logger.debug("%s: cannot be read", result.name, exc_info=True)
         self._queue.put((number, "", result))
 
     def _cut(self, media: MediaFile, number: int, modalities: Iterable[str], result: ClipFeatures) -> None:
@@ -175,6 +185,12 @@ class ClipDecoder:
         for piece in pieces:
             if not self._queue.put((number, name, piece), piece.values.nbytes):
                 return
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it is damaged, or needs more memory than there is"
+    return one_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 class _Queue:

@@ -1,7 +1,7 @@
 """Clips to features: encoders run on decoded batches while decoding continues."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ def encode_clips(
     encoders: Mapping[str, Encoder],
     num_threads: int | None = None,
     num_thumbnails: int = 0,
-) -> Iterator[ClipFeatures]:
+) -> Generator[ClipFeatures, None, None]:
     """Makes the features of any number of clips, one after the other, in bounded memory.
 
     Frames and sound go from the decoder through each encoder's preparation while the encoders run, on batches that

@@ -1,8 +1,11 @@
 """A whole extraction: clips in, a data set of features out, clip by clip, resumable, on any number of processes."""
 
+import hashlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +41,9 @@ _FREE |= {"push_to_hub", "hub_private", "label_column", "label_prefix", "label_k
 _FREE |= {"unblended", "folds", "group", "seed"}
 # One process may have the long clips: the others wait for it.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=7))
+# Names of clips that files have too.
+_PLAIN = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]+")
+_LONGEST_STEM = 200
 
 
 def extract_features(
@@ -188,11 +194,18 @@ def _begin(work: Path, settings: ExtractionSettings, encoders: Mapping[str, Enco
 
 
 def _record_path(work: Path, clip: str) -> Path:
-    return within(work / "records", f"{clip}.json")
+    return within(work / "records", f"{_file_stem(clip)}.json")
 
 
 def _feature_path(work: Path, encoder: str, clip: str) -> Path:
-    return within(within(work / "features", encoder), f"{clip}.npy")
+    return within(within(work / "features", encoder), f"{_file_stem(clip)}.npy")
+
+
+def _file_stem(clip: str) -> str:
+    """The name of a clip, or what stands for it where no file can be named so."""
+    if not clip or (_PLAIN.fullmatch(clip) and len(clip.encode()) <= _LONGEST_STEM):
+        return clip
+    return f"clip-{hashlib.sha256(clip.encode(errors='surrogatepass')).hexdigest()[:32]}"
 
 
 def _extract(
@@ -207,17 +220,21 @@ def _extract(
     failed: dict[str, str] = {}
     media_seconds = 0.0
     start = time.perf_counter()
-    with Progress("encoding", "clip", len(clips), shown=progress) as bar:
-        for clip in encode_clips(clips, encoders, num_threads):
-            if (problem := clip.problem) is None:
-                _write_clip(work, clip)
-                media_seconds += clip.duration or 0.0
-            else:
-                failed[clip.name] = problem
-            for line in [problem] if problem else [f"{clip.name}: {note}" for note in clip.notes]:
-                bar.clear()
-                report_line(line)
-            bar.update(speed=f"{media_seconds / max(time.perf_counter() - start, 1e-9):.1f} x real time")
+    found = encode_clips(clips, encoders, num_threads)
+    with Progress("encoding", "clip", len(clips), shown=progress) as bar, closing(found):
+        try:
+            for clip in found:
+                if (problem := clip.problem) is None:
+                    _write_clip(work, clip)
+                    media_seconds += clip.duration or 0.0
+                else:
+                    failed[clip.name] = problem
+                for line in [problem] if problem else [f"{clip.name}: {note}" for note in clip.notes]:
+                    bar.clear()
+                    report_line(line)
+                bar.update(speed=f"{media_seconds / max(time.perf_counter() - start, 1e-9):.1f} x real time")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"what is done is kept in {work}, for the same command to go on") from None
     return {"failed": failed, "media_seconds": media_seconds}
 
 

@@ -167,8 +167,6 @@ class MediaPass:
                 failures += 1
                 # At the end of a truncated file, the same failure repeats.
                 self.num_damaged += failures == 1
-            except MemoryError:
-                raise
             # Every file system has its own errors.
             except Exception as error:
                 raise self._failed(error) from error
@@ -254,6 +252,9 @@ class MediaPass:
             return MediaError(
                 f"{self._name}: an MP4 file without its index (moov), as one that was cut short, expected a whole one"
             )
+        if isinstance(error, MemoryError):
+            # FFmpeg says so for sizes that a damaged file invents.
+            return MediaError(f"{self._name}: it is damaged, or needs more memory than there is, {EXPECTED}")
         reason = getattr(error, "strerror", None) or one_line(error)
         return MediaError(f"{self._name}: no media that can be read ({reason}), {EXPECTED}")
 
@@ -385,7 +386,7 @@ def _decode(stream: Any, packet: Any) -> tuple[list[Any], int]:
         frames = stream.codec_context.decode(packet)
     except av.error.EOFError:
         return [], 0
-    except (av.error.FFmpegError, ValueError):
+    except (av.error.FFmpegError, ValueError, MemoryError):
         return [], 1
     return frames, sum(bool(frame.is_corrupt) for frame in frames)
 

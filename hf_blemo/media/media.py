@@ -16,6 +16,8 @@ from hf_blemo.media.sources import EXPECTED, MediaError, MediaSource, is_address
 
 _VIDEO_SUFFIXES = "3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts webm wmv"
 _AUDIO_SUFFIXES = "aac aif aiff amr au caf flac m4a mp3 oga ogg opus wav wma"
+# Of a thumbnail, by its height.
+_WIDEST = 8
 MEDIA_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_VIDEO_SUFFIXES} {_AUDIO_SUFFIXES}".split())
 
 
@@ -191,7 +193,9 @@ class Thumbnails:
         """
         if self._seen % self._every == 0:
             picture = Image.fromarray(frame.image)
-            size = (max(1, round(picture.width * self._height / picture.height)), self._height)
+            # A narrow picture is as wide as it may be instead of as high.
+            scale = min(self._height / picture.height, _WIDEST * self._height / picture.width)
+            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
             self._kept.append(picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
             if len(self._kept) > 2 * self._count:
                 self._kept, self._every = self._kept[::2], 2 * self._every

@@ -1,6 +1,7 @@
 """Sources of media (a file, an address, bytes or a file object), each as one file that several readers share."""
 
 import io
+import re
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -133,15 +134,20 @@ def is_address(source: Any) -> bool:
     return isinstance(source, str) and "://" in source
 
 
+def readable(name: str) -> str:
+    """A name that can be written anywhere: %XX for a byte of a file name that is not UTF-8."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"%{ord(found[0]) & 0xFF:02X}", name)
+
+
 def _name_of(source: Any) -> str:
     if is_address(source):
         return without_secrets(source)
     if isinstance(source, (str, Path)):
-        return str(source)
+        return readable(str(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "bytes"
     name = getattr(source, "name", None)
-    return name if isinstance(name, str) else "file object"
+    return readable(name) if isinstance(name, str) else "file object"
 
 
 def _opened(source: Any, name: str) -> tuple[Any, bool]:

@@ -9,8 +9,10 @@ import numpy as np
 
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.loading import load_encoders
+from hf_blemo.errors import one_line
 from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
+from hf_blemo.files import limits
 from hf_blemo.prediction.fusion import FusionMember, common_encoders, results
 from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import DECODING_PARAMETERS
 
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 LONGEST_CLIP = 30.0
 WINDOW, HOP = 4.0, 2.0
 _WINDOWS_AT_ONCE = 64
+# Seconds without a row that the row before them may stand for.
+_LONGEST_GAP = 60.0
 
 
 @dataclass
@@ -47,19 +51,25 @@ class Windows:
         if self.hop is None:
             self.hop = self.seconds / 2
 
-    def spans(self, duration: float) -> list[tuple[float, float]]:
+    def spans(self, duration: float, clip: str = "clip") -> list[tuple[float, float]]:
         """Lists the windows of a clip, up to the one that reaches its end.
 
         Args:
             duration: of the clip, in seconds.
+            clip: its name, for messages.
 
         Returns:
             (start, end) of each, in seconds.
+
+        Raises:
+            ValueError: there are more than `Limits.max_windows`.
         """
         if not self.seconds or duration <= self.longer_than:
             return []
         assert self.hop is not None
         count = 1 + max(0, int(np.ceil((duration - self.seconds) / self.hop - 1e-9)))
+        if count > limits().max_windows:
+            raise ValueError(limits().excess(clip, f"{count:,} windows in its timeline", "max_windows"))
         starts = [start for start in (self.hop * number for number in range(count)) if start < duration]
         return [(start, min(start + self.seconds, duration)) for start in starts]
 
@@ -140,20 +150,41 @@ def predict_clips(
             continue
         # As the file says, or up to the last row of an encoder.
         duration = max(clip.duration or 0.0, *(float(times[-1]) for times in clip.times.values()))
-        [result] = results([clip.features], [clip.name], members, **options)
+        try:
+            spans = windows.spans(duration, clip.name)
+            [result] = results([clip.features], [clip.name], members, **options)
+            timeline = _timeline(clip, spans, members, options)
+        except ValueError as error:
+            line = one_line(error)
+            # What is said of a clip ends only that clip; anything else would hold for all of them.
+            if clip.name not in line:
+                raise
+            yield {"clip": clip.name, "error": line}
+            continue
         result |= {"duration": duration, "notes": clip.notes}
         if num_thumbnails:
             result["thumbnails"] = clip.thumbnails
-        spans = [(span, sample) for span in windows.spans(duration) if (sample := _window(clip, *span))]
-        if spans:
-            result["timeline"] = []
-        for first in range(0, len(spans), _WINDOWS_AT_ONCE):
-            part = spans[first : first + _WINDOWS_AT_ONCE]
-            rows = results([sample for _, sample in part], [clip.name] * len(part), members, **options)
-            for ((start, end), _), row in zip(part, rows, strict=True):
-                del row["clip"]
-                result["timeline"].append({"start": start, "end": end, **row})
+        if timeline:
+            result["timeline"] = timeline
         yield result
+
+
+def _timeline(
+    clip: ClipFeatures,
+    spans: Sequence[tuple[float, float]],
+    members: Sequence[FusionMember],
+    options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The results of windows that have any row."""
+    found: list[dict[str, Any]] = []
+    filled = [(span, sample) for span in spans if (sample := _window(clip, *span))]
+    for first in range(0, len(filled), _WINDOWS_AT_ONCE):
+        part = filled[first : first + _WINDOWS_AT_ONCE]
+        rows = results([sample for _, sample in part], [clip.name] * len(part), members, **options)
+        for ((start, end), _), row in zip(part, rows, strict=True):
+            del row["clip"]
+            found.append({"start": start, "end": end, **row})
+    return found
 
 
 def _window(clip: ClipFeatures, start: float, end: float) -> dict[str, np.ndarray]:
@@ -162,9 +193,10 @@ def _window(clip: ClipFeatures, start: float, end: float) -> dict[str, np.ndarra
     for name, times in clip.times.items():
         first, last = np.searchsorted(times, (start, end))
         if first == last:
-            # A row lasts until the next one begins, and the last one as long as others do.
+            # A row lasts until the next one begins, but not over a long gap, and the last one as long as others do.
             length = float(np.median(np.diff(times))) if len(times) > 1 else end - start
-            if first == 0 or (first == len(times) and times[-1] + length <= start):
+            longest = length if first == len(times) else max(_LONGEST_GAP, 2 * length)
+            if first == 0 or times[first - 1] + longest <= start:
                 continue
             first, last = first - 1, first
         sample[name] = clip.features[name][first:last]

@@ -274,7 +274,8 @@ def test_predict_refuses_what_it_cannot_use_and_leaves_old_outputs(capsys, share
     }
     assert_refused(capsys, ("predict", "--output", output, "--model"), cases)
     assert output.read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json", "out.json"]
+    # What was predicted is not lost with an output that cannot be written.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json", "out.json", "out.json.partial"]
 
 
 def test_evaluate_scores_by_the_names_or_by_any_labels(capsys, shared, tmp_path):

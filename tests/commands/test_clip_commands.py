@@ -2,16 +2,21 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from clip_files import write_clip
 from command_line import refused, run
 from tiny_extraction import BROKEN, CLIPS, save_fusion
 
 from hf_blemo import feature_sets
+from hf_blemo.prediction import clips as clip_prediction
 from hf_blemo.prediction import demo_page
 from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
 
@@ -71,6 +76,70 @@ def test_clips_are_predicted_and_a_bad_one_is_a_line_of_its_own(predict, bad, pa
         assert row["selected"].split("+") == right["selected_encoders"]
     report = outputs["html"].read_text()
     assert all(name in report for name in (BROKEN, *CLIPS)) and report.count("data:image/jpeg") == 8 * len(CLIPS)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_is_done_is_printed_and_kept_when_a_run_ends(predict, capsys, paths, tmp_path, monkeypatch, error):
+    output, partial, seen = tmp_path / "results.json", tmp_path / "results.json.partial", []
+
+    def ending(*given, **options):
+        found = predict_clips(*given, **options)
+        yield next(found)
+        seen.append(partial.read_text())
+        yield next(found)
+        seen.append(capsys.readouterr().out)
+        raise error
+
+    monkeypatch.setattr(clip_prediction, "predict_clips", ending)
+    if error is KeyboardInterrupt:
+        code, out, err = predict(paths, "--output", output, tmp_path / "made.zip")
+        assert code == 130 and not out
+        assert err.splitlines()[-1] == f"hf-blemo predict: interrupted: 2 of 4 clips are predicted, kept in {output}"
+    else:
+        with pytest.raises(error):
+            predict(paths, "--output", output)
+    assert [json.loads(seen[0])["clip"], [line.split(":")[0] for line in seen[1].splitlines()]] == [
+        CLIPS[0],
+        [*CLIPS[:2]],
+    ]
+    assert list(json.loads(output.read_text())["predictions"]) == list(CLIPS[:2])
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def odd_clips(folder, path):
+    """Copies of a clip under names that are hard to write, and what is no clip."""
+    folder.mkdir()
+    names = [b"\xff\xfe.mp4", b"a\nb.mp4", b"x" * 250 + b".mp4"]
+    for name in names:
+        shutil.copy(path, os.fsencode(folder) + b"/" + name)
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "endless.mp4").symlink_to("/dev/zero")
+    (folder / "nowhere.mp4").symlink_to("nowhere")
+    pictures = [np.zeros((2, 16384, 3), np.uint8)]
+    write_clip(folder / "narrow.mkv", "ffv1", None, pictures)
+    write_clip(folder / "wide.mkv", "ffv1", None, [np.zeros((2, 160, 3), np.uint8)] * 3)
+    return folder
+
+
+def test_odd_names_and_files_end_no_run(predict, capsys, paths, encoders, tmp_path):
+    folder = odd_clips(tmp_path / "clips", paths[0])
+    outputs = [tmp_path / f"results.{suffix}" for suffix in ("json", "csv", "html")]
+    code, _, err = predict([folder], "--output", *outputs)
+    assert code == 0, err
+    found = json.loads(outputs[0].read_text())
+    good = {"%FF%FE", "a\nb", "x" * 250, "wide"}
+    assert set(found["predictions"]) == good and len({str(blend) for blend in found["predictions"].values()}) <= 2
+    errors = {clip["clip"]: clip["error"] for clip in found["clips"] if "error" in clip}
+    for name, line in (
+        ("pipe", "found a named pipe"), ("endless", "found a device"), ("nowhere", "no such file"),
+        ("narrow", "found a picture of 16,384 x 2 pixels, expected at most 100 "),
+    ):  # fmt: skip
+        assert line in errors.pop(name) and f"{folder / name}." in err
+    assert not errors and "%FF%FE" in outputs[1].read_text() and "%FF%FE" in outputs[2].read_text()
+    made = tmp_path / "made"
+    code, out, _ = run(capsys, "features", folder, "--output", made, "--encoder", *encoders)
+    assert code == 0 and out.startswith("4 clips, 4 failed")
+    assert set(datasets.load_from_disk(str(made))["clip"][:]) == good
 
 
 def test_a_timeline_of_the_windows_asked_for(predict, paths, member, tmp_path):
@@ -204,3 +273,21 @@ def test_demo_serves_a_page_that_recognises_clips(capsys, paths, fusion, member,
     assert found["blend"] == expected["blend"] and found["duration"] == expected["duration"]
     assert "no such file, expected a clip" in refused(capsys, *demo, "--example", tmp_path / "gone.mp4")
     assert "gone: not a file, folder or Hub id" in refused(capsys, "demo", "--model", tmp_path / "gone")
+
+
+@pytest.mark.parametrize("sink", ["/dev/full", "a pipe without a reader"])
+def test_a_print_that_fails_loses_nothing(paths, fusion, tmp_path, sink):
+    output, command = tmp_path / "results.json", [sys.executable, "-m", "hf_blemo.cli", "predict"]
+    if sink == "/dev/full":
+        stdout = os.open(sink, os.O_WRONLY)
+    else:
+        reader, stdout = os.pipe()
+        os.close(reader)
+    found = subprocess.run(
+        [*command, *paths, "--model", fusion, "--output", output], stdout=stdout, stderr=subprocess.PIPE, text=True
+    )
+    os.close(stdout)
+    assert found.returncode == 2
+    reason = "No space left on device" if sink == "/dev/full" else "Broken pipe"
+    assert found.stderr.splitlines()[-1] == f"hf-blemo predict: error: stdout: cannot be written: {reason}"
+    assert list(json.loads(output.read_text())["predictions"]) == list(CLIPS)
