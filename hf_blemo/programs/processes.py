@@ -54,7 +54,8 @@ def together(accelerator: Accelerator, settings: Any) -> Iterator[ExitStack]:
 
     Beside the process group every process has a connection to the first one, on which nothing is sent while all goes
     well. Where one raises, or its connection breaks since it was killed, the others print one line that names it and
-    exit with its code within seconds, whatever they are waiting for. No process returns before all are done.
+    exit with its code within seconds, whatever they are waiting for; so does the one that failed, even if a caller
+    catches its error. No process returns before all are done.
 
     Drop every reference to a prepared model inside: a `DistributedDataParallel` model that outlives its process group
     holds the last reference to the group. Freeing it can hang in torch 2.13 with gloo: the freeing thread holds
@@ -187,10 +188,7 @@ class _Watch:
         host, port, token = broadcast_object_list(address)[0]
         self.connection = socket.create_connection((host, port), timeout=_CONNECTING)
         self.connection.settimeout(None)
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if hasattr(socket, name):
-                self.connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        _keep_alive(self.connection)
         # A worker of this process must not keep the connection alive when this process is killed.
         os.register_at_fork(after_in_child=self.connection.close)
         self._send({"rank": self.rank, "token": token})
@@ -350,8 +348,19 @@ class _Hub:
 def _listener(single: bool) -> socket.socket:
     """On the loopback interface where all processes are on this machine."""
     if single or not socket.has_dualstack_ipv6():
-        return socket.create_server((_LOCAL[0] if single else "", 0), backlog=1024)
-    return socket.create_server(("", 0), backlog=1024, family=socket.AF_INET6, dualstack_ipv6=True)
+        listener = socket.create_server((_LOCAL[0] if single else "", 0), backlog=1024)
+    else:
+        listener = socket.create_server(("", 0), backlog=1024, family=socket.AF_INET6, dualstack_ipv6=True)
+    # What it accepts inherits this.
+    _keep_alive(listener)
+    return listener
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _next(connection: socket.socket) -> list[Any]:

@@ -1,7 +1,7 @@
 """Where one of several processes fails, whatever and wherever, all end within seconds and name it.
 
 `make test` draws a few failures on two processes, `make fuzz` makes all of them on two and on four.
-`FUZZ=processes:NUMBER pytest tests/fuzzing` makes one again.
+`FUZZ=processes:NUMBER pytest tests/fuzzing/test_failing_processes.py` makes one again.
 """
 
 import json
@@ -19,7 +19,7 @@ from fresh_processes import PACKAGE_FOLDER, run_python
 HELPERS = Path(__file__).parents[1] / "helpers"
 # A short draw shares the machine with other tests.
 SECONDS = 10.0 if os.environ.get("FUZZ") else 40.0
-SHORT = 5
+SHORT = 4
 CONFIGS = PACKAGE_FOLDER / "training" / "configs"
 DISTILL = (
     *("--config", CONFIGS / "clip_rd_synthetic.yaml", "--weight_schedule", "{}", "--synthetic.num_pairs", 64),
@@ -34,7 +34,8 @@ FUSION = (
 # Program -> its arguments.
 PROGRAMS = {
     "distill_clip_rd": (*DISTILL, "--teacher", "{teacher}"),
-    "embed_teacher": ("--teachers.tiny", "{teacher}", "--synthetic.num_pairs", 40, "--rows_per_shard", 8),
+    "distill_clip_rd, workers": (*DISTILL, "--teacher", "{teacher}", "--num_workers", 1),
+    "embed_teacher": ("--teachers.tiny", "{teacher}", "--synthetic.num_pairs", 40, "--rows_per_shard", 5),
     "train_fusion": FUSION,
     "ablate_fusion": (*FUSION, "--only", "rank-aware, n = 1", "mean of all"),
     "compare_distillation": (
@@ -51,14 +52,14 @@ class Place(NamedTuple):
     """A function in which a process fails.
 
     Args:
-        program: of `training/`.
+        of: a key of `PROGRAMS`, which begins with that of `training/`.
         name: `module:function`, the module without the package.
         rank: the only process that is ever there; all are by default.
         calls: the most calls of it that happen on every process.
         how: what it fails by where not anything.
     """
 
-    program: str
+    of: str
     name: str
     rank: int | None = EVERY
     calls: int = 1
@@ -79,6 +80,9 @@ PLACES = [
     Place("distill_clip_rd", f"{BATCHES}:PairBatches._batch", calls=6),
     Place("distill_clip_rd", "clip_rd_training.reading:PairReader.read", calls=24),
     Place("distill_clip_rd", "pairs.images:to_rgb", calls=24),
+    # A worker reads; what one has forked must not hide that a process was killed.
+    Place("distill_clip_rd, workers", f"{BATCHES}:PairBatches._batch", calls=6, how=[*ERRORS]),
+    Place("distill_clip_rd, workers", f"{RUN}:_Training._step", calls=6, how=["kill", "exit"]),
     # A step.
     Place("distill_clip_rd", f"{DISTILLER}:CLIPRDDistiller._embed_student", calls=6),
     Place("distill_clip_rd", f"{DISTILLER}:CLIPRDDistiller._embed_teacher", calls=6),
@@ -138,7 +142,7 @@ def draws() -> list[tuple[int, int]]:
     if ":" in asked:
         kind, _, number = asked.partition(":")
         return [one for one in every if kind == "processes" and one[0] == int(number)]
-    # A few of every program, others every time the table changes.
+    # Others every time the table grows.
     return [(number, 2) for number in random.Random(len(PLACES)).sample(range(len(PLACES)), SHORT)]
 
 
@@ -147,18 +151,19 @@ def test_all_processes_end_when_one_fails(number, processes, trained_teacher, tr
     place = PLACES[number]
     given = failure(number, place, processes)
     models = {"{teacher}": trained_teacher, "{student}": trained_student}
-    arguments = [str(models.get(argument, argument)) for argument in PROGRAMS[place.program]]
-    program = PACKAGE_FOLDER / "training" / f"{place.program}.py"
+    arguments = [str(models.get(argument, argument)) for argument in PROGRAMS[place.of]]
+    name = f"{place.of.split(',')[0]}.py"
+    program = PACKAGE_FOLDER / "training" / name
     command = [HELPERS / "failing_process.py", json.dumps(given), program, *arguments, "--output_dir", "out"]
     done = run_python(command, cwd=tmp_path, processes=processes, patience=2 * SECONDS)
     failed_at = re.search(r"fails at ([\d.]+)", done.stderr)
     assert failed_at is not None, f"{given} is never reached\n{done.stderr[-3000:]}"
     seconds = [round(ended - float(failed_at[1]), 1) for ended in done.ended]
-    print(f"{place.program} {given}: codes {done.codes} after {seconds} seconds")
+    print(f"{place.of} {given}: codes {done.codes} after {seconds} seconds")
     assert None not in done.codes and max(seconds) < SECONDS, f"{done.codes} {seconds}\n{done.stderr[-3000:]}"
     others = [code for rank, code in enumerate(done.codes) if rank != given["rank"]]
     own = done.codes[given["rank"]]
     assert len(set(others)) == 1 and others[0] > 0
     assert own == {"kill": -9, "exit": 3}.get(str(given["how"]), others[0])
-    named = re.findall(rf"^{place.program}.py: error: process {given['rank']} of {processes}: ", done.stderr, re.M)
+    named = re.findall(rf"^{name}: error: process {given['rank']} of {processes}: ", done.stderr, re.M)
     assert len(named) >= processes - 1, done.stderr[-3000:]
