@@ -56,6 +56,21 @@ class CheckedWeights(PreTrainedModel):
             )
         return (model, report) if output_loading_info else model
 
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads an adapter onto the model as transformers does, which `from_pretrained` of an adapter calls.
+
+        Raises:
+            ValueError: transformers does not load all weights of the adapter, such as DoRA's magnitudes.
+        """
+        report = super().load_adapter(*args, **kwargs)
+        lost = sorted({*report.missing_keys, *report.unexpected_keys})
+        if lost:
+            raise ValueError(
+                f"transformers does not load the adapter whole ({lost[0]}), expected all its weights: load it by "
+                "peft.PeftModel.from_pretrained(model, adapter)"
+            )
+        return report
+
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, *args: Any, **kwargs: Any
     ) -> None:

@@ -131,7 +131,9 @@ def parse_settings(
 def command_line() -> str:
     """The command that started this program, as it would be typed again, without folders of this machine."""
     launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
-    return shlex.join([*launcher, *map(without_paths, sys.argv)])
+    # The value of an option is a path of its own.
+    words = ["=".join(map(without_paths, word.split("=", 1))) for word in sys.argv]
+    return shlex.join([*launcher, *words])
 
 
 def check_output_folder(folder: str) -> Path:

@@ -20,9 +20,17 @@ ENCODER_DEFAULTS = {"modality": "video", "pooling": "mean", "transform": "none"}
 # For packages that extract features; kept with the model, so that it knows how its inputs are extracted.
 ENCODER_PROVENANCE = ("model_id", "revision", "extraction")
 _DEFAULT_TOP_N = 3
+TASK = "blended-emotion-recognition"
 # Names also become names of columns, files and folders.
 _NAME = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f-\x9f]+"
 _ENCODER_NAME = re.compile(f"{_NAME}(?:/{_NAME})*")
+
+
+class _InferredTask(dict):
+    """What `pipeline(model=...)` without a task infers it from; the class for it is the registered one."""
+
+    def __contains__(self, task: object) -> bool:
+        return False
 
 
 def complete_encoders(encoders: dict[str, Any], order: list[str] | None) -> dict[str, dict[str, Any]]:
@@ -168,6 +176,8 @@ class RankAwareFusionConfig(PreTrainedConfig):
     """
 
     model_type = "rank_aware_fusion"
+    if not __name__.startswith("transformers_modules."):
+        custom_pipelines = _InferredTask({TASK: {}})
     keys_to_ignore_at_inference = [
         "presence_logits",
         "salience_logits",

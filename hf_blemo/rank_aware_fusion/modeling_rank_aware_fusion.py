@@ -463,7 +463,7 @@ class RankAwareFusionPreTrainedModel(CheckedWeights):
         from .pipeline_rank_aware_fusion import TASK, BlendedEmotionRecognitionPipeline
 
         implementation = f"pipeline_rank_aware_fusion.{BlendedEmotionRecognitionPipeline.__name__}"
-        earlier = getattr(self.config, "custom_pipelines", None)
+        earlier = vars(self.config).get("custom_pipelines")
         self.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}}
         try:
             super().save_pretrained(save_directory, *args, **kwargs)

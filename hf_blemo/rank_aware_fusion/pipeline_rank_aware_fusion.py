@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
+from .configuration_rank_aware_fusion import TASK
 from .decoding_rank_aware_fusion import output_probabilities
 from .label_space_rank_aware_fusion import LabelSpace
 
-TASK = "blended-emotion-recognition"
 FEATURE_SUFFIX = ".npy"
 DECODING_PARAMETERS = ("decoding", "alpha", "beta", "blend_share")
 

@@ -1,10 +1,12 @@
 """Cards of every family: numbers come back out of the metadata, people's words survive, and machines stay unnamed."""
 
+import copy
 import re
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from jinja2 import UndefinedError
 from sample_metrics import set_first_number
 
 from hf_blemo.hub import write_card
@@ -49,8 +51,54 @@ def test_bad_metrics_are_refused(metrics):
         render_card(metrics | {"model_type": "bert"})
 
 
+EVIL = "x` <img src=a> <!-- hf_blemo:end results -->\n```\n~~~ | [a](b) \x1b[2J"
+_CODE = re.compile(r"^```.*?^```$|(?<![\\`])(`+)(?!`).*?(?<!`)\1(?!`)", re.DOTALL | re.MULTILINE)
+
+
+def poisoned(tree):
+    """The same tree with one text or name of an entry replaced, each in turn."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(tree, dict) and isinstance(value, dict):
+            yield {EVIL if name == key else name: entry for name, entry in tree.items()}
+        changes = poisoned(value) if isinstance(value, (dict, list)) else [EVIL] if isinstance(value, str) else []
+        for changed in changes:
+            copied = copy.copy(tree)
+            copied[key] = changed
+            yield copied
+
+
+def test_no_value_is_a_tag_a_link_a_fence_or_a_marker(metrics):
+    clean, num_cards = render_card(metrics, "owner/name"), 0
+    for changed in poisoned(metrics):
+        try:
+            card = render_card(changed, "owner/name")
+        except (ValueError, KeyError, FileNotFoundError, AttributeError, TypeError, UndefinedError):
+            # A setting with few values, or an entry that is needed.
+            continue
+        text = card.split("\n---\n", 1)[1]
+        num_cards += "src=a" in text
+        assert text.count("<!--") == clean.count("<!--") and "\x1b" not in text
+        assert len(re.findall("(?m)^ *(```|~~~)", text)) == len(re.findall("(?m)^ *(```|~~~)", clean))
+        assert "<img" not in _CODE.sub("", text) and not re.search(r"(?<!\\)\[a\]", _CODE.sub("", text))
+    assert num_cards > 10
+    with pytest.raises(ValueError):
+        render_card(metrics, 'owner/name"); print("')
+
+
 def test_only_absolute_paths_are_cut():
     for text, expected in (
+        ("/home/some one/my data/x y.csv", "x y.csv"),
+        ("/home/o'brien/a b/x", "x"),
+        ("/home/someone", "~"),
+        ("file:///home/someone/x.mp4", "x.mp4"),
+        ("see file:///home/someone/x, some@host:/home/someone/y", "see x, y"),
+        ("host:/home/someone/data", "data"),
+        (r"C:\Users\Some One\x", "x"),
+        ("http://user:pw@host/a/b?sig=1", "http://host/a/b"),
+        ("zip://a.mp4::/home/someone/x.zip", "zip://a.mp4::x.zip"),
+        ("python a.py --data '/home/some one/x y/z' --out /b/c d/e", "python a.py --data 'z' --out e"),
+        ("found /home/some one/x.mp4: no file, expected a/b", "found x.mp4: no file, expected a/b"),
+        ("/home/someone/x.mp4 and /home/other/y.mp4", "x.mp4 and y.mp4"),
         ("/home/someone/blemore", "blemore"),
         ("/home/someone/blemore/", "blemore"),
         ("~/data/blemore", "blemore"),

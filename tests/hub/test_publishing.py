@@ -16,6 +16,7 @@ from tiny_models import MAKERS, save_tiny_model
 
 from hf_blemo.hub import files_to_publish, publish, publishing, push_model, write_card
 from hf_blemo.hub.card import merge_card
+from hf_blemo.hub.uploads import upload
 
 NAME = "you/model"
 # What a model needs to read its inputs, by family.
@@ -112,6 +113,18 @@ def test_one_commit_with_what_belongs_on_the_hub(folder, published, metrics, hub
         with pytest.raises(ValueError, match=message):
             publish(folder, **{"repo_id": NAME, "message": "Second", **options})
     assert repository.branches == {"main": commit} and not repository.pulls
+
+
+def test_no_settings_file_takes_this_machines_folders_to_the_hub(hub, tmp_path):
+    words = {"source": "/home/some one/my data", "log": "http://me:secret@host/x?sig=1", "tokens": ["/home/a/b"]}
+    contents = {}
+    for name in ("store.json", "tokenizers/small/tokenizer_config.json", "tokenizer.json"):
+        (tmp_path / name.replace("/", "_")).write_text(json.dumps(words))
+        contents[name] = tmp_path / name.replace("/", "_")
+    upload(NAME, contents, "Settings")
+    files = {name: json.loads(hub.files(NAME)[name]) for name in contents}
+    assert files.pop("tokenizer.json") == words
+    assert [*files.values()] == [{"source": "my data", "log": "http://host/x", "tokens": ["b"]}] * 2
 
 
 def test_edits_on_the_hub_survive_a_new_run(folder, metrics, hub):

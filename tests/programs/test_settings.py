@@ -1,6 +1,7 @@
 """Settings: YAML below the command line, every value of the type of its field, errors that name key and place."""
 
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -13,7 +14,14 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from hf_blemo.fusion_training.settings import FusionSettings
 from hf_blemo.programs import settings as program_settings
-from hf_blemo.programs.settings import at_least_one, not_negative, parse_settings, read_settings, settings_of
+from hf_blemo.programs.settings import (
+    at_least_one,
+    command_line,
+    not_negative,
+    parse_settings,
+    read_settings,
+    settings_of,
+)
 
 
 @strict
@@ -281,3 +289,25 @@ def test_settings_and_help_of_every_program_are_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not {"torch", "transformers", "numpy", "datasets"} & set(done.stdout.split())
+
+
+def test_the_command_names_no_folders_of_this_machine(monkeypatch):
+    words = [
+        "/opt/a b/train.py",
+        "--data",
+        "/home/some one/my data",
+        "--output_dir=/home/some one/o'x/out",
+        "--seed",
+        "1",
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert shlex.split(command_line()) == [
+        "python",
+        "train.py",
+        "--data",
+        "my data",
+        "--output_dir=out",
+        "--seed",
+        "1",
+    ]

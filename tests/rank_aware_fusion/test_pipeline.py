@@ -41,6 +41,15 @@ def recognise(tmp_path_factory):
     return pipeline(TASK, model=str(folder))
 
 
+def test_the_task_is_inferred_from_the_model(recognise, tmp_path):
+    recognise.model.save_pretrained(tmp_path)
+    recognise.processor.save_pretrained(tmp_path)
+    for options in ({}, {"trust_remote_code": True}):
+        found = pipeline(model=str(tmp_path), **options)
+        assert (found.task, type(found)) == (TASK, type(recognise))
+    assert "custom_pipelines" not in found.model.config.to_dict()
+
+
 @pytest.fixture(scope="module")
 def expected(clips):
     """What model and processor give, one clip at a time."""

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from tiny_models import EXTENDED
 from trainer_cases import CASES, fusion_case
 from transformers import AutoModel
@@ -77,6 +77,20 @@ def test_an_adapter_starts_as_its_base_and_trains_alone(case, tmp_path):
     merged = adapted.merge_and_unload()
     assert type(merged) is type(base) and set(merged.state_dict()) == set(base.state_dict())
     assert_same(outputs_of(merged, batch), found)
+
+
+def test_an_adapter_that_transformers_would_lose_a_part_of_is_refused(case, tmp_path):
+    base, batch = case.make_model(), batch_of(case)
+    base.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(AutoModel.from_pretrained(tmp_path / "base"), lora_config(base, r=4, use_dora=True))
+    with torch.no_grad():
+        for name, values in adapted.named_parameters():
+            values += 0.3 * torch.randn_like(values) * ("lora_" in name)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="adapter whole .*magnitude.*peft.PeftModel.from_pretrained"):
+        AutoModel.from_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(AutoModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    assert_same(outputs_of(loaded, batch), outputs_of(adapted, batch), 0)
 
 
 @pytest.mark.parametrize(
