@@ -201,8 +201,8 @@ def named_by_labels(clips: Sequence[str], labels: np.ndarray) -> bool:
         False, too, where no clip has a label, unless all have names of the test set.
     """
     labels = np.asarray(labels, dtype=np.float64)
-    labelled = np.flatnonzero((labels != UNLABELLED).any(1))
-    if not labelled.size:
+    labelled = np.flatnonzero((labels != UNLABELLED).any(1)).tolist()
+    if not labelled:
         return all(map(is_test_clip, clips))
     named = np.stack([soft_label(clips[row], required=False) for row in labelled])
     return bool((np.abs(named - labels[labelled]) < 1e-3).all())

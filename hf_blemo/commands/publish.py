@@ -55,6 +55,6 @@ def _publish(arguments: argparse.Namespace) -> None:
             create_pr=arguments.create_pr,
             message=arguments.message,
             tag=arguments.tag,
-            license=arguments.license,
+            **({} if arguments.license is None else {"license": arguments.license}),
         )
     say(address)

@@ -120,3 +120,11 @@ def test_prediction_label_indices_ignore_order_and_round():
         [],
     ]
     assert blemore.prediction_label_indices(predictions).tolist() == [*range(36), 35, *[-1] * 9]
+
+
+def test_data_is_blemores_where_its_names_say_its_labels():
+    clips = ["A1_hap_int1_ver1", "A2_mix_ang_sad_70_30_ver1", "test_0001"]
+    labels = np.stack([*map(blemore.soft_label, clips[:2]), np.full(6, blemore.UNLABELLED)])
+    assert blemore.named_by_labels(clips, labels) and blemore.named_by_labels(clips[2:], labels[2:])
+    assert not blemore.named_by_labels(clips[::-1], labels) and not blemore.named_by_labels(["a", *clips[1:]], labels)
+    assert not blemore.named_by_labels(["a"], labels[2:])

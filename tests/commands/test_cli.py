@@ -382,7 +382,7 @@ def test_publish_hands_its_options_over(capsys, publishable, monkeypatch):
     for words, changes in (
         ("", {}),
         ("--public --tag v1 --message First", {"private": False, "tag": "v1", "message": "First"}),
-        ("--create-pr", {"create_pr": True}),
+        ("--create-pr --license mit", {"create_pr": True, "license": "mit"}),
     ):
         assert run(capsys, "publish", publishable, "--repo", "owner/name", *words.split()) == (0, "https://a\n", "")
         assert calls.pop() == ((str(publishable), "owner/name"), {**defaults, **changes})
