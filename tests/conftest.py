@@ -32,6 +32,7 @@ if not IS_XDIST_WORKER:
 # The files that take longest, the longest first.
 SLOW_FILES = (
     *("clip_rd_training/test_run", "hub/test_onnx_export", "docs/test_examples", "round_trips/test_models"),
+    "fuzzing/test_failing_processes",
     *("trainer/test_trainer", "clip_rd_training/test_embedding", "fusion_training/test_cross_validation"),
     *("fusion_training/test_run", "clip_rd/test_distillation", "clip_rd/test_modeling", "extraction/test_run"),
     *("training/test_programs", "clip_rd/test_processes", "test_package"),

@@ -71,11 +71,11 @@ EXTRACT = "extraction.run"
 EMBED, FUSED, LOCKSTEP = "clip_rd_training.embedding", "fusion_training.run", "fusion_training.lockstep"
 PLACES = [
     # Before the first step.
-    Place("distill_clip_rd", f"{RUN}:check_output_folder"),
+    Place("distill_clip_rd", f"{RUN}:set_seed"),
     Place("distill_clip_rd", f"{RUN}:make_tasks", FIRST),
     Place("distill_clip_rd", f"{RUN}:open_source"),
     Place("distill_clip_rd", f"{RUN}:open_teacher"),
-    Place("distill_clip_rd", f"{RUN}:begin_run"),
+    Place("distill_clip_rd", f"{RUN}:TrainingPushes"),
     # Reading and decoding.
     Place("distill_clip_rd", f"{BATCHES}:PairBatches._batch", calls=6),
     Place("distill_clip_rd", "clip_rd_training.reading:PairReader.read", calls=24),
