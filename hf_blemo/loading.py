@@ -57,28 +57,48 @@ def download_errors(where: str) -> Iterator[None]:
     Raises:
         FileNotFoundError: the Hub cannot be reached, or has no such repository or revision for this user.
     """
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         yield
-    except RevisionNotFoundError:
-        raise FileNotFoundError(f"{where}: the repository has no such revision") from None
-    except RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"{where}: no such folder, and no Hub repository that can be read; a private one needs `hf auth login`"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise FileNotFoundError(
-            f"{where}: no such folder, and the Hub cannot be reached and its cache does not hold the repository"
-        ) from None
-    # `datasets` has errors of its own for the same cases.
-    except (HfHubHTTPError, ConnectionError, FileNotFoundError) as error:
-        raise FileNotFoundError(f"{where}: no such folder, and from the Hub: {one_line(error)}") from error
+    except Exception as error:
+        reason = hub_refusal(error)
+        if reason is not None:
+            raise FileNotFoundError(f"{where}: {reason}") from error
+        if isinstance(error, LocalEntryNotFoundError):
+            reason = "the Hub cannot be reached and its cache does not hold the repository"
+            raise FileNotFoundError(f"{where}: no such folder, and {reason}") from None
+        # `datasets` has errors of its own for the same cases.
+        if isinstance(error, (HfHubHTTPError, ConnectionError, FileNotFoundError)):
+            raise FileNotFoundError(f"{where}: no such folder, and from the Hub: {one_line(error)}") from error
+        raise
+
+
+def hub_refusal(error: BaseException) -> str | None:
+    """Why the Hub refused a request, in words that say what to do.
+
+    Args:
+        error: of a library, whichever wraps the Hub's answer.
+
+    Returns:
+        The reason; None where the Hub refused nothing that a user can change.
+    """
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__ or cause.__context__
+    # `datasets` passes on the words alone.
+    if isinstance(cause, GatedRepoError) or "is a gated dataset" in str(error):
+        return "the repository is gated: ask for access on its page of the Hub, and log in with `hf auth login`"
+    if isinstance(cause, RevisionNotFoundError):
+        return "the repository has no such revision"
+    if isinstance(cause, RepositoryNotFoundError):
+        return "no such folder, and no Hub repository that can be read; a private one needs `hf auth login`"
+    if getattr(getattr(cause, "response", None), "status_code", None) == 401:
+        hint = "log in with `hf auth login` or set HF_TOKEN"
+        return f"the Hub rejected the token, which may be wrong or have expired: {hint}"
+    return None
 
 
 def load_dataset(path: str, where: str, **options: Any) -> Any:
@@ -119,19 +139,18 @@ def load_part(auto_class: Any, source: str, where: str, **options: Any) -> Any:
         FileNotFoundError: there is no such part, or it cannot be read.
         ValueError: the weights have other shapes than the config says.
     """
-    from safetensors import SafetensorError
-
     local_path(source, where)
     # Without a word on it, transformers asks on the terminal whether to run the code of a repository.
     options.setdefault("trust_remote_code", False)
     given = {name: value for name, value in options.items() if value is not None}
     try:
         return auto_class.from_pretrained(source, **given)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        message = f"{where}: {auto_class.__name__} found nothing to load: {one_line(error)}"
-        raise FileNotFoundError(message) from error
     except RuntimeError as error:
         raise ValueError(f"{where}: {auto_class.__name__} cannot be loaded: {one_line(error)}") from error
+    # Each architecture and file format has errors of its own.
+    except Exception as error:
+        reason = hub_refusal(error) or f"{auto_class.__name__} found nothing to load: {one_line(error)}"
+        raise FileNotFoundError(f"{where}: {reason}") from error
 
 
 def code_references(content: Any) -> Iterator[str]:

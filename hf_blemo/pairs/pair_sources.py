@@ -6,10 +6,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from hf_blemo import built_in
 from hf_blemo.errors import check_regular, reading
-from hf_blemo.loading import load_dataset
+from hf_blemo.loading import download_errors, is_hub_id, load_dataset
 from hf_blemo.pairs.settings import PairSourceSettings
 
 # Suffix of a file -> its builder in `datasets`, which looks into folders itself.
@@ -17,6 +18,15 @@ READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdata
 READ_AT_ONCE = 8
 # Names in WebDataset shards on the Hub, used if the default ones are missing.
 WEBDATASET_COLUMNS = (("jpg", "jpeg", "png", "webp"), ("txt", "caption"))
+# What a row of a shard may hold; `datasets` would take it from the first rows of the first shard alone.
+_SHARD_FEATURES = datasets.Features(
+    {
+        **{
+            name: datasets.Image(decode=False) for suffix in WEBDATASET_COLUMNS[0] for name in (suffix, suffix.upper())
+        },
+        "txt": datasets.Value("string"),
+    }
+)
 
 
 class PairTable:
@@ -42,11 +52,8 @@ class PairTable:
         with reading(f"data {self.settings.data!r}", "images with captions"):
             found = self.data[rows]
         return [
-            {
-                **_located({"image": image, "caption": caption}, self.root, f"{self.settings.data}, row {row}"),
-                "key": (0, row),
-            }
-            for row, image, caption in zip(rows, found["image"], found["caption"], strict=True)
+            {**_located(pair, self.root, f"{self.settings.data}, row {row}"), "key": (0, row)}
+            for row, pair in zip(rows, _unbatched(found), strict=True)
         ]
 
 
@@ -84,7 +91,7 @@ class PairStream:
         with reading(f"data {self.settings.data!r}", "images with captions"):
             pairs = [
                 _located(pair, self.root, f"{self.settings.data}, row {row}")
-                for row, pair in enumerate(self.data.take(count))
+                for row, pair in enumerate(_rows_of(self.data.take(count)))
             ]
         if not pairs:
             raise ValueError(f"data {self.settings.data!r}: found an empty stream")
@@ -166,13 +173,19 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
     with reading(f"data {settings.data!r}", "images with captions"):
         check_regular(settings.data)
         data = _load_source(settings)
-        image, caption = _columns(settings, data)
+        if data.features == _SHARD_FEATURES:
+            images, caption = list(_SHARD_FEATURES)[:-1], "txt"
+        else:
+            image, caption = _columns(settings, data)
+            images = [image]
     # Must come first: renaming the columns of a stream would decode its images and encode them again, with loss.
-    if isinstance((data.features or {}).get(image), datasets.Image):
-        data = data.cast_column(image, datasets.Image(decode=False))
-    data = data.select_columns([image, caption]).rename_columns(
-        {old: new for old, new in ((image, "image"), (caption, "caption")) if old != new}
-    )
+    for image in images:
+        if getattr((data.features or {}).get(image), "decode", False):
+            data = data.cast_column(image, datasets.Image(decode=False))
+    data = data.select_columns([*images, caption])
+    # The only column of images, or the first that a row has.
+    names = {caption: "caption", **({images[0]: "image"} if len(images) == 1 else {})}
+    data = data.rename_columns({old: new for old, new in names.items() if old != new})
     path = Path(settings.data)
     root = (path if path.is_dir() else path.parent) if path.exists() else None
     if isinstance(data, datasets.IterableDataset):
@@ -206,14 +219,36 @@ def _load_source(settings: PairSourceSettings) -> Any:
             options["sep"] = "\t"
     else:
         options |= {"path": source, "name": settings.name, "revision": settings.revision}
-    return load_dataset(where=f"data {source!r}", **options)
+    where, defaults = f"data {source!r}", PairSourceSettings()
+    usual = (settings.image_column, settings.caption_column) == (defaults.image_column, defaults.caption_column)
+    if usual and _has_shards(settings, path, where):
+        data = load_dataset(where=where, features=_SHARD_FEATURES, **options)
+        first = next(iter(data.take(1)), {})
+        if first.get("txt") is not None and any(first[name] is not None for name in list(_SHARD_FEATURES)[:-1]):
+            return data
+    return load_dataset(where=where, **options)
 
 
 def _rows_of(data: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
     # In a worker of a loader, iter(data) would deal the shards out once more and leave most of them unread.
     for batch in data.iter(batch_size=READ_AT_ONCE):
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, values, strict=True))
+        yield from _unbatched(batch)
+
+
+def _has_shards(settings: PairSourceSettings, path: Path, where: str) -> bool:
+    """Whether a source is of WebDataset shards."""
+    if not is_hub_id(settings.data):
+        return path.suffix == ".tar" or (path.is_dir() and any(path.rglob("*.tar")))
+    with download_errors(where):
+        builder = datasets.load_dataset_builder(settings.data, settings.name, revision=settings.revision)
+    return isinstance(builder, WebDataset)
+
+
+def _unbatched(batch: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """The `image` and `caption` of each row; the image is the first that the row has."""
+    images = [column for name, column in batch.items() if name != "caption"]
+    for *found, caption in zip(*images, batch["caption"], strict=True):
+        yield {"image": next((image for image in found if image is not None), None), "caption": caption}
 
 
 def _columns(settings: PairSourceSettings, data: Any) -> tuple[str, str]:

@@ -84,7 +84,7 @@ class Repository:
     """A model or data set of "you" or "others", with one empty commit."""
 
     def __init__(self, kind: str, name: str, private: bool):
-        self.kind, self.name, self.private = kind, name, private
+        self.kind, self.name, self.private, self.gated = kind, name, private, False
         self.owner = name.split("/")[0]
         self.branches: dict[str, Commit] = {}
         self.tags: dict[str, Commit] = {}
@@ -317,6 +317,8 @@ class Handler(BaseHTTPRequestHandler):
         user, repository = self.user(), self.hub.repositories.get((kind, name))
         if repository is None or (repository.private and repository.owner != user):
             raise HubError(401 if user is None else 404, "Repository not found", "RepoNotFound")
+        if repository.gated and repository.owner != user:
+            raise HubError(401 if user is None else 403, f"Access to {name} is restricted", "GatedRepo")
         if write and repository.owner != self.user(required=True):
             raise HubError(403, f"Forbidden: you don't have write access to {name}")
         return repository
@@ -395,7 +397,13 @@ class Handler(BaseHTTPRequestHandler):
         names = dict.fromkeys(("_id", "id", "modelId"), name)
         card_data = {"tags": list(card.get("tags") or []), "cardData": card}
         card_data |= {key: card.get(key) for key in ("pipeline_tag", "library_name")}
-        state = {"private": repository.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0}
+        state = {
+            "private": repository.private,
+            "gated": repository.gated,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+        }
         dates = {"lastModified": commit.date, "createdAt": commit.history()[-1].date}
         found = {**names, **card_data, **state, **dates, "author": repository.owner, "sha": commit.oid}
         self.reply_json({**found, "siblings": siblings})

@@ -84,5 +84,5 @@ def test_what_is_no_clip_says_why(tmp_path):
 
 
 def test_a_model_of_the_hub_that_cannot_be_had_is_named():
-    with pytest.raises(FileNotFoundError, match="model 'nobody/nothing': AutoModel found nothing to load"):
+    with pytest.raises(FileNotFoundError, match="model 'nobody/nothing': no such folder, and no Hub repository"):
         load_clip("nobody/nothing")

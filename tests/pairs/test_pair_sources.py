@@ -7,6 +7,7 @@ import tarfile
 
 import datasets
 import pytest
+from huggingface_hub import HfApi
 from pair_files import pairs_of
 from PIL import Image
 
@@ -200,3 +201,25 @@ def test_bad_settings_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             settings_of(PairSourceSettings, values, "sources")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_a_shard_may_have_images_of_any_kind(tmp_path, hub, streaming):
+    kinds = [("jpg", "JPEG")] * 8 + [("png", "PNG"), ("webp", "WEBP"), ("JPEG", "JPEG"), ("jpg", "JPEG")] * 4
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        for number, (suffix, form) in enumerate(kinds):
+            for name, value in ((suffix, encoded(number, form)), ("txt", caption(number).encode())):
+                if (number, name) == (10, "txt"):
+                    continue
+                entry = tarfile.TarInfo(f"{number:04d}.{name}")
+                entry.size = len(value)
+                archive.addfile(entry, io.BytesIO(value))
+    HfApi().create_repo("you/shards", repo_type="dataset", exist_ok=True)
+    hub.repositories["dataset", "you/shards"].edit("train.tar", (tmp_path / "shard.tar").read_bytes())
+    for data in (tmp_path / "shard.tar", tmp_path, "you/shards"):
+        source = open_source(PairSourceSettings(data=str(data), streaming=streaming))
+        pairs = source.first(len(kinds)) if streaming else source.pairs(range(len(source)))
+        expected = [None if number == 10 else caption(number) for number in range(len(kinds))]
+        assert [pair["caption"] for pair in pairs] == expected
+        forms = [Image.open(io.BytesIO(pair["image"]["bytes"])).format for pair in pairs]
+        assert forms == [form for _, form in kinds]
