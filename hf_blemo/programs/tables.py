@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 
+from hf_blemo.programs.markdown import text
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], padded: bool = True) -> str:
     """A Markdown table: the first column left-aligned, the others right-aligned.
 
     Args:
         header: names of the columns.
-        rows: their cells.
+        rows: their cells, which are taken as text.
         padded: whether columns are padded to their width, for reading in a terminal.
     """
+    header, rows = list(map(text, header)), [list(map(text, row)) for row in rows]
     widths = [max(map(len, column)) if padded else 1 for column in zip(header, *rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:
