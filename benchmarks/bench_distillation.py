@@ -59,7 +59,11 @@ def bench_stored_teacher(batch_size: int, rounds: int, folder: Path) -> None:
     synthetic_tokenizer().save_pretrained(teacher_folder)
     size = {"height": 224, "width": 224}
     CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=size).save_pretrained(teacher_folder)
-    data = {"synthetic": {"num_pairs": batch_size * 2, "image_size": 256}, "augmentation": AUGMENTATION}
+    data = {
+        "data": "synthetic",
+        "synthetic": {"num_pairs": batch_size * 2, "image_size": 256},
+        "augmentation": AUGMENTATION,
+    }
     embed(EmbeddingSettings(output_dir=store_folder, teachers={"teacher": teacher_folder}, **data))
 
     def step_of(**taught: str) -> Callable[[int], float]:
@@ -98,7 +102,7 @@ def bench_trimmed_captions(batch_size: int, num_tokens: int, rounds: int) -> Non
     torch.manual_seed(0)
     student = CLIPRDModel(CLIPRDConfig.from_preset("vit-t-16"))
     distiller = CLIPRDDistiller(student, None, CLIPRDLoss(512), teacher_logit_scale=100.0)
-    optimizer = make_optimizer(distiller, DistillationSettings(learning_rate=0.0))
+    optimizer = make_optimizer(distiller, DistillationSettings("synthetic", learning_rate=0.0))
     config = student.config.text_config
     ids = torch.randint(1, 40_000, (batch_size, num_tokens))
     ids[:, -1] = config.eos_token_id

@@ -74,7 +74,7 @@ def mebibytes(*paths: Path) -> float:
 
 
 def bench_fusion(folder: Path, num_clips: int, rounds: int) -> None:
-    settings = FusionSettings(output_dir=str(folder), seeds=[0], protocol="none", num_epochs=12)
+    settings = FusionSettings("synthetic", output_dir=str(folder), seeds=[0], protocol="none", num_epochs=12)
     with contextlib.redirect_stderr(io.StringIO()):
         train_fusion(settings)
         model, processor = load_fusion(folder)

@@ -88,7 +88,7 @@ def bench_search() -> None:
 
 def bench_lockstep() -> None:
     data = make_synthetic_blends(num_clips=1000, seed=0)
-    settings = FusionSettings(batch_size=64)
+    settings = FusionSettings("synthetic", batch_size=64)
     config = RankAwareFusionConfig(encoders=SYNTHETIC_ENCODERS)
     store = FeatureStore(data, config, progress=False)
     members = [Member(seed, (fold,)) for seed in range(3) for fold in range(5)]

@@ -1,11 +1,16 @@
 """JSON files read with a clear error, files and folders that appear whole or not at all, and bounds of files."""
 
+import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import shutil
+import socket
+import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,11 +20,19 @@ from typing import Any
 
 from hf_blemo.errors import check_known, check_once, check_regular, reading
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
 # Names joined by slashes, each other than `.` and `..`, without what only other systems or no system takes.
 _NAME = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f]+"
 _INSIDE = re.compile(f"{_NAME}(?:/{_NAME})*")
 
 _READ_AT_ONCE = 2**20
+_LOCK_FILE = ".lock"
 
 
 def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
@@ -111,6 +124,53 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, beside: bool = False) -> Iterator[None]:
+    """Holds a folder for this process: another that wants to hold it is refused until this one ends, however it ends.
+
+    Args:
+        folder: to hold; made if missing.
+        beside: keep the lock beside the folder, which is not made and may be deleted; else in it.
+
+    Raises:
+        FileExistsError: another process holds it; the message names it.
+    """
+    path = folder.with_name(f".{folder.name}{_LOCK_FILE}") if beside else folder / _LOCK_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(file, folder)
+            # The process that held it before has removed the file that this one waited for.
+            if os.fstat(file).st_nlink == 0:
+                continue
+            started = time.strftime("%Y-%m-%d %H:%M")
+            holder = f"{Path(sys.argv[0]).name} (process {os.getpid()} on {socket.gethostname()}, since {started})"
+            os.ftruncate(file, 0)
+            os.write(file, holder.encode())
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(file)
+
+
+def _lock(file: int, folder: Path) -> None:
+    """Locks an open file for this process alone, not for those that it forks: they may outlive it."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            logger.warning("%s cannot be locked (%s): start no second run there", folder, error.strerror)
+            return
+        holder = os.read(file, 1000).decode(errors="replace") or "another run"
+        raise FileExistsError(f"{folder}: {holder} writes there; wait until it ends, or name another folder") from None
 
 
 def file_digest(path: Path) -> str:

@@ -28,7 +28,7 @@ _TABLE = {
     "metrics": "_registration blemore rank_aware_fusion",
     "programs": "errors files",
     "encoders": "_registration errors loading media",
-    "pairs": "_registration built_in clip_rd errors files loading",
+    "pairs": "_registration built_in clip_rd errors files loading programs",
     "clip_evaluation": "built_in clip_rd errors files pairs programs",
     "hub": "_registration blemore clip_rd errors feature_sets files loading programs rank_aware_fusion",
     "clip_rd_training": "built_in clip_evaluation clip_rd errors files hub loading pairs programs",

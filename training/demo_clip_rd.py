@@ -58,7 +58,7 @@ def main() -> None:
     _wait(_distil(teacher, 2, *wider, *data, "--num_steps", str(settings.teacher_steps)))
     _say(2, "Store its embeddings of all pairs once for all students")
     shutil.rmtree(store, ignore_errors=True)
-    _embed("--output_dir", str(store), "--teachers.tiny", str(teacher), *data)
+    _embed("--output_dir", str(store), "--teachers.tiny", str(teacher), "--data", "synthetic", *data)
     _say(3, "Side by side: train a student a quarter of its size without the teacher, and distil one from the store")
     _wait(_distil(alone, 1, *steps), _distil(student, 1, *distil, *evaluated))
     _say(4, "Distil it again, on two processes")
@@ -87,7 +87,7 @@ def _embed(*arguments: str) -> None:
 def _distil(folder: Path, num_processes: int, *arguments: str) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     command = [sys.executable, *(launcher if num_processes > 1 else []), str(ROOT / "distill_clip_rd.py")]
-    command += ["--config", CONFIG, "--output_dir", str(folder), *arguments]
+    command += ["--config", CONFIG, "--output_dir", str(folder), "--overwrite", "true", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

@@ -42,7 +42,7 @@ def main() -> None:
     run, published = output / "fusion", output / "published"
     print("1. Train and cross-validate rank-aware fusion on the built-in data", flush=True)
     smaller = ["--seeds", "0", "1", "--synthetic.num_clips", "800"]
-    arguments = ["--config", str(CONFIG), "--output_dir", str(run), *smaller]
+    arguments = ["--config", str(CONFIG), "--output_dir", str(run), "--overwrite", "true", *smaller]
     metrics = train_fusion(read_settings(FusionSettings, arguments), command="make demo")
     print(results_table(metrics))
 

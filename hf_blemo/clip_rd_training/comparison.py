@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd_training.run import FREE_IN_RESUME, distill
 from hf_blemo.clip_rd_training.settings import METHODS, ComparisonSettings, DistillationSettings
-from hf_blemo.files import read_json, within, write_json, write_text
+from hf_blemo.files import held, read_json, within, write_json, write_text
 from hf_blemo.pairs.clip_models import load_clip
-from hf_blemo.programs.checkpoints import check_same_run
+from hf_blemo.pairs.pair_sources import open_source
 from hf_blemo.programs.processes import check_shared, of_first, together
+from hf_blemo.programs.run_folder import check_output, check_same_run, named_inputs
 from hf_blemo.programs.tables import table
 
+_RESULT = "comparison.json"
 REFERENCE = "CLIP-KD"
 # Columns of the tables: metric of each kind of task, and suffix of its name.
 SHOWN = {
@@ -38,27 +41,35 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
         Empty on all processes but the first.
 
     Raises:
-        ValueError: settings of an earlier run in `output_dir` differ under `resume`.
+        ValueError: settings or inputs of an earlier run in `output_dir` differ under `resume`.
+        FileExistsError: the folder holds an earlier comparison, or another run writes there.
     """
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-    with together(accelerator, settings):
-        return _compare(accelerator, settings)
+    with together(accelerator, settings), ExitStack() as stack:
+        return _compare(accelerator, settings, stack)
 
 
-def _compare(accelerator: Accelerator, settings: ComparisonSettings) -> dict[str, Any]:
+def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: ExitStack) -> dict[str, Any]:
     output = Path(settings.output_dir)
-    check_shared(accelerator, output)
     result: dict[str, Any] = {"settings": asdict(settings), "students": {name: [] for name in settings.methods}}
 
-    def students_before() -> dict[str, list[dict[str, Any]]]:
-        if not settings.resume or not (output / "comparison.json").is_file():
-            return {}
-        content = read_json(output / "comparison.json")
-        check_same_run(asdict(settings), content["settings"], FREE_IN_RESUME, settings.output_dir)
-        return content["students"]
+    def begin() -> dict[str, list[dict[str, Any]]]:
+        check_output(output, settings.overwrite, settings.resume, [_RESULT, "teacher"], _RESULT)
+        result["inputs"] = _inputs(settings)
+        earlier = {}
+        if settings.resume and (output / _RESULT).is_file():
+            content = read_json(output / _RESULT)
+            known = {**content["settings"], "inputs": content.get("inputs")}
+            check_same_run(asdict(settings), known, FREE_IN_RESUME, output, result["inputs"])
+            earlier = content["students"]
+        stack.enter_context(held(output))
+        # Says whose students these are, before there are any.
+        write_json({output / _RESULT: {**result, "students": {**result["students"], **earlier}}})
+        return earlier
 
     # Later, what the first process writes may be there.
-    earlier = of_first(accelerator, students_before)
+    earlier = of_first(accelerator, begin)
+    check_shared(accelerator, output)
     evaluator = ClipEvaluator(make_tasks(settings.comparison_tasks()))
 
     def evaluate(folder: str) -> dict[str, float]:
@@ -69,7 +80,13 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings) -> dict[str
 
     own = {entry.name: getattr(settings, entry.name) for entry in fields(DistillationSettings)}
     # Resuming is done student by student, evaluation once for all of them.
-    without: dict[str, Any] = {"resume": False, "teacher": None, "evaluation": {}, "evaluate_every": 0}
+    without: dict[str, Any] = {
+        "resume": False,
+        "overwrite": True,
+        "teacher": None,
+        "evaluation": {},
+        "evaluate_every": 0,
+    }
     without |= {"weight_schedule": {}, "teacher_revision": None}
     base = DistillationSettings(**{**own, **without, "evaluate_teacher": False, "weights": {"task": 1.0}})
     teacher = settings.teacher or str(output / "teacher")
@@ -89,11 +106,31 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings) -> dict[str
             found = {"seed": seed, **evaluate(str(folder))}
         result["students"][name].append(found)
         if accelerator.is_main_process:
-            write_json({output / "comparison.json": result})
+            students = {
+                method: [*rows, *_later(rows, earlier.get(method, []))] for method, rows in result["students"].items()
+            }
+            write_json({output / _RESULT: {**result, "students": {**earlier, **students}}})
     if not accelerator.is_main_process:
         return {}
     write_text(output / "comparison.md", markdown(result))
     return result
+
+
+def _inputs(settings: ComparisonSettings) -> dict[str, Any]:
+    """What the pairs and a given teacher are -> fingerprint of their content."""
+    inputs: dict[str, Any] = {}
+    for entry in settings.pair_sources():
+        inputs |= named_inputs(f"{entry.data!r}", open_source(entry).fingerprint())
+    if settings.teacher is not None:
+        given = load_clip(settings.teacher, "teacher", settings.teacher_revision)
+        inputs["the weights of the teacher"] = given.description()["fingerprint"]
+    return inputs
+
+
+def _later(rows: Sequence[dict[str, Any]], earlier: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Students of an earlier run that this one has not reached yet, which an interruption must not lose."""
+    done = {row["seed"] for row in rows}
+    return [row for row in earlier if row["seed"] not in done]
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Teachers' embeddings of image-caption pairs, written once and read by every student."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadP
 from hf_blemo.clip_rd_training.settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.teacher_store_card import push_store, store_card
 from hf_blemo.errors import one_line
-from hf_blemo.files import within, write_text
+from hf_blemo.files import held, within, write_text
 from hf_blemo.hub.uploads import hub_errors, prepare_repository
 from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
-from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription
+from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription, check_same_pairs
 from hf_blemo.programs.processes import check_shared, of_first, together
 from hf_blemo.programs.progress import Progress
 
@@ -84,14 +85,15 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
 
     Raises:
         ValueError, FileNotFoundError: settings, data or teachers are not usable, the folder holds a store of other
-            settings, or more pairs are broken than `max_broken_share` allows; shards that were written stay.
+            settings or pairs, or more pairs are broken than `max_broken_share` allows; shards that were written stay.
+        FileExistsError: the folder holds something else than a store, or another run writes there.
     """
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-    with together(accelerator, settings):
-        return _embed(accelerator, settings)
+    with together(accelerator, settings), ExitStack() as stack:
+        return _embed(accelerator, settings, stack)
 
 
-def _embed(accelerator: Accelerator, settings: EmbeddingSettings) -> dict[str, Any]:
+def _embed(accelerator: Accelerator, settings: EmbeddingSettings, stack: ExitStack) -> dict[str, Any]:
     output = Path(settings.output_dir)
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision 'fp16' needs an accelerator; a CPU has bf16")
@@ -103,8 +105,13 @@ def _embed(accelerator: Accelerator, settings: EmbeddingSettings) -> dict[str, A
     sizes = {name: max(clip.processor.image_size) for name, clip in clips.items()}
     decode_size = max([*sizes.values(), settings.image_size or 0]) if settings.augmentation else None
     pairs = [len(source) for source in sources if isinstance(source, PairTable)]
+    described = [
+        {**entry, "pairs": len(source), "fingerprint": source.fingerprint()}
+        for entry, source in zip(settings.described_sources(), sources, strict=True)
+        if isinstance(source, PairTable)
+    ]
     description = StoreDescription(
-        sources=[{**entry, "pairs": count} for entry, count in zip(settings.described_sources(), pairs, strict=True)],
+        sources=described,
         augmentation=settings.augmentation,
         decode_size=decode_size,
         teachers={
@@ -123,11 +130,13 @@ def _embed(accelerator: Accelerator, settings: EmbeddingSettings) -> dict[str, A
     reader = PairReader([clip.processor for clip in clips.values()], settings.augmentation, decode_size)
     if (output / STORE_FILE).is_file():
         _check_same(StoreDescription.load(output), description, output)
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif output.exists() and (not output.is_dir() or _foreign(output)):
         raise FileExistsError(f"output_dir {settings.output_dir!r}: found something that is not a store")
     if settings.push_to_hub is not None:
         prepare_repository(settings.push_to_hub, accelerator, repo_type="dataset")
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        stack.enter_context(held(output))
     if accelerator.is_main_process and not (output / STORE_FILE).is_file():
         for name, clip in clips.items():
             if hasattr(clip.processor.tokenizer, "save_pretrained"):
@@ -220,10 +229,21 @@ def _side(accelerator: Accelerator, model: Any, inputs: dict[str, torch.Tensor],
     return embeds.astype(np.float16)
 
 
+def _foreign(output: Path) -> bool:
+    """Whether a folder holds more than a run that was killed at its start leaves."""
+    return any(path.name != TOKENIZERS and not path.name.startswith(".") for path in output.iterdir())
+
+
 def _check_same(found: StoreDescription, made: StoreDescription, output: Path) -> None:
     """Refuses a store of other settings."""
-    for key, value in asdict(made).items():
-        if getattr(found, key) != value:
-            raise ValueError(
-                f"output_dir {str(output)!r}: a store with {key} {getattr(found, key)}, this run has {value}"
-            )
+    ours, theirs = ({**asdict(one), "sources": _settings_of(one)} for one in (made, found))
+    for key, value in ours.items():
+        if theirs[key] != value:
+            raise ValueError(f"output_dir {str(output)!r}: a store with {key} {theirs[key]}, this run has {value}")
+    for number, (before, now) in enumerate(zip(found.sources, made.sources, strict=True)):
+        check_same_pairs(f"output_dir {str(output)!r}: source {number} of the store", before, now)
+
+
+def _settings_of(description: StoreDescription) -> list[dict[str, Any]]:
+    """The sources without the fingerprints of their content."""
+    return [{key: value for key, value in source.items() if key != "fingerprint"} for source in description.sources]

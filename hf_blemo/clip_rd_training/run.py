@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,24 @@ from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.results import SimilarityMaps, write_results
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
-from hf_blemo.clip_rd_training.teachers import open_teacher
+from hf_blemo.clip_rd_training.teachers import Teacher, open_teacher
 from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.pairs.pair_processor import PairProcessor
-from hf_blemo.pairs.pair_sources import PairStream, open_source
-from hf_blemo.programs.checkpoints import Checkpoints, begin_run, check_resumable
+from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
+from hf_blemo.programs.checkpoints import Checkpoints, start_trackers
 from hf_blemo.programs.processes import together
 from hf_blemo.programs.progress import Progress
-from hf_blemo.programs.settings import PUSH_SETTINGS, check_output_folder
+from hf_blemo.programs.run_folder import (
+    CHECKPOINTS,
+    begin_run,
+    check_output,
+    check_resumable,
+    named_inputs,
+    whole_results,
+)
+from hf_blemo.programs.settings import PUSH_SETTINGS
 
-FREE_IN_RESUME = {"output_dir", "resume", "checkpoint_every", "trackers", *PUSH_SETTINGS}
+FREE_IN_RESUME = {"output_dir", "resume", "overwrite", "checkpoint_every", "trackers", *PUSH_SETTINGS}
 
 
 class _Rows:
@@ -129,21 +138,24 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
     Raises:
         ValueError, FileNotFoundError: settings or data are not usable; nothing is written then. During training: more
             pairs are broken than `max_broken_share` allows; the checkpoints stay.
+        FileExistsError: the folder holds an earlier run's result or checkpoints, or another run writes there.
     """
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         log_with=settings.trackers or None,
         project_dir=settings.output_dir if settings.trackers else None,
     )
-    with together(accelerator, settings):
-        return _distill(accelerator, settings, command)
+    with together(accelerator, settings), ExitStack() as stack:
+        return _distill(accelerator, settings, command, stack)
 
 
-def _distill(accelerator: Accelerator, settings: DistillationSettings, command: str | None) -> dict[str, Any]:
+def _distill(
+    accelerator: Accelerator, settings: DistillationSettings, command: str | None, stack: ExitStack
+) -> dict[str, Any]:
     start = time.perf_counter()
     if settings.resume and settings.checkpoint_every == 0:
         raise ValueError("resume needs checkpoint_every of at least 1: only checkpoints can be resumed")
-    output = check_output_folder(settings.output_dir)
+    output = check_output(settings.output_dir, settings.overwrite, settings.resume)
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision 'fp16' needs an accelerator; a CPU has bf16")
     # The first process is the only one that evaluates.
@@ -156,13 +168,17 @@ def _distill(accelerator: Accelerator, settings: DistillationSettings, command: 
     loss = CLIPRDLoss(width, teacher.dim or width, settings.weights, settings.scales)
     teacher.check(settings, sources, processor)
     batches = PairBatches(settings, sources, processor, teacher, accelerator.process_index, accelerator.num_processes)
-    checkpoints = output / "checkpoints"
-    streams = any(isinstance(source, PairStream) for source in sources)
-    if settings.resume:
-        # Any number of workers reads a table alike.
-        check_resumable(checkpoints, asdict(settings), FREE_IN_RESUME if streams else FREE_IN_RESUME | {"num_workers"})
+    # Any number of workers reads a table alike.
+    free = FREE_IN_RESUME | ({"num_workers"} if all(isinstance(source, PairTable) for source in sources) else set())
+    inputs = _inputs(sources, teacher) if settings.checkpoint_every else {}
+    run = (output, asdict(settings), free, inputs)
+    check_resumable(*run)
     pushes = TrainingPushes(settings, accelerator)
-    begin_run(accelerator, settings, checkpoints, "hf_blemo-clip_rd")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        stack.enter_context(begin_run(*run))
+    accelerator.wait_for_everyone()
+    start_trackers(accelerator, settings, "hf_blemo-clip_rd")
     distiller = CLIPRDDistiller(
         student,
         teacher.model,
@@ -189,12 +205,11 @@ def _distill(accelerator: Accelerator, settings: DistillationSettings, command: 
     if teacher.dim is not None and accelerator.is_main_process and loss.needs_teacher:
         maps = SimilarityMaps(training.distiller, batches)
         before, _ = maps.now()
-    training.run(Checkpoints(accelerator, checkpoints, settings.checkpoint_every, "step"))
+    training.run(Checkpoints(accelerator, output / CHECKPOINTS, settings.checkpoint_every, "step"))
 
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
         training.student.float()
-        training.save_student(output)
         metrics = {
             "schema_version": 1,
             "model_type": student.config.model_type,
@@ -218,9 +233,21 @@ def _distill(accelerator: Accelerator, settings: DistillationSettings, command: 
         if maps is not None and before is not None:
             after, theirs = maps.now()
             shown = theirs, before, after
-        write_results(output, metrics, shown)
+        with whole_results(output) as made:
+            training.save_student(made)
+            write_results(made, metrics, shown)
         pushes.at_end(output)
     return metrics
+
+
+def _inputs(sources: Sequence[PairTable | PairStream], teacher: Teacher) -> dict[str, Any]:
+    """What the pairs and the teacher are -> fingerprint of their content."""
+    inputs: dict[str, Any] = {}
+    for source in sources:
+        inputs |= named_inputs(f"{source.settings.data!r}", source.fingerprint())
+    if teacher.description is not None:
+        inputs |= named_inputs("the teacher", {"weights": teacher.description["fingerprint"]})
+    return inputs
 
 
 class _Training:

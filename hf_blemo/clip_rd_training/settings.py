@@ -12,6 +12,7 @@ from hf_blemo.pairs.settings import PairSourceSettings
 from hf_blemo.programs.settings import (
     PushSettings,
     at_least_one,
+    check_overwrite,
     different_seeds,
     not_negative,
     repository,
@@ -40,7 +41,7 @@ class _PairDataSettings:
 
     Args:
         data: `synthetic`, `emoji`, a Hub id, a folder (`save_to_disk`, Parquet, images with `metadata.csv`, WebDataset
-            shards) or a file (.parquet, .csv with paths of images, .tar).
+            shards) or a file (.parquet, .csv with paths of images, .tar). Required unless there are `sources`.
         split: split of the data.
         image_column, caption_column: columns of the data (found by name in WebDataset shards). Captions may be
             lists; each visit of an image draws one.
@@ -57,7 +58,7 @@ class _PairDataSettings:
         synthetic, emoji: settings of the built-in pairs.
     """
 
-    data: str = built_in.SYNTHETIC
+    data: str | None = None
     split: str = "train"
     image_column: str = "image"
     caption_column: str = "caption"
@@ -85,7 +86,11 @@ class _PairDataSettings:
                 raise ValueError(f"augmentation.{name}: expected a whole number from 0, found {value!r}")
         for name in built_in.PAIRS:
             built_in.check_options(name, getattr(self, name))
-        if self.sources and self.data != built_in.SYNTHETIC:
+        if self.data is None and not self.sources:
+            raise ValueError(
+                "data has no default: pass --data (folder, file, Hub id, synthetic or emoji) or --sources"
+            )
+        if self.sources and self.data not in (None, built_in.SYNTHETIC):
             raise ValueError(
                 f"data {self.data!r}: found {len(self.sources)} sources as well, expected one or the other "
                 "(--sources '[]' drops those of a config)"
@@ -99,6 +104,7 @@ class _PairDataSettings:
         if self.sources:
             return [settings_of(PairSourceSettings, entry, "sources") for entry in self.sources]
         names = {entry.name for entry in fields(PairSourceSettings)} & {entry.name for entry in fields(self)}
+        assert self.data is not None
         options = getattr(self, self.data) if self.data in built_in.PAIRS else None
         return [PairSourceSettings(**{name: getattr(self, name) for name in names}, options=options)]
 
@@ -150,6 +156,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         evaluate_teacher: also evaluate the teacher once; not with a store.
         resume: resume an interrupted run of the same settings from its newest checkpoint in `output_dir`; it ends with
             the weights of an uninterrupted run.
+        overwrite: replace the result of an earlier run in `output_dir`; it stays until the new one is whole.
         trackers: trackers of Accelerate, for instance `[tensorboard]`.
     """
 
@@ -181,11 +188,13 @@ class DistillationSettings(PushSettings, _PairDataSettings):
     evaluate_every: int = not_negative(0)
     evaluate_teacher: bool = False
     resume: bool = False
+    overwrite: bool = False
     trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         _PairDataSettings.__post_init__(self)
         PushSettings.__post_init__(self)
+        check_overwrite(self.resume, self.overwrite)
         weights = check_weights(self.weights)
         if self.ema_decay >= 1:
             raise ValueError(f"ema_decay: expected a number below 1, found {self.ema_decay}")
@@ -258,7 +267,8 @@ class ComparisonSettings(DistillationSettings):
         seeds: one student of every method for each.
         evaluation: tasks (default: the built-in ones of `synthetic` or `emoji` data).
         methods: methods to train (default: all).
-        resume: keep the students that a run of the same settings left in `output_dir`.
+        resume: keep the students that a run of the same settings and inputs left in `output_dir`.
+        overwrite: replace the comparison of an earlier run in `output_dir`.
     """
 
     output_dir: str = "out/comparison"
@@ -287,6 +297,6 @@ class ComparisonSettings(DistillationSettings):
         """Settings of the tasks that teacher and students are evaluated on."""
         if self.evaluation:
             return self.evaluation
-        own = getattr(self, self.data)
+        own = getattr(self, str(self.data))
         options = {name: own[name] for name in ("image_size", "combinations", "font") if name in own}
         return {self.data: {"kind": self.data, "options": options}}

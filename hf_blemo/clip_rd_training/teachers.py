@@ -108,7 +108,7 @@ class _StoredTeacher(Teacher):
         for entry, source in zip(settings.described_sources(), sources, strict=True):
             if isinstance(source, PairStream):
                 raise ValueError(f"data {entry['data']!r}: stored embeddings are found by row, not in a stream")
-            described.append({**entry, "pairs": len(source)})
+            described.append({**entry, "pairs": len(source), "fingerprint": source.fingerprint()})
         sizes = [teacher["image_size"] for teacher in self.store.description.teachers.values()]
         self.store.check(described, settings.augmentation, max(max(student.image_size), *sizes))
 

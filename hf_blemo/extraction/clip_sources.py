@@ -19,6 +19,7 @@ from hf_blemo.feature_sets.tables import read_label_columns, wanted_columns
 from hf_blemo.feature_sets.writing import is_dataset_folder
 from hf_blemo.loading import load_dataset
 from hf_blemo.media import is_address, is_media, readable
+from hf_blemo.programs.fingerprints import fingerprint
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 if TYPE_CHECKING:
@@ -71,6 +72,26 @@ class MediaClip:
         if sound is None:
             return [(source, KINDS)]
         return [(source, KINDS[:1]), (sound, KINDS[1:])]
+
+    def identity(self) -> list[Any]:
+        """What tells its files from others of the same names.
+
+        Returns:
+            For each file its size and time, or a hash of bytes, or the address; None for a file that is gone.
+
+        Raises:
+            Exception: as in [`files`].
+        """
+        found: list[Any] = []
+        for source, _ in self.files():
+            if isinstance(source, bytes):
+                found.append(fingerprint(source))
+            elif isinstance(source, str | Path) and not is_address(source):
+                stat = Path(source).stat() if Path(source).exists() else None
+                found.append(stat and [stat.st_size, stat.st_mtime_ns])
+            else:
+                found.append(str(getattr(source, "name", source)))
+        return found
 
 
 def as_clip(item: Any, number: int = 0) -> MediaClip:

@@ -5,7 +5,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -25,9 +25,10 @@ from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.feature_sets.feature_files import ClipSource, FeatureFileReader, feature_files
 from hf_blemo.feature_sets.label_reading import LabelOptions
 from hf_blemo.feature_sets.writing import refuse_existing, write_dataset
-from hf_blemo.files import limited, read_json, replace_folder, within, write_json
+from hf_blemo.files import held, limited, read_json, replace_folder, within, write_json
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE
 from hf_blemo.loading import load_part
+from hf_blemo.programs.fingerprints import weights_fingerprint
 from hf_blemo.programs.processes import check_same, check_shared, together
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
@@ -71,12 +72,16 @@ def extract_features(
         MissingExtraError: PyAV is not installed.
     """
     accelerator = Accelerator(kwargs_handlers=[PATIENCE])
-    with together(accelerator, settings), limited(settings.limits):
-        return _run(settings, accelerator, report_line, progress)
+    with together(accelerator, settings), limited(settings.limits), ExitStack() as stack:
+        return _run(settings, accelerator, report_line, progress, stack)
 
 
 def _run(
-    settings: ExtractionSettings, accelerator: Accelerator, report_line: Callable[[str], Any], progress: bool
+    settings: ExtractionSettings,
+    accelerator: Accelerator,
+    report_line: Callable[[str], Any],
+    progress: bool,
+    stack: ExitStack,
 ) -> dict[str, Any]:
     output = Path(settings.output_dir)
     work = output.with_name(f"{output.name}.clips")
@@ -100,9 +105,10 @@ def _run(
         defaults={name: value for name, value in defaults.items() if value is not None},
     )
     if is_main:
+        stack.enter_context(held(work, beside=True))
         _begin(work, settings, encoders)
     check_shared(accelerator, work)
-    missing = [clip for clip in clips if not _record_path(work, clip.name).is_file()]
+    missing = [clip for clip in clips if not _is_done(work, clip)]
     # No process adds records before all have seen which exist.
     accelerator.wait_for_everyone()
 
@@ -175,6 +181,7 @@ def _begin(work: Path, settings: ExtractionSettings, encoders: Mapping[str, Enco
     """Starts the folder of the run, or makes sure that it is this run's."""
     plan = {key: value for key, value in asdict(settings).items() if key not in _FREE}
     plan["encoders"] = {name: encoder.source.options() for name, encoder in encoders.items()}
+    plan["weights"] = {name: weights_fingerprint(encoder.model) for name, encoder in encoders.items()}
     plan_file = work / PLAN_FILE
     if work.exists() and not plan_file.is_file():
         raise FileExistsError(f"{work}: exists and is not an unfinished extraction, so nothing is written there")
@@ -191,6 +198,15 @@ def _begin(work: Path, settings: ExtractionSettings, encoders: Mapping[str, Enco
     for name in encoders:
         _feature_path(work, name, "").parent.mkdir(parents=True, exist_ok=True)
     write_json({plan_file: plan})
+
+
+def _is_done(work: Path, clip: MediaClip) -> bool:
+    """Whether a clip has its features; they are those of its files as they are now, unless these are gone."""
+    path = _record_path(work, clip.name)
+    if not path.is_file():
+        return False
+    known, found = read_json(path).get("source"), clip.identity()
+    return None in found or known == found
 
 
 def _record_path(work: Path, clip: str) -> Path:
@@ -218,6 +234,7 @@ def _extract(
 ) -> dict[str, Any]:
     """Writes the features of some clips; returns which failed and how long the others are."""
     failed: dict[str, str] = {}
+    sources = {clip.name: clip for clip in clips}
     media_seconds = 0.0
     start = time.perf_counter()
     found = encode_clips(clips, encoders, num_threads)
@@ -225,7 +242,7 @@ def _extract(
         try:
             for clip in found:
                 if (problem := clip.problem) is None:
-                    _write_clip(work, clip)
+                    _write_clip(work, clip, sources[clip.name].identity())
                     media_seconds += clip.duration or 0.0
                 else:
                     failed[clip.name] = problem
@@ -238,11 +255,12 @@ def _extract(
     return {"failed": failed, "media_seconds": media_seconds}
 
 
-def _write_clip(work: Path, clip: ClipFeatures) -> None:
+def _write_clip(work: Path, clip: ClipFeatures, source: list[Any]) -> None:
     for name, values in clip.features.items():
         # The record below marks the clip as done: a file that a kill cut short is written again.
         np.save(_feature_path(work, name, clip.name), values, allow_pickle=False)
     record = {"encoders": sorted(clip.features), "duration": clip.duration, "notes": clip.notes}
+    record["source"] = source
     write_json({_record_path(work, clip.name): record})
 
 

@@ -50,7 +50,7 @@ class ExtractionSettings:
         limits: other bounds of what is believed of a clip, by name, such as `max_seconds` and `max_pixels`.
     """
 
-    data: str = SYNTHETIC
+    data: str
     output_dir: str = "out/features"
     encoders: dict[str, dict] = field(default_factory=dict)
     model: str | None = None

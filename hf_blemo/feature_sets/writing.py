@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_blemo.files import replace_folder, whole_file, write_text
+from hf_blemo.files import held, replace_folder, whole_file, write_text
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
 from .label_spaces import with_label_space
@@ -84,39 +84,40 @@ def write_dataset(
         The data set, memory-mapped from `output`.
 
     Raises:
-        FileExistsError: see `refuse_existing`.
+        FileExistsError: see `refuse_existing`; or another build of it is under way.
         ValueError: an unfinished build at `<output>.partial` has another plan.
     """
     import datasets
     from tqdm.auto import tqdm
 
-    refuse_existing(output, overwrite)
     partial = output.with_name(f"{output.name}.partial")
-    _start(partial, {**plan, "clips_per_part": CLIPS_PER_PART, "num_clips": num_clips}, overwrite)
-    parts = []
-    with tqdm(total=num_clips, desc=output.name, unit="clip", disable=not progress) as bar:
-        for first in range(0, num_clips, CLIPS_PER_PART):
-            rows = range(first, min(first + CLIPS_PER_PART, num_clips))
-            digest = hashlib.sha256(json.dumps([identity(row) for row in rows]).encode()).hexdigest()
-            parts.append(partial / f"clips-{first:08d}-{digest[:16]}.arrow")
-            if parts[-1].is_file():
-                bar.update(len(rows))
-            else:
-                _write_part(parts[-1], features, rows, read_clip, bar.update)
-    whole = partial / "dataset"
-    shutil.rmtree(whole, ignore_errors=True)
-    shows_bars = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        joined = datasets.concatenate_datasets([datasets.Dataset.from_file(str(part)) for part in parts])
-        with_label_space(joined, *space).save_to_disk(whole)
-    finally:
-        if shows_bars:
-            datasets.enable_progress_bars()
-    shutil.copy(partial / _PLAN_FILE, whole)
+    with held(partial, beside=True):
+        refuse_existing(output, overwrite)
+        _start(partial, {**plan, "clips_per_part": CLIPS_PER_PART, "num_clips": num_clips}, overwrite)
+        parts = []
+        with tqdm(total=num_clips, desc=output.name, unit="clip", disable=not progress) as bar:
+            for first in range(0, num_clips, CLIPS_PER_PART):
+                rows = range(first, min(first + CLIPS_PER_PART, num_clips))
+                digest = hashlib.sha256(json.dumps([identity(row) for row in rows]).encode()).hexdigest()
+                parts.append(partial / f"clips-{first:08d}-{digest[:16]}.arrow")
+                if parts[-1].is_file():
+                    bar.update(len(rows))
+                else:
+                    _write_part(parts[-1], features, rows, read_clip, bar.update)
+        whole = partial / "dataset"
+        shutil.rmtree(whole, ignore_errors=True)
+        shows_bars = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        try:
+            joined = datasets.concatenate_datasets([datasets.Dataset.from_file(str(part)) for part in parts])
+            with_label_space(joined, *space).save_to_disk(whole)
+        finally:
+            if shows_bars:
+                datasets.enable_progress_bars()
+        shutil.copy(partial / _PLAN_FILE, whole)
 
-    replace_folder(whole, output)
-    shutil.rmtree(partial)
+        replace_folder(whole, output)
+        shutil.rmtree(partial)
     return datasets.Dataset.load_from_disk(str(output))
 
 

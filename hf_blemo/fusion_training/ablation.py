@@ -3,7 +3,8 @@
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from hf_blemo import feature_sets
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.errors import say
-from hf_blemo.files import read_json, within, write_json, write_text
+from hf_blemo.files import held, read_json, within, write_json, write_text
 from hf_blemo.fusion_training.adaptation import adapt_to_folds, each_adaptation, folds_table
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
@@ -26,8 +27,8 @@ from hf_blemo.fusion_training.naive_fusion import NaiveFusions, naive_fusions, n
 from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth, chosen_inside, mean_and_std, paired_bootstrap
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
-from hf_blemo.programs.checkpoints import check_same_run
-from hf_blemo.programs.processes import check_shared, together
+from hf_blemo.programs.processes import check_same, check_shared, together
+from hf_blemo.programs.run_folder import CHECKPOINTS, check_output, check_same_run, named_inputs
 from hf_blemo.programs.tables import plus_minus, table
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
@@ -44,6 +45,7 @@ class _Variant:
     trained: bool = True
 
 
+_RESULT, _ROWS = "ablation.json", "rows"
 CHOSEN = "rank-aware, n chosen inside the training folds"
 _RANKED = "rank-aware, n = "
 
@@ -136,14 +138,17 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
         [`adapt_to_folds`].
 
     Raises:
-        ValueError: `only` asks for rows that do not exist, or another setting or the data is not usable.
+        ValueError: `only` asks for rows that do not exist, another setting or the data is not usable, or the run to be
+            resumed had others.
+        FileExistsError: the folder holds an earlier table, or another run writes there.
     """
     accelerator = Accelerator()
-    with together(accelerator, settings):
-        return _ablate(accelerator, settings)
+    with together(accelerator, settings), ExitStack() as stack:
+        return _ablate(accelerator, settings, stack)
 
 
-def _ablate(accelerator: Accelerator, settings: AblationSettings) -> dict[str, Any]:
+def _ablate(accelerator: Accelerator, settings: AblationSettings, stack: ExitStack) -> dict[str, Any]:
+    output = check_output(settings.output_dir, settings.overwrite, settings.resume, [_RESULT], _RESULT)
     data = load_data(settings.data, settings.synthetic)
     base = model_config(data, settings)
     chosen = _chosen_variants(settings, base)
@@ -157,26 +162,35 @@ def _ablate(accelerator: Accelerator, settings: AblationSettings) -> dict[str, A
     judge.selection_metric(settings.selection_metric, settings.protocol)
     judge.decoding(settings.decoding)
     truth = Truth.of(data, judge, store.labels.numpy(), labelled)
-    output = Path(settings.output_dir)
     result: dict[str, Any] = {
         "settings": asdict(settings),
+        "inputs": named_inputs("data", store.fingerprint),
         "labels": f"{judge.space!r}, {judge.kind}",
         "columns": list(judge.columns),
         "resampled": truth.grouping,
         "rows": [],
     }
-    measured: dict[str, dict[str, Any]] = {}
-    if settings.resume and (output / "ablation.json").is_file():
-        earlier = read_json(output / "ablation.json")
-        check_same_run(asdict(settings), earlier["settings"], settings.free_in_resume, settings.output_dir)
-        check_same_run({"labels": result["labels"]}, earlier, (), settings.output_dir)
+    rows: dict[str, dict[str, Any]] = {}
+    resumes = settings.resume and (output / _RESULT).is_file()
+    if resumes:
+        earlier = read_json(output / _RESULT)
+        known = {**earlier["settings"], "labels": earlier["labels"], "inputs": earlier.get("inputs")}
+        own = {**asdict(settings), "labels": result["labels"]}
+        check_same_run(own, known, settings.free_in_resume, output, result["inputs"])
         # Parts that are not asked for again are kept, as rows are.
         result |= {part: earlier[part] for part in ("explanations", "adaptation") if part in earlier}
-        measured = {row["name"]: row for row in earlier["rows"] if _kept(output, row["name"]).is_file()}
-    naive = NaiveFusions(store, labelled, truth)
+        rows = {row["name"]: row for row in earlier["rows"]}
+    measured = {name: row for name, row in rows.items() if _kept(output, name).is_file()}
+    check_same(accelerator, result["inputs"])
+    if accelerator.is_main_process:
+        stack.enter_context(held(output))
+        if not resumes:
+            shutil.rmtree(output / _ROWS, ignore_errors=True)
     check_shared(accelerator, output)
-    table_of = _Table(accelerator, output, result, truth)
-    table_of.earlier = measured
+    naive = NaiveFusions(store, labelled, truth)
+    table_of = _Table(accelerator, output, result, truth, rows)
+    # Says whose rows and checkpoints these are, before there are any.
+    table_of.save()
     for variant in _variants(settings, list(base.encoders)):
         if variant.name in measured:
             table_of.add(measured[variant.name])
@@ -217,15 +231,30 @@ def _ablate(accelerator: Accelerator, settings: AblationSettings) -> dict[str, A
 
 def _kept(output: Path, name: str) -> Path:
     """Where the predictions of a row are."""
-    return output / "rows" / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.safetensors"
+    return output / _ROWS / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.safetensors"
 
 
 class _Table:
-    """The rows so far, what they predict clip by clip, and the files that show them."""
+    """The rows so far, what they predict clip by clip, and the files that show them.
 
-    def __init__(self, accelerator: Accelerator, output: Path, result: dict[str, Any], truth: Truth):
+    Args:
+        accelerator: of the run.
+        output: folder of the files.
+        result: content of `ablation.json`, to whose rows new ones are added.
+        truth: what the rows are measured against.
+        earlier: name -> row of an earlier run; those that this one does not reach are kept.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output: Path,
+        result: dict[str, Any],
+        truth: Truth,
+        earlier: Mapping[str, dict[str, Any]],
+    ):
         self.accelerator, self.output, self.result, self.truth = accelerator, output, result, truth
-        self.earlier: dict[str, dict[str, Any]] = {}
+        self.earlier = earlier
         self.made: dict[str, OutOfFold] = {}
         self.per_clip: dict[str, dict[str, np.ndarray]] = {}
 
@@ -287,10 +316,14 @@ class _Table:
         """Prints the newest line and writes the tables so far."""
         if self.accelerator.is_main_process:
             say(_tables(self.result)[-1].splitlines()[-1])
-            # Rows of an earlier run that are not reached yet must outlive an interruption.
+        self.save()
+
+    def save(self) -> None:
+        """Writes the tables so far, and the rows of an earlier run that are not reached yet or not asked for."""
+        if self.accelerator.is_main_process:
             done = {row["name"] for row in self.result["rows"]}
             rows = self.result["rows"] + [row for name, row in self.earlier.items() if name not in done]
-            write_json({self.output / "ablation.json": {**self.result, "rows": rows}})
+            write_json({self.output / _RESULT: {**self.result, "rows": rows}})
             write_text(self.output / "ablation.md", _markdown(self.result))
 
 
@@ -358,11 +391,10 @@ def measure_variant(
         **changes,
     )
     store = FeatureStore(data, model_config(data, own), own.align_folds, progress=False)
-    checkpoints = Path(settings.output_dir, "checkpoints")
-    row_folder = within(checkpoints, name.strip().replace("/", "_"))
+    row_folder = within(Path(settings.output_dir, _ROWS, CHECKPOINTS), name.strip().replace("/", "_"))
     results, _ = cross_validate(accelerator, store, own, row_folder, description=name.strip())
     if accelerator.is_main_process:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(row_folder, ignore_errors=True)
     made = OutOfFold.of(results)
     if truth is None:
         labelled, _ = store.labelled_rows(own.protocol)

@@ -1,8 +1,10 @@
 """Measures what replacing an encoder costs in accuracy and saves in time, starting from raw clips."""
 
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -19,12 +21,13 @@ from hf_blemo.extraction.clip_sources import find_clips
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.run import PATIENCE, extract_features
 from hf_blemo.extraction.settings import ExtractionSettings
-from hf_blemo.files import read_json, write_json, write_text
+from hf_blemo.files import held, read_json, write_json, write_text
 from hf_blemo.fusion_training.ablation import measure_variant
 from hf_blemo.fusion_training.data import load_data
 from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationSettings
-from hf_blemo.programs.checkpoints import check_same_run
-from hf_blemo.programs.processes import together
+from hf_blemo.programs.fingerprints import fingerprint, weights_fingerprint
+from hf_blemo.programs.processes import check_same, together
+from hf_blemo.programs.run_folder import check_same_run
 from hf_blemo.programs.tables import plus_minus, table
 
 _OFFICIAL = {"score": "Score", "acc_presence": "presence", "acc_salience": "salience"}
@@ -45,20 +48,38 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
 
     Raises:
         ValueError, FileNotFoundError: settings, clips or encoders are not usable, or an earlier run had others.
+        FileExistsError: the folder holds features of an unknown run, or another run writes there.
     """
     # One process may have the long clips.
     accelerator = Accelerator(kwargs_handlers=[PATIENCE])
-    with together(accelerator, settings):
-        return _ablate_encoders(accelerator, settings)
+    with together(accelerator, settings), ExitStack() as stack:
+        return _ablate_encoders(accelerator, settings, stack)
 
 
-def _ablate_encoders(accelerator: Accelerator, settings: EncoderAblationSettings) -> dict[str, Any]:
+def _ablate_encoders(accelerator: Accelerator, settings: EncoderAblationSettings, stack: ExitStack) -> dict[str, Any]:
     output = Path(settings.output_dir)
+    features, record = output / "features", output / "encoders.json"
+    encoders = load_encoders(settings.encoders, dtype=settings.dtype)
+    result: dict[str, Any] = {"settings": asdict(settings), "inputs": _inputs(settings, encoders), "rows": []}
     earlier: dict[str, Any] = {"rows": []}
-    if (output / "encoders.json").is_file():
-        earlier = read_json(output / "encoders.json")
-        check_same_run(asdict(settings), earlier["settings"], {"output_dir"}, settings.output_dir)
-    features = output / "features"
+    if record.is_file() and not settings.overwrite:
+        earlier = read_json(record)
+        known = {**earlier["settings"], "inputs": earlier.get("inputs")}
+        check_same_run(asdict(settings), known, {"output_dir", "overwrite"}, output, result["inputs"])
+    elif features.exists() and not settings.overwrite:
+        raise FileExistsError(
+            f"{features}: found features, but no {record.name} beside them that says whose they are; name another "
+            "output_dir, or replace them: --overwrite true"
+        )
+    check_same(accelerator, result["inputs"])
+    if accelerator.is_main_process:
+        stack.enter_context(held(output))
+        if not record.is_file() or settings.overwrite:
+            for name in ("features", "features.clips", "rows"):
+                shutil.rmtree(output / name, ignore_errors=True)
+        # Says whose features these are, before there are any.
+        write_json({record: {**result, "rows": earlier["rows"]}})
+    accelerator.wait_for_everyone()
     if not features.exists():
         extract_features(
             ExtractionSettings(
@@ -75,29 +96,41 @@ def _ablate_encoders(accelerator: Accelerator, settings: EncoderAblationSettings
     data = load_data(str(features), {})
     measured = {row["name"]: row for row in earlier["rows"]}
     missing = [name for name in settings.sets if name not in measured]
-    times = {} if not missing else _times(settings, features)
-    result: dict[str, Any] = {"settings": asdict(settings), "clips": len(data), "rows": []}
-    for name, encoders in settings.sets.items():
+    times = {} if not missing else _times(settings, features, encoders)
+    result["clips"] = len(data)
+    for name, chosen in settings.sets.items():
         row = measured.get(name)
         if row is None:
-            top_n = min(fusion.model.get("top_n", 3), len(encoders))
-            row = measure_variant(accelerator, data, fusion, name, {"top_n": top_n}, encoders)
-            row |= {"encoders": encoders, **times[name]}
+            top_n = min(fusion.model.get("top_n", 3), len(chosen))
+            row = measure_variant(accelerator, data, fusion, name, {"top_n": top_n}, chosen)
+            row |= {"encoders": chosen, **times[name]}
         result["rows"].append(row)
         if accelerator.is_main_process:
             say(_markdown(result).splitlines()[-1])
-            write_json({output / "encoders.json": result})
+            later = [row for row in earlier["rows"] if row["name"] not in {row["name"] for row in result["rows"]}]
+            write_json({record: {**result, "rows": result["rows"] + later}})
             write_text(output / "encoders.md", _markdown(result))
     if accelerator.is_main_process:
         say("", *_markdown(result).split("\n"), f"Written to {output / 'encoders.md'} and {output / 'encoders.json'}")
     return result
 
 
-def _times(settings: EncoderAblationSettings, features: Path) -> dict[str, dict[str, Any]]:
+def _inputs(settings: EncoderAblationSettings, encoders: Mapping[str, Encoder]) -> dict[str, Any]:
+    """What clips and encoders are -> fingerprint of their content; built-in clips are known by their settings."""
+    inputs = {f"the weights of encoder {name!r}": weights_fingerprint(one.model) for name, one in encoders.items()}
+    if settings.data != SYNTHETIC:
+        clips = find_clips(settings.data)
+        content = [[clip.name, clip.labels.tolist(), clip.fold, clip.identity()] for clip in clips]
+        inputs["the clips"] = fingerprint(content)
+    return inputs
+
+
+def _times(
+    settings: EncoderAblationSettings, features: Path, encoders: Mapping[str, Encoder]
+) -> dict[str, dict[str, Any]]:
     """Cost of the extraction of every set: median over interleaved rounds on the same clips, models loaded."""
     source = features.with_name(f"{features.name}.drawn") if settings.data == SYNTHETIC else settings.data
     clips = list(islice(find_clips(source), settings.timed_clips))
-    encoders = load_encoders(settings.encoders, dtype=settings.dtype)
     rounds: dict[str, list[float]] = {name: [] for name in settings.sets}
     seconds = 0.0
     for _ in range(settings.timing_rounds):

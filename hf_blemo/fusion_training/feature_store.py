@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import datasets
 import numpy as np
 import torch
+import xxhash
 from transformers import BatchFeature
 
 from hf_blemo import blemore, feature_sets
 from hf_blemo.errors import check_once
 from hf_blemo.fusion_training.judging import Judge
+from hf_blemo.programs.fingerprints import fingerprint
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED, same_space
@@ -80,12 +82,14 @@ class FeatureStore:
         labels = self._labels_of(dataset)
         self.labels = torch.full((num_rows, len(self.judge.space.names)), UNLABELLED)
         bar = Progress("reading features", "clip", num_rows, shown=progress)
+        content = xxhash.xxh3_128()
         for start in range(0, num_rows, _ROWS_AT_ONCE):
             rows = list(range(start, min(start + _ROWS_AT_ONCE, num_rows)))
             batch = self._process(rows, [labels[row] for row in rows])
             self.labels[rows] = batch["labels"]
             for name, values in batch["features"].items():
                 mask = batch["feature_mask"][name]
+                content.update(fingerprint(values, mask).encode())
                 pooled = self.poolings[name].pool(values, mask)
                 self.present[name][rows] = mask.any(1)
                 if name in self.pooled:
@@ -96,6 +100,14 @@ class FeatureStore:
                 self._sums[name][:, rows] = torch.stack([pooled.sum(1), pooled.square().sum(1), count])
             bar.update(len(rows))
         bar.close()
+        # What a run depends on, whatever the source is called: names and content of its rows in their order.
+        self.fingerprint = {
+            "clips": fingerprint(self.clips),
+            "labels": fingerprint(self.labels),
+            "folds": fingerprint(self.folds.tolist()),
+            "groups": fingerprint(groups[:]),
+            "features": content.hexdigest(),
+        }
         self.labelled = ~(self.labels == UNLABELLED).all(-1).numpy()
         if align_folds:
             self._align_folds()

@@ -2,9 +2,9 @@
 
 import logging
 import platform
-import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -29,9 +29,16 @@ from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.settings import PROTOCOLS, FusionSettings
 from hf_blemo.hub import write_card
 from hf_blemo.hub.training_pushes import TrainingPushes
-from hf_blemo.programs.checkpoints import begin_run, check_resumable
+from hf_blemo.programs.checkpoints import start_trackers
 from hf_blemo.programs.processes import check_same, together
-from hf_blemo.programs.settings import check_output_folder
+from hf_blemo.programs.run_folder import (
+    CHECKPOINTS,
+    begin_run,
+    check_output,
+    check_resumable,
+    named_inputs,
+    whole_results,
+)
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import Blend
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
@@ -56,19 +63,22 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
 
     Raises:
         ValueError, FileNotFoundError: settings or data are not usable; nothing is written then.
+        FileExistsError: the folder holds an earlier run's result or checkpoints, or another run writes there.
     """
     accelerator = Accelerator(
         log_with=settings.trackers or None,
         project_dir=settings.output_dir,
         step_scheduler_with_optimizer=False,
     )
-    with together(accelerator, settings):
-        return _train_fusion(accelerator, settings, command)
+    with together(accelerator, settings), ExitStack() as stack:
+        return _train_fusion(accelerator, settings, command, stack)
 
 
-def _train_fusion(accelerator: Accelerator, settings: FusionSettings, command: str | None) -> dict[str, Any]:
+def _train_fusion(
+    accelerator: Accelerator, settings: FusionSettings, command: str | None, stack: ExitStack
+) -> dict[str, Any]:
     start = time.perf_counter()
-    output = check_output_folder(settings.output_dir)
+    output = check_output(settings.output_dir, settings.overwrite, settings.resume)
     data = load_data(settings.data, settings.synthetic)
     config = model_config(data, settings)
     target = {**settings.synthetic, "domain": "target"}
@@ -84,13 +94,17 @@ def _train_fusion(accelerator: Accelerator, settings: FusionSettings, command: s
     judge = store.judge
     judge.selection_metric(settings.selection_metric, settings.protocol)
     decoding = judge.decoding(settings.decoding)
-    checkpoints = output / "checkpoints"
-    labels = {"labels": f"{judge.space!r}, {judge.kind}"}
-    if settings.resume:
-        check_resumable(checkpoints, asdict(settings) | labels, settings.free_in_resume)
-    check_same(accelerator, {"data": store.clips})
+    known = asdict(settings) | {"labels": f"{judge.space!r}, {judge.kind}"}
+    inputs = named_inputs("data", store.fingerprint)
+    run = (output, known, settings.free_in_resume, inputs)
+    check_resumable(*run)
+    check_same(accelerator, inputs)
     pushes = TrainingPushes(settings, accelerator)
-    begin_run(accelerator, settings, checkpoints, "hf_blemo-fusion", labels)
+    if accelerator.is_main_process:
+        stack.enter_context(begin_run(*run))
+    accelerator.wait_for_everyone()
+    start_trackers(accelerator, settings, "hf_blemo-fusion")
+    checkpoints = output / CHECKPOINTS
 
     results = None
     history: list[dict[str, Any]] = []
@@ -120,29 +134,29 @@ def _train_fusion(accelerator: Accelerator, settings: FusionSettings, command: s
             "versions": _versions(),
             "num_parameters": models[0].num_parameters(),
         }
-        for seed, model, processor in zip(settings.seeds, models, processors, strict=True):
-            folder = output if seed == settings.seeds[0] else output / f"seed_{seed}"
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
-        if test is not None:
-            found = test.predict(models)
-            blends = processors[0].post_process_blends(found)
-            predictions = {name: values.numpy() for name, values in found.items()}
-            content = _predictions(test.clips, blends, predictions, judge, processors[0].decoding)
-            write_json({output / "test_predictions.json": content})
-            metrics["test"] = {"source": settings.test_data, "clips": len(test)}
-            if test.labelled.all():
-                metrics["test"] |= judge.shown(judge.measure(blends, test.labels.numpy(), predictions))
-        metrics["wall_seconds"] = round(time.perf_counter() - start, 1)
-        write_json({output / "history.json": history})
-        if results is not None:
-            blends = results.ensemble(decoding)[1]
-            content = _predictions(results.clips, blends, results.pooled(), judge, decoding)
-            write_json({output / "predictions.json": content})
-            plot_cross_validation(results, history, decoding, list(config.encoders), output / "plots")
-        write_json({output / "metrics.json": metrics})
-        _remove_stale(output, settings, results is not None)
-        write_card(output, metrics)
+        with whole_results(output) as made:
+            for seed, model, processor in zip(settings.seeds, models, processors, strict=True):
+                folder = made if seed == settings.seeds[0] else made / f"seed_{seed}"
+                model.save_pretrained(folder)
+                processor.save_pretrained(folder)
+            if test is not None:
+                found = test.predict(models)
+                blends = processors[0].post_process_blends(found)
+                predictions = {name: values.numpy() for name, values in found.items()}
+                content = _predictions(test.clips, blends, predictions, judge, processors[0].decoding)
+                write_json({made / "test_predictions.json": content})
+                metrics["test"] = {"source": settings.test_data, "clips": len(test)}
+                if test.labelled.all():
+                    metrics["test"] |= judge.shown(judge.measure(blends, test.labels.numpy(), predictions))
+            metrics["wall_seconds"] = round(time.perf_counter() - start, 1)
+            write_json({made / "history.json": history})
+            if results is not None:
+                blends = results.ensemble(decoding)[1]
+                content = _predictions(results.clips, blends, results.pooled(), judge, decoding)
+                write_json({made / "predictions.json": content})
+                plot_cross_validation(results, history, decoding, list(config.encoders), made / "plots")
+            write_json({made / "metrics.json": metrics})
+            write_card(made, metrics)
         pushes.at_end(output)
     return metrics
 
@@ -162,19 +176,6 @@ def _predictions(
         "predictions": dict(zip(clips, blends, strict=True)),
         "shares": dict(zip(clips, shares, strict=True)),
     }
-
-
-def _remove_stale(output: Path, settings: FusionSettings, scored: bool) -> None:
-    """Removes leftovers of an earlier run, so that the folder never mixes two runs."""
-    kept = {f"seed_{seed}" for seed in settings.seeds[1:]}
-    for folder in output.glob("seed_[0-9]*"):
-        if folder.name not in kept:
-            shutil.rmtree(folder)
-    if not scored:
-        shutil.rmtree(output / "plots", ignore_errors=True)
-        (output / "predictions.json").unlink(missing_ok=True)
-    if settings.test_data is None:
-        (output / "test_predictions.json").unlink(missing_ok=True)
 
 
 def _test_store(data: datasets.Dataset, config: RankAwareFusionConfig) -> FeatureStore:

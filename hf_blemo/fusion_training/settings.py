@@ -7,7 +7,15 @@ from huggingface_hub.dataclasses import strict
 
 from hf_blemo.encoders.encoder_options import Dtype
 from hf_blemo.errors import check_known
-from hf_blemo.programs.settings import PUSH_SETTINGS, PushSettings, at_least_one, different_seeds, not_negative, share
+from hf_blemo.programs.settings import (
+    PUSH_SETTINGS,
+    PushSettings,
+    at_least_one,
+    check_overwrite,
+    different_seeds,
+    not_negative,
+    share,
+)
 
 PROTOCOLS = {
     "honest": "Epoch and thresholds are chosen for each scored fold on the other folds alone: models trained without "
@@ -53,11 +61,12 @@ class ExperimentSettings:
         learning_rate, weight_decay, schedule, max_grad_norm: of AdamW. `schedule` is `constant` or `cosine`; a
             `max_grad_norm` of 0 does not clip.
         checkpoint_every: epochs between checkpoints; 0 writes none.
-        resume: resume an interrupted run of the same settings in `output_dir`.
+        resume: resume an interrupted run of the same settings and data in `output_dir`.
+        overwrite: replace the result of an earlier run in `output_dir`; it stays until the new one is whole.
         synthetic: settings of the built-in data.
     """
 
-    data: str = "synthetic"
+    data: str
     output_dir: str = "out/fusion"
     encoders: list[str] | None = None
     encoder_options: dict[str, dict] = field(default_factory=dict)
@@ -82,16 +91,27 @@ class ExperimentSettings:
     max_grad_norm: float | int = not_negative(1.0)
     checkpoint_every: int = not_negative(0)
     resume: bool = False
+    overwrite: bool = False
     synthetic: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.encoders is not None and (not self.encoders or len(set(self.encoders)) != len(self.encoders)):
             raise ValueError(f"encoders must be different names, at least one, found {self.encoders}")
+        check_overwrite(self.resume, self.overwrite)
 
     @property
     def free_in_resume(self) -> set[str]:
         """Settings that may change when a run is resumed."""
-        free = {"output_dir", "resume", "checkpoint_every", "trackers", "test_data", "only", *PUSH_SETTINGS}
+        free = {
+            "output_dir",
+            "resume",
+            "overwrite",
+            "checkpoint_every",
+            "trackers",
+            "test_data",
+            "only",
+            *PUSH_SETTINGS,
+        }
         return free | {"num_epochs"} if self.schedule == "constant" else free
 
 
@@ -136,7 +156,8 @@ class AblationSettings(ExperimentSettings):
 
     Args:
         output_dir: folder for the table, which is written row by row.
-        resume: keep the rows of an earlier run of the same settings in `output_dir`.
+        resume: keep the rows of an earlier run of the same settings and data in `output_dir`.
+        overwrite: replace the table of an earlier run in `output_dir`.
         only: names of rows to compute, or how they begin (default: all).
         adaptation_weights: level (`fused`, `encoders`) -> kind (`mmd`, `coral`, `adversarial`) -> weight of the domain
             adaptation; the defaults were chosen on built-in data of `structure_seed` 0.
@@ -169,7 +190,8 @@ class EncoderAblationSettings:
 
     Args:
         data: clips with labels and folds, as in `training/extract_features.py`, or `synthetic`.
-        output_dir: folder for features and table; an interrupted run of the same settings resumes.
+        output_dir: folder for features and table; an interrupted run of the same settings and inputs resumes.
+        overwrite: start anew, without the features and rows of an earlier run in `output_dir`.
         encoders: name -> `model_id` and other settings of an encoder, as in `training/extract_features.py`.
         sets: name of a row -> encoders to fuse.
         fusion: settings of `training/train_fusion.py` for all rows.
@@ -180,8 +202,9 @@ class EncoderAblationSettings:
         synthetic: settings of the built-in clips.
     """
 
-    data: str = "synthetic"
+    data: str
     output_dir: str = "out/encoders"
+    overwrite: bool = False
     encoders: dict[str, dict] = field(default_factory=dict)
     sets: dict[str, list] = field(default_factory=dict)
     fusion: dict[str, Any] = field(default_factory=dict)
@@ -198,5 +221,6 @@ class EncoderAblationSettings:
             for encoder in encoders or [None]:
                 if encoder not in self.encoders:
                     raise ValueError(f"sets.{name}: found {encoder!r}, expected some of {', '.join(self.encoders)}")
-        known = {entry.name for entry in fields(ExperimentSettings)} - {"data", "output_dir", "encoders", "seeds"}
+        own = {"data", "output_dir", "encoders", "seeds", "overwrite"}
+        known = {entry.name for entry in fields(ExperimentSettings)} - own
         check_known("fusion", self.fusion, known)

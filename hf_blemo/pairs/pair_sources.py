@@ -12,10 +12,12 @@ from hf_blemo import built_in
 from hf_blemo.errors import check_regular, reading
 from hf_blemo.loading import download_errors, is_hub_id, load_dataset
 from hf_blemo.pairs.settings import PairSourceSettings
+from hf_blemo.programs.fingerprints import fingerprint
 
 # Suffix of a file -> its builder in `datasets`, which looks into folders itself.
 READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".arrow": "arrow"}
 READ_AT_ONCE = 8
+_CAPTIONS_AT_ONCE, _SAMPLED = 10_000, 16
 # Names in WebDataset shards on the Hub, used if the default ones are missing.
 WEBDATASET_COLUMNS = (("jpg", "jpeg", "png", "webp"), ("txt", "caption"))
 # What a row of a shard may hold; `datasets` would take it from the first rows of the first shard alone.
@@ -45,6 +47,16 @@ class PairTable:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the content from other content of this name: `rows`, all `captions` and some `images`."""
+        captions = self.data.select_columns(["caption"])
+        hashes = [fingerprint(batch["caption"]) for batch in captions.iter(batch_size=_CAPTIONS_AT_ONCE)]
+        found: dict[str, Any] = {"rows": len(self), "captions": fingerprint(hashes)}
+        if self.settings.data not in built_in.PAIRS:
+            rows = np.linspace(0, len(self) - 1, _SAMPLED).astype(int)
+            found["images"] = fingerprint(*(_stored(pair["image"]) for pair in self.pairs(rows.tolist())))
+        return found
 
     def pairs(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Returns `image` as stored, `caption`, `key` (0 and the row) and `where` (for messages) of each row."""
@@ -81,6 +93,11 @@ class PairStream:
         root: Path | None = None,
     ):
         self.settings, self.data, self.block_size, self.seed, self.root = settings, data, block_size, seed, root
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the content from other content of this name: the number of `shards` and the `first pairs`."""
+        parts = [part for pair in self.first(2) for part in (pair["caption"], _stored(pair["image"]))]
+        return {"shards": self.data.num_shards, "first pairs": fingerprint(*parts)}
 
     def first(self, count: int) -> list[dict[str, Any]]:
         """The first pairs in the order of the shards.
@@ -259,7 +276,7 @@ def _columns(settings: PairSourceSettings, data: Any) -> tuple[str, str]:
         if not names:
             raise ValueError(f"data {settings.data!r}: found an empty stream")
     found = []
-    defaults = PairSourceSettings()
+    defaults = PairSourceSettings(settings.data)
     for field, usual in zip(("image_column", "caption_column"), WEBDATASET_COLUMNS, strict=True):
         name = getattr(settings, field)
         if name not in names and name == getattr(defaults, field):
@@ -276,3 +293,12 @@ def _located(pair: dict[str, Any], root: Path | None, where: str) -> dict[str, A
     if isinstance(image, str) and root is not None and "://" not in image:
         image = str(root / image)
     return {**pair, "image": image, "where": where}
+
+
+def _stored(image: Any) -> Any:
+    """The bytes of an image that is not decoded; its path where there are none."""
+    stored = image if isinstance(image, dict) else {"path": image}
+    if stored.get("bytes") is not None:
+        return stored["bytes"]
+    path = str(stored.get("path"))
+    return Path(path).read_bytes() if Path(path).is_file() else path

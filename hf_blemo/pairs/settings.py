@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from hf_blemo.built_in import PAIRS, SYNTHETIC
+from hf_blemo.built_in import PAIRS
 
 
 @strict
@@ -25,7 +25,7 @@ class PairSourceSettings:
         options: of the built-in data.
     """
 
-    data: str = SYNTHETIC
+    data: str
     weight: float | int = 1.0
     split: str = "train"
     name: str | None = None

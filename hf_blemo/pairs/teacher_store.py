@@ -29,7 +29,8 @@ class StoreDescription:
     """The pairs, crops and teachers of a store.
 
     Args:
-        sources: settings of every source of pairs, each with its number of `pairs`.
+        sources: settings of every source of pairs, each with its number of `pairs` and the `fingerprint` of their
+            content.
         augmentation: settings of the crops.
         decode_size: the least side at which a JPEG's crop was decoded.
         teachers: name -> `source`, `revision`, `fingerprint`, `dim`, `logit_scale` and `image_size`.
@@ -113,6 +114,22 @@ class StoreDescription:
             raise ValueError(f"{path}: not a description of a store: {error}") from None
 
 
+def check_same_pairs(where: str, made: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuses pairs of other content under the same name.
+
+    Args:
+        where: what messages call the source.
+        made: source of a store, with the `fingerprint` of its pairs; stores of earlier versions have none.
+        found: source of this run, with its own.
+
+    Raises:
+        ValueError: the first part of the fingerprint that differs.
+    """
+    for part, value in (made.get("fingerprint") or {}).items():
+        if found["fingerprint"].get(part) != value:
+            raise ValueError(f"{where} was made of other {part}: {made['data']!r} has changed since; embed it anew")
+
+
 def _damaged(paths: Sequence[Path]) -> str:
     """Returns the name of the first shard that cannot be read."""
     for path in paths:
@@ -173,7 +190,7 @@ class TeacherStore:
         """Refuses a store that was made from other pixels than a run would see.
 
         Args:
-            sources: settings of the run's sources, each with its number of `pairs`.
+            sources: settings of the run's sources, each with its number of `pairs` and their `fingerprint`.
             augmentation: of the run.
             decode_size: side of the largest images that the run's student or the store's teachers take.
 
@@ -190,6 +207,7 @@ class TeacherStore:
                     raise ValueError(
                         f"{where}: source {number} had {key} {theirs.get(key)!r}, the run has {mine.get(key)!r}"
                     )
+            check_same_pairs(f"{where}: source {number}", theirs, mine)
         if dict(augmentation) != made.augmentation:
             raise ValueError(
                 f"{where}: made with augmentation {made.augmentation}, the run has {dict(augmentation)}; the pixels "

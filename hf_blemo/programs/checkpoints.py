@@ -1,9 +1,9 @@
-"""How a training run is kept and ends: whole checkpoints, the check that a resumed run is the same one."""
+"""How a training run is kept: whole checkpoints, and its trackers."""
 
 import logging
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -140,38 +140,8 @@ def _problem(checkpoint: Path) -> str | None:
     return None
 
 
-SETTINGS_FILE = "settings.json"
-
-
-def check_resumable(folder: Path, settings: Mapping[str, Any], free: Collection[str]) -> None:
-    """Refuses to resume from checkpoints of other settings; see [`check_same_run`]."""
-    if (folder / SETTINGS_FILE).is_file():
-        check_same_run(settings, read_json(folder / SETTINGS_FILE), free, str(folder.parent))
-
-
-def begin_run(
-    accelerator: Accelerator,
-    settings: Any,
-    checkpoints: Path,
-    project: str,
-    facts: Mapping[str, Any] | None = None,
-) -> None:
-    """Prepares the folder of a run, where an earlier run's checkpoints go unless they are resumed, and its trackers.
-
-    Args:
-        accelerator: of the run.
-        settings: a dataclass with `checkpoint_every`, `resume` and `trackers`.
-        checkpoints: their folder, inside the run's.
-        project: name for the trackers.
-        facts: more that a resumed run must share, such as the labels of its data.
-    """
-    if accelerator.is_main_process:
-        checkpoints.parent.mkdir(parents=True, exist_ok=True)
-        if not settings.resume:
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        if settings.checkpoint_every:
-            write_json({checkpoints / SETTINGS_FILE: {**asdict(settings), **(facts or {})}})
-    accelerator.wait_for_everyone()
+def start_trackers(accelerator: Accelerator, settings: Any, project: str) -> None:
+    """Starts the trackers that a dataclass of settings names in `trackers`, under a project's name."""
     if settings.trackers:
         accelerator.init_trackers(project, config=_flat(asdict(settings)))
 
@@ -185,25 +155,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
     return flat
-
-
-def check_same_run(
-    settings: Mapping[str, Any], earlier: Mapping[str, Any], free: Collection[str], output_dir: str
-) -> None:
-    """Refuses to resume a run of other settings.
-
-    Args:
-        settings: of this run.
-        earlier: those of the run that was interrupted.
-        free: names of settings that the result does not depend on.
-        output_dir: where the earlier run left its checkpoints, for the message.
-
-    Raises:
-        ValueError: a setting that the result depends on has another value now; the message names it.
-    """
-    for name, value in settings.items():
-        if name not in free and name in earlier and earlier[name] != value:
-            raise ValueError(
-                f"resume: {name} is {value!r} and was {earlier[name]!r} in the run in {output_dir}; give the same "
-                "settings, or start anew without resume"
-            )

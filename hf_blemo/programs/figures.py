@@ -9,8 +9,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from hf_blemo.files import whole_file
-
 DPI = 150
 
 
@@ -26,6 +24,6 @@ def heat_map(
 def save(figure: Figure, path: str | Path) -> Path:
     """Write the figure as PNG, without the version stamp that would make equal pictures differ in bytes."""
     path = Path(path)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Software": None})
     return path

@@ -136,12 +136,10 @@ def command_line() -> str:
     return shlex.join([*launcher, *words])
 
 
-def check_output_folder(folder: str) -> Path:
-    """Refuses a file in the place of the folder to write; returns its path."""
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"output_dir {folder!r}: found a file, expected a folder")
-    return path
+def check_overwrite(resume: bool, overwrite: bool) -> None:
+    """Refuses to resume and to replace an earlier run at once."""
+    if resume and overwrite:
+        raise ValueError("resume goes on with an earlier run and overwrite replaces it, expected one of the two")
 
 
 def settings_of(settings_class: type[Settings], entries: Mapping[str, Any], where: str) -> Settings:
@@ -161,6 +159,7 @@ def settings_of(settings_class: type[Settings], entries: Mapping[str, Any], wher
     known = _fields(settings_class)
     check_known(where, entries, known)
     values = {key: _accepted(known[key], value, f"{where}.{key}") for key, value in entries.items()}
+    _check_complete(known, values, f"{where}: ", "expected a value of it")
     try:
         return settings_class(**values)
     except ValueError as error:
@@ -190,11 +189,15 @@ def read_settings(settings_class: type[Settings], arguments: Sequence[str]) -> S
     for key, texts in overrides:
         if key != CONFIG_OPTION:
             _override(values, key, texts, known)
-    for name, field in known.items():
-        if name not in values and _default(field) is MISSING:
-            raise ValueError(f"setting {name!r} has no default: pass --{name} or put it into the file of settings")
+    _check_complete(known, values, "", "pass --{0} or put it into the file of settings")
     with reading(" and ".join([*(files[0] if files else []), "command line"]), "settings that fit each other"):
         return settings_class(**values)
+
+
+def _check_complete(known: Mapping[str, Field], values: Mapping[str, Any], where: str, hint: str) -> None:
+    for name, field in known.items():
+        if name not in values and _default(field) is MISSING:
+            raise ValueError(f"{where}setting {name!r} has no default: {hint.format(name)}")
 
 
 def _help(settings_class: type, description: str | None) -> str:

@@ -48,7 +48,7 @@ def table() -> PairTable:
 
 
 def batches_of(sources, batch_size=8, num_steps=6, rank=0, world=1, teacher=None, **settings) -> PairBatches:
-    settings = DistillationSettings(batch_size=batch_size, num_steps=num_steps, **settings)
+    settings = DistillationSettings("synthetic", batch_size=batch_size, num_steps=num_steps, **settings)
     sources = sources if isinstance(sources, list) else [sources]
     return PairBatches(settings, sources, processor(), teacher or Teacher(), rank, world)
 

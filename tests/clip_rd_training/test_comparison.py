@@ -24,6 +24,7 @@ STUDENT = {
 def settings_for(output, **changes):
     return ComparisonSettings(
         **{
+            "data": "synthetic",
             "output_dir": str(output),
             "student": "custom",
             "student_config": STUDENT,

@@ -35,7 +35,13 @@ PAIRS = {"num_pairs": 40}
 
 
 def embed_settings(output, teacher, **changes) -> EmbeddingSettings:
-    own = {"teachers": {"tiny": str(teacher)}, "synthetic": PAIRS, "augmentation": CROPS, "rows_per_shard": 16}
+    own = {
+        "teachers": {"tiny": str(teacher)},
+        "data": "synthetic",
+        "synthetic": PAIRS,
+        "augmentation": CROPS,
+        "rows_per_shard": 16,
+    }
     return EmbeddingSettings(**{"output_dir": str(output), "batch_size": 7, **own, **changes})
 
 
@@ -162,7 +168,8 @@ def test_the_same_settings_may_be_written_in_other_ways(teacher):
 
 def test_processes_write_the_store_of_one(teacher, made, tmp_path):
     program = [str(ROOT / "training" / "embed_teacher.py"), "--output_dir", str(tmp_path / "two")]
-    program += ["--teachers.tiny", str(teacher), "--synthetic.num_pairs", "40", "--batch_size", "7"]
+    program += ["--teachers.tiny", str(teacher), "--data", "synthetic"]
+    program += ["--synthetic.num_pairs", "40", "--batch_size", "7"]
     program += ["--rows_per_shard", "16", "--augmentation", json.dumps(CROPS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = run_python(program, cwd=tmp_path, env=environment, processes=2)
@@ -175,13 +182,13 @@ def test_all_processes_write_what_the_first_found_missing(teacher, tmp_path, mon
     """Another may have written a shard by the time the last one looks."""
     given = []
 
-    def as_the_first(found):
-        given.append(list(found))
-        return [[1]]
+    def as_the_first(accelerator, make):
+        given.append(make())
+        return [1]
 
-    monkeypatch.setattr(embedding, "broadcast_object_list", as_the_first)
+    monkeypatch.setattr(embedding, "of_first", as_the_first)
     assert embed(embed_settings(tmp_path / "store", teacher))["written"] == 1
-    assert given == [[[0, 1, 2]]] and list(shards(tmp_path / "store")) == ["train-00001-of-00003.parquet"]
+    assert given == [[0, 1, 2]] and list(shards(tmp_path / "store")) == ["train-00001-of-00003.parquet"]
 
 
 def assert_same_losses(one, other):
@@ -232,7 +239,7 @@ def test_a_smaller_student_sees_the_pixels_it_would_beside_the_live_teacher(teac
     clip = load_clip(str(teacher))
     size = {"height": 16, "width": 16}
     small = PairProcessor(clip.processor.tokenizer, CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=size))
-    settings = DistillationSettings(batch_size=8, num_steps=4, augmentation=CROPS)
+    settings = DistillationSettings("synthetic", batch_size=8, num_steps=4, augmentation=CROPS)
     taught = dataclasses.replace(settings, teacher_store=str(tmp_path / "store"))
     live = PairBatches(settings, [source], small, _LiveTeacher(clip, {}))
     stored = PairBatches(settings, [source], small, open_teacher(taught))
@@ -319,7 +326,7 @@ def test_a_stream_or_pairs_that_have_changed_cannot_learn_from_a_store(teacher, 
     shutil.rmtree(data)
     other = "one small plain red ring on the left of a pink background"
     saved_pairs(data, captions=[other, *list(make_synthetic_pairs(20)["caption"])[1:]])
-    with pytest.raises(ValueError, match="pairs, row 0: embedded .*, found 'one small plain red ring.*has changed"):
+    with pytest.raises(ValueError, match="source 0 was made of other captions: .*pairs' has changed since"):
         learn("--data", data)
 
 

@@ -361,7 +361,10 @@ def test_too_many_broken_pairs_end_the_run_and_keep_its_checkpoints(tmp_path, se
     assert "pairs could not be read, more than max_broken_share 0.05 allows; for instance:" in str(error.value)
     assert "found the caption ' ', expected text" in str(error.value) and "\n" not in str(error.value)
     assert list((output / "checkpoints").glob("step_*"))
-    data = distill(settings_for(output, *options, "--max_broken_share", 0.2, "--num_steps", 3))["data"]
+    options += ("--max_broken_share", 0.2, "--num_steps", 3)
+    with pytest.raises(FileExistsError, match="holds an earlier run .checkpoints.; name another folder, or resume it"):
+        distill(settings_for(output, *options))
+    data = distill(settings_for(output, *options, "--overwrite", "true"))["data"]
     assert data["seen"] == 48 + data["broken"] and data["broken_examples"]
 
 
@@ -434,7 +437,7 @@ def test_the_mean_of_a_term_is_over_the_steps_that_computed_it():
 
 
 def test_the_rate_rises_then_falls_to_nothing():
-    settings = DistillationSettings(num_steps=20, warmup_steps=5, learning_rate=1.0)
+    settings = DistillationSettings("synthetic", num_steps=20, warmup_steps=5, learning_rate=1.0)
     rates = [_learning_rate(step, settings) for step in range(21)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[5] == 1 and all(later < earlier for earlier, later in zip(rates[5:], rates[6:], strict=False))
@@ -469,7 +472,7 @@ def test_matrices_alone_decay(tmp_path, settings_for):
 )
 def test_bad_settings_are_named(changes, message):
     with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=message):
-        DistillationSettings(**changes)
+        DistillationSettings(**{"data": "synthetic", **changes})
 
 
 @pytest.mark.parametrize(

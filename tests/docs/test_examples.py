@@ -37,8 +37,11 @@ def commands_of(code: str) -> Iterator[tuple[str, ...]]:
     """Commands of this package, without comments, launchers and placeholders."""
     for line in code.replace("\\\n", " ").splitlines():
         # Brackets mark optional arguments; three dots stand for options shown before.
+        shown_before = "training/" in line and "... --" in line
         line = re.sub(r"(--config )?\.\.\.(?= |$)", "", re.sub(r"\[(--.*?)\]", r"\1", line))
         words = shlex.split(line, comments=True)
+        if shown_before:
+            words += ["--data", "shown/before"]
         for place, word in enumerate(words):
             if word == "hf-blemo" or re.fullmatch(r"training/\w+\.py", word):
                 yield tuple(words[place:])
@@ -229,7 +232,7 @@ make bench
 """
     commands = Page(text).commands
     assert commands == [
-        ("training/train_fusion.py", "--nonsense", "3"),
+        ("training/train_fusion.py", "--nonsense", "3", "--data", "shown/before"),
         ("hf-blemo", "dataset", "build", "SOURCE", "--output", "out", "--push-to-hub", "owner/name"),
     ]
     for wrong in (commands[0], ("hf-blemo", "publish", "out", "--repository", "you/it")):

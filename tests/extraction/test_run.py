@@ -30,7 +30,9 @@ from hf_blemo.extraction.settings import ExtractionSettings
 
 runs, log = json.loads(sys.argv[1]), Path(sys.argv[2])
 write_clip, end_training = extraction_run._write_clip, Accelerator.end_training
-extraction_run._write_clip = lambda work, clip: report["encoded"].append(clip.name) or write_clip(work, clip)
+extraction_run._write_clip = lambda work, clip, *more: (
+    report["encoded"].append(clip.name) or write_clip(work, clip, *more)
+)
 reports = []
 for number, run in enumerate(runs, start=1):
     # Only the last run ends the group of the processes.

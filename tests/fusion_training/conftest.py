@@ -115,7 +115,7 @@ def make_settings() -> Callable[..., FusionSettings]:
             "learning_rate": 1e-2,
         }
         model = {**MODEL, **changes.pop("model", {})}
-        return replace(FusionSettings(), **{**defaults, **changes}, model=model)
+        return replace(FusionSettings(data="synthetic"), **{**defaults, **changes}, model=model)
 
     return make
 

@@ -182,6 +182,7 @@ def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys, tmp_pa
     for name, replacement in (("train_on_all", train), ("FeatureStore", Store), ("_score", score)):
         monkeypatch.setattr(ablation, name, replacement)
     settings = AblationSettings(
+        data="synthetic",
         seeds=[0, 1],
         num_epochs=7,
         only=["adaptation"],

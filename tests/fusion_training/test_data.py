@@ -55,7 +55,7 @@ def test_modalities_are_known_by_name(make_data):
     known["video"] = ["ImageBind", "VideoMAEv2", "OpenFace_3", "clip", "face", "context"]
     known["text"] = ["roberta-base", "transcript", "subtitle_text"]
     widths = {name: 2 for names in known.values() for name in names}
-    config = model_config(make_data(4, widths=widths), FusionSettings())
+    config = model_config(make_data(4, widths=widths), FusionSettings("synthetic"))
     for modality, names in known.items():
         assert {config.encoders[name]["modality"] for name in names} == {modality}
 
@@ -65,7 +65,9 @@ def test_the_config_follows_data_and_settings(make_data):
     own = {"modality": "audiovisual", "pooling": "attention"}
     run = {"pooling": "statistics", "transform": "log_softmax"}
     model = {"top_n": 1, "hidden_size": 12, "gate": "uniform"}
-    settings = FusionSettings(encoders=["noise", "voice"], encoder_options={"voice": own}, model=model, **run)
+    settings = FusionSettings(
+        "synthetic", encoders=["noise", "voice"], encoder_options={"voice": own}, model=model, **run
+    )
     config = model_config(make_data(4), settings)
     assert list(config.encoders) == ["noise", "voice"]
     expected = {"noise": {"feature_size": 2, "modality": "video", **run}, "voice": {"feature_size": 4, **run, **own}}
@@ -81,7 +83,7 @@ def test_the_config_follows_data_and_settings(make_data):
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            model_config(make_data(4), FusionSettings(**changes))
+            model_config(make_data(4), FusionSettings("synthetic", **changes))
 
 
 COLOURS = LabelSpace(["red", "green", "blue"])
@@ -90,9 +92,11 @@ COLOURS = LabelSpace(["red", "green", "blue"])
 def test_names_number_and_kind_of_labels_come_from_the_data(make_data):
     blends = LabelSpace(["a", "b", "c", "d"], [[60, 40], [50, 30, 20]], ["d"])
     for space, kind in ((COLOURS, "valid"), (COLOURS, "soft"), (blends, "valid"), (blends, "soft")):
-        config = model_config(make_data(6, space=space, kind=kind), FusionSettings())
+        config = model_config(make_data(6, space=space, kind=kind), FusionSettings("synthetic"))
         assert config.label_space == space and config.label_kind == kind
-    named = FusionSettings(model={"id2label": {"0": "red", "1": "green", "2": "blue"}, "presence_share": 0.2})
+    named = FusionSettings(
+        "synthetic", model={"id2label": {"0": "red", "1": "green", "2": "blue"}, "presence_share": 0.2}
+    )
     assert model_config(make_data(6, space=COLOURS), named).presence_share == 0.2
 
 
@@ -116,7 +120,7 @@ def test_names_number_and_kind_of_labels_come_from_the_data(make_data):
 )
 def test_settings_that_name_other_labels_than_the_data_are_one_error(make_data, model, kind, message):
     with pytest.raises(ValueError, match=message):
-        model_config(make_data(6, space=COLOURS, kind=kind), FusionSettings(model=model))
+        model_config(make_data(6, space=COLOURS, kind=kind), FusionSettings("synthetic", model=model))
 
 
 def test_unlabelled_rows_may_have_any_labels_or_none(make_data):

@@ -117,4 +117,4 @@ def test_a_run_of_other_labels_is_not_resumed(make_data, make_settings, tmp_path
 
 
 def test_an_ablation_names_its_selection_metric():
-    assert AblationSettings(selection_metric="uar").selection_metric == "uar"
+    assert AblationSettings("synthetic", selection_metric="uar").selection_metric == "uar"

@@ -287,7 +287,7 @@ def test_what_is_refused_leaves_an_output_as_it_was(settings_for, trained, make_
     for changes, message in REFUSED:
         paths = {key: str(tmp_path / value) for key, value in changes.items() if str(value) in made}
         with pytest.raises(Exception, match=message):
-            train_fusion(settings_for(**{**changes, **paths}))
+            train_fusion(settings_for(**{"overwrite": "resume" not in changes, **changes, **paths}))
         assert snapshot() == before, message
 
 

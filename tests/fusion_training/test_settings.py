@@ -27,13 +27,13 @@ def test_bad_values_are_named(settings_class):
             read_settings(settings_class, [f"--{key}", value])
     for encoders in ([], ["voice", "voice"]):
         with pytest.raises(ValueError, match="encoders must be different names, at least one, found"):
-            settings_class(encoders=encoders)
+            settings_class("synthetic", encoders=encoders)
 
 
 def test_an_ablation_needs_something_to_score():
     with pytest.raises(ValueError, match="protocol 'none' scores nothing"):
-        AblationSettings(protocol="none")
+        AblationSettings("synthetic", protocol="none")
     with pytest.raises(
         ValueError, match="a weight of each of mmd, coral, adversarial for each of fused, encoders, found"
     ):
-        AblationSettings(adaptation_weights={"fused": {"mdd": 1.0}})
+        AblationSettings("synthetic", adaptation_weights={"fused": {"mdd": 1.0}})

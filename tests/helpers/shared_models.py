@@ -38,6 +38,7 @@ def train_fusion(folder: Path) -> None:
     test_data = folder.with_name("fusion_test_data")
     make_synthetic_blends(num_clips=12, seed=9).save_to_disk(str(test_data))
     settings = FusionSettings(
+        data="synthetic",
         synthetic={"num_clips": 60},
         output_dir=str(folder),
         test_data=str(test_data),

@@ -80,7 +80,7 @@ def test_it_teaches_live_and_from_a_store(weights, tmp_path, fresh_accelerate_st
     teacher = f"open_clip:{NAME}/{weights}"
     crops = {"scale": [0.5, 1.0], "variants": 2}
     pairs = {"num_pairs": 16, "image_size": 64}
-    data = {"synthetic": pairs, "augmentation": crops}
+    data = {"data": "synthetic", "synthetic": pairs, "augmentation": crops}
     embed(EmbeddingSettings(output_dir=str(tmp_path / "store"), teachers={"tiny": teacher}, **data))
 
     def run(*arguments):

@@ -135,7 +135,7 @@ def test_nothing_is_decoded_on_opening(tmp_path):
 
 
 def test_built_in_pairs_take_their_options():
-    table = open_source(PairSourceSettings(options={"num_pairs": 3, "seed": 5}))
+    table = open_source(PairSourceSettings("synthetic", options={"num_pairs": 3, "seed": 5}))
     assert [pair["caption"] for pair in table.pairs(range(3))] == list(make_synthetic_pairs(3, 5)["caption"])
 
 

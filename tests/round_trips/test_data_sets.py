@@ -57,7 +57,12 @@ def test_features_round_trip_and_edits_of_the_card_survive(hub):
 
 def test_a_pushed_teacher_store_trains_students(hub, tmp_path):
     save_tiny_model("clip_rd", tmp_path / "teacher")
-    settings = {"teachers": {"tiny": "teacher"}, "synthetic": {"num_pairs": 12}, "push_to_hub": "you/store"}
+    settings = {
+        "data": "synthetic",
+        "teachers": {"tiny": "teacher"},
+        "synthetic": {"num_pairs": 12},
+        "push_to_hub": "you/store",
+    }
     embed(EmbeddingSettings(output_dir="store", rows_per_shard=4, batch_size=4, **settings))
     repository = hub.repository("you/store", "dataset")
     repository.edit("README.md", hub.files("you/store", kind="dataset")["README.md"] + b"Mine.\n")
@@ -79,8 +84,8 @@ def test_a_pushed_teacher_store_trains_students(hub, tmp_path):
     }
     metrics = distill(
         DistillationSettings(
-            output_dir="run", teacher_store="you/store", synthetic={"num_pairs": 12}, student="custom", num_steps=2,
-            batch_size=4, image_size=16, student_config=student,
+            data="synthetic", output_dir="run", teacher_store="you/store", synthetic={"num_pairs": 12},
+            student="custom", num_steps=2, batch_size=4, image_size=16, student_config=student,
         )
     )  # fmt: skip
     rows = datasets.load_dataset("you/store", split="train")

@@ -1,9 +1,16 @@
 """`training/ablate_encoders.py`: one row per set of encoders, from clips on, kept when a run goes on."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import yaml
 from command_line import run_training
+from safetensors.torch import load_file, save_file
 
+from hf_blemo.encoders.loading import load_encoders
+from hf_blemo.fusion_training import encoder_ablation
 from hf_blemo.fusion_training.encoder_ablation import ablate_encoders
 from hf_blemo.fusion_training.settings import EncoderAblationSettings
 from hf_blemo.programs.settings import read_settings
@@ -13,6 +20,7 @@ from hf_blemo.programs.settings import read_settings
 def config(tmp_path_factory, entries):
     folder = tmp_path_factory.mktemp("ablation")
     settings = {
+        "data": "synthetic",
         "synthetic": {"num_clips": 40, "num_actors": 5, "seconds": [1.0, 1.2]},
         "output_dir": str(folder / "out"),
         "encoders": entries,
@@ -33,7 +41,7 @@ def ablated(config, *options):
     return ablate_encoders(settings)
 
 
-def test_rows_are_measured_and_kept(config, fresh_accelerate_state):
+def test_rows_are_measured_and_kept(config, fresh_accelerate_state, monkeypatch):
     output = config.parent / "out"
     first = ablated(config, "--sets", "{picture: [student]}")
     [row] = first["rows"]
@@ -43,13 +51,32 @@ def test_rows_are_measured_and_kept(config, fresh_accelerate_state):
     with pytest.raises(ValueError, match="sets"):
         ablated(config)
     (output / "encoders.json").unlink()
-    both = ablated(config)
-    # The same seeds and folds, and features that were not made again.
+    with pytest.raises(FileExistsError, match="features: found features, but no encoders.json beside them"):
+        ablated(config)
+    both = ablated(config, "--overwrite", "true")
+    # The same clips, encoders, seeds and folds.
     assert both["rows"][0]["expected_score"] == row["expected_score"]
     assert both["rows"][1]["parameters"] > row["parameters"]
     assert len((output / "encoders.md").read_text().splitlines()) == 2 + 2
     modified = (output / "encoders.json").read_text()
-    assert ablated(config) == both and (output / "encoders.json").read_text() == modified
+    again = ablated(config)
+    assert again["rows"] == both["rows"] and json.loads(modified)["rows"] == both["rows"]
+    # Other weights under the same name.
+    student = Path(yaml.safe_load(config.read_text())["encoders"]["student"]["model_id"])
+    other = shutil.copytree(student, output.with_name("student"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(
+        encoder_ablation,
+        "load_encoders",
+        lambda found, **more: load_encoders(
+            {**found, "student": {**found["student"], "model_id": str(other)}}, **more
+        ),
+    )
+    with pytest.raises(
+        ValueError, match="the weights of encoder 'student' changed since the run in .*, under the sam"
+    ):
+        ablated(config)
 
 
 def test_the_program_prints_the_table_that_is_done(config, monkeypatch, capsys, fresh_accelerate_state):

@@ -25,7 +25,10 @@ CLASSES = {
 
 def read(name):
     settings_class = next(found for start, found in CLASSES.items() if name.startswith(start))
-    return read_settings(settings_class, ["--config", str(CONFIGS / f"{name}.yaml")])
+    path = CONFIGS / f"{name}.yaml"
+    # Three are for data that nobody but the user has.
+    data = [] if "\ndata: " in f"\n{path.read_text()}" or "\nsources:" in path.read_text() else ["--data", "mine"]
+    return read_settings(settings_class, ["--config", str(path), *data])
 
 
 def shipped(start):

@@ -106,7 +106,7 @@ def test_features_are_extracted_and_failures_named(program, entries, clip_folder
 
 def test_a_teacher_is_embedded_and_distilled_from_its_store(program, trained_teacher, tmp_path, capsys):
     store, output = tmp_path / "store", tmp_path / "student"
-    data = ("--synthetic.num_pairs", 32, "--rows_per_shard", 20)
+    data = ("--data", "synthetic", "--synthetic.num_pairs", 32, "--rows_per_shard", 20)
     program("embed_teacher.py", *data, "--output_dir", store, "--teachers.tiny", trained_teacher)
     assert "32 pairs, 32 rows in 2 shards, 2 of them now; 0 of 32 could not be read" in capsys.readouterr().out
     late = ("--log_every", 1, "--weight_schedule", "{xrd: [[1, 0], [2, 1]]}", "--num_steps", 3)
@@ -186,7 +186,10 @@ def test_bad_input_ends_with_one_line_and_code_two(
         output.mkdir()
         (output / "metrics.json").write_text("mine")
     common = {"train_fusion.py": ("--data", table, *FUSION), "extract_features.py": ("--data", clip_folder)}
+    common["train_fusion.py"] += ("--overwrite", "true")
     common["ablate_fusion.py"] = common["train_fusion.py"]
+    common["distill_clip_rd.py"] = ("--data", "synthetic", "--overwrite", "true")
+    common["embed_teacher.py"] = common["compare_distillation.py"] = ("--data", "synthetic")
     values = {"student": entries["student"]["model_id"], "bad": bad, "no_folds": table.with_name("no_folds.npz")}
     given = [text.format(**values) for text in arguments]
     with pytest.raises(SystemExit) as end:

@@ -1,0 +1,187 @@
+"""The folder of a run: one run at a time, no result replaced unasked, and results that appear whole."""
+
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hf_blemo.files import held, read_json, write_json
+
+CHECKPOINTS, SETTINGS_FILE = "checkpoints", "settings.json"
+# By these a folder loads and is published: the first to go and the last to come.
+_MARKERS = ("config.json", "metrics.json", "model.safetensors")
+_CARD = "README.md"
+_STAGING = ".results"
+_LIST_FILE = ".results.json"
+_INPUTS = "inputs"
+
+
+def check_output(
+    folder: str | Path, overwrite: bool, resume: bool, results: Sequence[str] = _MARKERS, work: str = CHECKPOINTS
+) -> Path:
+    """Refuses a folder with an earlier run's work that this run would replace.
+
+    Args:
+        folder: of the run.
+        overwrite: replace an earlier result.
+        resume: resume an earlier run from its work.
+        results: files of which one means a result.
+        work: file or folder inside from which a run resumes.
+
+    Returns:
+        Its path.
+
+    Raises:
+        FileExistsError: there is an earlier run's work, and it is neither to be resumed nor replaced.
+        NotADirectoryError: a file has the name of the folder.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"output_dir {str(folder)!r}: found a file, expected a folder")
+    resumable = (path / work).exists()
+    if overwrite or (resume and resumable):
+        return path
+    found = next((name for name in results if (path / name).exists()), CHECKPOINTS if resumable else None)
+    if found is not None:
+        ways = "resume it (--resume true) or replace it" if resumable else "replace it"
+        raise FileExistsError(
+            f"output_dir {str(folder)!r}: holds an earlier run ({found}); name another folder, or {ways} "
+            "(--overwrite true)"
+        )
+    return path
+
+
+def check_same_run(
+    settings: Mapping[str, Any],
+    earlier: Mapping[str, Any],
+    free: Collection[str],
+    output_dir: str | Path,
+    inputs: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuses to resume a run of other settings or inputs.
+
+    Args:
+        settings: of this run.
+        earlier: those of the run that was interrupted, with its `inputs`.
+        free: names of settings that the result does not depend on.
+        output_dir: where the earlier run left its work, for the message.
+        inputs: of this run: what they are -> fingerprint of their content.
+
+    Raises:
+        ValueError: a setting that the result depends on has another value now, or the content of an input has
+            changed; the message names it.
+    """
+    for name, value in settings.items():
+        if name not in free and name in earlier and earlier[name] != value:
+            raise ValueError(
+                f"resume: {name} is {value!r} and was {earlier[name]!r} in the run in {output_dir}; give the same "
+                "settings, or start anew: --overwrite true"
+            )
+    known = earlier.get(_INPUTS)
+    if inputs and not isinstance(known, Mapping):
+        raise ValueError(
+            f"resume: the run in {output_dir} kept no fingerprints of its inputs; start anew: --overwrite true"
+        )
+    for name, value in (inputs or {}).items():
+        if known.get(name) != value:
+            raise ValueError(
+                f"resume: {name} changed since the run in {output_dir}, under the same name; restore them, or start "
+                "anew: --overwrite true"
+            )
+
+
+def check_resumable(
+    output: Path, settings: Mapping[str, Any], free: Collection[str], inputs: Mapping[str, Any]
+) -> bool:
+    """Whether a training resumes from checkpoints in its folder; refuses those of another one.
+
+    Args:
+        output: folder of the run.
+        settings: of the run, with `resume`.
+        free: names of settings that the result does not depend on.
+        inputs: what they are -> fingerprint of their content.
+
+    Raises:
+        ValueError: as in [`check_same_run`].
+    """
+    record = output / CHECKPOINTS / SETTINGS_FILE
+    if not settings["resume"] or not record.parent.is_dir() or not any(record.parent.iterdir()):
+        return False
+    if not record.is_file():
+        raise ValueError(f"{record.parent}: found no {SETTINGS_FILE}, which tells whose checkpoints these are")
+    check_same_run(settings, read_json(record), free, output, inputs)
+    return True
+
+
+def named_inputs(what: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Words the parts of an input's fingerprint as a message names them."""
+    return {f"the {part} of {what}": value for part, value in parts.items()}
+
+
+@contextmanager
+def begin_run(
+    output: Path, settings: Mapping[str, Any], free: Collection[str], inputs: Mapping[str, Any]
+) -> Iterator[None]:
+    """Holds the folder of a training, whose checkpoints of an earlier run go unless they are resumed.
+
+    Args:
+        output: folder of the run.
+        settings: of the run, with `resume`, `overwrite` and `checkpoint_every`.
+        free: names of settings that the result does not depend on.
+        inputs: what they are -> fingerprint of their content; written before the first work.
+
+    Raises:
+        ValueError: as in [`check_same_run`].
+        FileExistsError: as in [`check_output`], or another run holds the folder.
+    """
+    with held(output):
+        check_output(output, settings["overwrite"], settings["resume"])
+        if not check_resumable(output, settings, free, inputs):
+            shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+        if settings["checkpoint_every"]:
+            write_json({output / CHECKPOINTS / SETTINGS_FILE: {**settings, _INPUTS: inputs}})
+        yield
+
+
+@contextmanager
+def whole_results(output: Path) -> Iterator[Path]:
+    """Yields a folder for the results of a run, and puts all of them in place unless an error was raised.
+
+    What an earlier run left as its results goes then, and all else stays. The card in the folder is there to be
+    merged. A kill in between leaves a folder that does not load, never one of two runs.
+
+    Args:
+        output: folder of the run.
+    """
+    staging, replaced = output / _STAGING, output / f"{_STAGING}.replaced"
+    for leftover in (staging, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir(parents=True)
+    moved: list[tuple[Path, Path]] = []
+
+    def move(source: Path, target: Path) -> None:
+        os.rename(source, target)
+        moved.append((source, target))
+
+    try:
+        if (output / _CARD).is_file():
+            shutil.copy(output / _CARD, staging)
+        yield staging
+        names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name in _MARKERS, name))
+        earlier = read_json(output / _LIST_FILE)["names"] if (output / _LIST_FILE).is_file() else []
+        replaced.mkdir()
+        for name in [*reversed(names), *sorted({*earlier} - {*names})]:
+            if os.path.lexists(output / name):
+                move(output / name, replaced / name)
+        for name in names:
+            move(staging / name, output / name)
+        write_json({output / _LIST_FILE: {"names": names}})
+    except BaseException:
+        for source, target in reversed(moved):
+            os.rename(target, source)
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    for leftover in (staging, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
