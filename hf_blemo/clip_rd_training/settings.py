@@ -299,4 +299,4 @@ class ComparisonSettings(DistillationSettings):
             return self.evaluation
         own = getattr(self, str(self.data))
         options = {name: own[name] for name in ("image_size", "combinations", "font") if name in own}
-        return {self.data: {"kind": self.data, "options": options}}
+        return {str(self.data): {"kind": self.data, "options": options}}

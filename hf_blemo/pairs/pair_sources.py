@@ -236,7 +236,7 @@ def _load_source(settings: PairSourceSettings) -> Any:
             options["sep"] = "\t"
     else:
         options |= {"path": source, "name": settings.name, "revision": settings.revision}
-    where, defaults = f"data {source!r}", PairSourceSettings()
+    where, defaults = f"data {source!r}", PairSourceSettings(settings.data)
     usual = (settings.image_column, settings.caption_column) == (defaults.image_column, defaults.caption_column)
     if usual and _has_shards(settings, path, where):
         data = load_dataset(where=where, features=_SHARD_FEATURES, **options)

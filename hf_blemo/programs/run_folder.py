@@ -80,7 +80,9 @@ def check_same_run(
                 "settings, or start anew: --overwrite true"
             )
     known = earlier.get(_INPUTS)
-    if inputs and not isinstance(known, Mapping):
+    if not isinstance(known, Mapping):
+        known = {}
+    if inputs and not known:
         raise ValueError(
             f"resume: the run in {output_dir} kept no fingerprints of its inputs; start anew: --overwrite true"
         )

@@ -35,7 +35,9 @@ FUSION = (
 PROGRAMS = {
     "distill_clip_rd": (*DISTILL, "--teacher", "{teacher}"),
     "distill_clip_rd, workers": (*DISTILL, "--teacher", "{teacher}", "--num_workers", 1),
-    "embed_teacher": ("--teachers.tiny", "{teacher}", "--synthetic.num_pairs", 40, "--rows_per_shard", 5),
+    "embed_teacher": (
+        *("--teachers.tiny", "{teacher}", "--data", "synthetic", "--synthetic.num_pairs", 40, "--rows_per_shard", 5),
+    ),
     "train_fusion": FUSION,
     "ablate_fusion": (*FUSION, "--only", "rank-aware, n = 1", "mean of all"),
     "compare_distillation": (

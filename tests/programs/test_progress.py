@@ -71,7 +71,8 @@ def test_a_terminal_gets_a_bar_and_those_of_downloads(monkeypatch):
 
 def test_the_log_of_a_program_holds_no_bars(tmp_path):
     program = [REPOSITORY / "training" / "train_fusion.py", "--output_dir", tmp_path / "out", "--seeds", "0"]
-    options = ["--num_epochs", "1", "--protocol", "none", "--synthetic", "{num_clips: 40}", "--model.hidden_size", "8"]
+    options = ["--num_epochs", "1", "--protocol", "none", "--data", "synthetic", "--model.hidden_size", "8"]
+    options += ["--synthetic", "{num_clips: 40}"]
     done = fresh_processes.run_python([*program, *options], cwd=tmp_path, env=dict(os.environ))
     log = done.stdout + done.stderr
     assert "Model, processor, card" in log, log

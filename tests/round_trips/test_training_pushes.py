@@ -15,12 +15,12 @@ VISION = json.dumps({"model_type": "clip_vision_model", "patch_size": 8, **TOWER
 PROGRAMS = {
     "rank_aware_fusion": (
         "train_fusion.py",
-        "--synthetic.num_clips 60 --seeds 0 --num_epochs 4 --patience 0 --protocol none",
+        "--data synthetic --synthetic.num_clips 60 --seeds 0 --num_epochs 4 --patience 0 --protocol none",
         "epoch",
     ),
     "clip_rd": (
         "distill_clip_rd.py",
-        "--synthetic.num_pairs 40 --student custom --num_steps 4 --batch_size 8 --image_size 16 "
+        "--data synthetic --synthetic.num_pairs 40 --student custom --num_steps 4 --batch_size 8 --image_size 16 "
         f"--student_config.projection_dim 8 --student_config.vision_config '{VISION}' "
         f"--student_config.text_config '{json.dumps(TOWER)}'",
         "step",
