@@ -225,6 +225,7 @@ class Limits:
         max_seconds: of a clip.
         max_windows: of a timeline.
         max_bytes: of a source without a size, such as a pipe, which is copied before it is read.
+        max_labels: of a model, each of which transformers gives a name.
         max_inflation: size of unpacked arrays by that of their file; up to 1 GiB any passes.
     """
 
@@ -235,6 +236,7 @@ class Limits:
     max_seconds: float = 86400
     max_windows: float = 1e5
     max_bytes: float = 2**36
+    max_labels: float = 1e5
     max_inflation: float = 100
 
     def excess(self, where: str, found: str, name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo.errors import one_line
+from hf_blemo.files import limits, read_json
 
 # A module beside the weights, and a class in it.
 _OWN_CODE = re.compile(r"(?:[\w-]+/)*[\w-]+\.\w+")
@@ -139,7 +140,12 @@ def load_part(auto_class: Any, source: str, where: str, **options: Any) -> Any:
         FileNotFoundError: there is no such part, or it cannot be read.
         ValueError: the weights have other shapes than the config says.
     """
-    local_path(source, where)
+    folder = local_path(source, where)
+    if folder is not None and (folder / "config.json").is_file():
+        # Transformers makes a name for each label before anything is checked.
+        number = read_json(folder / "config.json", f"{where}: config.json").get("num_labels")
+        if isinstance(number, int) and number > limits().max_labels:
+            raise ValueError(limits().excess(f"{where}: config.json", f"num_labels {number:,}", "max_labels"))
     # Without a word on it, transformers asks on the terminal whether to run the code of a repository.
     options.setdefault("trust_remote_code", False)
     given = {name: value for name, value in options.items() if value is not None}

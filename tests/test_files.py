@@ -7,8 +7,11 @@ import stat
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
-from hf_blemo.files import read_json, replace_folder, whole_file, within, write_json, write_text
+from hf_blemo import CLIPRDConfig
+from hf_blemo.files import limited, read_json, replace_folder, whole_file, within, write_json, write_text
+from hf_blemo.loading import load_part
 
 
 def test_json_is_read_back_and_what_is_not_an_object_is_refused(tmp_path):
@@ -101,3 +104,19 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path, monkeypatch)
     with pytest.raises(ZeroDivisionError):
         replace_folder(made, output)
     assert sorted(tmp_path.rglob("*")) == [made, made / "made", output, output / "output"]
+
+
+def test_a_config_names_no_more_labels_than_any_model_has(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "wav2vec2", "num_labels": 100_000_000}))
+    with pytest.raises(
+        ValueError, match=r"encoder: config.json: found num_labels 100,000,000, expected at most 100,000"
+    ):
+        load_part(AutoConfig, str(tmp_path), "encoder")
+    with pytest.raises(ValueError, match="num_labels: found 100000000, expected none or at most 1000"):
+        CLIPRDConfig(num_labels=100_000_000)
+    for changes, message in (
+        ({"labels": 7}, "limits: unknown setting 'labels'"),
+        ({"max_labels": 0}, "max_labels is 0"),
+    ):
+        with pytest.raises(ValueError, match=message), limited(changes):
+            pass

@@ -23,7 +23,7 @@ _TABLE = {
     "rank_aware_fusion": "",
     "feature_sets": "blemore errors files rank_aware_fusion",
     "built_in": "_registration blemore errors feature_sets files",
-    "loading": "errors",
+    "loading": "errors files",
     "media": "errors files",
     "metrics": "_registration blemore rank_aware_fusion",
     "programs": "errors files",

@@ -112,6 +112,9 @@ class CLIPRDConfig(PreTrainedConfig):
             nearest = get_close_matches(key, type(self).__annotations__, 1, 0.8)
             if nearest:
                 raise ValueError(f"unknown setting {key!r}; did you mean {nearest[0]!r}?")
+        if (number := kwargs.get("num_labels")) is not None and not (isinstance(number, int) and 0 <= number <= 1000):
+            # Transformers makes a name for each, and a CLIP has none at all.
+            raise ValueError(f"num_labels: found {number!r}, expected none or at most 1000")
         # Loading writes dtype and attention into the towers' configs: another model's must not change with them.
         self.vision_config = copy.deepcopy(self.vision_config)
         self.text_config = copy.deepcopy(self.text_config)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hf_blemo.errors import check_once, reading
+from hf_blemo.files import limits
 
 from .distribution import METADATA_COLUMNS
 from .layout import arrow_to_arrays, is_list
@@ -139,6 +140,10 @@ def _holds_vectors(arrow_type: "pa.DataType") -> bool:
 
 def _read_npz(path: Path, wanted: Wanted) -> Table:
     with np.load(path, allow_pickle=False) as archive:
+        unpacked, packed = sum(entry.file_size for entry in archive.zip.infolist()), path.stat().st_size
+        if unpacked > max(2**30, limits().max_inflation * packed):
+            found = f"{unpacked:,} bytes of arrays in {packed:,}, {unpacked / packed:,.0f} times as many"
+            raise ValueError(limits().excess(str(path), found, "max_inflation"))
         check_once(f"{path}: column", archive.files)
         arrays = {name: archive[name] for name in archive.files}
     found = Table({}, {}, [])

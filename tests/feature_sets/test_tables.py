@@ -193,3 +193,14 @@ def test_bad_files_are_named(tmp_path):
         feature_sets.build_table_dataset(tmp_path / "absent.csv")
     with pytest.raises(ValueError, match="'.xlsx', expected one of .parquet, .npz, .csv"):
         feature_sets.build_table_dataset(tmp_path / "x.xlsx")
+
+
+def test_arrays_that_unpack_to_far_more_than_their_file(tmp_path):
+    path = tmp_path / "table.npz"
+    np.savez_compressed(path, clip=np.array(["a"]), face=np.zeros((1, 100), np.float32))
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\1\2") + 24
+    content[place : place + 4] = (2**31).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"table.npz: found 2,147,.* bytes of arrays in .* \(limits.max_inflation"):
+        feature_sets.build_table_dataset(path)
