@@ -2,8 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,16 +12,13 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from .gathering_clip_rd import OtherProcessError, Processes
-from .tiles_clip_rd import TiledTerms, TilesCall
+from .tiles_clip_rd import NOT_FINITE, TiledTerms, TilesCall, float32_products
 from .weights_clip_rd import CLIP_RD_WEIGHTS, TERMS, check_weights
 
 CLIP_KD_WEIGHTS = {"task": 1.0, "fd": 2000.0, "icl": 1.0, "hrd": 1.0}
 AFFINITY_MIMICKING_WEIGHTS = {"task": 1.0, "hrd": 1.0}
 INITIAL_SCALE = math.log(1 / 0.07)
 MAXIMAL_LOG_SCALE = math.log(100)
-# Tiles that stay in the cache of a core; an accelerator wants few and large ones.
-CPU_TILE_SIZE = 512
-ACCELERATOR_TILE_SIZE = 2048
 
 # Problems a process can find in its part of the batch; exchanged by number, so that all processes stop together.
 _PROBLEMS = (
@@ -39,6 +35,8 @@ _PROBLEMS = (
     "its embeddings could not be computed",
 )
 _ROWS, _STUDENT, _TEACHER, _TYPE, _FINITE, _ZERO, _SCALE, _NO_TEACHER, _GRADIENT, _ELSEWHERE = range(1, len(_PROBLEMS))
+# Those that only the numbers on the device tell.
+_FLAGGED = (_FINITE, _ZERO, _SCALE)
 
 
 @dataclass
@@ -75,17 +73,21 @@ class CLIPRDLoss(nn.Module):
         scales: how the learned scales are read. `released`: the parameters are the multipliers, as in the released
             code. `exponentiated`: the parameters are their logarithms, read between 0 and ln 100 and kept there by
             [`clamp_scales`], as CLIP keeps its own (ours).
-        tile_size: rows and columns of a tile; 512 on a CPU, 2,048 elsewhere by default. It changes speed and memory,
-            not the result.
+        tile_size: rows and columns of a tile; 512 on a CPU, 2,048 elsewhere by default. Where kernels compute whole
+            rows, how many of them. It changes speed and memory, not the result.
         dense: whether to compute the same by plain N x N matrices and autograd, on one process; for checking.
         process_group: the processes that share a batch; all of them by default.
+        precision: of the products. `exact`: that of the embeddings, float32 at least. `fast`: what enters a product is
+            rounded to 11 bits and summed up in float32, which moves the gradient by 0.1 %; one process never waits
+            for the accelerator, so embeddings that are not finite or have no direction give a loss of NaN, whose cause
+            [`check_finite`] raises. By default `fast` on accelerators and `exact` on a CPU. float64 is always exact.
 
     Attributes:
         cross_scale, image_scale, text_scale: parameters, scalars, starting at ln(1 / 0.07).
         visual_projection, text_projection: `nn.Linear(d_s, d)`, or None where the widths are equal.
 
     Raises:
-        ValueError: an unknown term, a weight below 0, none above 0, or sizes below 1.
+        ValueError: an unknown term, a weight below 0, none above 0, sizes below 1, or `dense` with `fast`.
 
     Source: "CLIP-RD: Relational Distillation for Efficient CLIP Knowledge Distillation", arXiv 2603.25383; with
     `CLIP_KD_WEIGHTS` the losses of CLIP-KD (CVPR 2024).
@@ -100,6 +102,7 @@ class CLIPRDLoss(nn.Module):
         tile_size: int | None = None,
         dense: bool = False,
         process_group: "dist.ProcessGroup | None" = None,
+        precision: str | None = None,
     ):
         super().__init__()
         self.student_dim = student_dim
@@ -111,9 +114,16 @@ class CLIPRDLoss(nn.Module):
             )
         if scales not in ("released", "exponentiated"):
             raise ValueError(f"scales {scales!r} is not one of released, exponentiated")
+        if precision not in (None, "exact", "fast"):
+            raise ValueError(f"precision {precision!r} is not one of exact, fast")
+        if dense and precision == "fast":
+            raise ValueError("dense computes exactly; expected no precision beside it, found 'fast'")
         self.scales = scales
         self.tile_size = tile_size
         self.dense = dense
+        self.precision = precision
+        # Of the first step since the last look whose inputs were not in order: one flag a problem of `_FLAGGED`.
+        self._flags: torch.Tensor | None = None
         self.process_group = process_group
         self.set_weights(CLIP_RD_WEIGHTS if weights is None else weights)
         if not any(self.weights.values()):
@@ -179,7 +189,7 @@ class CLIPRDLoss(nn.Module):
         Raises:
             ValueError: on every process alike, when any of them found embeddings of different N, of a wrong width,
                 with NaN, infinite values or a row of zeros, or a scale that is not finite; and a teacher with a
-                gradient.
+                gradient. On one process, the fast precision answers numbers that are not in order with NaN instead.
         """
         problem = 0
         if teacher_image is None or teacher_text is None or teacher_logit_scale is None:
@@ -194,15 +204,21 @@ class CLIPRDLoss(nn.Module):
         group = Processes(self.process_group)
         embeddings = (student_image, student_text, teacher_image, teacher_text)
         scales = [
-            torch.as_tensor(scale, device=device)
-            for scale in (student_logit_scale, teacher_logit_scale, *self.multipliers())
+            _on_device(scale, device) for scale in (student_logit_scale, teacher_logit_scale, *self.multipliers())
         ]
+        dtype = computing_dtype(student_image)
+        fast = self._is_fast(dtype, device)
         problem = problem or self._problem(embeddings, scales)
+        flags = None
+        if not problem:
+            flags = _flags(embeddings, scales)
+            # Several processes wait for each other's findings anyway.
+            if not fast or group.size > 1:
+                problem = _first_problem(flags)
         count = student_image.shape[0] if student_image.dim() else 0
         rows = _agree(group, problem, count, self.weights, device)
         # Neither autocast nor a reduced precision of float32 products: both move the gradient by about 1 %.
-        with torch.autocast(device.type, enabled=False), _exact_products():
-            dtype = computing_dtype(student_image)
+        with torch.autocast(device.type, enabled=False), float32_products("highest"):
             own_image, own_text = student_image.to(dtype), student_text.to(dtype)
             # Only terms of the teacher's space read the projections.
             projects = self.visual_projection is not None and any(
@@ -224,16 +240,42 @@ class CLIPRDLoss(nn.Module):
                 )
                 loss = sum((self.weights[name] * value for name, value in terms.items()), multipliers.sum() * 0)
                 return CLIPRDLossOutput(loss=loss, **{name: value.detach() for name, value in terms.items()})
-            tile_size = self.tile_size or (CPU_TILE_SIZE if device.type == "cpu" else ACCELERATOR_TILE_SIZE)
-            call = TilesCall(self.weights, tile_size, group, rows)
+            call = TilesCall(self.weights, self.tile_size, group, rows, fast)
             # Without projections the towers' embeddings serve all terms: passed once, their gradients come once.
             projected = (image, text) if projects else (None, None)
             loss, found = TiledTerms.apply(own_image, own_text, *projected, *targets, multipliers, call)
             if not projects:
                 # Gradients of zero: distributed training waits for those of every parameter.
                 loss = loss + sum((value.sum() * 0 for value in self._projection_parameters()), 0.0)
+            if fast and flags is not None:
+                # Whatever came of such numbers: neither the loss nor its gradients pass for a result.
+                factor = torch.ones((), device=device).masked_fill(flags.any(), math.nan)
+                loss, found = loss * factor, found * factor
+                earlier = self._flags
+                kept = earlier is not None and earlier.device == device
+                self._flags = torch.where(earlier.any(), earlier, flags) if kept else flags
         terms = {name: found[index] for index, name in enumerate(TERMS) if self.weights[name]}
         return CLIPRDLossOutput(loss=loss, **terms)
+
+    def _is_fast(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether embeddings of a dtype on a device are computed in the fast precision."""
+        wanted = self.precision == "fast" or (self.precision is None and device.type != "cpu")
+        return wanted and not self.dense and dtype != torch.float64
+
+    def check_finite(self, loss: torch.Tensor) -> None:
+        """Raises the cause of a loss that is not finite; call it where the loss is read, since this reads it as well.
+
+        Args:
+            loss: scalar, that of a step since the last call.
+
+        Raises:
+            ValueError: it is NaN or infinite; names the cause.
+        """
+        if loss.isfinite().all():
+            return
+        flags, self._flags = self._flags, None
+        problem = 0 if flags is None else _first_problem(flags)
+        raise ValueError(f"CLIPRDLoss: {_PROBLEMS[problem] or NOT_FINITE}")
 
     def _projection_parameters(self) -> list[nn.Parameter]:
         layers = (self.visual_projection, self.text_projection)
@@ -251,7 +293,7 @@ class CLIPRDLoss(nn.Module):
                 value.clamp_(0, MAXIMAL_LOG_SCALE)
 
     def _problem(self, embeddings: tuple[torch.Tensor, ...], scales: list[torch.Tensor]) -> int:
-        """Number of the first problem this process has, 0 for none."""
+        """Number of the first problem that shapes and types tell, 0 for none."""
         if any(values.dim() != 2 or values.shape[0] != embeddings[0].shape[0] for values in embeddings):
             return _ROWS
         if any(values.shape[1] != self.student_dim for values in embeddings[:2]):
@@ -262,29 +304,30 @@ class CLIPRDLoss(nn.Module):
             return _TYPE
         if any(scale.numel() != 1 for scale in scales):
             return _SCALE
-        with torch.no_grad():
-            # The squared norms alone distinguish NaN, infinities and zeros; in float32, since fp16 overflows here.
-            norms = [torch.linalg.vector_norm(values, dim=1, dtype=computing_dtype(values)) for values in embeddings]
-            found = torch.cat(norms)
-            numbers = torch.stack([scale.detach().to(found).reshape(()) for scale in scales])
-            finite, zero, scaled = (
-                found.isfinite().all().logical_not(),
-                (found == 0).any(),
-                numbers.isfinite().all().logical_not(),
-            )
-            flags = torch.stack([finite, zero, scaled]).tolist()
-        return next((code for code, flag in zip((_FINITE, _ZERO, _SCALE), flags, strict=True) if flag), 0)
+        return 0
 
 
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """Float32 products in full precision, regardless of the program's setting for the towers."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def _flags(embeddings: tuple[torch.Tensor, ...], scales: list[torch.Tensor]) -> torch.Tensor:
+    """Whether the numbers have the problems of `_FLAGGED`, on their device."""
+    with torch.no_grad():
+        # The squared norms alone distinguish NaN, infinities and zeros; in float32, since fp16 overflows here.
+        norms = [torch.linalg.vector_norm(values, dim=1, dtype=computing_dtype(values)) for values in embeddings]
+        found = torch.cat(norms)
+        numbers = torch.stack([scale.detach().to(found).reshape(()) for scale in scales])
+        finite, scaled = found.isfinite().all(), numbers.isfinite().all()
+        return torch.stack([finite.logical_not(), (found == 0).any(), scaled.logical_not()])
+
+
+def _first_problem(flags: torch.Tensor) -> int:
+    """Number of the first problem that is flagged, 0 for none; waits for the device."""
+    return next((code for code, flag in zip(_FLAGGED, flags.tolist(), strict=True) if flag), 0)
+
+
+def _on_device(scale: torch.Tensor | float, device: torch.device) -> torch.Tensor:
+    # Neither a number that the device makes itself nor such a copy waits for it.
+    if isinstance(scale, torch.Tensor):
+        return scale.to(device, non_blocking=True)
+    return torch.full((), scale, device=device)
 
 
 def computing_dtype(values: torch.Tensor) -> torch.dtype:

@@ -4,31 +4,50 @@ All terms are made of six products of (N, d) embeddings. They are visited tile b
 column log-sum-exps, then for the values and gradients. As the result is one scalar, both passes run in the forward of
 one autograd function that keeps nothing but the gradients. With several processes each has the rows of its own pairs
 and sees the columns of all of them.
+
+The fast precision rounds what enters a product to 11 bits (float16) and adds up in float32: normalised embeddings, and
+slopes (the gradient with respect to the logits) times a power of two that keeps them inside float16's range. Scales
+multiply after the product. Nothing in it waits for the device. Where Triton runs, `kernels_clip_rd` computes strips of
+whole rows; elsewhere the same numbers come tile by tile from plain operations.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from .gathering_clip_rd import Processes
 from .weights_clip_rd import TERMS
 
+logger = logging.get_logger(__name__)
+
+# Sides of a square tile: one stays in the cache of a core, an accelerator wants few and large ones.
+CPU_TILE_SIZE = 512
+ACCELERATOR_TILE_SIZE = 2048
+# Entries of a strip of whole rows: the kernels' buffers of the six products and five slopes take 1.1 GiB.
+STRIP_ENTRIES = 2**25
 # Sums of exponentials of at most 1 that are larger lose nothing that float32 could hold; log-sum-exps that differ by
 # less have a ratio that neither overflows nor meets an underflow that matters.
 SMALLEST_SUM = 1e-20
 LARGEST_RATIO = 40.0
+# Slopes are at most this in float16, half of its range.
+LARGEST_SLOPE_BITS = 15
+NOT_FINITE = "the loss is not finite: NaN or infinite values in the projections"
 
 
 @dataclass
 class TilesCall:
-    """Arguments beside the tensors: weights of all terms, side of a tile, and the processes with their rows."""
+    """Arguments beside the tensors: weights of all terms, side of a tile, the processes with their rows, precision."""
 
     weights: dict[str, float]
-    tile_size: int
+    tile_size: int | None
     group: Processes
     rows: list[int]
+    fast: bool = False
 
 
 # The six products, rows times columns: the student's rows are this process's, the columns are everyone's.
@@ -41,6 +60,45 @@ _USERS = {
     _TEXT_TO_IMAGE: ("icl", "xrd"),
     _IMAGE_TO_TEXT: ("icl", "xrd"),
 }
+# Which of the five scales multiplies a product: student, teacher, cross, image, text.
+_SCALE = (0, 1, 3, 4, 2, 2)
+
+_kernels: dict[torch.device, Any] = {}
+
+
+def _kernels_for(device: torch.device) -> Any:
+    """The module of Triton kernels, compiled once for a device; None where it cannot run."""
+    if device not in _kernels:
+        _kernels[device] = _prepared_kernels(device)
+    return _kernels[device]
+
+
+def _prepared_kernels(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return None
+    try:
+        from . import kernels_clip_rd
+
+        kernels_clip_rd.prepare(device)
+    except torch.OutOfMemoryError:
+        raise
+    # Whatever a missing or broken compiler raises: plain operations give the same.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        logger.warning(f"CLIPRDLoss: no Triton kernels on {device}, plain operations compute the same ({reason})")
+        return None
+    return kernels_clip_rd
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Sets the precision of float32 products, whatever the program's setting for the towers."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class TiledTerms(torch.autograd.Function):
@@ -51,14 +109,14 @@ class TiledTerms(torch.autograd.Function):
         needed = ctx.needs_input_grad
         tiles = _Tiles(own_image, own_text, image, text, teacher_image, teacher_text, multipliers, call)
         values = tiles.compute(gradients=any(needed))
-        weights = values.new_tensor([call.weights[name] for name in TERMS])
-        loss = (weights * values).sum().to(own_image.dtype)
+        # Python numbers: a tensor of the weights would be copied to the device, which waits for it.
+        loss = torch.stack([call.weights[name] * value for name, value in zip(TERMS, values, strict=True)]).sum()
         values = values.to(own_image.dtype)
         ctx.mark_non_differentiable(values)
         if any(needed):
             gradients = tiles.gradients
             ctx.save_for_backward(*(gradients[index] if needed[index] else None for index in (0, 1, 2, 3, 6)))
-        return loss, values
+        return loss.to(own_image.dtype), values
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -81,93 +139,100 @@ class _Tiles:
     """
 
     def __init__(self, own_image, own_text, image, text, teacher_image, teacher_text, multipliers, call: TilesCall):
-        self.call, self.weights = call, call.weights
-        self.group = call.group
+        self.weights, self.group, self.rows, self.fast = call.weights, call.group, call.rows, call.fast
+        weights = self.weights
         self.num_rows, self.total = len(own_image), sum(call.rows)
         self.own = (own_image, own_text)
         self.shared = image is None
         self.student = self.own if self.shared else (image, text)
         self.teacher = (teacher_image, teacher_text)
-        student, teacher, cross, vision, language = multipliers.tolist()
-        used = [index for index, users in _USERS.items() if any(self.weights[name] for name in users)]
+        self.device, self.dtype = own_image.device, own_image.dtype
+        self.kernels = _kernels_for(self.device) if self.fast else None
+        self.used = [index for index, users in _USERS.items() if any(weights[name] for name in users)]
+        scales = multipliers.detach().unbind()
+        self.scale = [scales[number] for number in _SCALE]
+        # The operands of the products.
+        own_image, own_text, teacher_image, teacher_text = (
+            self._rounded(values) for values in (own_image, own_text, teacher_image, teacher_text)
+        )
+        image, text = (own_image, own_text) if self.shared else (self._rounded(image), self._rounded(text))
         # Only embeddings that some term reads are gathered: the student's texts, the teacher's images and texts.
         parts = [
-            (own_text, _OWN in used),
-            (teacher_image, bool({_IMAGE, _TEXT_TO_IMAGE} & set(used))),
-            (teacher_text, bool({_TEACHERS, _TEXT, _IMAGE_TO_TEXT} & set(used))),
+            (own_text, _OWN in self.used),
+            (teacher_image, bool({_IMAGE, _TEXT_TO_IMAGE} & set(self.used))),
+            (teacher_text, bool({_TEACHERS, _TEXT, _IMAGE_TO_TEXT} & set(self.used))),
         ]
-        if self.group.size > 1 and used:
+        if self.group.size > 1 and self.used:
             gathered = self.group.gather(torch.cat([part for part, wanted in parts if wanted], 1), call.rows)
             widths = [part.shape[1] for part, wanted in parts if wanted]
             found = iter(gathered.split(widths, 1))
             parts = [(next(found).contiguous() if wanted else part, wanted) for part, wanted in parts]
-        all_texts, all_teacher_images, all_teacher_texts = (part for part, _ in parts)
-        left = {
-            _OWN: (own_image, student),
-            _TEACHERS: (teacher_image, teacher),
-            _IMAGE: (self.student[0], vision),
-            _TEXT: (self.student[1], language),
-            _TEXT_TO_IMAGE: (self.student[1], cross),
-            _IMAGE_TO_TEXT: (self.student[0], cross),
-        }
-        right = {
-            _OWN: all_texts,
-            _TEACHERS: all_teacher_texts,
-            _IMAGE: all_teacher_images,
-            _TEXT: all_teacher_texts,
-            _TEXT_TO_IMAGE: all_teacher_images,
-            _IMAGE_TO_TEXT: all_teacher_texts,
-        }
+        texts, images, captions = (part for part, _ in parts)
+        self.left = [own_image, teacher_image, image, text, text, image]
+        self.right = [texts, captions, images, captions, images, captions]
         # The local partners of the rows: where the diagonal of the global product is.
-        partner = {
-            _OWN: own_text,
-            _TEACHERS: teacher_text,
-            _IMAGE: teacher_image,
-            _TEXT: teacher_text,
-            _TEXT_TO_IMAGE: teacher_image,
-            _IMAGE_TO_TEXT: teacher_text,
-        }
-        self.used = used
-        self.left, self.right, self.partner = left, right, partner
-        shape = (len(used), self.num_rows), (len(used), self.total)
-        lowest = own_image.new_tensor(-math.inf)
-        self.row_log_sums = dict(zip(used, lowest.expand(shape[0]).clone(), strict=True))
-        self.column_log_sums = dict(zip(used, lowest.expand(shape[1]).clone(), strict=True))
-        size = call.tile_size
-        self.buffer_size = min(size, max(self.num_rows, 1)) * min(size, self.total)
-        self.new_buffer = lambda: own_image.new_empty(self.buffer_size)
+        self.partner = [own_text, teacher_text, teacher_image, teacher_text, teacher_image, teacher_text]
+        self.first_row = sum(call.rows[: self.group.rank])
+        self.row_log_sums = own_image.new_full((6, self.num_rows), -math.inf, dtype=self.dtype)
+        self.column_log_sums = own_image.new_full((6, self.total), -math.inf, dtype=self.dtype)
+        self.height, self.width = self._tile(call.tile_size)
         self.gradients: dict[int, torch.Tensor] = {}
 
-    def _slices(self, count: int) -> list[slice]:
-        size = self.call.tile_size
-        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    def _rounded(self, values: torch.Tensor) -> torch.Tensor:
+        """What enters a product: float16 for the kernels, else its numbers in the computing precision."""
+        if not self.fast:
+            return values
+        return values.half() if self.kernels else values.half().to(self.dtype)
+
+    def _tile(self, size: int | None) -> tuple[int, int]:
+        """Rows and columns of a tile."""
+        if self.kernels is None:
+            size = size or (CPU_TILE_SIZE if self.device.type == "cpu" else ACCELERATOR_TILE_SIZE)
+            return min(size, max(self.num_rows, 1)), min(size, self.total)
+        # Strips alike in height, so that few shapes occur.
+        highest = size or max(STRIP_ENTRIES // self.total, 1)
+        return -(-self.num_rows // max(-(-self.num_rows // highest), 1)), self.total
 
     def compute(self, gradients: bool) -> torch.Tensor:
         """Values of all terms, (8,) float64, of the global batch; with `gradients`, fills `self.gradients`."""
-        self._log_sums()
-        totals = self.group.sum(self._values_and_gradients(gradients))
+        # TF32 holds numbers of 11 bits exactly.
+        on_accelerator = self.device.type != "cpu"
+        with float32_products("high" if self.fast and on_accelerator else "highest"):
+            self._log_sums()
+            totals = self.group.sum(self._values_and_gradients(gradients))
         # The same sum on every process, so all of them raise or none.
-        if not totals.isfinite().all():
-            raise ValueError("CLIPRDLoss: the loss is not finite: NaN or infinite values in the projections")
+        if not self.fast and not totals.isfinite().all():
+            raise ValueError(f"CLIPRDLoss: {NOT_FINITE}")
         return totals / self.total
+
+    def _buffer(self, *shape: int) -> torch.Tensor:
+        return torch.empty(*shape, self.height * self.width, dtype=self.dtype, device=self.device)
 
     def _log_sums(self) -> None:
         """First pass: log-sum-exps over rows and columns of every product."""
-        logits, shifted = self.new_buffer(), self.new_buffer()
-        for rows in self._slices(self.num_rows):
-            scaled = {index: self.left[index][0][rows] * self.left[index][1] for index in self.used}
-            for columns in self._slices(self.total):
+        if self.kernels is not None and self.num_rows:
+            for index in self.used:
+                found = self.kernels.log_sums(self.left[index], self.right[index], self.scale[index])
+                self.row_log_sums[index], self.column_log_sums[index] = found
+        elif self.used:
+            self._tiled_log_sums()
+        self.column_log_sums = self.group.merge_log_sums(self.column_log_sums)
+
+    def _tiled_log_sums(self) -> None:
+        logits, shifted = self._buffer(2)
+        for rows in _slices(self.num_rows, self.height):
+            scaled = self._scaled_left(rows)
+            for columns in _slices(self.total, self.width):
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+                x, e = _view(logits, shape), _view(shifted, shape)
                 for index in self.used:
-                    right = self.right[index][columns]
-                    shape = (rows.stop - rows.start, columns.stop - columns.start)
-                    x, e = _view(logits, shape), _view(shifted, shape)
-                    torch.mm(scaled[index], right.T, out=x)
+                    self._logits(index, scaled, rows, columns, x)
                     row_sums, column_sums = self.row_log_sums[index][rows], self.column_log_sums[index][columns]
                     # Each row's true maximum: bounded by the scale it would underflow where cosines are far below 1.
                     highest = x.amax(1)
                     torch.sub(x, highest.unsqueeze(1), out=e)
                     torch.logaddexp(row_sums, e.exp_().sum(1).log_().add_(highest), out=row_sums)
-                    if x.device.type == "cpu":
+                    if self._may_read:
                         # The same exponentials, weighed by rows, sum up the columns, unless one underflows.
                         top = highest.max()
                         sums = torch.mv(e.T, (highest - top).exp_())
@@ -177,163 +242,245 @@ class _Tiles:
                     highest = x.amax(0)
                     torch.sub(x, highest, out=e)
                     torch.logaddexp(column_sums, e.exp_().sum(0).log_().add_(highest), out=column_sums)
-        if self.used:
-            merged = self.group.merge_log_sums(torch.stack(list(self.column_log_sums.values())))
-            self.column_log_sums = dict(zip(self.used, merged, strict=True))
+
+    @property
+    def _may_read(self) -> bool:
+        """Whether a shorter way may be chosen by a number on the device, which costs nothing on a CPU alone."""
+        return self.device.type == "cpu" and not self.fast
+
+    def _scaled_left(self, rows: slice) -> dict[int, torch.Tensor]:
+        """Rows of the products as they enter them: scaled, unless that would round them again."""
+        return {
+            index: self.left[index][rows] if self.fast else self.left[index][rows] * self.scale[index]
+            for index in self.used
+        }
+
+    def _logits(self, index: int, scaled: dict[int, torch.Tensor], rows: slice, columns: slice, out) -> None:
+        torch.mm(scaled[index], self.right[index][columns].T, out=out)
+        if self.fast:
+            out.mul_(self.scale[index])
 
     def _values_and_gradients(self, gradients: bool) -> torch.Tensor:
         """Second pass; returns this process's share of the values, times N."""
         weights, total = self.weights, self.total
-        sums: dict[str, Any] = dict.fromkeys(TERMS, 0.0)
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums: dict[str, torch.Tensor] = dict.fromkeys(TERMS, zero)
         own = [torch.zeros_like(values) for values in self.own] if gradients else []
         student = own if self.shared or not gradients else [torch.zeros_like(values) for values in self.student]
         all_texts = None
         if gradients and _OWN in self.used:
-            # On one process all texts are its own.
-            all_texts = own[1] if self.group.size == 1 else torch.zeros_like(self.right[_OWN])
-        scale_gradients: list[Any] = [0.0] * 5
-        logits = {index: self.new_buffer() for index in self.used}
-        both = {index: self.new_buffer() for index in self.used}
-        # Only the two products of `icl` read the softmax over rows alone; that of the others is summed and dropped.
-        scratch = self.new_buffer()
-        single = {
-            index: self.new_buffer() if index in (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT) else scratch for index in self.used
+            all_texts = self.own[1].new_zeros(self.right[_OWN].shape)
+        scale_gradients = [zero] * 5
+        # Product -> whose rows its slopes move, and the largest slope: weights times sums of probabilities.
+        owners = {
+            _OWN: (own, 0, weights["task"] + weights["hrd"]),
+            _IMAGE: (student, 0, weights["vrd_image"] + weights["vrd"]),
+            _TEXT: (student, 1, weights["vrd_text"]),
+            _TEXT_TO_IMAGE: (student, 1, (weights["icl"] + weights["xrd"]) / 2),
+            _IMAGE_TO_TEXT: (student, 0, (weights["icl"] + weights["xrd"]) / 2),
         }
-        needs_tiles = gradients or any(weights[name] for name in ("hrd", "vrd", "xrd"))
-        # Row gradients: product -> (which of the student's rows, which of the five scales, weight of the diagonal).
-        owner = {
-            _OWN: (own, 0, 0, weights["task"]),
-            _IMAGE: (student, 0, 3, weights["vrd_image"]),
-            _TEXT: (student, 1, 4, weights["vrd_text"]),
-            _TEXT_TO_IMAGE: (student, 1, 2, 0.5 * weights["icl"]),
-            _IMAGE_TO_TEXT: (student, 0, 2, 0.5 * weights["icl"]),
+        moving = [index for index, (*_, bound) in owners.items() if gradients and bound]
+        lift = {index: _lift(owners[index][2]) if self.fast else 1.0 for index in moving}
+        needs_tiles = moving or any(weights[name] for name in ("hrd", "vrd", "xrd"))
+        tile = self._make_strips(lift, sums) if self.kernels is not None else self._make_tiles(lift, sums)
+        for rows in _slices(self.num_rows, self.height):
+            scaled = self._scaled_left(rows)
+            height = rows.stop - rows.start
+            moved = {index: self.own[0].new_zeros(height, self.right[index].shape[1]) for index in moving}
+            for columns in _slices(total, self.width) if needs_tiles else []:
+                for index, slope in tile(rows, columns, scaled):
+                    self._add_product(moved[index], slope, self.right[index][columns])
+                    if index == _OWN:
+                        assert all_texts is not None
+                        self._add_product(all_texts[columns], slope.T, self.left[_OWN][rows])
+            for index, gradient in moved.items():
+                target, place, _ = owners[index]
+                gradient.mul_(1 / lift[index])
+                number = _SCALE[index]
+                scale_gradients[number] = scale_gradients[number] + _dot(self.left[index][rows], gradient)
+                target[place][rows].addcmul_(gradient, self.scale[index])
+        self._add_closed_forms(sums)
+        if gradients:
+            if all_texts is not None:
+                all_texts.mul_(self.scale[_OWN] / lift[_OWN])
+                own[1].add_(all_texts if self.group.size == 1 else self.group.scatter_sum(all_texts, self.rows))
+            self._finish(own, student, torch.stack(scale_gradients))
+        return torch.stack([sums[name] for name in TERMS])
+
+    def _add_product(self, target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+        if self.kernels is None:
+            target.addmm_(left, right)
+        else:
+            target.add_(self.kernels.product(left, right))
+
+    def _make_strips(self, lift: dict[int, float], sums: dict[str, torch.Tensor]) -> Any:
+        """The second pass's work on a strip of whole rows, by the kernels: adds to `sums`, yields the slopes."""
+        shape = (self.height, self.width)
+        logits = {index: torch.empty(shape, dtype=self.dtype, device=self.device) for index in self.used}
+        slopes = {index: torch.empty(shape, dtype=torch.float16, device=self.device) for index in lift}
+
+        def strip(rows: slice, columns: slice, scaled: dict[int, torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
+            height = rows.stop - rows.start
+            x = {index: buffer[:height] for index, buffer in logits.items()}
+            found = {index: buffer[:height] for index, buffer in slopes.items()}
+            for index in self.used:
+                self.kernels.product(scaled[index], self.right[index].T, x[index])
+            values = self.kernels.slopes(
+                x,
+                found,
+                self.row_log_sums[:, rows],
+                self.column_log_sums,
+                [self.scale[index] for index in range(6)],
+                self.first_row + rows.start,
+                self.weights,
+                lift,
+            )
+            for name, value in zip(("hrd", "vrd", "xrd"), values, strict=True):
+                sums[name] = sums[name] + value
+            return list(found.items())
+
+        return strip
+
+    def _make_tiles(self, lift: dict[int, float], sums: dict[str, torch.Tensor]) -> Any:
+        """The same on a tile, by plain operations in the same few buffers."""
+        weights = self.weights
+        logits = {index: self._buffer() for index in self.used}
+        both = {index: self._buffer() for index in self.used}
+        # Only the two products of `icl` read the softmax over rows alone; that of the others is summed and dropped.
+        scratch = self._buffer()
+        single = {
+            index: self._buffer() if index in (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT) else scratch for index in self.used
         }
         # Of every block of rows the largest and of every block of columns the smallest log-sum-exp, by their starts.
         bounds = {
             index: (
-                {part.start: self.row_log_sums[index][part].max().item() for part in self._slices(self.num_rows)},
-                {part.start: self.column_log_sums[index][part].min().item() for part in self._slices(total)},
+                {s.start: self.row_log_sums[index][s].max().item() for s in _slices(self.num_rows, self.height)},
+                {s.start: self.column_log_sums[index][s].min().item() for s in _slices(self.total, self.width)},
             )
-            for index in self.used
+            for index in (self.used if self._may_read else [])
         }
-        for rows in self._slices(self.num_rows):
-            scaled = {index: self.left[index][0][rows] * self.left[index][1] for index in self.used}
-            moved = {
-                index: self.right[index].new_zeros(rows.stop - rows.start, self.right[index].shape[1])
-                for index in self.used
-                if gradients and index != _TEACHERS
-            }
-            for columns in self._slices(total) if needs_tiles else []:
-                shape = (rows.stop - rows.start, columns.stop - columns.start)
-                x, p, h = {}, {}, {}
-                for index in self.used:
-                    x[index], p[index], h[index] = (_view(part[index], shape) for part in (logits, single, both))
-                    torch.mm(scaled[index], self.right[index][columns].T, out=x[index])
-                    # p: softmax over the row; h: that plus the softmax over the column.
-                    row_sums, column_sums = self.row_log_sums[index][rows], self.column_log_sums[index][columns]
-                    torch.sub(x[index], row_sums.unsqueeze(1), out=p[index]).exp_()
-                    if bounds[index][0][rows.start] - bounds[index][1][columns.start] < LARGEST_RATIO:
-                        # The second is the first times the ratio of the two sums, which cannot overflow here.
-                        middle = bounds[index][0][rows.start]
-                        torch.mul((row_sums - middle).exp().unsqueeze(1), (middle - column_sums).exp(), out=h[index])
-                        torch.addcmul(p[index], p[index], h[index], out=h[index])
-                    else:
-                        torch.sub(x[index], column_sums, out=h[index]).exp_()
-                        h[index] += p[index]
-                if weights["hrd"]:
-                    sums["hrd"] += _dot(h[_TEACHERS], x[_TEACHERS].sub_(x[_OWN])) / 2
-                if weights["vrd"]:
-                    sums["vrd"] += _dot(h[_TEXT], x[_IMAGE].neg_().add_(x[_TEXT])) / 2
-                if weights["xrd"]:
-                    difference = h[_IMAGE_TO_TEXT].sub_(h[_TEXT_TO_IMAGE])
-                    sums["xrd"] += _dot(difference, x[_IMAGE_TO_TEXT].sub_(x[_TEXT_TO_IMAGE])) / 4
-                if not gradients:
-                    continue
-                # Gradients of the loss with respect to the logits, times N, without the diagonal.
-                if _OWN in self.used:
-                    slope = h[_OWN].mul_((weights["task"] + weights["hrd"]) / 2)
-                    if weights["hrd"]:
-                        slope.add_(h[_TEACHERS], alpha=-weights["hrd"] / 2)
-                    moved[_OWN].addmm_(slope, self.right[_OWN][columns])
-                    assert all_texts is not None
-                    all_texts[columns].addmm_(slope.T, scaled[_OWN])
-                if _IMAGE in self.used:
-                    slope = h[_IMAGE].mul_((weights["vrd_image"] + weights["vrd"]) / 2)
-                    if weights["vrd"]:
-                        slope.add_(h[_TEXT], alpha=-weights["vrd"] / 2)
-                    moved[_IMAGE].addmm_(slope, self.right[_IMAGE][columns])
-                if weights["vrd_text"]:
-                    moved[_TEXT].addmm_(h[_TEXT], self.right[_TEXT][columns], alpha=weights["vrd_text"] / 2)
-                for index, sign in ((_TEXT_TO_IMAGE, -0.25), (_IMAGE_TO_TEXT, 0.25)):
-                    if index not in self.used:
-                        continue
-                    slope = p[index].mul_(weights["icl"] / 2)
-                    if weights["xrd"]:
-                        slope.add_(h[_IMAGE_TO_TEXT], alpha=sign * weights["xrd"])
-                    moved[index].addmm_(slope, self.right[index][columns])
-            for index, gradient in moved.items():
-                target, place, scale, diagonal = owner[index]
-                values, multiplier = self.left[index]
-                if diagonal:
-                    gradient.sub_(self.partner[index][rows], alpha=diagonal)
-                scale_gradients[scale] += _dot(values[rows], gradient)
-                target[place][rows].add_(gradient, alpha=multiplier)
-        self._add_closed_forms(sums)
-        if gradients:
-            self._finish(own, student, all_texts, scale_gradients)
-        return torch.tensor([float(sums[name]) for name in TERMS], dtype=torch.float64, device=self.own[0].device)
 
-    def _add_closed_forms(self, sums: dict[str, Any]) -> None:
+        def probabilities(index: int, x: torch.Tensor, rows: slice, columns: slice):
+            """The softmax over the row, and that plus the softmax over the column."""
+            p, h = _view(single[index], x.shape), _view(both[index], x.shape)
+            row_sums, column_sums = self.row_log_sums[index][rows], self.column_log_sums[index][columns]
+            torch.sub(x, row_sums.unsqueeze(1), out=p)
+            if self.fast:
+                # Rounding of huge logits makes no probability above 1, so no slope leaves its bound.
+                p.clamp_(max=0)
+            p.exp_()
+            if bounds and bounds[index][0][rows.start] - bounds[index][1][columns.start] < LARGEST_RATIO:
+                # The second is the first times the ratio of the two sums, which cannot overflow here.
+                middle = bounds[index][0][rows.start]
+                torch.mul((row_sums - middle).exp().unsqueeze(1), (middle - column_sums).exp(), out=h)
+                torch.addcmul(p, p, h, out=h)
+            else:
+                torch.sub(x, column_sums, out=h)
+                if self.fast:
+                    h.clamp_(max=0)
+                h.exp_().add_(p)
+            return p, h
+
+        def tile(rows: slice, columns: slice, scaled: dict[int, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+            shape = (rows.stop - rows.start, columns.stop - columns.start)
+            x, p, h = {}, {}, {}
+            for index in self.used:
+                x[index] = _view(logits[index], shape)
+                self._logits(index, scaled, rows, columns, x[index])
+                p[index], h[index] = probabilities(index, x[index], rows, columns)
+            if weights["hrd"]:
+                sums["hrd"] = sums["hrd"] + _dot(h[_TEACHERS], x[_TEACHERS].sub_(x[_OWN])) / 2
+            if weights["vrd"]:
+                sums["vrd"] = sums["vrd"] + _dot(h[_TEXT], x[_IMAGE].neg_().add_(x[_TEXT])) / 2
+            if weights["xrd"]:
+                difference = h[_IMAGE_TO_TEXT].sub_(h[_TEXT_TO_IMAGE])
+                sums["xrd"] = sums["xrd"] + _dot(difference, x[_IMAGE_TO_TEXT].sub_(x[_TEXT_TO_IMAGE])) / 4
+            # Row starts of the tile's piece of the global diagonal.
+            offset = self.first_row + rows.start - columns.start
+
+            def slope(
+                index: int, values: torch.Tensor, weight: float, diagonal: float, other=None, share: float = 0.0
+            ):
+                """The gradient of the loss with respect to the logits, times N and the lift."""
+                values.mul_(weight * lift[index])
+                if share:
+                    values.add_(other, alpha=share * lift[index])
+                if diagonal and -shape[0] < offset < shape[1]:
+                    values.diagonal(offset).sub_(diagonal * lift[index])
+                if self.fast:
+                    values.copy_(values.half())
+                return index, values
+
+            task, hrd, vrd, icl, xrd = (weights[name] for name in ("task", "hrd", "vrd", "icl", "xrd"))
+            if _OWN in lift:
+                yield slope(_OWN, h[_OWN], (task + hrd) / 2, task, h.get(_TEACHERS), -hrd / 2)
+            if _IMAGE in lift:
+                value = weights["vrd_image"]
+                yield slope(_IMAGE, h[_IMAGE], (value + vrd) / 2, value, h.get(_TEXT), -vrd / 2)
+            if _TEXT in lift:
+                yield slope(_TEXT, h[_TEXT], weights["vrd_text"] / 2, weights["vrd_text"])
+            for index, sign in ((_TEXT_TO_IMAGE, -0.25), (_IMAGE_TO_TEXT, 0.25)):
+                if index in lift:
+                    yield slope(index, p[index], icl / 2, icl / 2, h[_IMAGE_TO_TEXT], sign * xrd)
+
+        return tile
+
+    def _add_closed_forms(self, sums: dict[str, torch.Tensor]) -> None:
         """Adds what follows from log-sum-exps and diagonals alone; column sums are everyone's, so one process's."""
         weights = self.weights
 
-        def rows(index: int) -> float:
-            return float(self.row_log_sums[index].double().sum())
+        def rows(index: int) -> torch.Tensor:
+            return self.row_log_sums[index].double().sum()
 
-        def columns(index: int) -> float:
-            return float(self.column_log_sums[index].double().sum()) / self.group.size
+        def columns(index: int) -> torch.Tensor:
+            return self.column_log_sums[index].double().sum() / self.group.size
 
-        def diagonal(index: int) -> float:
-            values, multiplier = self.left[index]
-            return multiplier * float(_dot(values, self.partner[index]))
+        def diagonal(index: int) -> torch.Tensor:
+            return self.scale[index] * _dot(self.left[index], self.partner[index])
 
         for name, index in (("task", _OWN), ("vrd_image", _IMAGE), ("vrd_text", _TEXT)):
             if weights[name]:
-                sums[name] += (rows(index) + columns(index)) / 2 - diagonal(index)
+                sums[name] = sums[name] + (rows(index) + columns(index)) / 2 - diagonal(index)
         if weights["icl"]:
             for index in (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT):
-                sums["icl"] += (rows(index) - diagonal(index)) / 2
+                sums["icl"] = sums["icl"] + (rows(index) - diagonal(index)) / 2
         for name, student, target in (("hrd", _OWN, _TEACHERS), ("vrd", _IMAGE, _TEXT)):
             if weights[name]:
-                sums[name] += (rows(student) - rows(target) + columns(student) - columns(target)) / 2
+                both = rows(student) - rows(target) + columns(student) - columns(target)
+                sums[name] = sums[name] + both / 2
         if weights["fd"]:
             for values, targets in zip(self.student, self.teacher, strict=True):
-                sums["fd"] += float((values - targets).square().sum(1).double().sum()) / values.shape[1]
+                sums["fd"] = sums["fd"] + (values - targets).square().sum(1).double().sum() / values.shape[1]
 
-    def _finish(self, own, student, all_texts, scale_gradients: list[Any]) -> None:
+    def _finish(self, own, student, scale_gradients: torch.Tensor) -> None:
         """Brings the gradients together; those of a mean over N, for an average over processes."""
         factor = self.group.size / self.total
-        if all_texts is not None:
-            # The diagonal's part is this process's own; the rest is summed over all.
-            own[1].sub_(self.own[0], alpha=self.weights["task"] * self.left[_OWN][1])
-            if all_texts is not own[1]:
-                own[1].add_(self.group.scatter_sum(all_texts, self.call.rows))
         if self.weights["fd"]:
             for gradient, values, targets in zip(student, self.student, self.teacher, strict=True):
                 alpha = 2 * self.weights["fd"] / values.shape[1]
                 gradient.add_(values, alpha=alpha).sub_(targets, alpha=alpha)
         for gradient in {id(part): part for part in (*own, *student)}.values():
             gradient.mul_(factor)
-        scales = own[0].new_tensor([float(value) for value in scale_gradients]).mul_(factor)
-        self.gradients = {0: own[0], 1: own[1], 6: scales}
+        self.gradients = {0: own[0], 1: own[1], 6: scale_gradients.to(self.dtype).mul_(factor)}
         if not self.shared:
             self.gradients |= {2: student[0], 3: student[1]}
 
 
-def _view(buffer: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+def _lift(bound: float) -> float:
+    """The power of two that takes slopes of at most `bound` to the upper half of float16's range."""
+    return 2.0 ** (LARGEST_SLOPE_BITS - math.ceil(math.log2(bound)))
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
+
+
+def _view(buffer: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return buffer[: shape[0] * shape[1]].view(shape)
 
 
 def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Sum of the products of two matrices, summed over rows in float64."""
-    return torch.linalg.vecdot(left, right).double().sum()
+    if left.dtype == torch.float16:
+        left = left.float()
+    return torch.linalg.vecdot(left, right.to(left.dtype)).double().sum()

@@ -1,6 +1,8 @@
 """The loss: equal to the reference case and to its formulas, whatever the tiles; clear errors; no N x N memory."""
 
+import logging
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from hf_blemo.clip_rd import tiles_clip_rd
 from hf_blemo.clip_rd.losses_clip_rd import AFFINITY_MIMICKING_WEIGHTS, CLIP_KD_WEIGHTS, CLIPRDLoss
 from hf_blemo.clip_rd.weights_clip_rd import CLIP_RD_WEIGHTS, TERMS
 
@@ -340,3 +343,134 @@ def test_state_holds_scales_and_projections():
     assert set(wide.state_dict()) == {*SCALES, *names}
     assert isinstance(wide.visual_projection, nn.Linear) and wide.visual_projection.weight.shape == (6, 5)
     assert CLIPRDLoss(6).visual_projection is None and CLIPRDLoss(6).teacher_dim == 6
+
+
+# --- The fast precision, whose rounding a CPU shows as an accelerator does ---
+
+
+def related(num_pairs, width, closeness):
+    """Four views of the same directions."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(num_pairs, width, generator=generator)
+    views = [common + closeness * torch.randn(num_pairs, width, generator=generator) for _ in range(4)]
+    return [view.requires_grad_(index < 2) for index, view in enumerate(views)]
+
+
+def relative_errors(found, expected):
+    """Of the gradients of both embeddings together, and of each parameter."""
+    pairs = [
+        torch.cat([part[f"student_{side}"].double().flatten() for side in ("image", "text")])
+        for part in (found, expected)
+    ]
+    errors = {"embeddings": ((pairs[0] - pairs[1]).norm() / pairs[1].norm()).item()}
+    for name in set(expected) - {"student_image", "student_text"}:
+        if expected[name].norm() > 1e-6:
+            errors[name] = ((found[name].double() - expected[name]).norm() / expected[name].norm()).item()
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("weights", "closeness"),
+    [(CLIP_RD_WEIGHTS, 1.0), (CLIP_RD_WEIGHTS, 0.1), *(({name: 1.0}, 1.0) for name in TERMS)],
+)
+def test_fast_gradients_are_within_two_thousandths(weights, closeness):
+    embeddings = related(256, 64, closeness)
+    wide = [value.detach().double().requires_grad_(value.requires_grad) for value in embeddings]
+    expected, expected_gradients = results(CLIPRDLoss(64, weights=weights, dense=True).double(), wide, 50.0, 100.0)
+    found, gradients = results(
+        CLIPRDLoss(64, weights=weights, precision="fast", tile_size=100), embeddings, 50.0, 100.0
+    )
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=2e-3)
+    assert max(relative_errors(gradients, expected_gradients).values()) <= 2e-3
+    # Rounded: a CPU is exact unless it is asked for less, and float64 always is.
+    exact, _ = results(CLIPRDLoss(64, weights=weights), embeddings, 50.0, 100.0)
+    assert weights == {"fd": 1.0} or found.loss != exact.loss
+    still_exact, _ = results(CLIPRDLoss(64, weights=weights, precision="fast").double(), wide, 50.0, 100.0)
+    assert still_exact.loss.item() == pytest.approx(expected.loss.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+@pytest.mark.parametrize("weight", [1e-4, 1.0, 1e4])
+def test_nothing_overflows_float16(weight, scale, monkeypatch):
+    largest = []
+    half = torch.Tensor.half
+    monkeypatch.setattr(torch.Tensor, "half", lambda values: largest.append(values.abs().max().item()) or half(values))
+    loss = CLIPRDLoss(16, weights=dict.fromkeys(TERMS, weight), precision="fast", tile_size=7)
+    with torch.no_grad():
+        for name in SCALES:
+            getattr(loss, name).fill_(scale)
+    found, gradients = results(loss, related(40, 16, 1.0), scale, scale)
+    assert all(value.isfinite().all() for value in [*found.values(), *gradients.values()])
+    # Small probabilities keep their digits, as slopes fill the range.
+    assert 1000 < max(largest) <= 2**15
+
+
+def test_fast_steps_wait_for_nothing():
+    loss, embeddings = make_loss(5, 6, dtype=torch.float32, precision="fast", tile_size=3), related(8, 5, 1.0)[:2]
+    embeddings += [value.detach() for value in related(8, 6, 1.0)[2:]]
+    scale = torch.tensor(14.0, requires_grad=True)
+    with Waits() as waits:
+        loss(*embeddings, scale, 20.0).loss.backward()
+    assert waits.found == []
+    with Waits() as waits:
+        make_loss(5, 6, dtype=torch.float32)(*embeddings, 14.0, 20.0)
+    assert "_local_scalar_dense" in waits.found
+
+
+class Waits(torch.utils._python_dispatch.TorchDispatchMode):
+    """Remembers what would wait for an accelerator: numbers read, sizes that depend on them, tensors made of lists."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "lift_fresh", "masked_select"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"), [(0, math.nan, "NaN"), (1, 0.0, "zeros"), (3, math.inf, "inf")]
+)
+def test_fast_losses_of_bad_rows_are_nan_and_say_why_when_asked(place, value, message):
+    loss = CLIPRDLoss(6, precision="fast")
+    embeddings = related(5, 6, 1.0)
+    loss.check_finite(loss(*embeddings, 14.0, 20.0).loss)
+    bad = [part.detach().clone() for part in embeddings]
+    bad[place][3] = value
+    bad[0].requires_grad_()
+    found = loss(*bad, 14.0, 20.0)
+    found.loss.backward()
+    assert all(term.isnan() for term in found.values()) and bad[0].grad.isnan().any()
+    # The weights that such a step leaves would give another cause.
+    later = loss(*(part.detach() * math.nan for part in embeddings), math.nan, 20.0)
+    with pytest.raises(ValueError, match=f"^CLIPRDLoss: embeddings hold .*{message}"):
+        loss.check_finite(later.loss)
+    with pytest.raises(ValueError, match="CLIPRDLoss: a scale is not one finite number"):
+        loss.check_finite(loss(*embeddings, math.inf, 20.0).loss)
+    projected = CLIPRDLoss(5, 6, precision="fast")
+    torch.nn.init.constant_(projected.visual_projection.weight, math.nan)
+    values = [*related(5, 5, 1.0)[:2], *related(5, 6, 1.0)[2:]]
+    with pytest.raises(ValueError, match="the loss is not finite: NaN or infinite values in the projections"):
+        projected.check_finite(projected(*values, 14.0, 20.0).loss)
+
+
+def test_without_kernels_one_line_says_so_and_plain_operations_compute(monkeypatch, caplog):
+    device = torch.device("cuda")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "hf_blemo.clip_rd.kernels_clip_rd", raising=False)
+    monkeypatch.setattr(tiles_clip_rd, "_kernels", {})
+    monkeypatch.setattr(logging.getLogger("hf_blemo"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        assert tiles_clip_rd._kernels_for(device) is None and tiles_clip_rd._kernels_for(device) is None
+    assert len(caplog.messages) == 1 and "no Triton kernels on cuda, plain operations" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "Fast"])
+def test_unknown_precisions_are_named(precision):
+    with pytest.raises(ValueError, match="is not one of exact, fast"):
+        CLIPRDLoss(6, precision=precision)
+    with pytest.raises(ValueError, match="dense computes exactly"):
+        CLIPRDLoss(6, precision="fast", dense=True)
