@@ -251,9 +251,9 @@ class CLIPRDLoss(nn.Module):
                 # Whatever came of such numbers: neither the loss nor its gradients pass for a result.
                 factor = torch.ones((), device=device).masked_fill(flags.any(), math.nan)
                 loss, found = loss * factor, found * factor
-                earlier = self._flags
-                kept = earlier is not None and earlier.device == device
-                self._flags = torch.where(earlier.any(), earlier, flags) if kept else flags
+                if self._flags is not None and self._flags.device == device:
+                    flags = torch.where(self._flags.any(), self._flags, flags)
+                self._flags = flags
         terms = {name: found[index] for index, name in enumerate(TERMS) if self.weights[name]}
         return CLIPRDLossOutput(loss=loss, **terms)
 
@@ -262,20 +262,23 @@ class CLIPRDLoss(nn.Module):
         wanted = self.precision == "fast" or (self.precision is None and device.type != "cpu")
         return wanted and not self.dense and dtype != torch.float64
 
-    def check_finite(self, loss: torch.Tensor) -> None:
+    def check_finite(self, loss: torch.Tensor | float) -> None:
         """Raises the cause of a loss that is not finite; call it where the loss is read, since this reads it as well.
 
         Args:
-            loss: scalar, that of a step since the last call.
+            loss: that of a step since the last call, or a sum of several.
 
         Raises:
             ValueError: it is NaN or infinite; names the cause.
         """
-        if loss.isfinite().all():
+        if math.isfinite(loss.detach() if isinstance(loss, torch.Tensor) else loss):
             return
+        raise ValueError(f"CLIPRDLoss: {self.cause()}")
+
+    def cause(self) -> str:
+        """What made a loss since the last call not finite; waits for the device."""
         flags, self._flags = self._flags, None
-        problem = 0 if flags is None else _first_problem(flags)
-        raise ValueError(f"CLIPRDLoss: {_PROBLEMS[problem] or NOT_FINITE}")
+        return _PROBLEMS[0 if flags is None else _first_problem(flags)] or NOT_FINITE
 
     def _projection_parameters(self) -> list[nn.Parameter]:
         layers = (self.visual_projection, self.text_projection)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -67,8 +67,9 @@ class _History(_Rows):
 
     kept = ("rows", "sums")
 
-    def __init__(self) -> None:
+    def __init__(self, cause: Callable[[], str] = str) -> None:
         super().__init__()
+        self.cause = cause
         # Term -> sum and number of steps: a scheduled term may begin or end in between.
         self.sums: dict[str, tuple[float, int]] = {}
         self.pending: list[tuple[list[str], torch.Tensor]] = []
@@ -91,7 +92,11 @@ class _History(_Rows):
         for number, (names, values) in enumerate(self.pending, step - len(self.pending) + 1):
             for name, value in zip(names, values.tolist(), strict=True):
                 if not math.isfinite(value):
-                    raise ValueError(f"step {number}: the training diverged: the term {name} of the loss is {value}")
+                    cause = self.cause()
+                    raise ValueError(
+                        f"step {number}: the training diverged: the term {name} of the loss is {value}"
+                        + (f" ({cause})" if cause else "")
+                    )
                 total, count = self.sums.get(name, (0.0, 0))
                 self.sums[name] = total + value, count + 1
         self.pending = []
@@ -267,7 +272,7 @@ class _Training:
         self.accelerator, self.model, self.optimizer, self.pushes = accelerator, model, optimizer, pushes
         self.batches, self.settings, self.average = batches, settings, average
         self.distiller = accelerator.unwrap_model(model)
-        self.history = _History()
+        self.history = _History(self.distiller.loss.cause)
         self.position = DataPosition(accelerator, settings.max_broken_share)
         self.evaluations = _Evaluations(evaluator, batches.student)
         for part in (self.history, self.position, self.evaluations):
