@@ -281,6 +281,11 @@ def check_extra(extra: str) -> None:
             raise MissingExtraError(f"{feature} {error.name or package}: pip install hf_blemo[{extra}]") from error
 
 
+def readable(name: str) -> str:
+    """A name that can be written anywhere: %XX for a byte of a file name that is not UTF-8."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"%{ord(found[0]) & 0xFF:02X}", name)
+
+
 def check_once(where: str, names: Iterable[str]) -> None:
     """Refuses a name that comes twice, of which one would be lost; names that are empty are none.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hf_blemo import blemore
-from hf_blemo.errors import check_regular, without_secrets
+from hf_blemo.errors import check_regular, readable, without_secrets
 from hf_blemo.feature_sets.distribution import read_metadata
 from hf_blemo.feature_sets.feature_files import read_csv
 from hf_blemo.feature_sets.label_reading import LabelOptions
@@ -18,7 +18,7 @@ from hf_blemo.feature_sets.table_files import Table, Wanted
 from hf_blemo.feature_sets.tables import read_label_columns, wanted_columns
 from hf_blemo.feature_sets.writing import is_dataset_folder
 from hf_blemo.loading import load_dataset
-from hf_blemo.media import is_address, is_media, readable
+from hf_blemo.media import is_address, is_media
 from hf_blemo.programs.fingerprints import fingerprint
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 

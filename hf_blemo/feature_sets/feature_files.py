@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_blemo.errors import check_once, reading, reads
+from hf_blemo.errors import check_once, readable, reading, reads
 
 from .layout import Clip, FeatureType, dataset_features
 
@@ -164,9 +164,10 @@ def feature_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix not in _SUFFIXES or path.name.startswith("."):
             continue
-        if path.stem in files:
-            raise ValueError(f"{folder}: found {files[path.stem].name} and {path.name}, expected one file per clip")
-        files[path.stem] = path
+        clip = readable(path.stem)
+        if clip in files:
+            raise ValueError(f"{folder}: found {files[clip].name} and {path.name}, expected one file per clip")
+        files[clip] = path
     return files
 
 

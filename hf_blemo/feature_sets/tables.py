@@ -410,6 +410,9 @@ def _encoders(
     require: bool,
 ) -> tuple[dict[str, Vectors], dict[str, FeatureType]]:
     vectors = {name: column for name, column in table.vectors.items() if name != "labels"}
+    unnamed = next((name for name in vectors if not name or not name.isprintable()), None)
+    if unnamed is not None:
+        raise ValueError(f"{path}: found vectors in the column {unnamed!r}, expected the name of an encoder")
     for name in encoders or ():
         if name not in vectors:
             raise ValueError(f"{path}: found the encoders {', '.join(vectors)}, expected {name!r} among them")

@@ -3,7 +3,7 @@
 from hf_blemo.media.audio import Audio
 from hf_blemo.media.decoding import Frame
 from hf_blemo.media.media import MEDIA_SUFFIXES, MediaFile, Thumbnails, is_media
-from hf_blemo.media.sources import MediaError, is_address, readable
+from hf_blemo.media.sources import MediaError, is_address
 
 __all__ = [
     "MEDIA_SUFFIXES",
@@ -14,5 +14,4 @@ __all__ = [
     "Thumbnails",
     "is_address",
     "is_media",
-    "readable",
 ]

@@ -1,14 +1,13 @@
 """Sources of media (a file, an address, bytes or a file object), each as one file that several readers share."""
 
 import io
-import re
 import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.errors import MissingExtraError, check_regular, one_line, without_secrets
+from hf_blemo.errors import MissingExtraError, check_regular, one_line, readable, without_secrets
 from hf_blemo.files import limits
 
 EXPECTED = "expected a video or audio file"
@@ -132,11 +131,6 @@ class _Reader:
 def is_address(source: Any) -> bool:
     """Whether a source is text of the form `kind://...`."""
     return isinstance(source, str) and "://" in source
-
-
-def readable(name: str) -> str:
-    """A name that can be written anywhere: %XX for a byte of a file name that is not UTF-8."""
-    return re.sub("[\ud800-\udfff]", lambda found: f"%{ord(found[0]) & 0xFF:02X}", name)
 
 
 def _name_of(source: Any) -> str:

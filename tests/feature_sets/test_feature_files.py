@@ -1,7 +1,10 @@
+import os
+
 import numpy as np
 import pytest
 
 from hf_blemo.feature_sets.feature_files import ClipSource, FeatureFileReader
+from hf_blemo.feature_sets.readers import load_features
 
 OPENFACE = """emotion_index,gaze_yaw,gaze_pitch,action_units
 0,0.5,-0.25,"[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, nan]"
@@ -92,3 +95,10 @@ def test_statistics_are_the_seven_in_order(tmp_path):
     assert statistics.shape == (1, 14) and statistics.dtype == np.float32
     np.testing.assert_allclose(statistics[0, 0::2], [4, np.sqrt(10), 1.4, 2, 3, 4, 7.6], rtol=1e-6)
     np.testing.assert_allclose(statistics[0, 1::2], np.float32(np.float16(60000)) * np.array([1, 0, 1, 1, 1, 1, 1]))
+
+
+def test_a_file_name_that_is_no_text_is_escaped(tmp_path):
+    (tmp_path / "voice").mkdir()
+    np.save(tmp_path / "voice" / os.fsdecode(b"a\xff.npy"), np.ones((1, 2), np.float32))
+    [clip] = load_features(tmp_path)["clip"]
+    assert clip.isprintable() and clip.isascii() and clip == "a%FF"

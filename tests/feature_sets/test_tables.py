@@ -130,6 +130,8 @@ def test_dtypes_and_chosen_encoders(tmp_path, caplog):
         ({"clip": CLIPS, "a": [[1.0], [float("nan")], [1.0]]}, f"'a', clip '{CLIPS[1]}': found NaN"),
         ({"clip": CLIPS, "a": [[1.0], [None], [1.0]]}, f"'a', clip '{CLIPS[1]}': found NaN or infinity or an empty"),
         ({"clip": CLIPS, "a": [["x"]] * 3}, "found no encoder among clip, a"),
+        ({"clip": CLIPS, "": [[1.0]] * 3}, "found vectors in the column '', expected the name of an encoder"),
+        ({"clip": CLIPS, "\0": [[1.0]] * 3}, "found vectors in the column '.x00', expected the name of an encoder"),
         ({"clip": CLIPS, "a": [[1.0]] * 3, "fold": [[1]] * 3}, "found vectors in the column 'fold'"),
         ({"clip": CLIPS, "a": [[1.0]] * 3, "labels": [1, 2, 3]}, "found single values in the column 'labels'"),
         ({"clip": CLIPS, "a": [[1.0]] * 3, "labels": [[1.0]] * 3}, "labels: found shape .1, 1., expected .N, 6."),
