@@ -13,7 +13,7 @@ from hf_blemo.files import limits, read_json
 # A module beside the weights, and a class in it.
 _OWN_CODE = re.compile(r"(?:[\w-]+/)*[\w-]+\.\w+")
 # Files of a repository's root may name code; those of vocabularies and tensors are large and do not.
-_CODE_FILES = {
+_CODE_FILES: dict[str, Any] = {
     "allow_patterns": ["*.json"],
     "ignore_patterns": ["*/*", "tokenizer.json", "vocab.json", "*.index.json"],
 }

@@ -182,7 +182,7 @@ class _KnownHosts:
     def middleware(cls, host: str) -> Any:
         from starlette.middleware import Middleware
 
-        return Middleware(cls, names={"localhost", host.lower(), socket.gethostname().lower()})  # type: ignore[arg-type]
+        return Middleware(cls, names={"localhost", host.lower(), socket.gethostname().lower()})
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.responses import PlainTextResponse

@@ -463,15 +463,16 @@ class RankAwareFusionPreTrainedModel(CheckedWeights):
         from .pipeline_rank_aware_fusion import TASK, BlendedEmotionRecognitionPipeline
 
         implementation = f"pipeline_rank_aware_fusion.{BlendedEmotionRecognitionPipeline.__name__}"
-        earlier = vars(self.config).get("custom_pipelines")
-        self.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}}
+        config: Any = self.config
+        earlier = vars(config).get("custom_pipelines")
+        config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}}
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             if earlier is None:
-                del self.config.custom_pipelines
+                del config.custom_pipelines
             else:
-                self.config.custom_pipelines = earlier
+                config.custom_pipelines = earlier
 
 
 class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
