@@ -170,7 +170,7 @@ def _distill(
     set_seed(settings.seed)
     student, processor = make_student(settings, teacher.processor)
     width = student.config.projection_dim
-    loss = CLIPRDLoss(width, teacher.dim or width, settings.weights, settings.scales)
+    loss = CLIPRDLoss(width, teacher.dim or width, settings.weights, settings.scales, precision=settings.precision)
     teacher.check(settings, sources, processor)
     batches = PairBatches(settings, sources, processor, teacher, accelerator.process_index, accelerator.num_processes)
     # Any number of workers reads a table alike.
