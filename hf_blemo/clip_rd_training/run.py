@@ -29,7 +29,7 @@ from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
 from hf_blemo.programs.checkpoints import Checkpoints, start_trackers
-from hf_blemo.programs.processes import together
+from hf_blemo.programs.processes import check_same, together
 from hf_blemo.programs.progress import Progress
 from hf_blemo.programs.run_folder import (
     CHECKPOINTS,
@@ -179,7 +179,7 @@ def _distill(
     run = (output, asdict(settings), free, inputs)
     check_resumable(*run)
     pushes = TrainingPushes(settings, accelerator)
-    accelerator.wait_for_everyone()
+    check_same(accelerator, inputs)
     if accelerator.is_main_process:
         stack.enter_context(begin_run(*run))
     accelerator.wait_for_everyone()

@@ -237,8 +237,7 @@ class _Watch:
             line = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
             if _code(error) == 1:
                 line = f"{type(error).__name__}: {line}"
-            echo = isinstance(error, RuntimeError) or getattr(error, "of_another_process", False)
-            self._send({"failed": [self.rank, line[: _LONGEST_LINE // 8], _code(error)], "echo": bool(echo)})
+            self._send({"failed": [self.rank, line[: _LONGEST_LINE // 8], _code(error)], "echo": _is_echo(error)})
             self.news.wait(_ECHO + _GRACE)
         if self.hub is not None:
             # The news reach all before this process, which brings them, ends.
@@ -375,6 +374,13 @@ def _next(connection: socket.socket) -> list[Any]:
 
 def _died(rank: int) -> list[Any]:
     return [rank, "it ended without a word (killed, or out of memory?)", 1]
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Whether another process may have failed first; what a loss says of another one may have got a place in front."""
+    if isinstance(error, RuntimeError) or hasattr(error, "of_another_process"):
+        return True
+    return error.__cause__ is not None and hasattr(error.__cause__, "of_another_process")
 
 
 def _name(rank: int, size: int) -> str:
