@@ -1,6 +1,7 @@
 """The table of the ablation: its rows, what each of them changes, and the numbers that only it computes."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -100,6 +101,30 @@ def test_a_table_of_no_rows_is_refused_and_one_broken_off_is_finished(settings_f
     assert result["rows"][1]["against_naive"]["accuracy"]["against"] == "mean of all"
     with pytest.raises(ValueError, match="resume: learning_rate is 0.5 and was 0.01"):
         ablate(settings_for(resume=True, learning_rate=0.5))
+
+
+def test_rows_that_are_not_asked_for_again_are_kept(settings_for, make_data, tmp_path):
+    """Of the same data alone; what is not resumed is refused, or replaced as a whole."""
+    names, path = ["single encoder: face", "mean of all"], tmp_path / "own"
+    make_data(30, num_folds=3).save_to_disk(str(path))
+
+    def rows():
+        return [row["name"] for row in json.loads((tmp_path / "ablation" / "ablation.json").read_text())["rows"]]
+
+    ablate(settings_for(only=names, data=str(path)))
+    ablate(settings_for(only=["static top-1"], data=str(path), resume=True))
+    assert sorted(rows()) == sorted([*names, "static top-1"])
+    (tmp_path / "ablation" / "rows" / "mean_of_all.safetensors").unlink()
+    ablate(settings_for(only=["static top-1"], data=str(path), resume=True))
+    assert sorted(rows()) == sorted([*names, "static top-1"]), "a row without its predictions is still a row"
+    with pytest.raises(FileExistsError, match="holds an earlier run .ablation.json.; name another fo"):
+        ablate(settings_for(only=["static top-1"], data=str(path)))
+    shutil.rmtree(path)
+    make_data(30, num_folds=3, seed=5).save_to_disk(str(path))
+    with pytest.raises(ValueError, match="resume: the labels of data changed since the run in "):
+        ablate(settings_for(only=["static top-1"], data=str(path), resume=True))
+    ablate(settings_for(only=["static top-1"], data=str(path), overwrite=True))
+    assert rows() == ["static top-1"]
 
 
 def test_a_row_is_the_cross_validation_of_its_settings(settings_for, make_store, make_settings, monkeypatch):

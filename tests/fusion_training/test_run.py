@@ -250,6 +250,32 @@ def test_a_run_killed_in_both_phases_ends_bit_for_bit_as_one_left_alone(settings
         assert (output / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
 
 
+def test_a_run_is_resumed_with_data_of_the_same_content_alone(
+    settings_for, make_data, with_column, with_features, tmp_path
+):
+    data, path = make_data(12, num_folds=3), tmp_path / "own"
+    data.save_to_disk(str(path))
+    settings = {"data": str(path), "protocol": "none", "num_epochs": 1, "checkpoint_every": 1}
+    train_fusion(settings_for(**settings))
+    with pytest.raises(FileExistsError, match="holds an earlier run"):
+        train_fusion(settings_for(**settings))
+    labels = np.asarray(data["labels"])
+    for changed, part in (
+        (data.select(range(11)), "clips"),
+        (data.select(range(11, -1, -1)), "clips"),
+        (with_column(data, "labels", labels[::-1]), "labels"),
+        (with_column(data, "fold", [1, *data["fold"][1:]]), "folds"),
+        (with_features(data, lambda row, name, steps: steps + (row == 7 and name == "face")), "features"),
+    ):
+        shutil.rmtree(path)
+        changed.save_to_disk(str(path))
+        with pytest.raises(ValueError, match=f"resume: the {part} of data changed since the run in "):
+            train_fusion(settings_for(**settings, resume=True))
+    shutil.rmtree(path)
+    data.save_to_disk(str(path))
+    train_fusion(settings_for(**settings, resume=True))
+
+
 REFUSED = [
     ({"encoders": ["voice", "clip"]}, "unknown encoder 'clip'"),
     ({"data": "two_folds"}, "protocol 'honest' needs at least 3 folds, found 2"),
