@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from huggingface_hub import HfApi
@@ -89,5 +90,5 @@ class TrainingPushes:
         self._report()
         again = f"publish it later: hf-blemo publish {folder} --repo {self.repo_id}"
         with hub_errors(f"{folder} is complete but was not published to {self.repo_id}; {again}"):
-            options = {"tag": self.settings.hub_tag, "license": self.settings.hub_license}
+            options: Any = {"tag": self.settings.hub_tag, "license": self.settings.hub_license}
             return publish(folder, self.repo_id, private=self.settings.hub_private, **options)

@@ -71,9 +71,11 @@ def load_clip(source: str, what: str = "model", revision: str | None = None) -> 
                 raise ValueError(f"{what} {source!r}: {type(model).__name__} has no {name}; expected a CLIP")
         processor = load_processor(source, what, getattr(model.config, "text_config", None), revision)
     model = model.eval()
-    name = not_finite(model.state_dict())
-    if name is not None:
-        raise ValueError(f"{what} {source!r}: the weights {name} hold NaN or infinite values, expected finite numbers")
+    broken = not_finite(model.state_dict())
+    if broken is not None:
+        raise ValueError(
+            f"{what} {source!r}: the weights {broken} hold NaN or infinite values, expected finite numbers"
+        )
     return Clip(model, processor, _width(model, processor, f"{what} {source!r}"))
 
 

@@ -29,7 +29,9 @@ class CheckedWeights(PreTrainedModel):
     _started_anew: tuple[str, ...] = ()
 
     @classmethod
-    def from_pretrained(cls, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         """Loads a model as transformers does, but not with random numbers in the place of missing weights.
 
         Settings that are changed at load may need weights that the checkpoint's own config does not name: these start
@@ -38,10 +40,12 @@ class CheckedWeights(PreTrainedModel):
         Raises:
             ValueError: weights are missing, or not finite.
         """
-        model, report = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        source = pretrained_model_name_or_path
+        loaded: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        model, report = loaded
         missing = [name for name in sorted(report["missing_keys"]) if not name.startswith(model._started_anew)]
         if missing and source is not None and not output_loading_info:
-            own = cls.config_class.from_pretrained(source, **{key: kwargs[key] for key in _PLACE if key in kwargs})
+            own = type(model.config).from_pretrained(source, **{key: kwargs[key] for key in _PLACE if key in kwargs})
             with torch.device("meta"):
                 needed = cls(own).state_dict()
             missing = [f"{name} is missing" for name in missing if name in needed]

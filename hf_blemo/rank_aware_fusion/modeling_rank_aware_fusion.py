@@ -652,7 +652,8 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         labels = labels.float()
         labelled = ~(labels == IGNORED_LABEL).all(-1)
         evaluates = num_items is not None and not self.training
-        whole, part = labelled.sum().clamp_min(1), 1.0
+        whole: Any = labelled.sum().clamp_min(1)
+        part: Any = 1.0
         if evaluates:
             # Trainer multiplies by the number of processes, and takes the mean over all rows of an evaluation.
             processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

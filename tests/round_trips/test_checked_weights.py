@@ -9,6 +9,7 @@ from tiny_models import MAKERS, save_tiny_model
 from transformers import AutoModel, CLIPConfig, CLIPModel, pipeline
 
 import hf_blemo
+from hf_blemo import RankAwareFusionModel
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.prediction.fusion import load_fusion
 from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import TASK
@@ -52,7 +53,8 @@ def test_no_door_answers_from_damaged_weights(family, value, dtype, tmp_path):
 
 def test_settings_changed_at_load_may_need_new_weights(tmp_path):
     save_tiny_model("rank_aware_fusion", tmp_path)
-    assert AutoModel.from_pretrained(tmp_path, experts=True).experts is not None
+    assert AutoModel.from_pretrained(pretrained_model_name_or_path=tmp_path, experts=True).experts is not None
+    assert RankAwareFusionModel.from_pretrained(pretrained_model_name_or_path=tmp_path).experts is None
     damage(tmp_path, "fusion.linear.weight", None)
     with pytest.raises(ValueError, match="fusion.linear.weight is missing$"):
         AutoModel.from_pretrained(tmp_path, experts=True)
