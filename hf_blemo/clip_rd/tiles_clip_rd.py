@@ -147,7 +147,7 @@ class _Tiles:
         self.student = self.own if self.shared else (image, text)
         self.teacher = (teacher_image, teacher_text)
         self.device, self.dtype = own_image.device, own_image.dtype
-        self.kernels = _kernels_for(self.device) if self.fast else None
+        self.kernels: Any = _kernels_for(self.device) if self.fast else None
         self.used = [index for index, users in _USERS.items() if any(weights[name] for name in users)]
         scales = multipliers.detach().unbind()
         self.scale = [scales[number] for number in _SCALE]

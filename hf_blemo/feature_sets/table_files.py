@@ -142,8 +142,8 @@ def _read_npz(path: Path, wanted: Wanted) -> Table:
     with np.load(path, allow_pickle=False) as archive:
         unpacked, packed = sum(entry.file_size for entry in archive.zip.infolist()), path.stat().st_size
         if unpacked > max(2**30, limits().max_inflation * packed):
-            found = f"{unpacked:,} bytes of arrays in {packed:,}, {unpacked / packed:,.0f} times as many"
-            raise ValueError(limits().excess(str(path), found, "max_inflation"))
+            excess = f"{unpacked:,} bytes of arrays in {packed:,}, {unpacked / packed:,.0f} times as many"
+            raise ValueError(limits().excess(str(path), excess, "max_inflation"))
         check_once(f"{path}: column", archive.files)
         arrays = {name: archive[name] for name in archive.files}
     found = Table({}, {}, [])

@@ -240,7 +240,7 @@ def _load_source(settings: PairSourceSettings) -> Any:
     usual = (settings.image_column, settings.caption_column) == (defaults.image_column, defaults.caption_column)
     if usual and _has_shards(settings, path, where):
         data = load_dataset(where=where, features=_SHARD_FEATURES, **options)
-        first = next(iter(data.take(1)), {})
+        first: dict[str, Any] = next(iter(data.take(1)), {})
         if first.get("txt") is not None and any(first[name] is not None for name in list(_SHARD_FEATURES)[:-1]):
             return data
     return load_dataset(where=where, **options)
