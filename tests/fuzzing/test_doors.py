@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from distribution_files import write_metadata
+from huggingface_hub.errors import StrictDataclassError
 from mutations import Hang, altered, altered_json, at_most, odd_array, odd_column, reworded, torn
 from pair_files import encoded, pairs_of, picture, write_shards
 from tiny_models import make_fusion
@@ -320,11 +321,12 @@ class Inputs:
         chosen = draw.choice(next(found for name, found in classes.items() if original.name.startswith(name)))
 
         def read() -> None:
-            settings: Any = read_settings(chosen, ["--config", str(path)])
+            needed = ["--data", "synthetic"] if issubclass(chosen, FusionSettings) else []
+            settings: Any = read_settings(chosen, ["--config", str(path), *needed])
             if isinstance(settings, FusionSettings):
                 try:
                     model_config(self.blends, settings)
-                except ValueError as error:
+                except (ValueError, StrictDataclassError) as error:
                     # It names a setting, not the file.
                     raise ValueError(f"{path}: {error}") from error
 

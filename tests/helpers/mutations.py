@@ -1,5 +1,6 @@
 """Draws damaged and odd variants of good inputs, each by its number alone."""
 
+import copy
 import faulthandler
 import json
 import random
@@ -74,21 +75,23 @@ def altered(content: Any, draw: random.Random) -> Any:
         places: list[tuple[Any, Any]] = []
         _places(content, places)
         if not places:
-            return draw.choice(VALUES)
+            return copy.deepcopy(draw.choice(VALUES))
         holder, key = draw.choice(places)
         kind = draw.randrange(6)
         if kind == 0:
             del holder[key]
         elif kind == 1 and isinstance(holder, dict):
-            holder[draw.choice(("x", "", "labels", "7", "../x", "_name_or_path", "dtype"))] = draw.choice(VALUES)
+            holder[draw.choice(("x", "", "labels", "7", "../x", "_name_or_path", "dtype"))] = copy.deepcopy(
+                draw.choice(VALUES)
+            )
         elif kind == 2 and isinstance(holder, list):
-            holder.insert(key, draw.choice(VALUES))
+            holder.insert(key, copy.deepcopy(draw.choice(VALUES)))
         elif kind == 3:
             other, name = draw.choice(places)
             holder[key] = json.loads(json.dumps(other[name])) if _has(other, name) else None
         else:
-            holder[key] = draw.choice(VALUES)
-    return content if draw.randrange(20) else draw.choice(VALUES)
+            holder[key] = copy.deepcopy(draw.choice(VALUES))
+    return content if draw.randrange(20) else copy.deepcopy(draw.choice(VALUES))
 
 
 def altered_json(content: Any, draw: random.Random) -> bytes:
