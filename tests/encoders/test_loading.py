@@ -95,7 +95,7 @@ def test_invalid_options_are_refused(checkpoint):
 def test_invalid_model_ids_are_refused():
     for name in ("no_such_folder", "./not/there", "/not/there", "a/b/c"):
         assert refused(FileNotFoundError, name) == "not a file, folder or Hub id (owner/name)"
-    assert refused(FileNotFoundError, "you/unknown").startswith("AutoConfig found nothing to load: ")
+    assert refused(FileNotFoundError, "you/unknown").startswith("no such folder, and no Hub repository that can be ")
     for revision in (None, "main", "abc1234"):
         with pytest.raises(ValueError, match="you/model.*: remote code is only run at a commit, expected 40 hexadeci"):
             load_encoder("you/model", revision=revision, trust_remote_code=True, device="cpu")

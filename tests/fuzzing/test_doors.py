@@ -37,7 +37,7 @@ from hf_blemo.clip_rd_training.settings import ComparisonSettings, DistillationS
 from hf_blemo.errors import LONGEST_LINE, one_line_errors
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.fusion_training.data import model_config
-from hf_blemo.fusion_training.settings import AblationSettings, FusionSettings
+from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings, FusionSettings
 from hf_blemo.pairs.pair_sources import PairSourceSettings, open_source
 from hf_blemo.programs.settings import read_settings
 
@@ -321,7 +321,7 @@ class Inputs:
         chosen = draw.choice(next(found for name, found in classes.items() if original.name.startswith(name)))
 
         def read() -> None:
-            needed = ["--data", "synthetic"] if issubclass(chosen, FusionSettings) else []
+            needed = ["--data", "synthetic"] if issubclass(chosen, ExperimentSettings) else []
             settings: Any = read_settings(chosen, ["--config", str(path), *needed])
             if isinstance(settings, FusionSettings):
                 try:

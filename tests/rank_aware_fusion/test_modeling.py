@@ -240,7 +240,8 @@ def test_names_order_and_kinds_of_the_outputs(make_model, make_samples, make_lab
         ignored = model.config.keys_to_ignore_at_inference
         assert set(ignored) <= set(output)
         assert [name for name in output if name not in ignored] == ["loss", "probabilities", "joint_probabilities"]
-        assert model.accepts_loss_kwargs is False
+        # The loss takes the number of labelled rows of the whole step.
+        assert model.accepts_loss_kwargs is True
     found = model(**inputs, return_dict=False)
     assert isinstance(found, tuple)
     for left, right in zip(found, output.values(), strict=True):
