@@ -16,7 +16,7 @@ from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED, same_space
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
-from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusionPooling
+from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import RankAwareFusionPooling, squashed
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
 _ROWS_AT_ONCE = 64
@@ -248,7 +248,7 @@ class FeatureStore:
             if self.config.feature_weighting == "relevance":
                 used = rows[self.present[name].numpy()[rows] & self.labelled[rows]]
                 values = (self.vectors(name)[used].double() - mean) / torch.where(std > 1e-8, std, 1.0)
-                values = values.asinh() if self.poolings[name].squash else values
+                values = squashed(values) if self.poolings[name].squash else values
                 ratio = correlation_ratio(values, self.labels[used].double()).float()
                 result[name].append(ratio if self.labelled[rows].any() else torch.ones_like(ratio))
         return result

@@ -11,6 +11,7 @@ import torch
 
 from hf_blemo.fusion_training.feature_store import FeatureStore, correlation_ratio
 from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth
+from hf_blemo.rank_aware_fusion.pooling_rank_aware_fusion import squashed
 
 # Weights of the L2 term beside the mean cross-entropy, strongest first.
 L2 = tuple(10.0 ** (power / 2) for power in range(2, -9, -1))
@@ -71,7 +72,7 @@ class Regressions:
             std = centred[train].square().nanmean(0).sqrt()
             values = torch.nan_to_num(centred / std.clamp_min(1e-9)) * (std > 1e-9)
             if self.treated:
-                values = values.asinh()
+                values = squashed(values)
                 values = values * correlation_ratio(values[train], self.targets[train])
             values = values * self.scale
             if self.treated:

@@ -39,6 +39,11 @@ def _masked_statistics(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
     return torch.where(mask.any(1, keepdim=True), pooled, pooled.new_zeros(()))
 
 
+def squashed(standard: torch.Tensor) -> torch.Tensor:
+    """Bends standardised features, of any shape, so that a few extreme values do not decide (ours)."""
+    return standard.asinh()
+
+
 class RankAwareFusionPooling(nn.Module):
     """Transforms, pools over time and standardises the features of one encoder.
 
@@ -108,7 +113,7 @@ class RankAwareFusionPooling(nn.Module):
         pooled = values.float() if values.dim() == 2 else self.pool(values, mask)
         standard = (pooled - self.feature_mean.float()) / self.feature_std.float()
         if self.squash:
-            standard = standard.asinh()
+            standard = squashed(standard)
         if standard.dim() == 3:
             # Masked steps may hold anything, NaN included, and a zero weight would not silence that.
             standard = torch.where(mask.unsqueeze(-1), standard, standard.new_zeros(()))
