@@ -195,20 +195,48 @@ def slopes(
 
 
 def prepare(device: torch.device) -> None:
-    """Compiles both kernels and calls them once, with the larger tiles that the device has room for."""
+    """Compiles both kernels, with the larger tiles that the device has room for, and checks them on a small case.
+
+    Args:
+        device: that will run them.
+
+    Raises:
+        RuntimeError: their numbers are not those of plain operations.
+    """
     global _config
-    values = torch.ones(16, 16, device=device, dtype=torch.float16)
-    scale = torch.ones((), device=device)
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(count, 40, generator=generator).to(device) / 6 for count in (37, 300))
+    left, right, scale = left.half(), right.half(), torch.full((), 5.0, device=device)
     for config in CONFIGS:
         _config = config
         try:
-            log_sums(values, values, scale)
+            found = log_sums(left, right, scale)
             break
         except triton.runtime.errors.OutOfResources:
             if config == CONFIGS[-1]:
                 raise
-    logits = {index: product(values, values) for index in range(6)}
-    found = {index: torch.empty_like(values) for index in (0, 2, 3, 4, 5)}
-    sums = torch.zeros(6, 16, device=device)
-    weights = dict.fromkeys(("task", "hrd", "vrd", "vrd_image", "vrd_text", "icl", "xrd"), 1.0)
-    slopes(logits, found, sums, sums, [scale] * 6, 0, weights, dict.fromkeys(found, 1.0))
+    # Six products that differ, so that none can stand for another.
+    raw = {index: product(left.roll(index, 0), right.roll(2 * index, 0).T) for index in range(6)}
+    x = torch.stack(list(raw.values())) * scale
+    rows, columns = x.logsumexp(2), x.logsumexp(1)
+    p = (x - rows.unsqueeze(2)).exp()
+    h = p + (x - columns.unsqueeze(1)).exp()
+    weights = {"task": 1.0, "hrd": 2.0, "vrd": 3.0, "vrd_image": 4.0, "vrd_text": 5.0, "icl": 6.0, "xrd": 7.0}
+    diagonal, across = torch.eye(37, 300, device=device).roll(3, 1), (h[5] - h[4]) * 7 / 4
+    expected = {
+        0: h[0] * 3 / 2 - h[1] - diagonal,
+        2: h[2] * 7 / 2 - h[3] * 3 / 2 - diagonal * 4,
+        3: h[3] * 5 / 2 - diagonal * 5,
+        4: p[4] * 3 - across - diagonal * 3,
+        5: p[5] * 3 + across - diagonal * 3,
+    }
+    filled = {index: torch.empty_like(values, dtype=torch.float16) for index, values in expected.items()}
+    sums = slopes(raw, filled, rows, columns, [scale] * 6, 3, weights, dict.fromkeys(filled, 1.0))
+    relations = ((h[1], x[1] - x[0], 2), (h[3], x[3] - x[2], 2), (h[5] - h[4], x[5] - x[4], 4))
+    pairs = [(found[0], rows[0]), (found[1], columns[0])]
+    pairs += [(filled[index], values) for index, values in expected.items()]
+    pairs += [(one, (left * right).sum() / share) for one, (left, right, share) in zip(sums, relations, strict=True)]
+    for one, other in pairs:
+        # NaN is not close to anything.
+        if not torch.allclose(one.float(), other.float(), rtol=5e-3, atol=5e-3):
+            raise RuntimeError("the kernels disagree with plain operations")
