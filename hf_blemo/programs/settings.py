@@ -189,7 +189,8 @@ def read_settings(settings_class: type[Settings], arguments: Sequence[str]) -> S
     for key, texts in overrides:
         if key != CONFIG_OPTION:
             _override(values, key, texts, known)
-    _check_complete(known, values, "", "pass --{0} or put it into the file of settings")
+    place = files[0][0] if files else "a file of settings"
+    _check_complete(known, values, "", f"pass --{{0}} or put it into {place.replace('{', '{{').replace('}', '}}')}")
     with reading(" and ".join([*(files[0] if files else []), "command line"]), "settings that fit each other"):
         return settings_class(**values)
 
