@@ -212,9 +212,6 @@ def _found(
 ) -> tuple[list[MediaClip], Table | None]:
     """The clips; and what is wanted of their columns, where they have columns."""
     path, table = Path(source), None
-    if not path.is_dir():
-        # Whatever lies in a folder of clips is a clip of its own, with its own error.
-        check_regular(path, "clips")
     if path.is_dir() and not is_dataset_folder(path):
         clips = _folder_clips(path)
     elif path.is_file() and path.suffix == ".csv":
@@ -222,6 +219,8 @@ def _found(
     elif path.is_file():
         clips = [MediaClip(path.stem, path)]
     else:
+        # Not before: whatever lies in a folder of clips is a clip of its own, with its own error.
+        check_regular(path, "clips")
         import datasets
 
         where = os.fspath(source)
