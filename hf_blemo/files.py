@@ -45,7 +45,7 @@ def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
     Raises:
         ValueError: the file is not JSON, holds something other than an object, or a key twice.
     """
-    with reading(where or path, "JSON"):
+    with reading(where or str(path), "JSON"):
         check_regular(path, "JSON")
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     if not isinstance(content, dict):

@@ -14,11 +14,11 @@ from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd_training.run import FREE_IN_RESUME, distill
 from hf_blemo.clip_rd_training.settings import METHODS, ComparisonSettings, DistillationSettings
-from hf_blemo.files import held, read_json, within, write_json, write_text
+from hf_blemo.files import held, within, write_json, write_text
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.pairs.pair_sources import open_source
 from hf_blemo.programs.processes import check_shared, of_first, together
-from hf_blemo.programs.run_folder import check_output, check_same_run, named_inputs
+from hf_blemo.programs.run_folder import check_output, earlier_result, named_inputs
 from hf_blemo.programs.tables import table
 
 _RESULT = "comparison.json"
@@ -45,7 +45,7 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
         FileExistsError: the folder holds an earlier comparison, or another run writes there.
     """
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-    with together(accelerator, settings), ExitStack() as stack:
+    with together(accelerator, settings) as stack:
         return _compare(accelerator, settings, stack)
 
 
@@ -58,10 +58,8 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
         result["inputs"] = _inputs(settings)
         earlier = {}
         if settings.resume and (output / _RESULT).is_file():
-            content = read_json(output / _RESULT)
-            known = {**content["settings"], "inputs": content.get("inputs")}
-            check_same_run(asdict(settings), known, FREE_IN_RESUME, output, result["inputs"])
-            earlier = content["students"]
+            own = asdict(settings)
+            earlier = earlier_result(output / _RESULT, own, FREE_IN_RESUME, result["inputs"])["students"]
         stack.enter_context(held(output))
         # Says whose students these are, before there are any.
         write_json({output / _RESULT: {**result, "students": {**result["students"], **earlier}}})

@@ -89,7 +89,7 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
         FileExistsError: the folder holds something else than a store, or another run writes there.
     """
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-    with together(accelerator, settings), ExitStack() as stack:
+    with together(accelerator, settings) as stack:
         return _embed(accelerator, settings, stack)
 
 

@@ -150,7 +150,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
         log_with=settings.trackers or None,
         project_dir=settings.output_dir if settings.trackers else None,
     )
-    with together(accelerator, settings), ExitStack() as stack:
+    with together(accelerator, settings) as stack:
         return _distill(accelerator, settings, command, stack)
 
 

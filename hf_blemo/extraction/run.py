@@ -72,7 +72,7 @@ def extract_features(
         MissingExtraError: PyAV is not installed.
     """
     accelerator = Accelerator(kwargs_handlers=[PATIENCE])
-    with together(accelerator, settings), limited(settings.limits), ExitStack() as stack:
+    with together(accelerator, settings) as stack, limited(settings.limits):
         return _run(settings, accelerator, report_line, progress, stack)
 
 

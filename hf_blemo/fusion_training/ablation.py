@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from hf_blemo import feature_sets
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.errors import say
-from hf_blemo.files import held, read_json, within, write_json, write_text
+from hf_blemo.files import held, within, write_json, write_text
 from hf_blemo.fusion_training.adaptation import adapt_to_folds, each_adaptation, folds_table
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
@@ -28,7 +28,7 @@ from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth, chosen_inside
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
 from hf_blemo.programs.processes import check_same, check_shared, together
-from hf_blemo.programs.run_folder import CHECKPOINTS, check_output, check_same_run, named_inputs
+from hf_blemo.programs.run_folder import CHECKPOINTS, check_output, earlier_result, named_inputs
 from hf_blemo.programs.tables import plus_minus, table
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
@@ -143,7 +143,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
         FileExistsError: the folder holds an earlier table, or another run writes there.
     """
     accelerator = Accelerator()
-    with together(accelerator, settings), ExitStack() as stack:
+    with together(accelerator, settings) as stack:
         return _ablate(accelerator, settings, stack)
 
 
@@ -173,10 +173,8 @@ def _ablate(accelerator: Accelerator, settings: AblationSettings, stack: ExitSta
     rows: dict[str, dict[str, Any]] = {}
     resumes = settings.resume and (output / _RESULT).is_file()
     if resumes:
-        earlier = read_json(output / _RESULT)
-        known = {**earlier["settings"], "labels": earlier["labels"], "inputs": earlier.get("inputs")}
         own = {**asdict(settings), "labels": result["labels"]}
-        check_same_run(own, known, settings.free_in_resume, output, result["inputs"])
+        earlier = earlier_result(output / _RESULT, own, settings.free_in_resume, result["inputs"])
         # Parts that are not asked for again are kept, as rows are.
         result |= {part: earlier[part] for part in ("explanations", "adaptation") if part in earlier}
         rows = {row["name"]: row for row in earlier["rows"]}

@@ -21,13 +21,13 @@ from hf_blemo.extraction.clip_sources import find_clips
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.run import PATIENCE, extract_features
 from hf_blemo.extraction.settings import ExtractionSettings
-from hf_blemo.files import held, read_json, write_json, write_text
+from hf_blemo.files import held, write_json, write_text
 from hf_blemo.fusion_training.ablation import measure_variant
 from hf_blemo.fusion_training.data import load_data
 from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationSettings
 from hf_blemo.programs.fingerprints import fingerprint, weights_fingerprint
 from hf_blemo.programs.processes import check_same, together
-from hf_blemo.programs.run_folder import check_same_run
+from hf_blemo.programs.run_folder import earlier_result
 from hf_blemo.programs.tables import plus_minus, table
 
 _OFFICIAL = {"score": "Score", "acc_presence": "presence", "acc_salience": "salience"}
@@ -52,7 +52,7 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
     """
     # One process may have the long clips.
     accelerator = Accelerator(kwargs_handlers=[PATIENCE])
-    with together(accelerator, settings), ExitStack() as stack:
+    with together(accelerator, settings) as stack:
         return _ablate_encoders(accelerator, settings, stack)
 
 
@@ -63,9 +63,7 @@ def _ablate_encoders(accelerator: Accelerator, settings: EncoderAblationSettings
     result: dict[str, Any] = {"settings": asdict(settings), "inputs": _inputs(settings, encoders), "rows": []}
     earlier: dict[str, Any] = {"rows": []}
     if record.is_file() and not settings.overwrite:
-        earlier = read_json(record)
-        known = {**earlier["settings"], "inputs": earlier.get("inputs")}
-        check_same_run(asdict(settings), known, {"output_dir", "overwrite"}, output, result["inputs"])
+        earlier = earlier_result(record, asdict(settings), {"output_dir", "overwrite"}, result["inputs"])
     elif features.exists() and not settings.overwrite:
         raise FileExistsError(
             f"{features}: found features, but no {record.name} beside them that says whose they are; name another "

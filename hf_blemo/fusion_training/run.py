@@ -70,7 +70,7 @@ def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[s
         project_dir=settings.output_dir,
         step_scheduler_with_optimizer=False,
     )
-    with together(accelerator, settings), ExitStack() as stack:
+    with together(accelerator, settings) as stack:
         return _train_fusion(accelerator, settings, command, stack)
 
 

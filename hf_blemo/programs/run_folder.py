@@ -53,12 +53,12 @@ def check_output(
     return path
 
 
-def check_same_run(
+def _check_same_run(
     settings: Mapping[str, Any],
     earlier: Mapping[str, Any],
     free: Collection[str],
-    output_dir: str | Path,
-    inputs: Mapping[str, Any] | None = None,
+    output_dir: Path,
+    inputs: Mapping[str, Any],
 ) -> None:
     """Refuses to resume a run of other settings or inputs.
 
@@ -68,10 +68,6 @@ def check_same_run(
         free: names of settings that the result does not depend on.
         output_dir: where the earlier run left its work, for the message.
         inputs: of this run: what they are -> fingerprint of their content.
-
-    Raises:
-        ValueError: a setting that the result depends on has another value now, or the content of an input has
-            changed; the message names it.
     """
     for name, value in settings.items():
         if name not in free and name in earlier and earlier[name] != value:
@@ -86,12 +82,32 @@ def check_same_run(
         raise ValueError(
             f"resume: the run in {output_dir} kept no fingerprints of its inputs; start anew: --overwrite true"
         )
-    for name, value in (inputs or {}).items():
+    for name, value in inputs.items():
         if known.get(name) != value:
             raise ValueError(
                 f"resume: {name} changed since the run in {output_dir}, under the same name; restore them, or start "
                 "anew: --overwrite true"
             )
+
+
+def earlier_result(
+    record: Path, settings: Mapping[str, Any], free: Collection[str], inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Reads the result of an earlier run that this one goes on with, and refuses one of other settings or inputs.
+
+    Args:
+        record: a JSON file with `settings`, `inputs` and whatever else the run depends on.
+        settings: of this run, with what else it depends on.
+        free: names of settings that the result does not depend on.
+        inputs: what they are -> fingerprint of their content.
+
+    Raises:
+        ValueError: a setting that the result depends on has another value now, or the content of an input has
+            changed; the message names it.
+    """
+    earlier = read_json(record)
+    _check_same_run(settings, {**earlier, **earlier["settings"]}, free, record.parent, inputs)
+    return earlier
 
 
 def check_resumable(
@@ -106,14 +122,14 @@ def check_resumable(
         inputs: what they are -> fingerprint of their content.
 
     Raises:
-        ValueError: as in [`check_same_run`].
+        ValueError: as in [`earlier_result`].
     """
     record = output / CHECKPOINTS / SETTINGS_FILE
     if not settings["resume"] or not record.parent.is_dir() or not any(record.parent.iterdir()):
         return False
     if not record.is_file():
         raise ValueError(f"{record.parent}: found no {SETTINGS_FILE}, which tells whose checkpoints these are")
-    check_same_run(settings, read_json(record), free, output, inputs)
+    _check_same_run(settings, read_json(record), free, output, inputs)
     return True
 
 
@@ -135,7 +151,7 @@ def begin_run(
         inputs: what they are -> fingerprint of their content; written before the first work.
 
     Raises:
-        ValueError: as in [`check_same_run`].
+        ValueError: as in [`earlier_result`].
         FileExistsError: as in [`check_output`], or another run holds the folder.
     """
     with held(output):
