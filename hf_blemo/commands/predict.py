@@ -12,6 +12,7 @@ from hf_blemo.encoders.encoder_options import DTYPES
 from hf_blemo.errors import check_extra, say
 from hf_blemo.files import whole_file, write_json
 from hf_blemo.programs.progress import Progress
+from hf_blemo.programs.start import importing
 
 _DECIMALS = 6
 _SUFFIXES = (".json", ".csv", ".html", ".zip")
@@ -104,10 +105,11 @@ def _predict(arguments: argparse.Namespace) -> None:
     else:
         inputs = feature_sets.load_features(arguments.features, nan=arguments.nan or "error")
 
-    import torch
+    with importing():
+        import torch
 
-    from hf_blemo.prediction.fusion import common_encoders, load_fusion, predict_blends
-    from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, same_space
+        from hf_blemo.prediction.fusion import common_encoders, load_fusion, predict_blends
+        from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, same_space
 
     members = [load_fusion(model, arguments.revision) for model in arguments.model]
     common_encoders(members)

@@ -1,11 +1,14 @@
 """What tells inputs of one name apart: hashes of their content, cheap enough to be taken at the start of every run."""
 
 import json
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xxhash
+
+if TYPE_CHECKING:
+    import torch
 
 
 def fingerprint(*parts: Any) -> str:
@@ -17,9 +20,11 @@ def fingerprint(*parts: Any) -> str:
     Returns:
         32 hexadecimal digits (XXH3, which notices accidents, not forgeries).
     """
+    # Whoever has a tensor has imported the library.
+    torch = sys.modules.get("torch")
     digest = xxhash.xxh3_128()
     for part in parts:
-        if isinstance(part, torch.Tensor):
+        if torch is not None and isinstance(part, torch.Tensor):
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             part = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         elif isinstance(part, np.ndarray):
@@ -31,6 +36,6 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def weights_fingerprint(model: torch.nn.Module) -> str:
+def weights_fingerprint(model: "torch.nn.Module") -> str:
     """Hashes the names and values of a model's weights."""
     return fingerprint(*(entry for item in sorted(model.state_dict().items()) for entry in item))
