@@ -11,7 +11,8 @@ from transformers.utils import logging
 from .losses_clip_rd import MAXIMAL_LOG_SCALE, CLIPRDLoss, CLIPRDLossOutput, check_weights, computing_dtype
 
 _OWN = ("pixel_values", "input_ids", "attention_mask")
-INPUTS = (*_OWN, *(f"teacher_{name}" for name in _OWN), "teacher_image_embeds", "teacher_text_embeds")
+_IDS = ("image_ids", "text_ids")
+INPUTS = (*_OWN, *(f"teacher_{name}" for name in _OWN), "teacher_image_embeds", "teacher_text_embeds", *_IDS)
 Schedule = Sequence[tuple[int, float]]
 
 logger = logging.get_logger(__name__)
@@ -149,6 +150,8 @@ class CLIPRDDistiller(nn.Module):
         teacher_attention_mask: torch.Tensor | None = None,
         teacher_image_embeds: torch.Tensor | None = None,
         teacher_text_embeds: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        text_ids: torch.Tensor | None = None,
         cached_gradients: "_CachedGradients | None" = None,
         return_loss: bool = True,
     ) -> Any:
@@ -162,6 +165,8 @@ class CLIPRDDistiller(nn.Module):
             teacher_input_ids, teacher_attention_mask: (n, L'), the same captions in the teacher's tokens; the
                 student's by default.
             teacher_image_embeds, teacher_text_embeds: (n, d), stored embeddings; the teacher is not run then.
+            image_ids, text_ids: (n,) integers; pairs with equal ones are no negatives of each other
+                ([`CLIPRDLoss.forward`]).
             cached_gradients: of [`cached_backward`].
             return_loss: False returns the embeddings of student and teacher instead.
 
@@ -182,6 +187,8 @@ class CLIPRDDistiller(nn.Module):
             teacher_attention_mask,
             teacher_image_embeds,
             teacher_text_embeds,
+            image_ids,
+            text_ids,
         )
         if cached_gradients is not None or not return_loss:
             return self._embed(batch, given, cached_gradients)
@@ -190,7 +197,7 @@ class CLIPRDDistiller(nn.Module):
         except Exception:
             self.loss.report_failure(self.step.device)
             raise
-        return self._terms(*embeddings)
+        return self._terms(embeddings, {"image_ids": image_ids, "text_ids": text_ids, **(batch or {})})
 
     def _embed(
         self,
@@ -214,11 +221,13 @@ class CLIPRDDistiller(nn.Module):
             return cached_gradients.surrogate(image, text, self._loss_parameters())
         return image, text, *self._embed_teacher(inputs)
 
-    def _terms(self, *embeddings: torch.Tensor | None) -> CLIPRDLossOutput:
+    def _terms(self, embeddings: Sequence[torch.Tensor | None], ids: Mapping[str, Any]) -> CLIPRDLossOutput:
+        """The loss of the four embeddings; `ids` may hold more than the ids."""
         scale: Any = self.teacher_logit_scale
         if scale is None and self.teacher is not None:
             scale = _at_least_float32(self.teacher.logit_scale.detach()).exp()
-        return self.loss(*embeddings, _at_least_float32(self.student.logit_scale).exp(), scale)
+        student_scale = _at_least_float32(self.student.logit_scale).exp()
+        return self.loss(*embeddings, student_scale, scale, **{name: ids.get(name) for name in _IDS})
 
     def _loss_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters that the loss trains beside the towers."""
@@ -360,7 +369,7 @@ def cached_backward(
     student = [_at_least_float32(values).requires_grad_() for values in embeddings[:2]]
     parameters = distiller._loss_parameters()
     with torch.enable_grad():
-        terms = distiller._terms(*student, *embeddings[2:])
+        terms = distiller._terms([*student, *embeddings[2:]], batch)
     assert terms.loss is not None
     found = torch.autograd.grad(terms.loss, [*student, *parameters], allow_unused=True, materialize_grads=True)
     after = _RandomState()

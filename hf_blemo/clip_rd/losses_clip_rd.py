@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from .gathering_clip_rd import OtherProcessError, Processes
+from .matches_clip_rd import CROSS, IMAGE, TEXT, Matches, check_ids
 from .tiles_clip_rd import NOT_FINITE, TiledTerms, TilesCall, float32_products
 from .weights_clip_rd import CLIP_RD_WEIGHTS, TERMS, check_weights
 
@@ -33,8 +34,11 @@ _PROBLEMS = (
     "there is no teacher, and terms other than task have a weight",
     "the teacher has a gradient: compute it under torch.no_grad()",
     "its embeddings could not be computed",
+    "image_ids and text_ids are not one whole number for each pair",
 )
-_ROWS, _STUDENT, _TEACHER, _TYPE, _FINITE, _ZERO, _SCALE, _NO_TEACHER, _GRADIENT, _ELSEWHERE = range(1, len(_PROBLEMS))
+_ROWS, _STUDENT, _TEACHER, _TYPE, _FINITE, _ZERO, _SCALE, _NO_TEACHER, _GRADIENT, _ELSEWHERE, _IDS = range(
+    1, len(_PROBLEMS)
+)
 # Those that only the numbers on the device tell.
 _FLAGGED = (_FINITE, _ZERO, _SCALE)
 
@@ -170,6 +174,8 @@ class CLIPRDLoss(nn.Module):
         teacher_text: torch.Tensor | None,
         student_logit_scale: torch.Tensor | float,
         teacher_logit_scale: torch.Tensor | float | None,
+        image_ids: torch.Tensor | None = None,
+        text_ids: torch.Tensor | None = None,
     ) -> CLIPRDLossOutput:
         """Computes the terms over the pairs of all processes.
 
@@ -182,14 +188,19 @@ class CLIPRDLoss(nn.Module):
                 where `task` alone has a weight.
             student_logit_scale: the student's CLIP scale, exponentiated.
             teacher_logit_scale: the teacher's CLIP scale, exponentiated; constant.
+            image_ids, text_ids: (n,) integers; equal ones mark the same picture, the same caption, on any process.
+                Such pairs share the targets of the contrastive terms evenly instead of pushing each other apart: an
+                image and a text match if their pairs share either, two images if the picture is the same, two texts
+                if the caption is. None: every pair is a negative of all others (the released code).
 
         Returns:
             [`CLIPRDLossOutput`].
 
         Raises:
             ValueError: on every process alike, when any of them found embeddings of different N, of a wrong width,
-                with NaN, infinite values or a row of zeros, or a scale that is not finite; and a teacher with a
-                gradient. On one process, the fast precision answers numbers that are not in order with NaN instead.
+                with NaN, infinite values or a row of zeros, a scale that is not finite, or ids that are not (n,)
+                integers; and a teacher with a gradient. On one process, the fast precision answers numbers that are
+                not in order with NaN instead.
         """
         problem = 0
         if teacher_image is None or teacher_text is None or teacher_logit_scale is None:
@@ -208,7 +219,10 @@ class CLIPRDLoss(nn.Module):
         ]
         dtype = computing_dtype(student_image)
         fast = self._is_fast(dtype, device)
+        ids = (image_ids, text_ids)
         problem = problem or self._problem(embeddings, scales)
+        if not problem and not check_ids(ids, len(student_image)):
+            problem = _IDS
         flags = None
         if not problem:
             flags = _flags(embeddings, scales)
@@ -216,7 +230,8 @@ class CLIPRDLoss(nn.Module):
             if not fast or group.size > 1:
                 problem = _first_problem(flags)
         count = student_image.shape[0] if student_image.dim() else 0
-        rows = _agree(group, problem, count, self.weights, device)
+        rows = _agree(group, problem, count, _digest(self.weights, ids), device)
+        matches = _matches(group, ids, rows, device)
         # Neither autocast nor a reduced precision of float32 products: both move the gradient by about 1 %.
         with torch.autocast(device.type, enabled=False), float32_products("highest"):
             own_image, own_text = student_image.to(dtype), student_text.to(dtype)
@@ -236,11 +251,11 @@ class CLIPRDLoss(nn.Module):
                 if group.size > 1:
                     raise ValueError("dense computes on one process; leave it out for several")
                 terms = _dense_terms(
-                    own_image, own_text, image, text, targets[0], targets[1], multipliers, self.weights
+                    own_image, own_text, image, text, targets[0], targets[1], multipliers, self.weights, matches
                 )
                 loss = sum((self.weights[name] * value for name, value in terms.items()), multipliers.sum() * 0)
                 return CLIPRDLossOutput(loss=loss, **{name: value.detach() for name, value in terms.items()})
-            call = TilesCall(self.weights, self.tile_size, group, rows, fast)
+            call = TilesCall(self.weights, self.tile_size, group, rows, fast, matches)
             # Without projections the towers' embeddings serve all terms: passed once, their gradients come once.
             projected = (image, text) if projects else (None, None)
             loss, found = TiledTerms.apply(own_image, own_text, *projected, *targets, multipliers, call)
@@ -286,7 +301,7 @@ class CLIPRDLoss(nn.Module):
 
     def report_failure(self, device: torch.device) -> None:
         """Tells the other processes that this one failed, so that they raise instead of waiting for it."""
-        Processes(self.process_group).exchange([_ELSEWHERE, 0, _digest(self.weights)], device)
+        Processes(self.process_group).exchange([_ELSEWHERE, 0, 0], device)
 
     @torch.no_grad()
     def clamp_scales(self) -> None:
@@ -344,33 +359,45 @@ def _linear(layer: nn.Linear | None, values: torch.Tensor) -> torch.Tensor:
     return F.linear(values, layer.weight.to(values.dtype), bias)
 
 
-def _agree(
-    processes: Processes, problem: int, rows: int, weights: Mapping[str, float], device: torch.device
-) -> list[int]:
+def _agree(processes: Processes, problem: int, rows: int, digest: int, device: torch.device) -> list[int]:
     """Exchanges the findings of all processes, before any of them waits for another's embeddings.
 
     Returns:
         Number of rows of every process.
 
     Raises:
-        ValueError: a process has a problem, the processes have different weights, or none has a row.
+        ValueError: a process has a problem, the processes have different weights or ids, or none has a row.
     """
-    found = processes.exchange([problem, rows, _digest(weights)], device)
+    found = processes.exchange([problem, rows, digest], device)
     for rank, (code, _, _) in enumerate(found):
         if code:
             where = "" if processes.size == 1 else f" on process {rank} of {processes.size}"
             kind = OtherProcessError if code == _ELSEWHERE else ValueError
             raise kind(f"CLIPRDLoss: {_PROBLEMS[code]}{where}")
     if len({digest for _, _, digest in found}) > 1:
-        raise ValueError("CLIPRDLoss: the processes have different weights; set them on all of them alike")
+        raise ValueError(
+            "CLIPRDLoss: the processes have different weights, or ids of the pairs on some only; expected all alike"
+        )
     counts = [count for _, count, _ in found]
     if sum(counts) == 0:
         raise ValueError("CLIPRDLoss: the batch is empty, expected at least one pair")
     return counts
 
 
-def _digest(weights: Mapping[str, float]) -> int:
-    return zlib.crc32(repr(weights).encode())
+def _digest(weights: Mapping[str, float], ids: Sequence[torch.Tensor | None]) -> int:
+    return zlib.crc32(repr((weights, [one is None for one in ids])).encode())
+
+
+def _matches(
+    processes: Processes, ids: Sequence[torch.Tensor | None], rows: list[int], device: torch.device
+) -> Matches | None:
+    """Which pairs of all processes match; None where none can or, on a CPU, none does."""
+    given = [one.to(device, non_blocking=True).long() for one in ids if one is not None]
+    if not given:
+        return None
+    everyone = iter(processes.gather(torch.stack(given, 1), rows).unbind(1))
+    found = Matches(*(None if one is None else next(everyone) for one in ids))
+    return found if device.type != "cpu" or found.any() else None
 
 
 def _dense_terms(
@@ -382,13 +409,16 @@ def _dense_terms(
     teacher_text: torch.Tensor,
     multipliers: torch.Tensor,
     weights: Mapping[str, float],
+    matches: Matches | None,
 ) -> dict[str, torch.Tensor]:
     """Computes the unweighted terms as their formulas read, by N x N matrices and autograd; for checking the tiles."""
     student, teacher, cross, vision, language = multipliers
 
-    def contrastive(*products: torch.Tensor) -> torch.Tensor:
-        diagonal = torch.arange(len(own_image), device=own_image.device)
-        return torch.stack([F.cross_entropy(product, diagonal) for product in products]).mean()
+    def contrastive(kind: str, *products: torch.Tensor) -> torch.Tensor:
+        targets = torch.eye(len(own_image), dtype=own_image.dtype, device=own_image.device)
+        if matches is not None:
+            targets = matches.targets(kind, targets)
+        return torch.stack([F.cross_entropy(product, targets) for product in products]).mean()
 
     def divergence(*pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         values = [
@@ -406,13 +436,13 @@ def _dense_terms(
         text_to_image = cross * text @ teacher_image.T
         image_to_text = cross * image @ teacher_text.T
     terms = {
-        "task": lambda: contrastive(own, own.T),
+        "task": lambda: contrastive(CROSS, own, own.T),
         "fd": lambda: F.mse_loss(image, teacher_image) + F.mse_loss(text, teacher_text),
-        "icl": lambda: contrastive(image_to_text, text_to_image),
+        "icl": lambda: contrastive(CROSS, image_to_text, text_to_image),
         "hrd": lambda: divergence((teachers, own), (teachers.T, own.T)),
         "vrd": lambda: divergence((texts.T, images.T), (texts, images)),
-        "vrd_image": lambda: contrastive(images.T, images),
-        "vrd_text": lambda: contrastive(texts.T, texts),
+        "vrd_image": lambda: contrastive(IMAGE, images.T, images),
+        "vrd_text": lambda: contrastive(TEXT, texts.T, texts),
         "xrd": lambda: divergence(
             (image_to_text, text_to_image),
             (text_to_image, image_to_text),

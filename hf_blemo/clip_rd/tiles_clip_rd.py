@@ -21,6 +21,7 @@ import torch
 from transformers.utils import logging
 
 from .gathering_clip_rd import Processes
+from .matches_clip_rd import CROSS, IMAGE, TEXT, Matches
 from .weights_clip_rd import TERMS
 
 logger = logging.get_logger(__name__)
@@ -41,13 +42,14 @@ NOT_FINITE = "the loss is not finite: NaN or infinite values in the projections"
 
 @dataclass
 class TilesCall:
-    """Arguments beside the tensors: weights of all terms, side of a tile, the processes with their rows, precision."""
+    """Arguments beside the tensors: weights of all terms, a tile's side, processes, their rows, precision, matches."""
 
     weights: dict[str, float]
     tile_size: int | None
     group: Processes
     rows: list[int]
     fast: bool = False
+    matches: Matches | None = None
 
 
 # The six products, rows times columns: the student's rows are this process's, the columns are everyone's.
@@ -62,6 +64,8 @@ _USERS = {
 }
 # Which of the five scales multiplies a product: student, teacher, cross, image, text.
 _SCALE = (0, 1, 3, 4, 2, 2)
+# What has to match for a shared target, and the terms whose targets the products of students have.
+_MATCHING = {_OWN: CROSS, _IMAGE: IMAGE, _TEXT: TEXT, _TEXT_TO_IMAGE: CROSS, _IMAGE_TO_TEXT: CROSS}
 
 _kernels: dict[torch.device, Any] = {}
 
@@ -173,10 +177,23 @@ class _Tiles:
         # The local partners of the rows: where the diagonal of the global product is.
         self.partner = [own_text, teacher_text, teacher_image, teacher_text, teacher_image, teacher_text]
         self.first_row = sum(call.rows[: self.group.rank])
+        # Product -> what its targets pick for the rows beyond the diagonal: nothing where no pairs match.
+        self.matches, self.picked = call.matches, {}
+        if self.matches is not None:
+            own_rows = slice(self.first_row, self.first_row + self.num_rows)
+            for index in set(_MATCHING) & set(self.used):
+                picked = self._targets(index, self.right[index].to(self.dtype))[own_rows]
+                self.picked[index] = picked - self.partner[index]
         self.row_log_sums = own_image.new_full((6, self.num_rows), -math.inf, dtype=self.dtype)
         self.column_log_sums = own_image.new_full((6, self.total), -math.inf, dtype=self.dtype)
         self.height, self.width = self._tile(call.tile_size)
         self.gradients: dict[int, torch.Tensor] = {}
+
+    def _targets(self, index: int, values: torch.Tensor) -> torch.Tensor:
+        """What a product's targets pick of (N, k): the means over matches, of rows or of rows and columns."""
+        assert self.matches is not None
+        over_rows = index in (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT)
+        return (self.matches.targets if over_rows else self.matches.both_targets)(_MATCHING[index], values)
 
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
         """What enters a product: float16 for the kernels, else its numbers in the computing precision."""
@@ -271,16 +288,17 @@ class _Tiles:
         if gradients and _OWN in self.used:
             all_texts = self.own[1].new_zeros(self.right[_OWN].shape)
         scale_gradients = [zero] * 5
-        # Product -> whose rows its slopes move, and the largest slope: weights times sums of probabilities.
+        # Product -> whose rows its slopes move, the weight of its targets, and the largest slope: weights times sums
+        # of probabilities.
         owners = {
-            _OWN: (own, 0, weights["task"] + weights["hrd"]),
-            _IMAGE: (student, 0, weights["vrd_image"] + weights["vrd"]),
-            _TEXT: (student, 1, weights["vrd_text"]),
-            _TEXT_TO_IMAGE: (student, 1, (weights["icl"] + weights["xrd"]) / 2),
-            _IMAGE_TO_TEXT: (student, 0, (weights["icl"] + weights["xrd"]) / 2),
+            _OWN: (own, 0, weights["task"], weights["task"] + weights["hrd"]),
+            _IMAGE: (student, 0, weights["vrd_image"], weights["vrd_image"] + weights["vrd"]),
+            _TEXT: (student, 1, weights["vrd_text"], weights["vrd_text"]),
+            _TEXT_TO_IMAGE: (student, 1, weights["icl"] / 2, (weights["icl"] + weights["xrd"]) / 2),
+            _IMAGE_TO_TEXT: (student, 0, weights["icl"] / 2, (weights["icl"] + weights["xrd"]) / 2),
         }
         moving = [index for index, (*_, bound) in owners.items() if gradients and bound]
-        lift = {index: _lift(owners[index][2]) if self.fast else 1.0 for index in moving}
+        lift = {index: _lift(owners[index][3]) if self.fast else 1.0 for index in moving}
         needs_tiles = moving or any(weights[name] for name in ("hrd", "vrd", "xrd"))
         tile = self._make_strips(lift, sums) if self.kernels is not None else self._make_tiles(lift, sums)
         for rows in _slices(self.num_rows, self.height):
@@ -294,8 +312,10 @@ class _Tiles:
                         assert all_texts is not None
                         self._add_product(all_texts[columns], slope.T, self.left[_OWN][rows])
             for index, gradient in moved.items():
-                target, place, _ = owners[index]
+                target, place, weight, _ = owners[index]
                 gradient.mul_(1 / lift[index])
+                if index in self.picked:
+                    gradient.sub_(self.picked[index][rows], alpha=weight)
                 number = _SCALE[index]
                 scale_gradients[number] = scale_gradients[number] + _dot(self.left[index][rows], gradient)
                 target[place][rows].addcmul_(gradient, self.scale[index])
@@ -303,6 +323,11 @@ class _Tiles:
         if gradients:
             if all_texts is not None:
                 all_texts.mul_(self.scale[_OWN] / lift[_OWN])
+                if _OWN in self.picked:
+                    placed = torch.zeros_like(all_texts)
+                    placed[self.first_row : self.first_row + self.num_rows] = self.left[_OWN]
+                    picked = self._targets(_OWN, placed).sub_(placed)
+                    all_texts.addcmul_(picked, self.scale[_OWN], value=-weights["task"])
                 own[1].add_(all_texts if self.group.size == 1 else self.group.scatter_sum(all_texts, self.rows))
             self._finish(own, student, torch.stack(scale_gradients))
         return torch.stack([sums[name] for name in TERMS])
@@ -436,7 +461,10 @@ class _Tiles:
             return self.column_log_sums[index].double().sum() / self.group.size
 
         def diagonal(index: int) -> torch.Tensor:
-            return self.scale[index] * _dot(self.left[index], self.partner[index])
+            found = _dot(self.left[index], self.partner[index])
+            if index in self.picked:
+                found = found + _dot(self.left[index], self.picked[index])
+            return self.scale[index] * found
 
         for name, index in (("task", _OWN), ("vrd_image", _IMAGE), ("vrd_text", _TEXT)):
             if weights[name]:

@@ -11,6 +11,7 @@ from hf_blemo.clip_rd_training.reading import BrokenPairError, ReadPair
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.teachers import Teacher
 from hf_blemo.errors import one_line
+from hf_blemo.pairs.images import content_id
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable
 
@@ -58,6 +59,7 @@ class PairBatches(torch.utils.data.IterableDataset):
         self.num_steps, self.seed = settings.num_steps, settings.seed
         self.rank, self.world, self.consumers = rank, world, max(settings.num_workers, 1)
         self.reader = teacher.reader(student, settings.augmentation)
+        self.share_duplicates = settings.duplicates == "share"
         self.begin = 0
         # Per consumer of this process, the position in every stream.
         self.states: dict[int, list[dict[str, int]]] = {}
@@ -132,6 +134,9 @@ class PairBatches(torch.utils.data.IterableDataset):
                 read.append(found)
                 places.append(self.teacher.place(index, pair, found))
         captions = self.student.captions([pair.caption for pair in read])
+        if self.share_duplicates:
+            captions["image_ids"] = torch.tensor([pair.image_id for pair in read])
+            captions["text_ids"] = torch.tensor([content_id(pair.caption) for pair in read])
         batch = {"pixel_values": self.reader.stacked(read, 0), **captions}
         batch |= self.teacher.inputs(self.reader, read, places)
         return batch, {"seen": len(read) + len(problems), "broken": len(problems), "examples": problems[:SHOWN]}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hf_blemo.pairs.images import Augmentation, BrokenImageError, Crop, open_image, oriented_size, to_rgb
+from hf_blemo.pairs.images import Augmentation, BrokenImageError, Crop, content_id, open_image, oriented_size, to_rgb
 from hf_blemo.pairs.pair_processor import PairProcessor
 
 
@@ -21,11 +21,13 @@ class ReadPair(NamedTuple):
         pixels: (H, W, 3) uint8 of the crop, one per processor; without augmentation only the RGB image.
         caption: one of the pair's.
         crop: of the image; None without augmentation.
+        image_id: number that equal pictures share.
     """
 
     pixels: list[Any]
     caption: str
     crop: Crop | None
+    image_id: int
 
 
 class PairReader:
@@ -77,14 +79,15 @@ class PairReader:
         if not isinstance(caption, str) or not caption.strip():
             raise BrokenPairError(f"{pair['where']}: found the caption {caption!r}, expected text")
         try:
-            if self.augmentation is None:
-                return ReadPair([to_rgb(open_image(pair["image"]))], caption, None)
             image = open_image(pair["image"])
+            image_id = content_id(image)
+            if self.augmentation is None:
+                return ReadPair([to_rgb(image)], caption, None, image_id)
             crop = self.augmentation.crop_of(oriented_size(image), generator)
             pixels = [processor.cropped(image, crop, self.decode_size) for processor in self.processors]
         except BrokenImageError as error:
             raise BrokenPairError(f"{pair['where']}: {error}") from None
-        return ReadPair(pixels, caption, crop)
+        return ReadPair(pixels, caption, crop, image_id)
 
     def stacked(self, pairs: Sequence[ReadPair], number: int) -> torch.Tensor:
         """Returns the images of pairs as one of the models takes them, (n, 3, H, W) float32."""

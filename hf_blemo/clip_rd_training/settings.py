@@ -135,6 +135,8 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         weights: term -> weight of the loss; those of CLIP-RD by default.
         weight_schedule: term -> [[step, weight], ...], linear in between; its terms need no entry in `weights`.
         scales: how the loss reads its learned scales.
+        duplicates: what pairs of a batch with the same picture or the same caption are to each other: `share` gives
+            them one target in the contrastive terms, `negative` pushes them apart as the released code does.
         precision: of the loss's products: `exact` (float32) or `fast` (inputs of 11 bits, float32 sums; the gradient
             moves by 0.1 %). By default `fast` on accelerators and `exact` on a CPU.
         num_steps: optimizer steps.
@@ -173,6 +175,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
     weights: dict[str, float | int] = field(default_factory=lambda: dict(CLIP_RD_WEIGHTS))
     weight_schedule: dict[str, list] = field(default_factory=dict)
     scales: Literal["released", "exponentiated"] = "released"
+    duplicates: Literal["share", "negative"] = "negative"
     precision: Literal["exact", "fast"] | None = None
     num_steps: int = at_least_one(1000)
     batch_size: int = at_least_one(256)

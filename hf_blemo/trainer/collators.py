@@ -8,6 +8,7 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from hf_blemo.feature_sets import label_space
+from hf_blemo.pairs.images import content_id, open_image
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED, LabelSpace, same_space
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
@@ -122,9 +123,17 @@ class PairCollator:
     Args:
         processor: of the student: a [`PairProcessor`], or a `CLIPProcessor` or the like of transformers.
         teacher_processor: of a teacher that runs during training; None for a student alone.
+        duplicates: `share` adds numbers to the batch by which pairs with the same picture or the same caption share
+            their targets; `negative` leaves them each other's negatives.
+
+    Raises:
+        ValueError: a processor without tokenizer or image processor, or another word for `duplicates`.
     """
 
-    def __init__(self, processor: Any, teacher_processor: Any = None):
+    def __init__(self, processor: Any, teacher_processor: Any = None, duplicates: str = "negative"):
+        if duplicates not in ("share", "negative"):
+            raise ValueError(f"duplicates: expected 'share' or 'negative', found {duplicates!r}")
+        self.duplicates = duplicates
         self.processor = _pair_processor(processor)
         self.teacher_processor = None if teacher_processor is None else _pair_processor(teacher_processor)
 
@@ -137,7 +146,8 @@ class PairCollator:
 
         Returns:
             `pixel_values` (n, 3, H, W), `input_ids` and `attention_mask` (n, L); where the teacher's differ, also
-            `teacher_pixel_values`, `teacher_input_ids`, `teacher_attention_mask`.
+            `teacher_pixel_values`, `teacher_input_ids`, `teacher_attention_mask`; with shared duplicates, `image_ids`
+            and `text_ids` (n,).
 
         Raises:
             ValueError: a column is missing, a caption is not text, or an image cannot be read.
@@ -148,9 +158,13 @@ class PairCollator:
                     f"found the columns {', '.join(rows[0])}, expected 'pixel_values' and 'input_ids': name them by "
                     "pair_columns"
                 )
-        images = [row["pixel_values"] for row in rows]
+        images = [open_image(row["pixel_values"]) for row in rows]
         captions = [_drawn(row["input_ids"]) for row in rows]
+        ids = [content_id(image) for image in images] if self.duplicates == "share" else None
         batch = {"pixel_values": self.processor.images(images), **self.processor.captions(captions)}
+        if ids is not None:
+            batch["image_ids"] = torch.tensor(ids)
+            batch["text_ids"] = torch.tensor([content_id(caption) for caption in captions])
         teacher = self.teacher_processor
         if teacher is not None and not self.processor.same_images(teacher):
             batch["teacher_pixel_values"] = teacher.images(images)

@@ -15,8 +15,17 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
 
-CASES = ("plain", "unequal", "accumulated", "cached", "cached, unequal", "equal widths")
-BROKEN = ("NaN", "rows", "gradient", "no teacher", "weights", "input", "chunks")
+CASES = (
+    "plain",
+    "unequal",
+    "accumulated",
+    "cached",
+    "cached, unequal",
+    "equal widths",
+    "duplicates",
+    "cached, duplicates",
+)
+BROKEN = ("NaN", "rows", "gradient", "no teacher", "weights", "input", "chunks", "ids")
 NUM_PAIRS = 12
 WIDTHS = (5, 6)
 
@@ -75,10 +84,16 @@ def work(case: str, world: int, rank: int) -> dict[str, torch.Tensor]:
             (model(share_of(batches[0], sizes, rank)).loss / 2).backward()
         terms = model(share_of(batches[1], sizes, rank))
         (terms.loss / 2).backward()
-    elif case.startswith("cached"):
-        terms = cached_backward(model, share_of(make_batch(), sizes, rank), 2)
     else:
-        terms = model(share_of(make_batch(), sizes, rank))
+        batch = make_batch()
+        if case.endswith("duplicates"):
+            numbers = torch.arange(NUM_PAIRS)
+            batch |= {"image_ids": numbers % 5, "text_ids": numbers // 3 % 3}
+        batch = share_of(batch, sizes, rank)
+    if case.startswith("cached"):
+        terms = cached_backward(model, batch, 2)
+    elif case != "accumulated":
+        terms = model(batch)
         terms.loss.backward()
     found = {f"term/{name}": value.detach() for name, value in terms.items()}
     for name, parameter in distiller.named_parameters():
@@ -108,9 +123,9 @@ def break_one(case: str) -> torch.Tensor:
                 values[3].requires_grad_()
             elif broken and case == "weights":
                 loss.set_weights({"task": 1.0})
-            elif broken:
+            elif broken and case == "no teacher":
                 values[2] = None
-            loss(*values, 14.0, 20.0)
+            loss(*values, 14.0, 20.0, torch.arange(4) if broken and case == "ids" else None)
     except ValueError as error:
         return torch.tensor(list(str(error).encode()))
     raise AssertionError("no error")

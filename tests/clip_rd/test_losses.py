@@ -34,10 +34,10 @@ def make_loss(*arguments, seed=0, dtype=torch.float64, **options):
     return loss
 
 
-def results(loss, embeddings, student_scale=14.0, teacher_scale=20.0):
+def results(loss, embeddings, student_scale=14.0, teacher_scale=20.0, **ids):
     """Terms and every gradient."""
     scale = torch.tensor(student_scale, dtype=torch.float64, requires_grad=True)
-    terms = loss(*embeddings, scale, teacher_scale)
+    terms = loss(*embeddings, scale, teacher_scale, **ids)
     leaves = {"student_image": embeddings[0], "student_text": embeddings[1], "student_logit_scale": scale}
     leaves |= dict(loss.named_parameters())
     found = torch.autograd.grad(terms.loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
@@ -100,6 +100,63 @@ def test_any_number_of_pairs_and_any_tile_give_the_same(num_pairs, tile_size):
     expected = results(make_loss(6, dense=True), make_embeddings(num_pairs))
     found = results(make_loss(6, tile_size=tile_size), make_embeddings(num_pairs))
     assert_same(found, expected, rtol=1e-11, atol=1e-12)
+
+
+IDS = {
+    "pictures": {"image_ids": [4, 4, 9, 4, -7, 9, 2]},
+    "captions": {"text_ids": [1, 2, 1, 2, 1, 2, 1]},
+    "both": {"image_ids": [4, 4, 9, 4, -7, 9, 2], "text_ids": [5, 5, 6, 6, 7, 8, 8]},
+    "all alike": {"image_ids": [3] * 7, "text_ids": [3] * 7},
+}
+
+
+def ids_of(case):
+    return {name: torch.tensor(values) for name, values in IDS[case].items()}
+
+
+@pytest.mark.parametrize("weights", SUBSETS.values(), ids=SUBSETS.keys())
+@pytest.mark.parametrize("case", IDS)
+def test_duplicates_share_their_targets_in_tiles_as_in_the_formulas(case, weights):
+    expected = results(make_loss(5, 6, weights, dense=True), make_embeddings(7, 5, 6), **ids_of(case))
+    found = results(make_loss(5, 6, weights, tile_size=3), make_embeddings(7, 5, 6), **ids_of(case))
+    assert_same(found, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_the_targets_of_duplicates_are_even_over_the_matches():
+    image, text, *teacher = make_embeddings(7)
+    ids = ids_of("both")
+    same_image, same_text = (values[:, None] == values for values in ids.values())
+    cross, own = same_image | same_text, nn.functional.normalize
+    logits = 14.0 * own(image) @ own(text).T
+    targets = cross / cross.sum(1, keepdim=True)
+    task = [nn.functional.cross_entropy(values, targets.double()) for values in (logits, logits.T)]
+    logits = 3.5 * own(image) @ own(teacher[0]).T
+    targets = same_image / same_image.sum(1, keepdim=True)
+    between = [nn.functional.cross_entropy(values, targets.double()) for values in (logits, logits.T)]
+    terms = make_loss(6, tile_size=2)(image, text, *teacher, 14.0, 20.0, **ids)
+    torch.testing.assert_close(terms.task, sum(task).detach() / 2)
+    torch.testing.assert_close(terms.vrd_image, sum(between).detach() / 2)
+
+
+@pytest.mark.parametrize("ids", [{}, {"image_ids": torch.arange(7), "text_ids": torch.arange(7) - 3}])
+def test_without_duplicates_nothing_changes_by_a_bit(ids):
+    expected = results(make_loss(6, tile_size=3), make_embeddings(7))
+    assert_same(results(make_loss(6, tile_size=3), make_embeddings(7), **ids), expected, rtol=0, atol=0)
+
+
+def test_the_fast_precision_shares_targets_too():
+    def run(precision):
+        return results(make_loss(6, precision=precision, dtype=torch.float32), make_embeddings(7), **ids_of("both"))[1]
+
+    exact, fast = run("exact"), run("fast")
+    for name, value in exact.items():
+        assert (fast[name] - value).norm() <= 2e-3 * value.norm(), name
+
+
+@pytest.mark.parametrize("ids", [torch.arange(6), torch.arange(7.0), torch.zeros(7, 1, dtype=torch.long)])
+def test_ids_that_are_not_one_whole_number_a_pair_are_refused(ids):
+    with pytest.raises(ValueError, match="image_ids and text_ids are not one whole number for each pair"):
+        make_loss(6)(*make_embeddings(7), 14.0, 20.0, text_ids=ids)
 
 
 def test_gradients_are_those_of_finite_differences():

@@ -8,7 +8,16 @@ import torch
 from fresh_processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = ("plain", "unequal", "accumulated", "cached", "cached, unequal", "equal widths")
+CASES = (
+    "plain",
+    "unequal",
+    "accumulated",
+    "cached",
+    "cached, unequal",
+    "equal widths",
+    "duplicates",
+    "cached, duplicates",
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,8 @@ def test_cached_gradients_are_those_of_the_whole_batch(results):
     for name in found:
         if name.startswith("cached/"):
             assert_equal_to_rounding(found[name], found[name.replace("cached/", "plain/")], name)
+        if name.startswith("cached, duplicates/"):
+            assert_equal_to_rounding(found[name], found[name.removeprefix("cached, ")], name)
 
 
 @pytest.mark.parametrize(
@@ -82,4 +93,6 @@ def test_a_process_that_fails_before_the_loss_takes_the_others_with_it(world, re
         assert messages[:-1] == [others] * (world - 1)
     for found in results(world):
         message = bytes(found["weights"].tolist()).decode()
-        assert message == "CLIPRDLoss: the processes have different weights; set them on all of them alike"
+        expected = "the processes have different weights, or ids of the pairs on some only; expected all alike"
+        assert message == f"CLIPRDLoss: {expected}"
+        assert bytes(found["ids"].tolist()).decode() == message

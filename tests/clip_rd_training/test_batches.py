@@ -186,6 +186,25 @@ def test_a_teacher_of_another_size_sees_the_same_crop(table):
     assert "teacher_pixel_values" not in same and "teacher_input_ids" not in same
 
 
+def test_duplicates_have_one_number_whatever_their_crop_or_place(tmp_path):
+    pictures = [picture(number) for number in range(3)]
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for path in paths:
+        path.write_bytes(encoded(pictures[0]))
+    images = [*map(str, paths), pictures[1], pictures[1], pictures[2], pictures[0]]
+    data = [{"image": image, "caption": WORDS[number % 2], "where": ""} for number, image in enumerate(images)]
+    reader = batches_of(table_of(CAPTIONS[:8]), augmentation=CROPS).reader
+    read_pairs = [reader.read({**pair, "key": (0, row), "visit": row}, 0) for row, pair in enumerate(data)]
+    found = [pair.image_id for pair in read_pairs]
+    # A file is told apart by its bytes, which are not those of the picture in memory.
+    assert found[0] == found[1] and found[2] == found[3] and len(set(found)) == 4
+    batch = batches_of(table_of(["red", "blue"] * 12), duplicates="share")[0]
+    texts = batch["input_ids"].unique(dim=0, return_inverse=True)[1]
+    assert ((batch["text_ids"][:, None] == batch["text_ids"]) == (texts[:, None] == texts)).all()
+    assert len(batch["image_ids"].unique()) == len(batch["image_ids"]) == 8
+    assert "text_ids" not in batches_of(table_of(["red", "blue"] * 12), duplicates="negative")[0]
+
+
 def test_of_several_captions_each_visit_draws_one():
     lists = [CAPTIONS[number : number + 72 : 24] for number in range(24)]
     table = table_of(lists)

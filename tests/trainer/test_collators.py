@@ -3,6 +3,7 @@
 import datasets
 import pytest
 import torch
+from pair_files import encoded, picture
 from tiny_models import make_student
 
 from hf_blemo.built_in import make_synthetic_blends, make_synthetic_pairs, synthetic_tokenizer
@@ -157,6 +158,17 @@ def test_one_of_several_captions_is_drawn():
     torch.manual_seed(0)
     drawn = {tuple(PairCollator(processor)(rows)["input_ids"][0].tolist()) for _ in range(20)}
     assert len(drawn) == 2
+
+
+def test_duplicates_get_one_number_where_they_share_their_targets():
+    processor = make_student(0)[1]
+    rows = [{"pixel_values": encoded(picture(number // 2)), "input_ids": text} for number, text in enumerate("abab")]
+    batch = PairCollator(processor, duplicates="share")(rows)
+    assert batch["image_ids"].unique(return_inverse=True)[1].bincount().tolist() == [2, 2]
+    assert batch["text_ids"].tolist()[:2] == batch["text_ids"].tolist()[2:]
+    assert "text_ids" not in PairCollator(processor)(rows)
+    with pytest.raises(ValueError, match="duplicates: expected 'share' or 'negative', found 'shared'"):
+        PairCollator(processor, duplicates="shared")
 
 
 def test_rows_that_are_no_pairs_are_refused():
