@@ -5,7 +5,7 @@ VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz quality bench clean
+.PHONY: help demo test fuzz quality bench docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -28,6 +28,10 @@ quality: $(INSTALLED)  ## lint, check the format and the types
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
+
+docs: $(INSTALLED)  ## build the site into out/site, which opens from disk
+	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict
+	@echo "Open out/site/index.html"
 
 bench: $(INSTALLED)  ## run every benchmark
 	@for program in benchmarks/bench_*.py; do \

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from importlib.abc import Loader
 
 __version__ = "0.1.0.dev0"
+"""Version of the package."""
 
 AUTO_MODULES = {
     "AutoConfig": "transformers.models.auto.configuration_auto",

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 EMOTIONS = ("ang", "disg", "fea", "hap", "sad", "neu")
+"""The six names, in the order of every row of labels: anger, disgust, fear, happiness, sadness, neutral."""
 NEUTRAL_INDEX = 5
+"""Place of `neu`, which never blends."""
 UNLABELLED = -100.0
+"""Every entry of the label of an unlabelled clip."""
 NUM_TEST_CLIPS = 594
 
 _PAIRS = tuple(combinations(range(NEUTRAL_INDEX), 2))
@@ -21,6 +24,7 @@ EMOTION_SETS: tuple[tuple[str, ...], ...] = (
     *((emotion,) for emotion in EMOTIONS),
     *((EMOTIONS[first], EMOTIONS[second]) for first, second in _PAIRS),
 )
+"""The 16 sets of names that a label can have: six of one name, ten pairs."""
 
 # The decoders build their predictions from these tuples, so that a caller who edits a prediction, or LABELS itself,
 # cannot change what the next call returns.
@@ -37,12 +41,15 @@ _LABEL_INDEX = {parts: index for index, parts in enumerate(_LABEL_PARTS)}
 LABELS: tuple[list[dict[str, Any]], ...] = tuple(
     [{"emotion": emotion, "salience": salience} for emotion, salience in parts] for parts in _LABEL_PARTS
 )
+"""The 36 valid labels, in the order of joint probabilities: the six names, then each pair as 70/30, 50/50, 30/70."""
 
 
 LABEL_MATRIX = np.array(
     [[dict(parts).get(emotion, 0.0) / 100.0 for emotion in EMOTIONS] for parts in _LABEL_PARTS], dtype=np.float64
 )
+"""The shares of the six names in each of the valid labels: (36, 6), rows of sum 1."""
 LABEL_SETS = np.array([EMOTION_SETS.index(tuple(emotion for emotion, _ in parts)) for parts in _LABEL_PARTS])
+"""For each of the 36 valid labels the place of its emotions in `EMOTION_SETS`: (36,) whole numbers."""
 # Index of the 70/30 label of every ordered pair, -1 where the two do not blend.
 FIRST_BLEND_LABELS = np.full((len(EMOTIONS), len(EMOTIONS)), -1)
 for _number, _pair in enumerate(_PAIRS):

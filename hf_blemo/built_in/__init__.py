@@ -31,9 +31,12 @@ __all__ = [
     "make_synthetic_pairs", "save_random_speech_encoder", "synthetic_tokenizer",
 ]  # fmt: skip
 
-# How settings name the built-in data: every program knows `synthetic`, those of image-caption pairs `emoji` too.
-SYNTHETIC, EMOJI = "synthetic", "emoji"
+SYNTHETIC = "synthetic"
+"""How settings name the drawn data."""
+EMOJI = "emoji"
+"""How settings name the emoji, which only programs of image-caption pairs know."""
 PAIRS = (SYNTHETIC, EMOJI)
+"""The built-in data of image-caption pairs."""
 
 _MAKERS = {
     "blends": "make_synthetic_blends",

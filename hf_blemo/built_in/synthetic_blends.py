@@ -44,6 +44,7 @@ SYNTHETIC_ENCODERS: dict[str, dict] = {
     name: {"feature_size": encoder.feature_size, "modality": encoder.modality, "pooling": "mean"}
     for name, encoder in _ENCODERS.items()
 }
+"""The eight encoders of the drawn blends, as a config of the fusion names them."""
 
 # By place in the clip's order of encoders: the planted three first, then those that show another clip's label.
 _QUALITY_MARKS = (4.5, 3.0, 1.5, -1.75, -3.0, -4.25)

@@ -32,6 +32,7 @@ COLOURS = {
     "purple": (136, 63, 181),
     "orange": (235, 128, 28),
 }
+"""The colours of drawn shapes, as red, green and blue from 0 to 255."""
 BACKGROUNDS = {"white": (245, 245, 245), "grey": (150, 150, 150), "black": (25, 25, 25), "pink": (244, 194, 205)}
 SIZES = {"small": 0.32, "large": 0.55}
 TEXTURES = ("plain", "striped")

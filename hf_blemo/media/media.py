@@ -19,6 +19,7 @@ _AUDIO_SUFFIXES = "aac aif aiff amr au caf flac m4a mp3 oga ogg opus wav wma"
 # Of a thumbnail, by its height.
 _WIDEST = 8
 MEDIA_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_VIDEO_SUFFIXES} {_AUDIO_SUFFIXES}".split())
+"""Suffixes by which a folder is searched for clips."""
 
 
 class MediaFile:

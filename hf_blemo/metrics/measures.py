@@ -15,6 +15,7 @@ from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import (
 )
 
 LOWER_IS_BETTER = {"nll", "kl", "js_distance", "mae"}
+"""The measures of which less is better."""
 
 # float32 tells shares apart that differ by more than this.
 _STEP = 1e-6
