@@ -287,18 +287,39 @@ def readable(name: str) -> str:
 
 
 def check_once(where: str, names: Iterable[str]) -> None:
-    """Refuses a name that comes twice, of which one would be lost; names that are empty are none.
+    """Refuses names that come twice, of which one would be lost; names that are empty are none.
 
     Args:
         where: what is named, and where it was found.
         names: found.
 
     Raises:
-        ValueError: a name comes twice.
+        ValueError: names come twice; the message has all of them.
     """
-    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
-    if twice is not None:
-        raise ValueError(f"{where} {twice!r} comes more than once, expected each once")
+    twice = [repr(name) for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        verb = "comes" if len(twice) == 1 else "come"
+        raise ValueError(f"{where} {', '.join(twice)} {verb} more than once, expected each once")
+
+
+def check_among(where: str, kind: str, found: Iterable[str], expected: Iterable[str | None], hint: str = "") -> None:
+    """Refuses what lacks names, and says which, all at once.
+
+    Args:
+        where: they were looked for.
+        kind: what they name, in the plural, such as `columns`.
+        found: names that are there.
+        expected: names that have to be; None is none.
+        hint: end of the message.
+
+    Raises:
+        ValueError: a name is not there.
+    """
+    found = list(found)
+    missing = [repr(name) for name in dict.fromkeys(expected) if name is not None and name not in found]
+    if missing:
+        there = f"the {kind} {', '.join(found)}" if found else f"no {kind}"
+        raise ValueError(f"{where}: found {there}, expected {', '.join(missing)} among them{hint}")
 
 
 def check_known(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:

@@ -48,7 +48,7 @@ def write_submission(
         raise ValueError(f"{target}: found {len(names)} clips and {len(predictions)} predictions, expected as many")
     problems = [
         *_prediction_problems(zip(names, predictions, strict=True)),
-        *(_clip_problems(names) if strict else _repeated(names)),
+        *(clip_problems(names) if strict else _repeated(names)),
     ]
     if problems:
         raise ValueError(f"{target}: {_first_few(problems)}")
@@ -74,6 +74,28 @@ def write_submission(
     return Path(path)
 
 
+def clip_problems(clips: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Says why clips are not those that a submission is of; their names are enough.
+
+    Args:
+        clips: names or paths.
+
+    Returns:
+        A line for the clips that are no test clips, one for those that come twice, one for those that are missing;
+        each names all of them. Empty for exactly the 594 test clips.
+    """
+    names = [clip_name(clip) for clip in clips]
+    present = {int(name[5:]) for name in names if is_test_clip(name)}
+    missing = [number for number in range(1, NUM_TEST_CLIPS + 1) if number not in present]
+    problems = [
+        *_repeated(names),
+        *_listed("no test clips", [name for name in dict.fromkeys(names) if not is_test_clip(name)]),
+    ]
+    if missing:
+        problems.append(f"missing, {len(missing)} of the {NUM_TEST_CLIPS} test clips: {', '.join(_spans(missing))}")
+    return problems
+
+
 def check_submission(path: str | os.PathLike[str]) -> list[str]:
     """Lists all problems for which the challenge would reject a submission or count a clip as wrong.
 
@@ -93,7 +115,7 @@ def check_submission(path: str | os.PathLike[str]) -> list[str]:
     bare = [key for key, _ in pairs if not key.endswith(_SUFFIX)]
     return [
         *(f"clip {key!r}: expected the suffix {_SUFFIX}" for key in bare),
-        *_clip_problems([clip_name(key) for key, _ in pairs]),
+        *clip_problems([clip_name(key) for key, _ in pairs]),
         *_prediction_problems(pairs),
     ]
 
@@ -169,18 +191,22 @@ def _prediction_problems(pairs: Iterable[tuple[str, Any]]) -> list[str]:
     ]
 
 
-def _clip_problems(names: Sequence[str]) -> list[str]:
-    expected = [f"test_{number:04d}" for number in range(1, NUM_TEST_CLIPS + 1)]
-    present = set(names)
-    return [
-        *_repeated(names),
-        *(f"clip {name!r}: is not a test clip" for name in names if not is_test_clip(name)),
-        *(f"clip {name!r}: is missing" for name in expected if name not in present),
-    ]
-
-
 def _repeated(names: Sequence[str]) -> list[str]:
-    return [f"clip {name!r}: comes {count} times" for name, count in Counter(names).items() if count > 1]
+    return _listed("more than once", [name for name, count in Counter(names).items() if count > 1])
+
+
+def _listed(found: str, names: Sequence[str]) -> list[str]:
+    return [f"found {found}: {', '.join(map(repr, names))}"] if names else []
+
+
+def _spans(numbers: Sequence[int]) -> list[str]:
+    """Test clips by their sorted numbers, those in a row as one span."""
+    starts = [number for place, number in enumerate(numbers) if not place or numbers[place - 1] != number - 1]
+    ends = [number for place, number in enumerate(numbers, 1) if numbers[place : place + 1] != [number + 1]]
+    return [
+        f"test_{start:04d}" if start == end else f"test_{start:04d} to test_{end:04d}"
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def _first_few(problems: Sequence[str]) -> str:

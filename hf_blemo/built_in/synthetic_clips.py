@@ -13,7 +13,7 @@ import numpy as np
 from hf_blemo.blemore import LABELS, parse_clip_name
 from hf_blemo.built_in.synthetic_pairs import BACKGROUNDS, COLOURS, draw_scene
 from hf_blemo.errors import check_extra
-from hf_blemo.feature_sets.distribution import METADATA_COLUMNS
+from hf_blemo.feature_sets.distribution import METADATA_COLUMNS, METADATA_FILE
 from hf_blemo.files import replace_folder
 
 # One or two {"emotion": str, "salience": per cent}, as in `blemore.LABELS`.
@@ -24,7 +24,6 @@ NUM_FOLDS = 5
 SAMPLE_RATE = 16000
 _PLANTED_COLUMNS = ("clip", "clear")
 _PLANTED_FILE = "planted.csv"
-_METADATA_FILE = "train_metadata.csv"
 # Seeds share no actor, so that clips of one seed can test a model trained on another.
 _ACTORS_PER_SEED = 100
 
@@ -297,7 +296,7 @@ def make_synthetic_clips(
             generator = np.random.default_rng([_DRAWING, seed, number])
             frames, samples = _draw_clip(clip, frames_per_second, size, generator)
             _write_media(written / f"{clip.name}.mp4", frames, samples, frames_per_second)
-        _write_csv(written / _METADATA_FILE, METADATA_COLUMNS, map(_metadata_row, clips))
+        _write_csv(written / METADATA_FILE, METADATA_COLUMNS, map(_metadata_row, clips))
         _write_csv(
             written / _PLANTED_FILE, _PLANTED_COLUMNS, ({"clip": clip.name, "clear": clip.clear} for clip in clips)
         )
@@ -365,7 +364,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
     ours = set()
     if _PLANTED_FILE in found:
         with (folder / _PLANTED_FILE).open(newline="", encoding="utf-8") as file:
-            ours = {f"{row.get('clip')}.mp4" for row in csv.DictReader(file)} | {_METADATA_FILE, _PLANTED_FILE}
+            ours = {f"{row.get('clip')}.mp4" for row in csv.DictReader(file)} | {METADATA_FILE, _PLANTED_FILE}
     if found - ours:
         raise FileExistsError(
             f"{folder}: holds {min(found - ours)}, which is not a synthetic clip, so it is not replaced"

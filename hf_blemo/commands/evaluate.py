@@ -161,11 +161,14 @@ def _read_labels(path: Path) -> tuple[dict[str, Any], "LabelSpace", str]:
     import numpy as np
 
     from hf_blemo import blemore, feature_sets
-    from hf_blemo.feature_sets.distribution import METADATA_COLUMNS, read_metadata
+    from hf_blemo.feature_sets.distribution import METADATA_FILE, METADATA_LABELS, read_metadata
     from hf_blemo.feature_sets.feature_files import read_csv
     from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE
 
-    if path.is_file() and path.suffix == ".csv" and set(METADATA_COLUMNS) <= set(read_csv(path)[0]):
+    is_metadata = path.is_file() and path.suffix == ".csv"
+    if is_metadata and path.name != METADATA_FILE:
+        is_metadata = {"filename", *METADATA_LABELS} <= set(read_csv(path)[0])
+    if is_metadata:
         return {clip: label for clip, label, _ in read_metadata(path)}, BLEMORE_SPACE, "valid"
     dataset = feature_sets.load_features(path)
     if "labels" not in dataset.column_names:

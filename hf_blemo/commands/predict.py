@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_blemo.commands.parsing import add_command, output_path, positive
 from hf_blemo.encoders.encoder_options import DTYPES
-from hf_blemo.errors import check_extra, say
+from hf_blemo.errors import check_extra, check_once, say
 from hf_blemo.files import whole_file, write_json
 from hf_blemo.programs.progress import Progress
 from hf_blemo.programs.start import importing
@@ -104,6 +104,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         inputs = _clips(arguments.clips)
     else:
         inputs = feature_sets.load_features(arguments.features, nan=arguments.nan or "error")
+    _check_submission(outputs, [clip.name for clip in inputs] if arguments.features is None else inputs["clip"])
 
     with importing():
         import torch
@@ -215,13 +216,26 @@ def _clips(texts: Sequence[str]) -> list[Any]:
     from hf_blemo.media import is_address
 
     check_extra("media")
-    clips: dict[str, Any] = {}
+    clips: list[Any] = []
     for text in texts:
         for clip in find_clips(text) if Path(text).is_dir() and not is_address(text) else [as_clip(text)]:
-            if clip.name in clips:
-                raise ValueError(f"found two clips named {clip.name!r}, expected different names")
-            clips[clip.name] = clip
-    return list(clips.values())
+            clips.append(clip)
+    check_once("clip", [clip.name for clip in clips])
+    return clips
+
+
+def _check_submission(outputs: Sequence[Path], names: Sequence[str]) -> None:
+    """Refuses a submission of other clips than those of the test set, and names each."""
+    from hf_blemo.blemore.submission import clip_problems
+
+    submission = next((path for path in outputs if path.suffix == ".zip"), None)
+    if submission is None or not (problems := clip_problems(names)):
+        return
+    say(*problems, error=True)
+    raise ValueError(
+        f"{submission}: expected exactly the clips test_0001 to test_0594, see above; nothing was predicted; name the "
+        "files so, or write the predictions of other clips into a .json"
+    )
 
 
 def _decoding(arguments: argparse.Namespace, processor: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hf_blemo import blemore
-from hf_blemo.errors import check_regular, readable, without_secrets
-from hf_blemo.feature_sets.distribution import read_metadata
+from hf_blemo.errors import check_among, check_once, check_regular, readable, without_secrets
+from hf_blemo.feature_sets.distribution import METADATA_FILE, read_metadata
 from hf_blemo.feature_sets.feature_files import read_csv
 from hf_blemo.feature_sets.label_reading import LabelOptions
 from hf_blemo.feature_sets.table_files import Table, Wanted
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 KINDS = ("video", "audio")
 
-_METADATA_FILE = "train_metadata.csv"
 _COLUMN_TYPES = {"video": "Video", "audio": "Audio"}
 
 
@@ -166,10 +165,7 @@ def find_labelled_clips(
     if table is None:
         raise ValueError(f"{source}: found clips without columns, expected a .csv or data set with columns of labels")
     where = Path(source)
-    missing = [name for name in (reading.options.column, reading.group) if name and name not in table.singles]
-    if missing:
-        known = ", ".join([*table.singles, *table.others])
-        raise ValueError(f"{source}: found the columns {known}, expected {missing[0]!r} among them")
+    table.check_has(str(source), reading.options.column, reading.group)
     found = read_label_columns(table, names, where, reading.options, reading.folds, reading.group, reading.seed)
     for row, clip in enumerate(clips):
         clip.labels, clip.fold, clip.group = found.labels[row], int(found.folds[row]), found.groups[row]
@@ -230,26 +226,26 @@ def _found(
         clips, table = _dataset_clips(dataset, where, video_column, audio_column, wanted)
     if not clips:
         raise ValueError(f"{source}: found no clip, expected at least one")
-    seen: set[str] = set()
-    for clip in clips:
-        if clip.name in seen:
-            raise ValueError(f"{source}: found two clips named {clip.name!r}, expected different names")
-        seen.add(clip.name)
+    check_once(f"{source}: clip", [clip.name for clip in clips])
     return clips, table
 
 
 def _folder_clips(folder: Path) -> list[MediaClip]:
     found = sorted(path for path in folder.rglob("*") if is_media(path) and not path.is_dir())
     files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if not (folder / _METADATA_FILE).is_file():
+    if not (folder / METADATA_FILE).is_file():
         return [MediaClip(path.stem, path) for path in files]
     by_name: dict[str, list[Path]] = {}
     for path in files:
         by_name.setdefault(path.stem, []).append(path)
-    clips = []
-    for name, labels, fold in read_metadata(folder / _METADATA_FILE):
-        if name not in by_name:
-            raise FileNotFoundError(f"{folder}: found no file of clip {name!r}, which {_METADATA_FILE} names")
+    clips, rows = [], read_metadata(folder / METADATA_FILE)
+    missing = [repr(name) for name, _, _ in rows if name not in by_name]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: found no file of {len(missing)} of the {len(rows)} clips that {METADATA_FILE} names: "
+            f"{', '.join(missing)}; fetch them, or delete their rows"
+        )
+    for name, labels, fold in rows:
         path, *others = by_name[name]
         if others:
             raise ValueError(f"{folder}: found {path} and {others[0]}, expected one file of clip {name!r}")
@@ -371,11 +367,10 @@ def _chosen_columns(
 ) -> dict[str, str]:
     """`video`, `audio` or both -> name of the column: the given one, else by name, else by type."""
     names = list(names)
+    check_among(where, "columns", names, (video_column, audio_column))
     chosen = {}
     for kind, given in zip(KINDS, (video_column, audio_column), strict=True):
         if given is not None:
-            if given not in names:
-                raise ValueError(f"{where}: found the columns {', '.join(names)}, expected {given!r} among them")
             chosen[kind] = given
         else:
             typed = [name for name in names if types.get(name) == _COLUMN_TYPES[kind]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_blemo.blemore.labels import EMOTIONS, UNLABELLED, is_test_clip, parse_clip_name, prediction_label_indices
-from hf_blemo.errors import check_once
+from hf_blemo.errors import check_among, check_once
 
 from .feature_files import SPLITS, ClipSource, FeatureFileReader, encoder_folders, feature_files, read_csv
 from .writing import refuse_existing, write_dataset
@@ -16,11 +16,13 @@ from .writing import refuse_existing, write_dataset
 if TYPE_CHECKING:
     import datasets
 
+METADATA_FILE = "train_metadata.csv"
 METADATA_COLUMNS = (
     "filename", "video_id", "gender", "mix", "emotion_1", "version", "intensity_level", "situation", "emotion_2",
     "emotion_1_salience", "emotion_2_salience", "fold",
 )  # fmt: skip
-_METADATA_FILE = "train_metadata.csv"
+# Names carry the labels: these, which come together or not at all, have to agree with them.
+METADATA_LABELS = ("emotion_1", "emotion_1_salience", "emotion_2", "emotion_2_salience")
 
 
 def build_distribution_dataset(
@@ -62,11 +64,9 @@ def build_distribution_dataset(
     refuse_existing(output, overwrite)
     folders = encoder_folders(root / f"pre_extracted_{split}_data", split)
     names = sorted(folders) if encoders is None else list(encoders)
-    for name in names:
-        if name not in folders:
-            raise ValueError(f"encoder {name!r}: found {', '.join(sorted(folders))} in {root}, expected it among them")
+    check_among(str(root), "encoders", sorted(folders), names)
     files = {name: feature_files(folders[name]) for name in names}
-    rows = read_metadata(root / _METADATA_FILE) if split == "train" else _test_clips(files)
+    rows = read_metadata(root / METADATA_FILE) if split == "train" else _test_clips(files)
     sources = [
         ClipSource(clip, labels, fold, {name: files[name][clip] for name in names if clip in files[name]})
         for clip, labels, fold in rows
@@ -85,12 +85,23 @@ def build_distribution_dataset(
 
 
 def read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
+    """Reads `train_metadata.csv`: of its columns `filename` and `fold`, and the labels, if there, as a check.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Name, soft label and fold (-1 where empty) of every clip.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, a clip comes twice, or its name breaks the grammar or says another label.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected the metadata of the training clips")
     columns, lines = read_csv(path)
-    missing = [column for column in METADATA_COLUMNS if column not in columns]
-    if missing:
-        raise ValueError(f"{path}: found the columns {columns}, expected {missing[0]!r} among them")
+    labels = METADATA_LABELS if set(METADATA_LABELS) & set(columns) else ()
+    check_among(str(path), "columns", columns, ("filename", "fold", *labels))
     rows = [_metadata_row(row, f"{path}, line {number}") for number, row in lines]
     if not rows:
         raise ValueError(f"{path}: found no clip, expected at least one")
@@ -100,9 +111,11 @@ def read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
 
 def _metadata_row(row: Mapping[str, str | None], where: str) -> tuple[str, np.ndarray, int]:
     named = parse_clip_name(row["filename"] or "")
-    cells = {column: _cell(row[column]) for column in METADATA_COLUMNS}
+    cells = {column: _cell(row[column]) for column in ("fold", *METADATA_LABELS) if column in row}
     fold = _number(cells["fold"], f"{where}, column fold")
-    if cells["emotion_2"] is None:
+    if len(cells) == 1:
+        label = [{"emotion": e, "salience": s} for e, s in zip(named.emotions, named.saliences, strict=True)]
+    elif cells["emotion_2"] is None:
         label = [{"emotion": cells["emotion_1"], "salience": 100.0}]
     else:
         label = [

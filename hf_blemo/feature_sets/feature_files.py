@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_blemo.errors import check_once, readable, reading, reads
+from hf_blemo.errors import check_among, check_once, readable, reading, reads
 
 from .layout import Clip, FeatureType, dataset_features
 
@@ -222,9 +222,7 @@ def _load_openface(path: Path) -> np.ndarray:
     A column without any number in the clip becomes 0, since there is nothing to estimate it from.
     """
     columns, lines = read_csv(path)
-    missing = [column for column in (*_OPENFACE_COLUMNS, _ACTION_UNITS) if column not in columns]
-    if missing:
-        raise ValueError(f"{path}: found the columns {columns}, expected {missing[0]!r} among them (OpenFace 3)")
+    check_among(str(path), "columns", columns, (*_OPENFACE_COLUMNS, _ACTION_UNITS), hint=" (OpenFace 3)")
     rows = [_openface_row(row, f"{path}, line {number}") for number, row in lines]
     frames = np.array(rows, dtype=np.float32).reshape(len(rows), len(_OPENFACE_COLUMNS) + _NUM_ACTION_UNITS)
     if np.isinf(frames).any():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hf_blemo.errors import check_once, reading
+from hf_blemo.errors import check_among, check_once, reading
 from hf_blemo.files import limits
 
 from .distribution import METADATA_COLUMNS
@@ -61,6 +61,11 @@ class Table(NamedTuple):
     vectors: dict[str, Vectors]
     others: list[str]
     classes: list[str] | None = None
+
+    def check_has(self, where: str, *columns: str | None) -> None:
+        """Refuses a table without single values in these columns, and names all that are missing."""
+        others = [name for name in (*self.vectors, *self.others) if name not in columns]
+        check_among(where, "columns", [*self.singles, *others], columns)
 
 
 def read_table(path: Path, wanted: Wanted) -> Table:

@@ -19,7 +19,7 @@ from hf_blemo.blemore.labels import (
     parse_clip_name,
     soft_label,
 )  # fmt: skip
-from hf_blemo.errors import check_once, reading
+from hf_blemo.errors import check_among, check_once, reading
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
 from .folds import check_classes, deal_folds, group_in_two_folds
@@ -259,12 +259,7 @@ def _check_columns(
     for single in (*CLIP_COLUMNS, "fold", clip_column, group):
         if single in table.vectors:
             raise ValueError(f"{path}: found vectors in the column {single!r}, expected single values")
-    for asked, what in ((group, "groups"), (options.column, "labels")):
-        if asked is not None and asked not in table.singles:
-            raise ValueError(
-                f"{path}: found the columns {', '.join([*table.singles, *table.vectors, *table.others])}, expected "
-                f"{asked!r} of {what} among them"
-            )
+    table.check_has(str(path), group, options.column)
 
 
 def _labels_of_columns(
@@ -413,9 +408,7 @@ def _encoders(
     unnamed = next((name for name in vectors if not name or not name.isprintable()), None)
     if unnamed is not None:
         raise ValueError(f"{path}: found vectors in the column {unnamed!r}, expected the name of an encoder")
-    for name in encoders or ():
-        if name not in vectors:
-            raise ValueError(f"{path}: found the encoders {', '.join(vectors)}, expected {name!r} among them")
+    check_among(str(path), "encoders", vectors, encoders or ())
     chosen = list(vectors) if encoders is None else list(encoders)
     if not chosen:
         found = ", ".join([*table.singles, *table.others])

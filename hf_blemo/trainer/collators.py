@@ -7,6 +7,7 @@ import datasets
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
+from hf_blemo.errors import check_among
 from hf_blemo.feature_sets import label_space
 from hf_blemo.pairs.images import content_id, open_image
 from hf_blemo.pairs.pair_processor import PairProcessor
@@ -107,10 +108,7 @@ def pair_columns(dataset: Any, image: str = "image", caption: str = "caption") -
     Raises:
         ValueError: a column is missing.
     """
-    found = list(dataset.column_names or [])
-    for name in (image, caption):
-        if name not in found:
-            raise ValueError(f"found the columns {', '.join(found)}, expected {name!r} among them")
+    check_among("data set", "columns", dataset.column_names or (), (image, caption))
     dataset = dataset.select_columns([image, caption])
     if isinstance((dataset.features or {}).get(image), datasets.Image):
         dataset = dataset.cast_column(image, datasets.Image(decode=False))

@@ -16,6 +16,7 @@ from command_line import refused, run
 from tiny_extraction import BROKEN, CLIPS, save_fusion
 
 from hf_blemo import feature_sets
+from hf_blemo.blemore import submission
 from hf_blemo.prediction import clips as clip_prediction
 from hf_blemo.prediction import demo_page
 from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
@@ -92,6 +93,7 @@ def test_what_is_done_is_printed_and_kept_when_a_run_ends(predict, capsys, paths
 
     monkeypatch.setattr(clip_prediction, "predict_clips", ending)
     if error is KeyboardInterrupt:
+        monkeypatch.setattr(submission, "clip_problems", lambda names: [])
         code, out, err = predict(paths, "--output", output, tmp_path / "made.zip")
         assert code == 130 and not out
         assert err.splitlines()[-1] == f"hf-blemo predict: interrupted: 2 of 4 clips are predicted, kept in {output}"
@@ -177,7 +179,7 @@ def test_predict_refuses_what_does_not_go_together(capsys, paths, fusion, tmp_pa
         (paths[:1], ["--batch-size", "2"], "--batch-size is for --features"),
         (paths[:1], ["--hop", "2"], "--hop needs --window"),
         (paths[:1], ["--window", "-1"], "window must be"),
-        (paths[:1] * 2, [], "found two clips named"),
+        (paths[:1] * 2, [], "comes more than once"),
     ):
         assert message in refused(capsys, "predict", *clips, "--model", fusion, *options)
 

@@ -69,7 +69,7 @@ def test_a_folder_is_searched_through_and_hidden_files_are_left_out(tmp_path):
     [one] = find_clips(paths[0])
     assert one.name == SINGLE and files_of([one]) == paths[:1]
     touch(tmp_path / "again" / "sound.webm")
-    refused("found two clips named 'sound'", tmp_path)
+    refused("clip 'sound' comes more than once", tmp_path)
 
 
 def test_metadata_says_which_clips_there_are(tmp_path):
@@ -86,7 +86,7 @@ def test_metadata_says_which_clips_there_are(tmp_path):
     refused(f"expected one file of clip '{BLEND}'", tmp_path)
     again.unlink()
     (tmp_path / "clips" / f"{BLEND}.mp4").unlink()
-    refused(f"found no file of clip '{BLEND}', which train_metadata.csv names", tmp_path, FileNotFoundError)
+    refused(f"found no file of 1 of the 2 clips that train_metadata.csv names: '{BLEND}'", tmp_path, FileNotFoundError)
 
 
 def test_a_list_names_files_from_its_own_folder(tmp_path):

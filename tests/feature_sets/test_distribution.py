@@ -172,15 +172,30 @@ def test_metadata_must_agree_with_the_names(distribution):
         write_metadata(root, [*rows[:row], rows[row] | change, *rows[row + 1 :]])
         with pytest.raises(ValueError, match=message):
             build(root)
-    (root / "train_metadata.csv").write_text("filename,fold\n")
-    with pytest.raises(ValueError, match="expected 'video_id' among them"):
-        build(root)
+    for header, missing in (
+        ("file,mix", "'filename', 'fold'"),
+        ("filename,fold,emotion_1", "'emotion_1_salience', 'emotion_2', 'emotion_2_salience'"),
+    ):
+        (root / "train_metadata.csv").write_text(f"{header}\n")
+        with pytest.raises(ValueError, match=f"found the columns .*, expected {missing} among them"):
+            build(root)
+
+
+def test_names_and_folds_are_all_that_the_metadata_needs(distribution):
+    root, _ = distribution
+    full = build(root)[:]
+    rows = [f"{clip}.mov,{fold}" for clip, fold in zip(full["clip"], full["fold"], strict=True)]
+    (root / "train_metadata.csv").write_text("\n".join(["filename,fold", *rows]).replace(",-1", ","))
+    assert build(root, overwrite=True)[:] == full
 
 
 def test_wrong_folders_and_options_are_named(distribution, tmp_path):
     root, _ = distribution
     for options, message in (
-        ({"encoders": ["CLIP"]}, "encoder 'CLIP': found HiCMAE, OpenFace_3, VideoMAEv2, WavLM_large"),
+        (
+            {"encoders": ["CLIP", "HiCMAE", "BERT"]},
+            "the encoders HiCMAE, .*, expected 'CLIP', 'BERT' among",
+        ),
         ({"split": "dev"}, "split: found 'dev'"),
         ({"aggregate": "mean"}, "aggregate: found 'mean'"),
         ({"feature_dtype": "int8"}, "feature_dtype: found 'int8'"),

@@ -158,9 +158,9 @@ def test_features_alone_need_nothing_else_of_a_table(write, caplog):
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({}, {"label_column": "feeling"}, "expected 'feeling' of labels among them"),
+        ({}, {"label_column": "feeling"}, "expected 'feeling' among them"),
         ({}, {"label_prefix": "votes."}, "expected single numbers in some that begin with 'votes.'"),
-        ({}, {"label_column": "mood", "group": "speaker"}, "expected 'speaker' of groups among them"),
+        ({}, {"label_column": "mood", "group": "speaker"}, "expected 'speaker' among them"),
         ({}, {"label_column": "mood", "names": ["calm", "up"]}, "clip 'c12': found the name 'low', expected one of"),
         ({}, {}, "no label in a name: clip 'c0'.*--label-column or --label-prefix"),
         ({"mood": "up"}, {"label_column": "mood"}, "expected at least two classes"),
