@@ -336,6 +336,31 @@ def check_known(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:
     known = list(known)
     for key in keys:
         if key not in known:
-            begun = [name for name in known if key and name.startswith(str(key))]
-            nearest = get_close_matches(str(key), begun or known, 1, 0.0)[0]
+            nearest = nearest_name(str(key), known, 0.0)
             raise ValueError(f"{where}: unknown setting {str(key)!r}; the nearest known one is {nearest!r}")
+
+
+def nearest_name(name: str, known: Iterable[str], least: float = 0.5) -> str | None:
+    """The known name that somebody may have meant: one that begins so, else the most similar one.
+
+    Args:
+        name: found.
+        known: names.
+        least: similarity from 0 to 1 that it must have.
+    """
+    # Upper case and the sign between words are what people get wrong most.
+    names = {_folded(known_name): known_name for known_name in known}
+    folded = _folded(name)
+    begun = [known_name for known_name in names if folded and known_name.startswith(folded)]
+    close = get_close_matches(folded, begun or names, 1, 0.0 if begun else least)
+    return names[close[0]] if close else None
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """What to add to a message on an unknown name: the nearest known one, or nothing where none is near."""
+    nearest = nearest_name(str(name), known)
+    return f"; did you mean {nearest!r}?" if nearest else ""
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", "-")

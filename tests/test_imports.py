@@ -40,7 +40,7 @@ _TABLE = {
     "media metrics pairs prediction programs rank_aware_fusion",
     "fusion_training": "_registration blemore built_in encoders errors extraction feature_sets files hub loading "
     "metrics programs rank_aware_fusion",
-    "cli": "_registration commands errors files programs",
+    "cli": "_registration clip_rd_training commands errors extraction files fusion_training programs",
 }
 MAY_IMPORT = {room: others.split() for room, others in _TABLE.items()}
 # A floor stands above all that its rooms import; `training/` and `benchmarks/` stand above the package.
@@ -56,7 +56,9 @@ MODULES = {_module_of(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def _room(module: str) -> str:
-    return (module.split(".") + ["__init__"])[1]
+    room = (module.split(".") + ["__init__"])[1]
+    # `python -m hf_blemo` is the command.
+    return "cli" if room == "__main__" else room
 
 
 @cache

@@ -1,21 +1,10 @@
-"""Measures what replacing one encoder with another costs in Score and saves in time, starting from raw clips.
+"""Measures what replacing one encoder with another costs and saves: `hf-blemo ablate-encoders` of a checkout.
 
 Example:
     python training/ablate_encoders.py --config training/configs/encoders_synthetic.yaml
 """
 
-from hf_blemo.errors import one_line_errors
-from hf_blemo.fusion_training.settings import EncoderAblationSettings
-from hf_blemo.programs.settings import parse_settings
-
-
-def main() -> None:
-    settings = parse_settings(EncoderAblationSettings, description=__doc__)
-    from hf_blemo.fusion_training.encoder_ablation import ablate_encoders
-
-    ablate_encoders(settings)
-
+from hf_blemo.cli import run_program
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_program("ablate-encoders")

@@ -1,25 +1,91 @@
 """What the parsers of the subcommands share."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.errors import printable
+from hf_blemo.errors import did_you_mean, nearest_name, printable
 from hf_blemo.files import Limits
 
 _BOUNDS = ", ".join(f"{name}={value:g}" for name, value in asdict(Limits()).items())
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` with one-line errors, without the usage before them."""
+    """An `ArgumentParser` whose errors are one line that names the nearest known word, without the usage before it.
 
-    def __init__(self, **options: Any) -> None:
+    Args:
+        settings: `module:class` of a dataclass of settings, which then reads all arguments (`parse_settings`).
+        options: of `ArgumentParser`.
+    """
+
+    def __init__(self, settings: str | None = None, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self._settings = settings
+
+    def settings_class(self) -> type | None:
+        """The dataclass that reads all arguments, if one does."""
+        if self._settings is None:
+            return None
+        module, _, name = self._settings.partition(":")
+        return getattr(import_module(module), name)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As that of `ArgumentParser`, but unknown options end the program before anything that is missing does."""
+        words = list(sys.argv[1:] if args is None else args)
+        settings_class = self.settings_class()
+        if settings_class is None:
+            if self._subparsers is not None and not words:
+                self.print_help()
+                self.exit(2)
+            self._check_options(words)
+            return super().parse_known_args(words, namespace)
+        from hf_blemo.programs.settings import parse_settings
+
+        namespace, _ = super().parse_known_args([], namespace)
+        namespace.settings = parse_settings(settings_class, words, self.description, self.prog)
+        namespace.words = words
+        return namespace, []
+
+    def format_help(self) -> str:
+        """The help, with every setting where a dataclass reads them."""
+        settings_class = self.settings_class()
+        if settings_class is None:
+            return super().format_help()
+        from hf_blemo.programs.settings import settings_help
+
+        return settings_help(settings_class, self.description, self.prog) + "\n"
 
     def error(self, message: str) -> Any:
         """Ends the program with the message."""
         self.exit(2, printable(f"{self.prog}: error: {message} (see {self.prog} --help)") + "\n")
+
+    def _check_options(self, words: Sequence[str]) -> None:
+        """Refuses an unknown option; after the name of a subcommand they are its own."""
+        for word in words:
+            if word == "--" or (self._subparsers is not None and not word.startswith("-")):
+                return
+            option = word.partition("=")[0]
+            if option.startswith("--") and " " not in word and option not in self._option_string_actions:
+                nearest = nearest_name(option, self._option_string_actions)
+                hint = f"; did you mean {nearest}?" if nearest else ""
+                if self._subparsers is not None:
+                    hint = "; expected a command before its options"
+                self.error(f"unknown option {option}{hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuses a value that is none of the choices, and names the nearest."""
+        if action.choices is None or value in action.choices:
+            return
+        choices = list(map(str, action.choices))
+        hint = did_you_mean(value, choices)
+        if isinstance(action, argparse._SubParsersAction):
+            expected = ", expected one of " + ", ".join(choices)
+            self.error(f"unknown command {value!r}{hint or expected}")
+        raise argparse.ArgumentError(action, f"found {value!r}, expected {' or '.join(choices)}{hint}")
 
 
 def add_command(commands: Any, name: str, handler: Any, summary: str, details: str) -> argparse.ArgumentParser:

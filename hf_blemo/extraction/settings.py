@@ -1,14 +1,18 @@
 """Settings of the extraction of features."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.encoders.encoder_options import ENCODER_KEYS, Dtype, ImageBackend
-from hf_blemo.errors import check_known
-from hf_blemo.programs.settings import not_negative, repository
+from hf_blemo.errors import check_known, check_once
+from hf_blemo.programs.settings import not_negative, num_words, repository
+
+# Options of the command line with names of their own.
+_SHORT = {"output": "output_dir", "threads": "num_threads"}
 
 
 @strict
@@ -79,12 +83,63 @@ class ExtractionSettings:
     synthetic: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, float | int] = field(default_factory=dict)
 
+    @classmethod
+    def spelled_out(cls, arguments: Sequence[str]) -> list[str]:
+        """The arguments of the command line without their short forms.
+
+        Args:
+            arguments: with `SOURCE` for `data`, `--output` for `output_dir`, `--threads` for `num_threads`, `--public`
+                for a `hub_private` that is false, and `--encoder NAME=MODEL[@REVISION] ...` for entries of `encoders`.
+
+        Returns:
+            Keys and values for `read_settings`.
+
+        Raises:
+            ValueError: a short form is wrong.
+        """
+        room = {setting.name: num_words(setting.type) for setting in fields(cls)} | {"encoder": None, "public": 0}
+        sources: list[str] = []
+        options: list[tuple[str, list[str]]] = []
+        for word in arguments:
+            if word.startswith("--"):
+                key, equals, value = word[2:].partition("=")
+                options.append((key, [value] if equals else []))
+                name = key.replace("-", "_")
+                left = room.get(_SHORT.get(name, name), 1)
+                if left is not None and equals:
+                    left = 0
+            elif options and (left is None or left > 0 or (left == 0 and word in ("true", "false"))):
+                options[-1][1].append(word)
+                left = None if left is None else left - 1
+            else:
+                sources.append(word)
+        if len(sources) > 1:
+            raise ValueError(f"found {sources[1]!r} beside {sources[0]!r}, expected one SOURCE of clips")
+        words = ["--data", *sources] if sources else []
+        given = {key.replace("-", "_") for key, _ in options}
+        for key, values in options:
+            name = key.replace("-", "_")
+            if name == "public":
+                if values or "push_to_hub" not in given:
+                    raise ValueError("--public needs --push-to-hub and takes no value")
+                words += ["--hub_private", "false"]
+            elif name == "encoder":
+                entries = [value.partition("=") for value in values]
+                for encoder, sign, model in entries:
+                    if not (encoder and sign and model) or "." in encoder:
+                        raise ValueError(f"--encoder {encoder}{sign}{model}: expected NAME=MODEL[@REVISION]")
+                    model, _, revision = model.partition("@")
+                    words += [f"--encoders.{encoder}.model_id", model]
+                    words += [f"--encoders.{encoder}.revision", revision] if revision else []
+                check_once("--encoder:", [encoder for encoder, _, _ in entries])
+            else:
+                words += [f"--{_SHORT.get(name, key)}", *values]
+        return words
+
     def __post_init__(self):
         if bool(self.encoders) == (self.model is not None):
-            found = "both" if self.encoders else "neither"
-            raise ValueError(
-                f"expected encoders (--encoders.NAME.model_id ID) or the model that names them, found {found}"
-            )
+            found = "both encoders and the model" if self.encoders else "neither encoders nor a model"
+            raise ValueError(f"found {found} that names them, expected --encoder NAME=MODEL or --model MODEL")
         for name, entry in self.encoders.items():
             if not entry.get("model_id"):
                 raise ValueError(f"encoders.{name}: expected a model_id, found {entry!r}")
@@ -102,5 +157,7 @@ class ExtractionSettings:
         for name in ("names", "blend_percents", "unblended", "folds", "group"):
             if getattr(self, name) and not labels:
                 raise ValueError(f"{name} needs label_column or label_prefix")
+        if self.folds is not None and self.folds < 1:
+            raise ValueError(f"folds: found {self.folds}, expected at least 1")
         if self.synthetic and self.data != SYNTHETIC:
             raise ValueError(f"synthetic needs data {SYNTHETIC!r}, found data {self.data!r}")

@@ -18,8 +18,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from huggingface_hub.dataclasses import as_validated_field, strict, type_validator
 
-from hf_blemo.errors import check_known, one_line_errors, reading, say, without_paths
+from hf_blemo.errors import check_known, check_once, one_line_errors, reading, say, without_paths
 from hf_blemo.programs.progress import quiet_libraries
+from hf_blemo.programs.recipes import find_settings, recipes
 
 Settings = TypeVar("Settings")
 
@@ -30,6 +31,7 @@ _SCALARS = {int: "int", float: "float", str: "str", bool: "bool"}
 _NULLS = ("null", "~")
 _ARGUMENTS = re.compile(r"^Args:\n((?: {4}.*\n?)*)", re.MULTILINE)
 _ARGUMENT = re.compile(r"^ {4}(\w+(?:, \w+)*): *(.*(?:\n {8}.*)*)", re.MULTILINE)
+_ENTRY = re.compile(r"[\w.-]+=.")
 _HELP_WIDTH = 100
 _MOST_VALUES = 20_000
 
@@ -99,18 +101,22 @@ class PushSettings:
 
 
 def parse_settings(
-    settings_class: type[Settings], argv: Sequence[str] | None = None, description: str | None = None
+    settings_class: type[Settings],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    program: str | None = None,
 ) -> Settings:
     """Reads a program's settings, or ends the program with its help or with one line that says what is wrong.
 
-    `--config FILE.yaml` names the file; `--key value` or `--key=value` overrides it, with `_` or `-` in the key;
-    `--key.entry value` sets one entry of a dict; a list takes several values or `[a, b]`, a dict takes `{a: 1}`, and a
-    bool alone means true.
+    `--config` names the file, or a recipe of the package; `--key value` or `--key=value` overrides it, with `_` or `-`
+    in the key; `--key.entry value` sets one entry of a dict; a list takes several values or `[a, b]`, a dict takes
+    `{a: 1}` or `a=1 b=2`, and a bool alone means true.
 
     Args:
         settings_class: a dataclass; the Args of its docstring are the help.
         argv: the arguments; those of the process by default.
         description: what the program does, shown by `--help`.
+        program: its name in messages; by default that of the running script.
 
     Returns:
         An instance of `settings_class`.
@@ -120,20 +126,30 @@ def parse_settings(
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if "--help" in arguments or "-h" in arguments:
-        say(*_help(settings_class, description).split("\n"))
+        say(*settings_help(settings_class, description, program).split("\n"))
         raise SystemExit(0)
-    with one_line_errors():
+    with one_line_errors(program):
         settings = read_settings(settings_class, arguments)
     quiet_libraries()
     return settings
 
 
-def command_line() -> str:
-    """The command that started this program, as it would be typed again, without folders of this machine."""
-    launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
+def command_line(arguments: Sequence[str], program: str) -> str:
+    """The command that started a program, as it would be typed again, without folders of this machine.
+
+    Args:
+        arguments: that it got.
+        program: its script, or a command such as `hf-blemo train`.
+    """
+    script = program.endswith(".py")
+    # Accelerate sets it for what it launches.
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        launcher = ["accelerate", "launch", *([program] if script else ["-m", "hf_blemo.cli", *program.split()[1:]])]
+    else:
+        launcher = ["python", program] if script else program.split()
     # The value of an option is a path of its own.
-    words = ["=".join(map(without_paths, word.split("=", 1))) for word in sys.argv]
-    return shlex.join([*launcher, *words])
+    words = ["=".join(map(without_paths, word.split("=", 1))) for word in [*launcher, *arguments]]
+    return shlex.join(words)
 
 
 def check_overwrite(resume: bool, overwrite: bool) -> None:
@@ -181,15 +197,19 @@ def read_settings(settings_class: type[Settings], arguments: Sequence[str]) -> S
         ValueError: an unknown key, or a value that its field or the dataclass refuses.
     """
     known = _fields(settings_class)
-    overrides = _overrides(arguments)
+    # Short forms of its own.
+    overrides = _overrides(getattr(settings_class, "spelled_out", list)(arguments))
     files = [texts for key, texts in overrides if key == CONFIG_OPTION]
     if len(files) > 1 or (files and len(files[0]) != 1):
         raise ValueError(f"command line: expected one file after {CONFIG_OPTION}, found {_listed(sum(files, []))}")
-    values = _read_config(Path(files[0][0]), known) if files else {}
+    config = find_settings(files[0][0]) if files else None
+    values = _read_config(config, known) if config else {}
     for key, texts in overrides:
         if key != CONFIG_OPTION:
             _override(values, key, texts, known)
-    place = files[0][0] if files else "a file of settings"
+    place = "a file of settings" if config is None else str(config)
+    if config is not None and config == recipes().get(config.stem):
+        place = f"a copy of the recipe (hf-blemo recipes {config.stem} --output FILE.yaml)"
     _check_complete(known, values, "", f"pass --{{0}} or put it into {place.replace('{', '{{').replace('}', '}}')}")
     with reading(" and ".join([*(files[0] if files else []), "command line"]), "settings that fit each other"):
         return settings_class(**values)
@@ -201,14 +221,15 @@ def _check_complete(known: Mapping[str, Field], values: Mapping[str, Any], where
             raise ValueError(f"{where}setting {name!r} has no default: {hint.format(name)}")
 
 
-def _help(settings_class: type, description: str | None) -> str:
-    """Every setting: its key, type, default and line in the docstring of its class."""
+def settings_help(settings_class: type, description: str | None = None, program: str | None = None) -> str:
+    """The help of a program: every setting with its key, type, default and line in the docstring of its class."""
     texts = documentation(settings_class)
-    lines = [f"usage: {Path(sys.argv[0]).name} [{CONFIG_OPTION} FILE.yaml] [--key value ...]", ""]
+    lines = [f"usage: {program or Path(sys.argv[0]).name} [{CONFIG_OPTION} FILE.yaml|RECIPE] [--key value ...]", ""]
     if description:
         lines += [inspect.cleandoc(description), ""]
     lines += [
-        "The command line overrides the file. One entry of a dict: --key.entry value. A list: --key a b c.",
+        "The command line overrides the file. A list: --key a b c. A dict: --key a=1 b=2; an entry: --key.a 1.",
+        "hf-blemo recipes lists the files of settings that come with the package.",
         "",
         "settings:",
     ]
@@ -306,8 +327,6 @@ def _load_yaml(text: str, where: str) -> Any:
 
 
 def _read_config(path: Path, known: Mapping[str, Field]) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected settings in YAML")
     with reading(path, "YAML in UTF-8"):
         text = path.read_text(encoding="utf-8")
     content = _load_yaml(text, str(path))
@@ -374,6 +393,10 @@ def _parsed(texts: Sequence[str], annotation: Any, where: str) -> Any:
         raise ValueError(f"{where}: found no value, expected {_type_name(annotation)}")
     if nullable and texts[0] in _NULLS and len(texts) == 1:
         return None
+    if kind is dict and all(_ENTRY.match(text) for text in texts):
+        entries = [text.partition("=") for text in texts]
+        check_once(f"{where}:", [name for name, _, _ in entries])
+        return {name: _parsed([value], _entry_type(annotation), where) for name, _, value in entries}
     if kind is dict or (kind in (list, Any) and texts[0].startswith("[")):
         return _load_yaml(" ".join(texts), where)
     if kind is list or (kind is Any and len(texts) > 1):
@@ -456,6 +479,12 @@ def _type_name(annotation: Any) -> str:
     elif kind is dict and _entry_type(inner) is not Any:
         name = f"dict of {_type_name(_entry_type(inner))}"
     return f"{name} or null" if _nullable(annotation) else name
+
+
+def num_words(annotation: Any) -> int | None:
+    """How many words of the command line a setting of a type takes: none for a flag, any number (None) for a list."""
+    kind = _kind(_plain(annotation))
+    return None if kind in (list, dict, Any) else int(kind is not bool)
 
 
 def _default(field: Field) -> Any:

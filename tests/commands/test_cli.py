@@ -25,7 +25,10 @@ PREDICTIONS = {
     "A2_neu_sit1_ver1": [{"emotion": "sad", "salience": 100.0}],
     "A2_mix_fea_sad_50_50_ver1": [{"emotion": name, "salience": 50.0} for name in ("fea", "sad")],
 }
-COMMANDS = ("dataset build", "dataset info", "predict", "demo", "features", "evaluate", "submit", "publish", "export")
+COMMANDS = (
+    *("dataset build", "dataset info", "predict", "demo", "recipes", "evaluate", "submit", "publish", "export"),
+    *cli.PROGRAMS,
+)
 METRICS = {"acc_presence": 0.75, "acc_salience": 0.5, "score": 0.625, "clips": 4, "blends": 2}
 
 
@@ -110,12 +113,16 @@ def test_version_and_misuse(capsys, monkeypatch):
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: 1 / 0)
     assert run(capsys, "--version") == (0, f"hf_blemo {hf_blemo.__version__}\n", "")
     cases = {
-        "": "arguments are required: command",
-        "dataset": "hf-blemo dataset: error: the following arguments",
-        "dataset info x --colour red": "unrecognized arguments: --colour",
+        "dataset info x --colour red": "hf-blemo dataset info: error: unknown option --colour",
         "dataset info gone": "gone: no such file or folder, expected features",
     }
     assert_refused(capsys, (), cases)
+
+
+@pytest.mark.parametrize("command", ["", "dataset"])
+def test_without_a_subcommand_the_help_is_shown(capsys, command):
+    code, out, err = run(capsys, *command.split())
+    assert (code, err) == (2, "") and out == run(capsys, *command.split(), "--help")[1]
 
 
 def test_build_and_info_of_a_table(capsys, tmp_path):

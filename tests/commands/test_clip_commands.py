@@ -250,9 +250,11 @@ def test_features_refuses_what_it_cannot_use(capsys, bad, encoders, tmp_path):
     features = ("features", bad, "--output", tmp_path / "out", "--encoder")
     for options, message in (
         (["student"], "expected NAME=MODEL"),
-        (["a=x/y", "a=x/z"], "found 'a' twice"),
+        (["a=x/y", "a=x/z"], "--encoder: 'a' comes more than once"),
         (["a=x/y", "--public"], "--public needs --push-to-hub"),
-        (["a=x/y", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["a=x/y", "--dtype", "int8"], "--dtype: found 'int8', expected float32"),
+        (["a=x/y", "--overwrite", "other"], "found 'other' beside"),
+        (["a=x/y", "--folds", "0"], "folds: found 0, expected at least 1"),
         ([f"a={tmp_path / 'gone'}"], "not a file, folder or Hub id"),
     ):
         assert message in refused(capsys, *features, *options)

@@ -214,7 +214,7 @@ def test_every_command_is_understood(command, monkeypatch):
     class Understood(Exception):
         pass
 
-    def parse(settings_class: type, argv: Any = None, description: str | None = None) -> None:
+    def parse(settings_class: type, argv: Any = None, *help_and_name: str) -> None:
         settings.read_settings(settings_class, arguments)
         raise Understood
 

@@ -292,22 +292,15 @@ def test_settings_and_help_of_every_program_are_light():
 
 
 def test_the_command_names_no_folders_of_this_machine(monkeypatch):
-    words = [
-        "/opt/a b/train.py",
-        "--data",
-        "/home/some one/my data",
-        "--output_dir=/home/some one/o'x/out",
-        "--seed",
-        "1",
-    ]
-    monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    assert shlex.split(command_line()) == [
-        "python",
-        "train.py",
-        "--data",
-        "my data",
-        "--output_dir=out",
-        "--seed",
-        "1",
-    ]
+    words = ["--data", "/home/some one/my data", "--output_dir=/home/some one/o'x/out", "--seed", "1"]
+    shown = ["--data", "my data", "--output_dir=out", "--seed", "1"]
+    for launched, program, start in (
+        (False, "/opt/a b/train.py", "python train.py"),
+        (True, "training/train.py", "accelerate launch training/train.py"),
+        (False, "hf-blemo train", "hf-blemo train"),
+        (True, "hf-blemo train", "accelerate launch -m hf_blemo.cli train"),
+    ):
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+        if launched:
+            monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        assert shlex.split(command_line(words, program)) == [*start.split(), *shown]

@@ -3,41 +3,43 @@
 from shlex import split
 
 import pytest
-from fresh_processes import PACKAGE_FOLDER
 
-from hf_blemo import CLIPRDConfig, RankAwareFusionConfig
-from hf_blemo.clip_rd_training.settings import ComparisonSettings, DistillationSettings, EmbeddingSettings
-from hf_blemo.extraction.settings import ExtractionSettings
-from hf_blemo.fusion_training.settings import EncoderAblationSettings, FusionSettings
-from hf_blemo.programs.settings import read_settings
+from hf_blemo import CLIPRDConfig, RankAwareFusionConfig, cli
+from hf_blemo.programs.recipes import described, recipes
 
-CONFIGS = PACKAGE_FOLDER / "training" / "configs"
-# The longest beginning of a config's name says whose it is.
-CLASSES = {
-    "clip_rd_comparison": ComparisonSettings,
-    "clip_rd": DistillationSettings,
-    "embed": EmbeddingSettings,
-    "encoders": EncoderAblationSettings,
-    "extract": ExtractionSettings,
-    "fusion": FusionSettings,
-}
+CONFIGS = recipes()
 
 
-def read(name):
-    settings_class = next(found for start, found in CLASSES.items() if name.startswith(start))
-    path = CONFIGS / f"{name}.yaml"
-    # Three are for data that nobody but the user has.
-    data = [] if "\ndata: " in f"\n{path.read_text()}" or "\nsources:" in path.read_text() else ["--data", "mine"]
-    return read_settings(settings_class, ["--config", str(path), *data])
+def commands_in(name):
+    """The commands of this package in a recipe's comments, as words."""
+    text = CONFIGS[name].read_text().replace("\\\n#", "")
+    lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#   ")]
+    return [split(line)[1:] for line in lines if line.startswith("hf-blemo ")]
+
+
+def read(name, command=0):
+    """The settings that one of the commands in a recipe's comments gives."""
+    return cli._make_parser().parse_args(commands_in(name)[command]).settings
 
 
 def shipped(start):
-    return sorted(path.stem for path in CONFIGS.glob(f"{start}*.yaml"))
+    return [name for name in CONFIGS if name.startswith(start)]
 
 
-@pytest.mark.parametrize("name", shipped(""))
-def test_every_config_is_valid(name):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_valid_and_its_comment_says_how_to_run_it(name):
+    command, line = described(CONFIGS[name])
+    first = commands_in(name)[0]
+    assert first[:3] == [command, "--config", name] and line.endswith(".") and len(line) < 120
     assert read(name).output_dir
+
+
+def test_a_copied_config_needs_no_other_file(tmp_path):
+    for name, path in CONFIGS.items():
+        copy = tmp_path / "mine.yaml"
+        copy.write_text(path.read_text())
+        command = [str(copy) if word == name else word for word in commands_in(name)[0]]
+        assert cli._make_parser().parse_args(command).settings == read(name)
 
 
 def test_fusions_are_measured_honestly_over_several_seeds():
@@ -61,13 +63,7 @@ def test_the_published_recipe_is_shipped():
 
 def test_the_shipped_store_serves_the_shipped_recipe():
     """The command in the comment of the config, word by word."""
-    store = read("embed_vit_b_16")
-    lines = (CONFIGS / "embed_vit_b_16.yaml").read_text().splitlines()
-    lines = [line.removeprefix("#").strip().removesuffix("\\") for line in lines]
-    start = next(index for index, line in enumerate(lines) if line.startswith("accelerate launch"))
-    command = split(" ".join(lines[start : start + 3]))
-    shell = [str(PACKAGE_FOLDER / word) if word.startswith("training/") else word for word in command]
-    settings = read_settings(DistillationSettings, shell[3:])
+    store, settings = read("embed_vit_b_16"), read("embed_vit_b_16", command=1)
     assert settings.augmentation == store.augmentation and settings.teacher == store.teachers["vit_b_16"]
     assert settings.described_sources() == store.described_sources()
     assert settings.teacher_store == store.output_dir

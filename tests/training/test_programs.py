@@ -144,7 +144,7 @@ REFUSED = {
     ],
     "extract_features.py": [
         (["--encoder.a.model_id", "x"], "unknown setting '--encoder'; the nearest known one is '--encoders'"),
-        ([], r"expected encoders \(--encoders.NAME.model_id ID\) or the model that names them, found neither"),
+        ([], "found neither encoders nor a model that names them, expected --encoder NAME=MODEL or --model"),
         ([A, "x", "--model", "y"], "found both"),
         (["--encoders.a.revision", "x"], "encoders.a: expected a model_id"),
         ([A, "x", "--encoders.a.batch", "2"], "encoders.a.*batch"),
