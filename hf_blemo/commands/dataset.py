@@ -1,9 +1,10 @@
 """`hf-blemo dataset`: building data sets of features, and describing them."""
 
 import argparse
+import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 # Kind of source -> the options of `dataset build` for it.
 _BUILD_OPTIONS = {
-    "the distribution": ("split", "encoders", "aggregate", "feature_dtype", "allow_missing"),
+    "a folder of features": (*("split", "encoders", "aggregate", "feature_dtype", "allow_missing", "folds", "seed"),),
+    "a data set": ("folds", "seed"),
     "a table": (
         *("encoders", "feature_dtype", "label_column", "label_prefix", "label_kind", "names", "blend_percents"),
         *("unblended", "folds", "group", "seed", "clip_column", "nan"),
@@ -34,51 +36,57 @@ def add_dataset(commands: Any) -> None:
         commands,
         "build",
         _build_dataset,
-        "build a data set from the BlEmoRE distribution, a table, or the built-in generator",
+        "build a data set from the BlEmoRE distribution, feature files, a table, or the built-in generator",
         """\
-Reads SOURCE: the folder of the distribution (train_metadata.csv and pre_extracted_{train,test}_data/), a table with
-one row per clip (.parquet, .npz, .csv), or 'synthetic'.
+Reads SOURCE: the folder of the distribution (train_metadata.csv and pre_extracted_{train,test}_data/), a folder with
+one sub-folder of feature files per encoder, a table with one row per clip (.parquet, .npz, .csv), a built data set,
+or 'synthetic'.
 Writes the folder DIR, which datasets.load_from_disk, hf-blemo predict and the training programs read. It appears only
-when it is complete; an interrupted build of the distribution or of a table resumes.
+when it is complete; an interrupted build of feature files or of a table resumes.
+
+Of train_metadata.csv the columns filename and fold are read, and, where they are there, the four of the label, which
+has to be that of the name. --folds K deals folds instead: for folders and data sets by BlEmoRE's names, which carry
+label and actor (A102_mix_ang_hap_30_70_ver1), so that no actor is in two.
 
 Labels of a table are BlEmoRE's, in its clips' names or its column labels, unless --label-column or --label-prefix
 names others: class names or indices, sets of names, shares or votes.
 
 Examples:
   hf-blemo dataset build data/BlEmoRE --output out/blemore --encoders ImageBind WavLM_large
+  hf-blemo dataset build features/ --output out/mine --folds 5
   hf-blemo dataset build table.parquet --output out/mine --label-column emotion --folds 5 --group actor""",
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder, table, or 'synthetic'")
+    parser.add_argument("source", metavar="SOURCE", help="folder, table, data set, or 'synthetic'")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set at DIR")
     parser.add_argument(
         "--encoders",
         metavar="NAME",
         nargs="+",
-        help="encoders to take, in this order (default: all; distribution and tables)",
+        help="encoders to take, in this order (default: all; feature files and tables)",
     )
     parser.add_argument(
         "--feature-dtype",
         choices=("auto", "float16", "float32"),
-        help="number type to store; auto (the distribution's default) is float16 if the first clip fits, "
-        "float32 is the tables' default (distribution and tables)",
+        help="number type to store; auto (the default of feature files) is float16 if the first clip fits, "
+        "float32 is that of tables",
     )
-    parser.add_argument("--split", choices=("train", "test"), help="clips to take (default: train; distribution)")
+    parser.add_argument("--split", choices=("train", "test"), help="clips to take (default: train; feature files)")
     parser.add_argument(
         "--aggregate",
         choices=("statistics",),
-        help="store the seven official statistics instead of the sequences (distribution)",
+        help="store the seven official statistics instead of the sequences (feature files)",
     )
     parser.add_argument(
         "--allow-missing",
         action="store_true",
         default=None,
-        help="a clip may lack the file of an encoder (distribution)",
+        help="a clip may lack the file of an encoder (feature files)",
     )
     parser.add_argument("--num-clips", type=positive, metavar="N", help="number of clips (synthetic)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the clips (synthetic) or of --folds (tables)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the clips (synthetic) or of --folds")
     parser.add_argument("--domain", choices=("source", "target"), help="default: source (synthetic)")
-    group = parser.add_argument_group("labels and folds of tables")
+    group = parser.add_argument_group("labels and folds of tables; --folds of folders and data sets too")
     add_label_options(group)
     group.add_argument(
         "--clip-column", metavar="NAME", help="of the clips' names (default: clip, filename, filenames)"
@@ -110,9 +118,13 @@ def _build_dataset(arguments: argparse.Namespace) -> None:
     if arguments.source == SYNTHETIC:
         kind = SYNTHETIC
     elif source.exists():
-        kind = "the distribution" if source.is_dir() else "a table"
+        from hf_blemo.feature_sets.writing import is_dataset_folder
+
+        kind = "a folder of features" if source.is_dir() else "a table"
+        if kind != "a table" and is_dataset_folder(source):
+            kind = "a data set"
     else:
-        raise FileNotFoundError(f"{source}: no such file or folder, expected a distribution, a table or {SYNTHETIC!r}")
+        raise FileNotFoundError(f"{source}: no such file or folder, expected features, a table or {SYNTHETIC!r}")
     options = _build_options(arguments, kind)
     if arguments.public and arguments.push_to_hub is None:
         raise ValueError("--public needs --push-to-hub")
@@ -120,13 +132,17 @@ def _build_dataset(arguments: argparse.Namespace) -> None:
         raise FileExistsError(f"{output}: already exists; pass --overwrite to replace it")
 
     from hf_blemo import feature_sets
+    from hf_blemo.built_in import make_synthetic_blends
 
     common = {"overwrite": arguments.overwrite, "progress": sys.stderr.isatty()}
     if kind == SYNTHETIC:
-        dataset = _build_synthetic(output, arguments.overwrite, options)
+        dataset = _saved(make_synthetic_blends(**options), output, arguments.overwrite)
+    elif kind == "a data set":
+        dataset = _with_folds(source, output, arguments.overwrite, **options)
     elif kind == "a table":
         dataset = feature_sets.build_table_dataset(source, output, **options, **common)
     else:
+        _refuse_clips(source)
         dataset = feature_sets.build_distribution_dataset(source, output, **options, **common)
     say(output, *_summary(dataset))
     if arguments.push_to_hub is not None:
@@ -147,25 +163,48 @@ def _build_options(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
         if name not in _BUILD_OPTIONS[kind]:
             kinds = " or ".join(other for other, options in _BUILD_OPTIONS.items() if name in options)
             raise ValueError(f"--{name.replace('_', '-')} is for {kinds}, found {arguments.source!r}, which is {kind}")
-    if kind == "a table" and "seed" in given and "folds" not in given:
-        raise ValueError("--seed is for synthetic data, and for --folds of a table")
+    if kind != SYNTHETIC and "seed" in given and "folds" not in given:
+        raise ValueError("--seed is for synthetic data, and for --folds")
+    if kind == "a data set" and "folds" not in given:
+        raise ValueError(f"{arguments.source}: a data set already; --folds K deals its clips into other folds")
     return given
 
 
-def _build_synthetic(output: Path, overwrite: bool, options: Mapping[str, Any]) -> "datasets.Dataset":
+def _refuse_clips(folder: Path) -> None:
+    from hf_blemo.media import is_media
+
+    clip = next(filter(is_media, sorted(folder.iterdir())), None)
+    if clip is not None:
+        raise ValueError(
+            f"{folder}: found clips ({clip.name}), expected their features; hf-blemo features {folder} --output DIR "
+            "--encoder NAME=MODEL makes a data set of clips, with --folds as here"
+        )
+
+
+def _saved(dataset: "datasets.Dataset", output: Path, overwrite: bool, files: Sequence[Path] = ()) -> Any:
+    """Saves a data set, with files beside it, so that it appears whole."""
     import datasets
 
-    from hf_blemo.built_in import make_synthetic_blends
     from hf_blemo.feature_sets.writing import refuse_existing
 
     refuse_existing(output, overwrite)
-    dataset = make_synthetic_blends(**options)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         made = Path(folder) / "made"
         dataset.save_to_disk(str(made))
+        for path in files:
+            shutil.copy(path, made)
         replace_folder(made, output)
     return datasets.Dataset.load_from_disk(str(output))
+
+
+def _with_folds(source: Path, output: Path, overwrite: bool, folds: int, seed: int = 0) -> "datasets.Dataset":
+    """A data set dealt anew, with what lies beside it: where its features come from, and what failed."""
+    from hf_blemo import feature_sets
+
+    dataset = feature_sets.with_folds(feature_sets.load_features(source), folds, seed, str(source))
+    beside = [path for path in source.glob("*.json") if path.name not in ("state.json", "dataset_info.json")]
+    return _saved(dataset, output, overwrite, beside)
 
 
 def _describe_dataset(arguments: argparse.Namespace) -> None:

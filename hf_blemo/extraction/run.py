@@ -23,6 +23,7 @@ from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.feature_sets.feature_files import ClipSource, FeatureFileReader, feature_files
+from hf_blemo.feature_sets.folds import deal_by_names
 from hf_blemo.feature_sets.label_reading import LabelOptions
 from hf_blemo.feature_sets.writing import refuse_existing, write_dataset
 from hf_blemo.files import held, limited, read_json, replace_folder, within, write_json
@@ -129,7 +130,12 @@ def _run(
 def _clips(settings: ExtractionSettings, source: str | Path) -> tuple[list[MediaClip], LabelSpace]:
     columns = (settings.split, settings.video_column, settings.audio_column)
     if settings.label_column is None and settings.label_prefix is None:
-        return find_clips(source, *columns), BLEMORE_SPACE
+        clips = find_clips(source, *columns)
+        if settings.folds is not None:
+            found = deal_by_names([clip.name for clip in clips], settings.folds, settings.seed, str(source))
+            for clip, labels, fold, actor in zip(clips, *found, strict=True):
+                clip.labels, clip.fold, clip.group = labels, int(fold), actor
+        return clips, BLEMORE_SPACE
     options = LabelOptions(
         *(settings.label_column, settings.label_prefix, settings.names, settings.label_kind),
         *(settings.blend_percents, settings.unblended),

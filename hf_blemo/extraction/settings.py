@@ -40,7 +40,8 @@ class ExtractionSettings:
         names: all classes, in order (default: as in the column).
         blend_percents: splits that blends can have, such as `70/30` (default: none; even ones for sets of names).
         unblended: names that never blend.
-        folds: deal the clips into this many folds (default: column `fold`).
+        folds: deal the clips into this many folds (default: column `fold`); without columns of labels by the clips'
+            names, which carry BlEmoRE's label and actor.
         group: column of what stays in one fold, such as the actor; kept in the data set.
         seed: of the folds.
         dtype: precision of the models: `float32`, `bfloat16` or `float16` (on a GPU).
@@ -154,7 +155,7 @@ class ExtractionSettings:
             if getattr(self, name) is not None and self.model is not None:
                 raise ValueError(f"{name} cannot be combined with `model`, whose config sets it")
         labels = self.label_column or self.label_prefix
-        for name in ("names", "blend_percents", "unblended", "folds", "group"):
+        for name in ("names", "blend_percents", "unblended", "group"):
             if getattr(self, name) and not labels:
                 raise ValueError(f"{name} needs label_column or label_prefix")
         if self.folds is not None and self.folds < 1:

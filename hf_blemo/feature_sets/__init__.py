@@ -2,6 +2,7 @@
 
 from .description import describe
 from .distribution import build_distribution_dataset
+from .folds import with_folds
 from .label_spaces import concatenate, label_space, with_label_space
 from .layout import encoder_widths, read_features
 from .readers import load_features
@@ -18,5 +19,6 @@ __all__ = [
     "label_space",
     "load_features",
     "read_features",
+    "with_folds",
     "with_label_space",
 ]

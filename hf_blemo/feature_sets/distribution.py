@@ -1,5 +1,6 @@
 """Reads the official BlEmoRE distribution into a data set."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,23 @@ import numpy as np
 from hf_blemo.blemore.labels import EMOTIONS, UNLABELLED, is_test_clip, parse_clip_name, prediction_label_indices
 from hf_blemo.errors import check_among, check_once
 
-from .feature_files import SPLITS, ClipSource, FeatureFileReader, encoder_folders, feature_files, read_csv
+from .feature_files import (
+    METADATA_FILE,
+    SPLITS,
+    ClipSource,
+    FeatureFileReader,
+    encoder_folders,
+    feature_files,
+    read_csv,
+)
+from .folds import deal_by_names
 from .writing import refuse_existing, write_dataset
 
 if TYPE_CHECKING:
     import datasets
 
-METADATA_FILE = "train_metadata.csv"
+logger = logging.getLogger(__name__)
+
 METADATA_COLUMNS = (
     "filename", "video_id", "gender", "mix", "emotion_1", "version", "intensity_level", "situation", "emotion_2",
     "emotion_1_salience", "emotion_2_salience", "fold",
@@ -35,11 +46,14 @@ def build_distribution_dataset(
     allow_missing: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    folds: int | None = None,
+    seed: int = 0,
 ) -> "datasets.Dataset":
-    """Builds a data set from the official distribution, clip by clip, resumably.
+    """Builds a data set from the official distribution or any folder of feature files, clip by clip, resumably.
 
     Args:
-        root: folder with `train_metadata.csv` and `pre_extracted_{train,test}_data/<encoder>_{train,test}/`.
+        root: folder with `train_metadata.csv` and `pre_extracted_{train,test}_data/<encoder>_{train,test}/`, or with
+            one sub-folder of feature files per encoder.
         output: folder to make, readable by `datasets.load_from_disk`.
         encoders: names without the suffix `_train` or `_test`; all that are there by default.
         split: "train", whose clips, labels and folds are those of the metadata; or "test", unlabelled.
@@ -48,9 +62,12 @@ def build_distribution_dataset(
         allow_missing: store null where a clip lacks the file of an encoder, instead of raising.
         overwrite: replace the data set at `output`.
         progress: show a progress bar.
+        folds: deal the training clips into so many folds by their names, which carry label and actor; every actor
+            stays in one. Needs no `train_metadata.csv`, and replaces its folds.
+        seed: of the folds.
 
     Returns:
-        The data set: `clip`, `features`, `labels`, `fold`.
+        The data set: `clip`, `features`, `labels`, `fold`, and `group`, the actor, where folds are dealt.
 
     Raises:
         FileNotFoundError: a folder, the metadata or a feature file is missing.
@@ -62,14 +79,17 @@ def build_distribution_dataset(
     if split not in SPLITS:
         raise ValueError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
     refuse_existing(output, overwrite)
-    folders = encoder_folders(root / f"pre_extracted_{split}_data", split)
+    if folds is not None and split == "test":
+        raise ValueError("--folds is for training clips, found --split test")
+    is_official = any(root.glob("pre_extracted_*_data"))
+    folders = encoder_folders(root / f"pre_extracted_{split}_data", split) if is_official else encoder_folders(root)
     names = sorted(folders) if encoders is None else list(encoders)
     check_among(str(root), "encoders", sorted(folders), names)
     files = {name: feature_files(folders[name]) for name in names}
-    rows = read_metadata(root / METADATA_FILE) if split == "train" else _test_clips(files)
+    rows = _rows(root, split, files, folds, seed)
     sources = [
-        ClipSource(clip, labels, fold, {name: files[name][clip] for name in names if clip in files[name]})
-        for clip, labels, fold in rows
+        ClipSource(clip, labels, fold, {name: files[name][clip] for name in names if clip in files[name]}, group)
+        for clip, labels, fold, group in rows
     ]
     _check_missing(sources, {name: folders[name] for name in names}, allow_missing)
     reader = FeatureFileReader(sources, names, feature_dtype, aggregate)
@@ -78,20 +98,42 @@ def build_distribution_dataset(
         "feature_dtype": feature_dtype,
         "aggregate": aggregate,
         "encoders": {name: list(reader.types[name]) for name in names},
+        **({} if folds is None else {"folds": folds, "seed": seed}),
     }
     return write_dataset(
         output, reader.features, len(sources), reader, plan, overwrite, progress, identity=reader.identity
     )
 
 
-def read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
-    """Reads `train_metadata.csv`: of its columns `filename` and `fold`, and the labels, if there, as a check.
+def _rows(
+    root: Path, split: str, files: Mapping[str, Mapping[str, Path]], folds: int | None, seed: int
+) -> list[tuple[str, np.ndarray, int, str | None]]:
+    """Name, soft label, fold and group of every clip."""
+    metadata, names = root / METADATA_FILE, sorted({name for paths in files.values() for name in paths})
+    if split == "test":
+        return [(name, np.full(len(EMOTIONS), UNLABELLED), -1, None) for name in _test_clips(names)]
+    if folds is None and not metadata.is_file():
+        raise FileNotFoundError(
+            f"{metadata}: no such file, expected the clips with their folds; --folds K deals folds by the clips' names"
+        )
+    if folds is None:
+        return [(*row, None) for row in read_metadata(metadata, wants_folds=True)]
+    if metadata.is_file():
+        names = [name for name, _, _ in read_metadata(metadata)]
+        logger.warning("%s: the clips' folds, if any, are replaced by %d that are dealt anew", metadata, folds)
+    labels, dealt, actors = deal_by_names(names, folds, seed, str(root))
+    return list(zip(names, labels, dealt.tolist(), actors, strict=True))
+
+
+def read_metadata(path: Path, wants_folds: bool = False) -> list[tuple[str, np.ndarray, int]]:
+    """Reads `train_metadata.csv`: `filename` and, where there, `fold`, and the labels as a check.
 
     Args:
         path: the file.
+        wants_folds: refuse a file without the column `fold`.
 
     Returns:
-        Name, soft label and fold (-1 where empty) of every clip.
+        Name, soft label and fold (-1 for none) of every clip.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -100,8 +142,10 @@ def read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected the metadata of the training clips")
     columns, lines = read_csv(path)
-    labels = METADATA_LABELS if set(METADATA_LABELS) & set(columns) else ()
-    check_among(str(path), "columns", columns, ("filename", "fold", *labels))
+    wanted = ["filename", *(["fold"] if wants_folds else [])]
+    wanted += METADATA_LABELS if set(METADATA_LABELS) & set(columns) else ()
+    hint = "; --folds K deals folds by the clips' names" if wants_folds and "fold" not in columns else ""
+    check_among(str(path), "columns", columns, wanted, hint)
     rows = [_metadata_row(row, f"{path}, line {number}") for number, row in lines]
     if not rows:
         raise ValueError(f"{path}: found no clip, expected at least one")
@@ -111,9 +155,9 @@ def read_metadata(path: Path) -> list[tuple[str, np.ndarray, int]]:
 
 def _metadata_row(row: Mapping[str, str | None], where: str) -> tuple[str, np.ndarray, int]:
     named = parse_clip_name(row["filename"] or "")
-    cells = {column: _cell(row[column]) for column in ("fold", *METADATA_LABELS) if column in row}
+    cells = {column: _cell(row.get(column)) for column in ("fold", *METADATA_LABELS)}
     fold = _number(cells["fold"], f"{where}, column fold")
-    if len(cells) == 1:
+    if "emotion_1" not in row:
         label = [{"emotion": e, "salience": s} for e, s in zip(named.emotions, named.saliences, strict=True)]
     elif cells["emotion_2"] is None:
         label = [{"emotion": cells["emotion_1"], "salience": 100.0}]
@@ -146,14 +190,13 @@ def _number(text: str | None, where: str) -> float | None:
         raise ValueError(f"{where}: found {text!r}, expected a number") from None
 
 
-def _test_clips(files: Mapping[str, Mapping[str, Path]]) -> list[tuple[str, np.ndarray, int]]:
-    names = sorted({name for paths in files.values() for name in paths})
-    for name in names:
-        if not is_test_clip(name):
-            raise ValueError(f"clip {name!r}: found among the test features, expected test_0001 to test_0594")
+def _test_clips(names: Sequence[str]) -> Sequence[str]:
+    wrong = [repr(name) for name in names if not is_test_clip(name)]
+    if wrong:
+        raise ValueError(f"clip {', '.join(wrong)}: found among the test features, expected test_0001 to test_0594")
     if not names:
         raise ValueError("found no test clip, expected test_0001 to test_0594")
-    return [(name, np.full(len(EMOTIONS), UNLABELLED), -1) for name in names]
+    return names
 
 
 def _check_missing(sources: Sequence[ClipSource], folders: Mapping[str, Path], allow_missing: bool) -> None:

@@ -12,6 +12,7 @@ from hf_blemo.errors import check_among, check_once, readable, reading, reads
 from .layout import Clip, FeatureType, dataset_features
 
 SPLITS = ("train", "test")
+METADATA_FILE = "train_metadata.csv"
 
 _SUFFIXES = (".npy", ".csv")
 _PERCENTILES = (10, 25, 50, 75, 90)
@@ -162,7 +163,7 @@ def feature_files(folder: Path) -> dict[str, Path]:
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix not in _SUFFIXES or path.name.startswith("."):
+        if path.suffix not in _SUFFIXES or path.name.startswith(".") or path.name == METADATA_FILE:
             continue
         clip = readable(path.stem)
         if clip in files:

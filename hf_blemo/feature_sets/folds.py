@@ -1,8 +1,14 @@
 """Folds of a data set: dealing them, and refusing those that no honest score can come from."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from hf_blemo.blemore.labels import is_test_clip, parse_clip_name, soft_label
+
+if TYPE_CHECKING:
+    import datasets
 
 MAX_FOLDS = 127
 
@@ -59,6 +65,72 @@ def deal_folds(labels: np.ndarray, groups: Sequence[str] | None, num_folds: int,
     folds = np.full(len(labels), -1)
     folds[rows] = chosen[of_row]
     return folds
+
+
+def deal_by_names(
+    clips: Sequence[str], num_folds: int, seed: int, where: str
+) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
+    """Deals clips into folds by BlEmoRE's names, which carry label and actor; every actor stays in one fold.
+
+    Args:
+        clips: N names; those of test clips get no fold.
+        num_folds, seed: as in [`deal_folds`].
+        where: the clips are from, for messages.
+
+    Returns:
+        (N, 6) soft labels, (N,) folds and N actors.
+
+    Raises:
+        ValueError: names carry no label, which the message lists; or as in [`deal_folds`].
+    """
+    parsed, wrong = [], []
+    for clip in clips:
+        try:
+            parsed.append(None if is_test_clip(clip) else parse_clip_name(clip))
+        except ValueError:
+            wrong.append(repr(clip))
+    if wrong:
+        raise ValueError(
+            f"{where}: --folds reads label and actor of names such as A102_mix_ang_hap_30_70_ver1, found {len(wrong)} "
+            f"of {len(clips)} clips without: {', '.join(wrong)}; rename them, or give a table with columns of labels "
+            "and groups"
+        )
+    labels = np.stack([soft_label(clip, required=False) for clip in clips])
+    actors = [None if name is None else name.actor for name in parsed]
+    try:
+        return labels, deal_folds(labels, [actor or "" for actor in actors], num_folds, seed), actors
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def with_folds(
+    dataset: "datasets.Dataset", num_folds: int, seed: int = 0, where: str = "data set"
+) -> "datasets.Dataset":
+    """A data set of features whose clips are dealt into folds anew, by its groups, or else by BlEmoRE's names.
+
+    Args:
+        dataset: of features; it stays as it is.
+        num_folds, seed: as in [`deal_folds`].
+        where: it is from, for messages.
+
+    Returns:
+        The same rows with other `fold`s, and with `group`, the actor, where it had none.
+
+    Raises:
+        ValueError: it has no groups and its names carry none; or as in [`deal_folds`].
+    """
+    from datasets import Value
+
+    if "group" in dataset.column_names:
+        groups = dataset["group"][:]
+        folds = deal_folds(
+            np.array(dataset["labels"][:]), ["" if name is None else name for name in groups], num_folds, seed
+        )
+    else:
+        _, folds, groups = deal_by_names(dataset["clip"][:], num_folds, seed, where)
+    kept = [name for name in dataset.column_names if name not in ("fold", "group")]
+    changed = dataset.select_columns(kept).add_column("fold", folds, feature=Value("int8"))
+    return changed.add_column("group", groups, feature=Value("string"))
 
 
 def check_classes(names: Sequence[str], labels: np.ndarray, folds: np.ndarray, where: str) -> None:

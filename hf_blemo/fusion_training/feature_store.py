@@ -160,8 +160,9 @@ class FeatureStore:
             if (folds < 0).any():
                 clip = self.clips[rows[np.argmax(folds < 0)]]
                 raise ValueError(
-                    f"protocol {protocol!r} needs a fold for every labelled clip, found none for {clip}; build "
-                    "the data set from a source with a fold column, or train on all clips with protocol none"
+                    f"protocol {protocol!r} needs a fold for every labelled clip, found none for {clip}; "
+                    "`hf-blemo dataset build DATA --output DIR --folds 5` deals folds, or train on all clips with "
+                    "protocol none"
                 )
             needed = _FOLDS_NEEDED[protocol]
             if len(names) < needed:

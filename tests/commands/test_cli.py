@@ -179,15 +179,15 @@ def test_build_refuses_what_it_cannot_use_and_writes_nothing(capsys, tmp_path):
     build = ["dataset", "build", write_table(tmp_path / "table.npz"), "--output", output]
     synthetic = ["dataset", "build", "synthetic", "--output", output]
     cases = {
-        "--split test": "--split is for the distribution",
-        "--allow-missing": "--allow-missing is for the distribution",
+        "--split test": "--split is for a folder of features",
+        "--allow-missing": "--allow-missing is for a folder of features",
         "--seed 1": "--seed is for synthetic",
         "--num-clips 0": "--num-clips: found 0, expected at least 1",
         "--public": "--public needs --push-to-hub",
         "--encoders hubert": "expected 'hubert' among them",
     }
     assert_refused(capsys, build, cases)
-    assert_refused(capsys, synthetic, {"--encoders face": "--encoders is for the distribution or a table"})
+    assert_refused(capsys, synthetic, {"--encoders face": "--encoders is for a folder of features or a table"})
     assert_refused(capsys, ("dataset", "build"), {f"gone.npz --output {output}": "gone.npz: no such file or folder"})
     output.mkdir()
     (output / "notes.txt").write_text("mine")

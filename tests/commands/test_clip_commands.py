@@ -218,17 +218,19 @@ def test_features_take_labels_of_any_space_from_a_list(capsys, paths, encoders, 
     space, kind = feature_sets.label_space(data)
     assert (space.names, kind) == (("calm", "up"), "valid") and sorted(data["group"]) == ["0", "1", "2", "3"]
     assert [space.names[row.index(1)] for row in data["labels"]] == moods and sorted(data["fold"]) == [0, 0, 1, 1]
-    unnamed = (
-        "features",
-        tmp_path / "clips.csv",
-        "--output",
-        tmp_path / "no",
-        "--encoder",
-        encoders[0],
-        "--folds",
-        "2",
-    )
-    assert "folds needs label_column or label_prefix" in refused(capsys, *unnamed)
+    unnamed = ("features", tmp_path / "clips.csv", "--output", tmp_path / "no", "--encoder", encoders[0])
+    assert "group needs label_column or label_prefix" in refused(capsys, *unnamed, "--group", "actor")
+
+
+def test_folds_of_a_folder_of_clips_are_dealt_by_their_names(capsys, paths, encoders, tmp_path):
+    for path in paths:
+        (tmp_path / "clips" / path.name).parent.mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "clips")
+    output = tmp_path / "features"
+    features = ("features", tmp_path / "clips", "--output", output, "--encoder", encoders[0], "--folds", "2")
+    assert run(capsys, *features)[0] == 0
+    data = datasets.load_from_disk(str(output))
+    assert data["group"][:] == ["A1", "A2", "A3", "A4"] and sorted(data["fold"]) == [0, 0, 1, 1]
 
 
 def test_pictures_are_looked_at_as_often_as_asked_for(capsys, paths, encoders, tmp_path):

@@ -89,6 +89,62 @@ def test_sets_folds_and_groups_by_options(capsys, caplog, tmp_path):
     ]
 
 
+def named_features(folder, names):
+    for encoder, width in (("voice", 2), ("face_train", 3)):
+        (folder / encoder).mkdir(parents=True)
+        for number, name in enumerate(names):
+            np.save(folder / encoder / f"{name}.npy", np.full((2, width), number, np.float32))
+    return folder
+
+
+NAMED = [f"A{actor}_{what}_ver1" for actor in range(1, 7) for what in ("hap_int1", "mix_ang_sad_70_30", "neu_sit2")]
+
+
+def test_names_deal_the_folds_of_a_folder_and_of_a_data_set(capsys, caplog, tmp_path):
+    folder, built, again = named_features(tmp_path / "features", NAMED), tmp_path / "built", tmp_path / "again"
+    build = ("dataset", "build", folder, "--output", built)
+    assert "--folds K deals folds by the clips' names" in refused(capsys, *build)
+    code, out, _ = run(capsys, *build, "--folds", "3")
+    assert code == 0 and said(caplog) == [] and lines(out)[:2] + lines(out)[3:6] == [
+        str(built), "clips 18", "labelled 18, 6 of them blends (33%)",
+        "folds 0: 6, 1: 6, 2: 6", "groups 6, none in two folds",
+    ]  # fmt: skip
+    assert {"face 3 float16 18", "voice 2 float16 18"} <= set(lines(out))
+    (built / "encoders.json").write_text("{}")
+    code, out, _ = run(capsys, "dataset", "build", built, "--output", again, "--folds", "2", "--seed", "1")
+    assert code == 0 and {"folds 0: 9, 1: 9", "groups 6, none in two folds"} <= set(lines(out))
+    assert (again / "encoders.json").read_text() == "{}"
+    first, second = (datasets.load_from_disk(str(path)) for path in (built, again))
+    assert first.features == second.features and first["group"][:3] == ["A1"] * 3
+    for column in ("clip", "features", "labels", "group"):
+        assert first[column][:] == second[column][:]
+    # The metadata may lack folds then, and says which clips there are.
+    (folder / "train_metadata.csv").write_text("\n".join(["filename", *NAMED[:12]]))
+    assert "expected 'fold' among them; --folds K deals folds" in refused(capsys, *build, "--overwrite")
+    assert "folds 0: 6, 1: 6" in lines(run(capsys, *build, "--folds", "2", "--overwrite")[1])
+
+
+def test_folders_that_no_folds_can_be_dealt_in_are_refused(capsys, tmp_path):
+    folder, output = named_features(tmp_path / "features", [*NAMED, "mine", "test_0001", "A1_hap"]), tmp_path / "built"
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    (clips / "A1_hap_int1_ver1.mp4").touch()
+    for source, options, message in (
+        (folder, "--folds 3", "found 2 of 21 clips without: 'A1_hap', 'mine'; rename them, or give a table"),
+        (folder / "voice", "--folds 3 --split test", "--folds is for training clips"),
+        (folder, "--seed 3", "--seed is for synthetic data, and for --folds"),
+        (folder, "--folds 3 --group actor", "--group is for a table"),
+        (clips, "--folds 3", "found clips (A1_hap_int1_ver1.mp4), expected their features; hf-blemo features"),
+    ):
+        found = refused(capsys, "dataset", "build", source, "--output", output, *options.split())
+        assert message in found and not output.exists()
+    named_features(tmp_path / "few", NAMED[:6])
+    few = refused(capsys, "dataset", "build", tmp_path / "few", "--output", output, "--folds", "3")
+    assert "few: --folds 3: found 2 groups of labelled clips, expected at least as many" in few
+    assert run(capsys, "dataset", "build", tmp_path / "few", "--output", output, "--folds", "2")[0] == 0
+    assert "a data set already; --folds K" in refused(capsys, "dataset", "build", output, "--output", tmp_path / "x")
+
+
 def test_what_is_refused(capsys, tmp_path):
     table, output = write(tmp_path / "t.csv"), tmp_path / "built"
     for options, message in (

@@ -202,7 +202,7 @@ def test_wrong_folders_and_options_are_named(distribution, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             build(root, **options)
-    with pytest.raises(FileNotFoundError, match="pre_extracted_train_data: no such folder"):
+    with pytest.raises(FileNotFoundError, match="elsewhere: no such folder"):
         build(tmp_path / "elsewhere")
     (root / "train_metadata.csv").unlink()
     with pytest.raises(FileNotFoundError, match="train_metadata.csv: no such file"):
