@@ -108,17 +108,23 @@ def _make(name: str, settings: _TaskSettings) -> dict[str, Task]:
     return {name: _zero_shot_task(name, settings, source)}
 
 
-class _Column(Sequence):
-    """Images of a table, read on access."""
+class StoredImages(Sequence):
+    """Images of tables, read on access.
 
-    def __init__(self, table: PairTable, rows: Sequence[int]):
-        self.table, self.rows = table, rows
+    Args:
+        places: table and row of each.
+    """
+
+    def __init__(self, places: Sequence[tuple[PairTable, int]]):
+        self.places = places
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.places)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.table.pairs([self.rows[index]])[0]["image"]
+        """Returns an image as it is stored."""
+        table, row = self.places[index]
+        return table.pairs([row])[0]["image"]
 
 
 def _opened(settings: _TaskSettings, source: PairSourceSettings) -> tuple[Sequence[Any], list[Any], Any]:
@@ -128,8 +134,8 @@ def _opened(settings: _TaskSettings, source: PairSourceSettings) -> tuple[Sequen
     if isinstance(data, PairStream):
         pairs = data.first(settings.limit)
         return [pair["image"] for pair in pairs], [pair["caption"] for pair in pairs], feature
-    rows = range(min(len(data), settings.limit or len(data)))
-    return _Column(data, rows), data.data["caption"][: len(rows)], feature
+    count = min(len(data), settings.limit or len(data))
+    return StoredImages([(data, row) for row in range(count)]), data.data["caption"][:count], feature
 
 
 def _retrieval_task(name: str, settings: _TaskSettings, source: PairSourceSettings) -> RetrievalTask:

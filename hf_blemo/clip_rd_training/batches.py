@@ -56,7 +56,7 @@ class PairBatches(torch.utils.data.IterableDataset):
                 whole = f"batch_size {batch_size}" if len(sources) == 1 else f"the share of {count} pairs in a batch"
                 raise ValueError(f"{whole} is larger than the data {source.settings.data!r}, {len(source)} pairs")
         self.sources, self.student, self.teacher = sources, student, teacher
-        self.num_steps, self.seed = settings.num_steps, settings.seed
+        self.num_steps, self.seed = settings.steps, settings.seed
         self.rank, self.world, self.consumers = rank, world, max(settings.num_workers, 1)
         self.reader = teacher.reader(student, settings.augmentation)
         self.share_duplicates = settings.duplicates == "share"

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
+from hf_blemo.clip_rd_training.held_out import TASK, hold_out, retrieval_task
 from hf_blemo.clip_rd_training.run import FREE_IN_RESUME, distill
 from hf_blemo.clip_rd_training.settings import METHODS, ComparisonSettings, DistillationSettings
 from hf_blemo.files import held, within, write_json, write_text
@@ -68,7 +69,10 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
     # Later, what the first process writes may be there.
     earlier = of_first(accelerator, begin)
     check_shared(accelerator, output)
-    evaluator = ClipEvaluator(make_tasks(settings.comparison_tasks()))
+    sources = [open_source(entry) for entry in settings.pair_sources()]
+    split = hold_out(accelerator, settings.evaluation_share, sources)
+    held_out = {TASK: retrieval_task(sources, split.pictures)} if split.pictures else {}
+    evaluator = ClipEvaluator({**make_tasks(settings.comparison_tasks()), **held_out})
 
     def evaluate(folder: str) -> dict[str, float]:
         if not accelerator.is_main_process:
@@ -90,7 +94,7 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
     teacher = settings.teacher or str(output / "teacher")
     if settings.teacher is None and not (earlier and (output / "teacher" / "model.safetensors").is_file()):
         wider = _merged(settings.student_config, settings.teacher_config)
-        distill(replace(base, output_dir=teacher, student_config=wider, num_steps=settings.teacher_steps))
+        distill(replace(base, output_dir=teacher, student_config=wider, num_steps=settings.teacher_steps, epochs=None))
     result["teacher"] = evaluate(teacher)
     for seed, name in itertools.product(settings.seeds, settings.methods):
         found = next((row for row in earlier.get(name, []) if row["seed"] == seed), None)

@@ -1,5 +1,6 @@
 """A distillation from settings to a folder with the student."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backwa
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.data_position import DataPosition
+from hf_blemo.clip_rd_training.held_out import TASK, hold_out, retrieval_task, tasks_of_training_data
 from hf_blemo.clip_rd_training.results import SimilarityMaps, write_results
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
@@ -29,6 +31,7 @@ from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
 from hf_blemo.programs.checkpoints import Checkpoints, start_trackers
+from hf_blemo.programs.fingerprints import fingerprint
 from hf_blemo.programs.processes import check_same, together
 from hf_blemo.programs.progress import Progress
 from hf_blemo.programs.run_folder import (
@@ -40,6 +43,8 @@ from hf_blemo.programs.run_folder import (
     whole_results,
 )
 from hf_blemo.programs.settings import PUSH_SETTINGS
+
+logger = logging.getLogger(__name__)
 
 FREE_IN_RESUME = {"output_dir", "resume", "overwrite", "checkpoint_every", "trackers", *PUSH_SETTINGS}
 
@@ -165,6 +170,8 @@ def _distill(
         raise ValueError("mixed_precision 'fp16' needs an accelerator; a CPU has bf16")
     # The first process is the only one that evaluates.
     tasks = make_tasks(settings.evaluation) if accelerator.is_main_process else {}
+    for name in tasks_of_training_data(settings) if accelerator.is_main_process else ():
+        logger.warning("evaluation.%s: its data is trained on; its numbers say nothing of other pairs", name)
     sources = [open_source(source, settings.shuffle_block, settings.seed) for source in settings.pair_sources()]
     teacher = open_teacher(settings)
     set_seed(settings.seed)
@@ -172,11 +179,24 @@ def _distill(
     width = student.config.projection_dim
     loss = CLIPRDLoss(width, teacher.dim or width, settings.weights, settings.scales, precision=settings.precision)
     teacher.check(settings, sources, processor)
-    batches = PairBatches(settings, sources, processor, teacher, accelerator.process_index, accelerator.num_processes)
+    split = hold_out(accelerator, settings.evaluation_share, sources)
+    if split.pictures and accelerator.is_main_process:
+        tasks[TASK] = retrieval_task(sources, split.pictures)
+    asked, settings = asdict(settings), settings.for_pairs(split.num_pairs)
+    if accelerator.is_main_process and settings.warmup_steps >= settings.steps:
+        logger.warning(
+            "warmup_steps %d: the run has %d steps, so the learning rate never reaches %g; a number below 1 means a "
+            "share of all steps (--warmup_steps 0.1)",
+            settings.warmup_steps, settings.steps, settings.learning_rate,
+        )  # fmt: skip
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = PairBatches(settings, split.training, processor, teacher, rank, world)
     # Any number of workers reads a table alike.
     free = FREE_IN_RESUME | ({"num_workers"} if all(isinstance(source, PairTable) for source in sources) else set())
     inputs = _inputs(sources, teacher) if settings.checkpoint_every else {}
-    run = (output, asdict(settings), free, inputs)
+    if split.pictures and inputs:
+        inputs["the choice of held-out pairs"] = fingerprint(split.pictures)
+    run = (output, asked, free, inputs)
     check_resumable(*run)
     pushes = TrainingPushes(settings, accelerator)
     check_same(accelerator, inputs)
@@ -220,11 +240,12 @@ def _distill(
             "model_type": student.config.model_type,
             "student": settings.student,
             "teacher": teacher.description,
-            "data": training.position.description(sources),
+            "data": {**training.position.description(split.training), "held_out": split.description()},
             "num_parameters": student.num_parameters(),
             "num_parameters_vision": student.vision_model.num_parameters(),
             "num_processes": accelerator.num_processes,
-            "num_steps": settings.num_steps,
+            "num_steps": settings.steps,
+            "epochs": None if split.num_pairs is None else settings.steps * settings.batch_size / split.num_pairs,
             "batch_size": settings.batch_size,
             "history": training.history.rows,
             "evaluation": training.evaluations.rows[-1] if training.evaluations.rows else None,
@@ -291,11 +312,12 @@ class _Training:
     def run(self, checkpoints: Checkpoints) -> None:
         """Trains from the newest checkpoint, or from the beginning, to the end."""
         settings, accelerator = self.settings, self.accelerator
-        begin = checkpoints.restore(settings.num_steps) if settings.resume else 0
+        begin = checkpoints.restore(settings.steps) if settings.resume else 0
         self.batches.resume(begin, self.position.own_states())
-        with Progress("distillation", "step", settings.num_steps, begin, accelerator.is_main_process) as bar:
-            loader = iter(self._loader()) if begin < settings.num_steps else None
-            for step in range(begin, settings.num_steps):
+        shown, holds = accelerator.is_main_process, ("pairs", settings.batch_size)
+        with Progress("distillation", "step", settings.steps, begin, shown, holds) as bar:
+            loader = iter(self._loader()) if begin < settings.steps else None
+            for step in range(begin, settings.steps):
                 self._train(step, loader, checkpoints, bar)
 
     def _train(self, step: int, loader: Any, checkpoints: Checkpoints, bar: Any) -> None:
@@ -306,7 +328,7 @@ class _Training:
             terms = self._step(step, batch)
         except ValueError as error:
             raise ValueError(f"step {step + 1}, seed {settings.seed}: {error}") from error
-        done, last = step + 1, step + 1 == settings.num_steps
+        done, last = step + 1, step + 1 == settings.steps
         self.distiller.set_step(done)
         if last:
             self.distiller.clamp_scales()
@@ -375,7 +397,7 @@ class _Training:
 def _learning_rate(step: int, settings: DistillationSettings) -> float:
     """Returns the rate of a step, counted from 0: a linear warm-up, then a cosine to 0."""
     warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
-    rest = max(settings.num_steps - settings.warmup_steps, 1)
+    rest = max(settings.steps - settings.warmup_steps, 1)
     progress = min(max(step - settings.warmup_steps, 0) / rest, 1.0)
     return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -1,6 +1,6 @@
 """Settings of the programs that distil a CLIP: their pairs, the distillation, stored teachers, the comparison."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -133,18 +133,21 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         tokenizer: a folder or Hub id. By default that of a checkpoint student, or the teacher's. Without both,
             built-in data gets a tokenizer of its words.
         weights: term -> weight of the loss; those of CLIP-RD by default.
-        weight_schedule: term -> [[step, weight], ...], linear in between; its terms need no entry in `weights`.
+        weight_schedule: term -> [[step, weight], ...], linear in between; its terms need no entry in `weights`. A
+            step with a decimal point, from 0.0 to 1.0, is a share of all steps.
         scales: how the loss reads its learned scales.
         duplicates: what pairs of a batch with the same picture or the same caption are to each other: `share` gives
             them one target in the contrastive terms, `negative` pushes them apart as the released code does.
         precision: of the loss's products: `exact` (float32) or `fast` (inputs of 11 bits, float32 sums; the gradient
             moves by 0.1 %). By default `fast` on accelerators and `exact` on a CPU.
-        num_steps: optimizer steps.
+        num_steps: optimizer steps (default: 1000 without `epochs`).
+        epochs: length of the training by its pairs instead: as many pairs are drawn as all sources hold, times this.
         batch_size: pairs per step over all processes; all are negatives of each other.
         chunk_size: pairs that a process runs at once; 0 runs the whole batch. The gradients are the same
             (`cached_backward`), but the towers run twice.
         learning_rate, weight_decay, warmup_steps, max_grad_norm: of AdamW with betas 0.9 and 0.98 and eps 1e-6. Only
-            matrices decay. The rate rises linearly, then falls to 0 along a cosine. A norm of 0 does not clip.
+            matrices decay. The rate rises linearly, then falls to 0 along a cosine; `warmup_steps` below 1 are a share
+            of all steps. A norm of 0 does not clip.
         ema_decay: decay of the moving average of the student's weights, which is evaluated and saved; 0 saves the last
             weights.
         mixed_precision: precision of the towers; that of the loss is `precision`.
@@ -156,6 +159,8 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         log_every: steps between entries of the history.
         evaluation: task -> `kind` (`zero_shot`, `retrieval`, or the built-in tasks `synthetic` or `emoji`), `data`,
             `split`, `image_column`, `caption_column`, `label_column`, `classes`, `templates`, `limit`, `options`.
+        evaluation_share: share of the pairs that is not trained on; the task `held_out` is to find its pictures and
+            captions by each other. The pictures' content decides, whatever the seed; each is read once for that.
         evaluate_every: steps between evaluations; 0 evaluates only at the end.
         evaluate_teacher: also evaluate the teacher once; not with a store.
         resume: resume an interrupted run of the same settings from its newest checkpoint in `output_dir`; it ends with
@@ -177,12 +182,13 @@ class DistillationSettings(PushSettings, _PairDataSettings):
     scales: Literal["released", "exponentiated"] = "released"
     duplicates: Literal["share", "negative"] = "negative"
     precision: Literal["exact", "fast"] | None = None
-    num_steps: int = at_least_one(1000)
+    num_steps: int | None = at_least_one(None)
+    epochs: float | int | None = not_negative(None)
     batch_size: int = at_least_one(256)
     chunk_size: int = not_negative(0)
     learning_rate: float | int = not_negative(1e-3)
     weight_decay: float | int = not_negative(0.1)
-    warmup_steps: int = not_negative(100)
+    warmup_steps: float | int = not_negative(100)
     max_grad_norm: float | int = not_negative(0.0)
     ema_decay: float | int = not_negative(0.0)
     mixed_precision: Precision = "no"
@@ -191,6 +197,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
     seed: int = not_negative(0)
     log_every: int = at_least_one(10)
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluation_share: float | int = not_negative(0.0)
     evaluate_every: int = not_negative(0)
     evaluate_teacher: bool = False
     resume: bool = False
@@ -201,20 +208,72 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         _PairDataSettings.__post_init__(self)
         PushSettings.__post_init__(self)
         check_overwrite(self.resume, self.overwrite)
+        if self.epochs is None:
+            self.num_steps = 1000 if self.num_steps is None else self.num_steps
+        elif self.num_steps is not None:
+            raise ValueError(
+                f"num_steps {self.num_steps} and epochs {self.epochs:g}: expected one of them (--epochs null or "
+                "--num_steps null drops that of a config)"
+            )
+        elif self.epochs == 0:
+            raise ValueError("epochs: expected a number above 0, found 0")
         weights = check_weights(self.weights)
         if self.ema_decay >= 1:
             raise ValueError(f"ema_decay: expected a number below 1, found {self.ema_decay}")
         if self.teacher_store is None and self.teacher_name is not None:
             raise ValueError("teacher_name needs teacher_store")
-        if self.evaluate_teacher and (self.teacher is None or self.teacher_store is not None or not self.evaluation):
+        if self.evaluation_share >= 1:
+            raise ValueError(f"evaluation_share: expected a number below 1, found {self.evaluation_share}")
+        if self.evaluation_share and "held_out" in self.evaluation:
+            raise ValueError("evaluation.held_out: evaluation_share makes a task of that name; give yours another")
+        evaluated = self.evaluation or self.evaluation_share
+        if self.evaluate_teacher and (self.teacher is None or self.teacher_store is not None or not evaluated):
             raise ValueError("evaluate_teacher needs an evaluation, and a teacher without teacher_store")
-        if self.evaluate_every and not self.evaluation:
-            raise ValueError("evaluate_every needs evaluation, the tasks")
+        if self.evaluate_every and not evaluated:
+            raise ValueError("evaluate_every needs tasks: evaluation_share or evaluation")
         if self.teacher is None and self.teacher_store is None:
             # Without a teacher there is one term to train with.
             self.weights = {"task": weights["task"]}
         if not any(self.weights.values()):
             raise ValueError(f"weights: expected a weight above 0 for some term, found {self.weights}")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, once [`for_pairs`] has turned epochs into them."""
+        assert self.num_steps is not None, "epochs: call for_pairs first"
+        return self.num_steps
+
+    def for_pairs(self, pairs: int | None) -> "DistillationSettings":
+        """Returns these settings with `num_steps` for `epochs`, and with steps for shares of them.
+
+        Args:
+            pairs: to train on, of all sources; None where a stream does not know them.
+
+        Raises:
+            ValueError: `epochs` of a stream.
+        """
+        steps = self.num_steps
+        if self.epochs is not None:
+            if pairs is None:
+                raise ValueError(
+                    "epochs: a stream does not know how many pairs it has; pass --epochs null --num_steps STEPS"
+                )
+            # A tenth of 30 pairs is 3, whatever floats say.
+            steps = max(1, int(self.epochs * pairs / self.batch_size + 1e-9))
+        made = replace(self, num_steps=steps, epochs=None)
+
+        def at(step: Any) -> Any:
+            return round(step * made.steps) if isinstance(step, float) and step <= 1 else step
+
+        schedule = {
+            # On few steps two points may fall together; the later one counts.
+            term: list({at(point[0]): [at(point[0]), *point[1:]] for point in points}.values())
+            if all(isinstance(point, list) and point for point in points)
+            else points
+            for term, points in self.weight_schedule.items()
+        }
+        warmup = round(self.warmup_steps * made.steps) if self.warmup_steps < 1 else self.warmup_steps
+        return replace(made, warmup_steps=warmup, weight_schedule=schedule)
 
 
 @strict
@@ -291,9 +350,9 @@ class ComparisonSettings(DistillationSettings):
         for name in self.methods:
             if name not in METHODS:
                 raise ValueError(f"methods: expected some of {', '.join(METHODS)}, found {name!r}")
-        if not self.evaluation and self.data not in built_in.PAIRS:
+        if not (self.evaluation or self.evaluation_share or self.data in built_in.PAIRS):
             raise ValueError(
-                f"evaluation: expected tasks, which only the built-in data brings, found data {self.data!r}"
+                f"data {self.data!r}: expected evaluation, tasks, or an evaluation_share (--evaluation_share 0.1)"
             )
         missing = [name for name in METHODS["CLIP-RD"] if not self.weights.get(name)]
         if missing:
@@ -301,7 +360,7 @@ class ComparisonSettings(DistillationSettings):
 
     def comparison_tasks(self) -> dict[str, dict[str, Any]]:
         """Settings of the tasks that teacher and students are evaluated on."""
-        if self.evaluation:
+        if self.evaluation or self.data not in built_in.PAIRS:
             return self.evaluation
         own = getattr(self, str(self.data))
         options = {name: own[name] for name in ("image_size", "combinations", "font") if name in own}

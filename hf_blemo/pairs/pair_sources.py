@@ -38,15 +38,22 @@ class PairTable:
         settings: of the source.
         data: columns `image` (not decoded, or the path of a file) and `caption`.
         root: where relative paths begin.
+        rows: of the data, if not all; pairs are counted among these, and keep the keys of their rows.
     """
 
-    def __init__(self, settings: PairSourceSettings, data: datasets.Dataset, root: Path | None = None):
+    def __init__(
+        self,
+        settings: PairSourceSettings,
+        data: datasets.Dataset,
+        root: Path | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
+    ):
         if not len(data):
             raise ValueError(f"data {settings.data!r}: found no pairs")
-        self.settings, self.data, self.root = settings, data, root
+        self.settings, self.data, self.root, self.rows = settings, data, root, rows
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.data if self.rows is None else self.rows)
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells the content from other content of this name: `rows`, all `captions` and some `images`."""
@@ -55,12 +62,12 @@ class PairTable:
         found: dict[str, Any] = {"rows": len(self), "captions": fingerprint(hashes)}
         if self.settings.data not in built_in.PAIRS:
             rows = np.linspace(0, len(self) - 1, _SAMPLED).astype(int)
-            found["images"] = fingerprint(*(_stored(pair["image"]) for pair in self.pairs(rows.tolist())))
+            found["images"] = fingerprint(*(stored(pair["image"]) for pair in self.pairs(rows.tolist())))
         return found
 
     def pairs(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Returns `image` as stored, `caption`, `key` (0 and the row) and `where` (for messages) of each row."""
-        rows = [int(row) for row in rows]
+        rows = [int(row if self.rows is None else self.rows[row]) for row in rows]
         with reading(f"data {self.settings.data!r}", "images with captions"):
             found = self.data[rows]
         return [
@@ -96,7 +103,7 @@ class PairStream:
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells the content from other content of this name: the number of `shards` and the `first pairs`."""
-        parts = [part for pair in self.first(2) for part in (pair["caption"], _stored(pair["image"]))]
+        parts = [part for pair in self.first(2) for part in (pair["caption"], stored(pair["image"]))]
         return {"shards": self.data.num_shards, "first pairs": fingerprint(*parts)}
 
     def first(self, count: int) -> list[dict[str, Any]]:
@@ -295,8 +302,8 @@ def _located(pair: dict[str, Any], root: Path | None, where: str) -> dict[str, A
     return {**pair, "image": image, "where": where}
 
 
-def _stored(image: Any) -> Any:
-    """The bytes of an image that is not decoded; its path where there are none."""
+def stored(image: Any) -> Any:
+    """Returns the bytes of an image that is not decoded; its path where there are none."""
     stored = image if isinstance(image, dict) else {"path": image}
     if stored.get("bytes") is not None:
         return stored["bytes"]

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from datetime import datetime, timedelta
 from typing import Any
 
 from hf_blemo.errors import printable, say, without_secrets
@@ -54,10 +55,19 @@ class Progress:
         total: how many there are; None where that is not known.
         done: how many were done before.
         shown: whether to show anything; False on all processes but the first.
+        holds: what each unit holds and how many of it, for instance `("pairs", 64)`, whose speed is shown as well.
     """
 
-    def __init__(self, description: str, unit: str, total: int | None = None, done: int = 0, shown: bool = True):
-        self.unit, self.total, self.done, self.shown = unit, total, done, shown
+    def __init__(
+        self,
+        description: str,
+        unit: str,
+        total: int | None = None,
+        done: int = 0,
+        shown: bool = True,
+        holds: tuple[str, int] | None = None,
+    ):
+        self.unit, self.total, self.done, self.shown, self.holds = unit, total, done, shown, holds
         self.description = printable(description)
         self._values: dict[str, Any] = {}
         self._bar: Any = None
@@ -81,7 +91,7 @@ class Progress:
         self.done += count
         self._values |= values
         if self._bar is not None:
-            self._bar.set_postfix(self._values, refresh=False)
+            self._bar.set_postfix_str(", ".join([*self._held(), *self._shown_values()]), refresh=False)
             self._bar.update(count)
         elif self.shown and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
@@ -106,7 +116,33 @@ class Progress:
     def _line(self) -> str:
         counted = self.total if self.total is not None else self.done
         number = f"{self.done} of {self.total}" if self.total is not None else str(self.done)
-        speed = (self.done - self._done_before) / max(self._last_line - self._begun, 1e-9)
-        values = "".join(f", {name} {value}" for name, value in self._values.items())
+        speed = self._speed()
+        pace = f"{speed:.3g} {self.unit}s/s" if speed >= 1 or not speed else f"{1 / speed:.3g} s/{self.unit}"
         units = self.unit if counted == 1 else f"{self.unit}s"
-        return f"{self.description}: {number} {units}, {speed:.3g} {self.unit}s/s{values}"
+        parts = [f"{number} {units}", pace, *self._held(), *self._shown_values()]
+        if self.total is not None and speed:
+            left = (self.total - self.done) / speed
+            parts.append(f"done at {datetime.now() + timedelta(seconds=left):%a %H:%M} (in {duration(left)})")
+        return f"{self.description}: {', '.join(parts)}"
+
+    def _held(self) -> list[str]:
+        return [] if self.holds is None else [f"{self._speed() * self.holds[1]:.3g} {self.holds[0]}/s"]
+
+    def _shown_values(self) -> list[str]:
+        return [f"{name} {value}" for name, value in self._values.items()]
+
+    def _speed(self) -> float:
+        return (self.done - self._done_before) / max(time.monotonic() - self._begun, 1e-9)
+
+
+def duration(seconds: float) -> str:
+    """Writes seconds for people, for instance `48 s`, `2 min 5 s` or `3 h 20 min`."""
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    left, parts = round(seconds), []
+    for name, size in units:
+        if left >= size or parts:
+            parts.append(f"{left // size} {name}")
+            left %= size
+        if len(parts) == 2:
+            break
+    return " ".join(part for part in parts if not part.startswith("0 ")) or "0 s"

@@ -37,16 +37,16 @@ _MOST_VALUES = 20_000
 
 
 @as_validated_field
-def at_least_one(value: float) -> None:
-    """A field for numbers from 1."""
-    if not 1 <= value < math.inf:
+def at_least_one(value: float | None) -> None:
+    """A field for numbers from 1, or None where its type has that."""
+    if value is not None and not 1 <= value < math.inf:
         raise ValueError(f"expected at least 1, found {value}")
 
 
 @as_validated_field
-def not_negative(value: float) -> None:
-    """A field for numbers from 0."""
-    if not 0 <= value < math.inf:
+def not_negative(value: float | None) -> None:
+    """A field for numbers from 0, or None where its type has that."""
+    if value is not None and not 0 <= value < math.inf:
         raise ValueError(f"expected at least 0, found {value}")
 
 

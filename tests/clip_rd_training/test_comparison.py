@@ -109,7 +109,7 @@ def test_finished_students_are_not_trained_again(compared, monkeypatch, evaluati
     [
         (
             {"data": "owner/pairs", "evaluation": {}},
-            "expected tasks, which only the built-in data brings, found data 'owner/pairs'",
+            "data 'owner/pairs': expected evaluation, tasks, or an evaluation_share",
         ),
         ({"seeds": []}, "seeds"),
         ({"weights": {"task": 1.0, "fd": 1.0}}, "expected one above 0 for every term, found none for icl, hrd"),

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,13 +27,25 @@ def clock(monkeypatch):
 
 
 def test_a_long_job_says_every_ten_seconds_how_far_it_is(capsys, clock):
-    with Progress("distillation", "step", 400, done=100) as bar:
+    with Progress("distillation", "step", 400, done=100, holds=("pairs", 8)) as bar:
         for clock.now in range(1, 26):
             bar.update(2, loss="0.5")
-    assert capsys.readouterr().err.splitlines() == [
-        "distillation: 120 of 400 steps, 2 steps/s, loss 0.5",
-        "distillation: 140 of 400 steps, 2 steps/s, loss 0.5",
+    lines = [re.sub(r"\w+ \d\d:\d\d", "DAY TIME", line) for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "distillation: 120 of 400 steps, 2 steps/s, 16 pairs/s, loss 0.5, done at DAY TIME (in 2 min 20 s)",
+        "distillation: 140 of 400 steps, 2 steps/s, 16 pairs/s, loss 0.5, done at DAY TIME (in 2 min 10 s)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"), (48.4, "48 s"), (60, "1 min"), (125, "2 min 5 s"), (3599.9, "1 h"), (12_059, "3 h 20 min"),
+        (86_400 * 2 + 60, "2 d"), (86_400 * 2 + 7200, "2 d 2 h"),
+    ],
+)  # fmt: skip
+def test_durations_are_written_for_people(seconds, text):
+    assert progress.duration(seconds) == text
 
 
 def test_short_jobs_and_other_processes_say_nothing(capsys, clock):
@@ -47,7 +60,7 @@ def test_short_jobs_and_other_processes_say_nothing(capsys, clock):
     bar = Progress("encoding", "clip")
     clock.now = 10
     bar.update()
-    assert capsys.readouterr().err == "encoding: 1 clip, 0.1 clips/s\n"
+    assert capsys.readouterr().err == "encoding: 1 clip, 10 s/clip\n"
 
 
 def test_a_terminal_gets_a_bar_and_those_of_downloads(monkeypatch):
