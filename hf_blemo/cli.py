@@ -168,7 +168,7 @@ Short forms: SOURCE for --data, --output for --output_dir, --threads for --num_t
 --hub_private false, --encoder NAME=MODEL[@REVISION] ... for --encoders.NAME.model_id MODEL ...""",
         (
             "clips/ --output out/features --encoder clip=openai/clip-vit-base-patch16 wavlm=microsoft/wavlm-base",
-            "clips/ --output out/features --model owner/fusion",
+            "clips/ --output out/features --model out/fusion",
         ),
     ),
     "train": Program(

@@ -1,4 +1,6 @@
-"""The data that the package draws itself, behind one door: [`load`] draws it, [`check_options`] checks its settings.
+"""What the package brings along: data that it draws itself, and a small model of drawn clips.
+
+[`load`] draws data, [`check_options`] checks its settings:
 
 | kind | drawn by | as |
 |---|---|---|
@@ -8,10 +10,15 @@
 | `emoji` | [`make_emoji_pairs`] | data set of emoji with their names |
 
 Nothing heavy is imported before something is drawn.
+
+`MODEL` is the folder of a fusion with its encoders, for `pipeline("blended-emotion-recognition", model=MODEL)` and
+`AutoModel.from_pretrained(MODEL)`; `CLIPS` are the paths of two clips for it. Both are drawn: the model says nothing
+about recordings of people, as the card in its folder tells.
 """
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_blemo._registration import lazy_names
@@ -26,9 +33,10 @@ if TYPE_CHECKING:
     from hf_blemo.built_in.synthetic_pairs import synthetic_tokenizer  # isort: skip
 
 __all__ = [
-    "COLOURS", "EMOJI", "PAIRS", "SYNTHETIC", "SYNTHETIC_ENCODERS", "caption_of", "check_options", "draw_scene",
-    "emoji_tokenizer", "load", "load_tokenizer", "make_emoji_pairs", "make_synthetic_blends", "make_synthetic_clips",
-    "make_synthetic_pairs", "save_random_speech_encoder", "synthetic_tokenizer",
+    "CLIPS", "COLOURS", "EMOJI", "MODEL", "MODEL_NAME", "PAIRS", "SYNTHETIC", "SYNTHETIC_ENCODERS", "caption_of",
+    "check_options", "draw_scene", "emoji_tokenizer", "load", "load_tokenizer", "make_emoji_pairs",
+    "make_synthetic_blends", "make_synthetic_clips", "make_synthetic_pairs", "save_random_speech_encoder",
+    "synthetic_tokenizer",
 ]  # fmt: skip
 
 SYNTHETIC = "synthetic"
@@ -37,6 +45,15 @@ EMOJI = "emoji"
 """How settings name the emoji, which only programs of image-caption pairs know."""
 PAIRS = (SYNTHETIC, EMOJI)
 """The built-in data of image-caption pairs."""
+
+# Made by `training/make_built_in.py`.
+_FOLDER = Path(__file__).parent / "model"
+MODEL = str(_FOLDER)
+"""The folder of a small fusion of drawn clips, with its encoders."""
+MODEL_NAME = "built-in model (knows drawn clips only)"
+"""How outputs name it."""
+CLIPS = tuple(str(_FOLDER / "clips" / f"{name}.mp4") for name in ("A211_mix_hap_sad_30_70_ver1", "A207_fea_int1_ver1"))
+"""Paths of two clips for it."""
 
 _MAKERS = {
     "blends": "make_synthetic_blends",

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.commands.parsing import add_command, positive
+from hf_blemo import built_in
+from hf_blemo.commands.parsing import add_command, add_fusion_options, is_built_in, positive
 from hf_blemo.encoders.encoder_options import DTYPES
 from hf_blemo.errors import check_extra
 
@@ -21,11 +22,11 @@ Reads a fusion with its processor, and the encoders that its config names. The p
 probabilities of presence and salience, the encoder weights and, for long clips, the timeline. Only this machine
 reaches it, and it loads nothing from the internet.
 
-Example:
+Examples:
+  hf-blemo demo --built-in
   hf-blemo demo --model out/fusion""",
     )
-    parser.add_argument("--model", metavar="MODEL", required=True, help="folder or Hub id (owner/name)")
-    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    add_fusion_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=positive, metavar="N", help="default: first free port from 7860")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
@@ -37,6 +38,8 @@ Example:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    name = built_in.MODEL_NAME if is_built_in(arguments) else arguments.model
+    examples = [*arguments.example, *(built_in.CLIPS if is_built_in(arguments) else ())]
     for example in arguments.example:
         if not Path(example).is_file():
             raise FileNotFoundError(f"--example {example}: no such file, expected a clip")
@@ -56,6 +59,5 @@ def _demo(arguments: argparse.Namespace) -> None:
         [result] = predict_clips([path], [member], encoders, num_thumbnails=NUM_THUMBNAILS)
         return result
 
-    names = member[0].config.label_space.names
-    demo = make_demo(recognise, arguments.model, arguments.example, names)
+    demo = make_demo(recognise, name, examples, member[0].config.label_space.names)
     launch_demo(demo, arguments.host, arguments.port, arguments.open)

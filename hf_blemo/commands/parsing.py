@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from hf_blemo.built_in import MODEL
 from hf_blemo.errors import did_you_mean, nearest_name, printable
 from hf_blemo.files import Limits
 
@@ -126,6 +127,41 @@ def _limit(text: str) -> tuple[str, float]:
     """The name of a bound, and its value."""
     name, _, value = text.partition("=")
     return name, float(value)
+
+
+def add_fusion_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Adds the options that say which fusion predicts, which become `arguments.model`: its place, or a list of them.
+
+    Args:
+        parser: of a subcommand.
+        several: whether it takes several.
+    """
+    which = parser.add_mutually_exclusive_group(required=True)
+    number = {"nargs": "+"} if several else {}
+    which.add_argument("--model", metavar="MODEL", help="folder or Hub id (owner/name)", **number)
+    which.add_argument(
+        "--built-in",
+        action="store_const",
+        const=[MODEL] if several else MODEL,
+        dest="model",
+        help="the package's own small model, with two clips: it knows drawn clips and says nothing about people",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of models on the Hub")
+
+
+def is_built_in(arguments: argparse.Namespace) -> bool:
+    """Whether the fusion is the package's own.
+
+    Args:
+        arguments: with the options of [`add_fusion_options`].
+
+    Raises:
+        ValueError: a revision is asked of it.
+    """
+    found = arguments.model in (MODEL, [MODEL])
+    if found and arguments.revision is not None:
+        raise ValueError("--revision is for models on the Hub, found --built-in")
+    return found
 
 
 def add_label_options(group: Any) -> None:

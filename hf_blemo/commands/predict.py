@@ -7,7 +7,8 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.commands.parsing import add_command, output_path, positive
+from hf_blemo import built_in
+from hf_blemo.commands.parsing import add_command, add_fusion_options, is_built_in, output_path, positive
 from hf_blemo.encoders.encoder_options import DTYPES
 from hf_blemo.errors import check_extra, check_once, say
 from hf_blemo.files import whole_file, write_json
@@ -49,14 +50,14 @@ others are predicted, and the exit code is 2. The suffix of an --output decides 
   .zip   a checked submission to the BlEmoRE challenge; the clips must be its 594 test clips
 
 Examples:
-  hf-blemo predict clip.mp4 --model owner/fusion
+  hf-blemo predict --built-in
+  hf-blemo predict clip.mp4 --model out/fusion
   hf-blemo predict clips/ --model out/fusion --output out/results.json out/report.html
   hf-blemo predict --model out/fusion --features table.parquet --output predictions.json
   hf-blemo predict --model out/fusion out/fusion/seed_1 --features out/blemore_test --output out/submission.zip""",
     )
-    parser.add_argument("clips", metavar="CLIP", nargs="*", help="file, address or folder")
-    parser.add_argument("--model", metavar="MODEL", nargs="+", required=True, help="folder or Hub id (owner/name)")
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repositories")
+    parser.add_argument("clips", metavar="CLIP", nargs="*", help="file, address or folder (--built-in has two)")
+    add_fusion_options(parser, several=True)
     parser.add_argument("--features", metavar="PATH", help="data set, table or folder, instead of clips")
     parser.add_argument(
         "--output", metavar="FILE", nargs="+", default=[], help=f"files to write: {', '.join(_SUFFIXES)}"
@@ -95,7 +96,12 @@ def _share(text: str) -> float:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    models = [built_in.MODEL_NAME] if is_built_in(arguments) else arguments.model
+    if is_built_in(arguments) and not arguments.clips and arguments.features is None:
+        arguments.clips = list(built_in.CLIPS)
     outputs = _checked(arguments)
+    if is_built_in(arguments):
+        say("The built-in model knows drawn clips only; what it says of recordings means nothing.", error=True)
 
     from hf_blemo import feature_sets
 
@@ -144,7 +150,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             done = [result for result in results if "error" not in result]
             # A submission is of all clips.
             files = [path for path in outputs if path.suffix != ".zip"] if done else []
-            _write(files, arguments.model, config, decoding, results)
+            _write(files, models, config, decoding, results)
             if files or not done:
                 _journal_path(outputs).unlink(missing_ok=True)
             if isinstance(error, KeyboardInterrupt):
@@ -152,7 +158,7 @@ def _predict(arguments: argparse.Namespace) -> None:
                 raise KeyboardInterrupt(f"{len(done)} of {len(inputs)} clips are predicted{kept}") from None
             raise
         done = [result for result in results if "error" not in result]
-        _write(outputs if done else [], arguments.model, config, decoding, results)
+        _write(outputs if done else [], models, config, decoding, results)
     if not done:
         which = "the clip" if len(results) == 1 else f"any of the {len(results)} clips; the first"
         raise ValueError(f"could not read {which}: {results[0]['error']}")

@@ -20,7 +20,7 @@ the files to upload, or what is missing, and changes nothing. With --repo it upd
 metrics.json and uploads model, processor, code, card, metrics and plots in one commit.
 
 Example:
-  hf-blemo publish out/fusion --repo owner/fusion --tag v1""",
+  hf-blemo publish out/fusion --repo "$ME/fusion" --tag v1    # ME: your name on the Hub""",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the model's folder")
     parser.add_argument("--repo", metavar="OWNER/NAME", help="repository; a new one is private")

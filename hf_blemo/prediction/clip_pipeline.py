@@ -23,8 +23,8 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
     """Says which of its names (emotions, or others) a clip shows, how much of each, and which encoders it relied on.
 
     ```text
-    recognise = pipeline("blended-emotion-recognition", model="owner/fusion")
-    recognise("clip.mp4")
+    recognise = pipeline("blended-emotion-recognition", model=hf_blemo.built_in.MODEL)
+    recognise(hf_blemo.built_in.CLIPS[0])
     ```
 
     Args:

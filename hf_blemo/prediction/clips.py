@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str
 
     Returns:
         Name -> encoder. Encoders for which the config names no model, and those of text, which no clip holds, are
-        skipped with a warning.
+        skipped with a warning. A `model_id` that begins with `./` is looked for in the fusion's own folder first.
 
     Raises:
         ValueError: the config names no model at all; else as [`load_encoders`].
@@ -104,7 +105,14 @@ def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str
     ):
         if names:
             logger.warning("predicting without %s: %s", which, ", ".join(sorted(names)))
-    return load_encoders(known, **options)
+    own = {name: {**entry, "model_id": _beside(config, entry["model_id"])} for name, entry in known.items()}
+    return load_encoders(own, **options)
+
+
+def _beside(config: Any, model_id: str) -> str:
+    """Where an encoder is: one that begins with `./` may lie in the folder of the fusion, wherever that is."""
+    beside = Path(config.name_or_path, model_id)
+    return str(beside) if model_id.startswith("./") and beside.is_dir() else model_id
 
 
 def predict_clips(

@@ -21,7 +21,7 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
     """Recognises which emotions, or other names, a clip shows, how much of each, and which encoders it relied on.
 
     ```text
-    recognise = pipeline("blended-emotion-recognition", model="owner/fusion")
+    recognise = pipeline("blended-emotion-recognition", model="out/fusion")
     recognise({"face": array_T_D, "voice": array_T_D})
     ```
 

@@ -35,7 +35,7 @@ class Page:
 
 def commands_of(code: str) -> Iterator[tuple[str, ...]]:
     """Commands of this package, without comments, launchers and placeholders."""
-    for line in code.replace("\\\n", " ").splitlines():
+    for line in code.replace("\\\n", " ").replace("$ME", "me").splitlines():
         # Brackets mark optional arguments; three dots stand for options shown before.
         shown_before = "training/" in line and "... --" in line
         line = re.sub(r"(--config )?\.\.\.(?= |$)", "", re.sub(r"\[(--.*?)\]", r"\1", line))
@@ -226,14 +226,14 @@ def test_every_command_is_understood(command, monkeypatch):
 def test_commands_are_found_and_wrong_ones_are_not_understood(monkeypatch):
     text = """```
 accelerate launch training/train_fusion.py ... --nonsense 3  # comment
-hf-blemo dataset build SOURCE --output out [--push-to-hub owner/name]
+hf-blemo dataset build SOURCE --output out [--push-to-hub "$ME/name"]
 make bench
 ```
 """
     commands = Page(text).commands
     assert commands == [
         ("training/train_fusion.py", "--nonsense", "3", "--data", "shown/before"),
-        ("hf-blemo", "dataset", "build", "SOURCE", "--output", "out", "--push-to-hub", "owner/name"),
+        ("hf-blemo", "dataset", "build", "SOURCE", "--output", "out", "--push-to-hub", "me/name"),
     ]
     for wrong in (commands[0], ("hf-blemo", "publish", "out", "--repository", "you/it")):
         with pytest.raises(SystemExit):

@@ -69,16 +69,15 @@ def save_teacher(folder: Path) -> None:
 
 
 def fusion_and_features(hub: Any, work: Path, scratch: Path) -> None:
-    """A fusion on the Hub, and labelled features of its encoders and of one more."""
-    save_fusion(scratch / "fusion")
-    hub.put("you/fusion", scratch / "fusion")
+    """A fusion in the folder of a training and on the Hub, and labelled features of its encoders and of one more."""
+    save_fusion(work / "out" / "fusion")
+    hub.put("you/fusion", work / "out" / "fusion")
     write_features(work / "features", 60, ("face", "voice", "breath"))
 
 
 def tables_of_strangers(hub: Any, work: Path, scratch: Path) -> None:
-    """A fusion on the Hub, tables of seven classes and of votes, and vectors of sentences."""
-    save_fusion(scratch / "fusion")
-    hub.put("you/fusion", scratch / "fusion")
+    """A fusion, tables of seven classes and of votes, and vectors of sentences."""
+    save_fusion(work / "out" / "fusion")
     generator = np.random.default_rng(0)
     widths = {"face": 6, "voice": 4, "text": 8}
     names = ["afraid", "angry", "bored", "calm", "happy", "sad", "surprised"]
@@ -106,9 +105,8 @@ def _joined(found: dict[str, np.ndarray]) -> str:
 
 
 def student_and_pictures(hub: Any, work: Path, scratch: Path) -> None:
-    """A student on the Hub, a folder of captioned pictures, and one more picture."""
-    save_tiny_model("clip_rd", scratch / "student")
-    hub.put("you/student", scratch / "student")
+    """A student, a folder of captioned pictures, and one more picture."""
+    save_tiny_model("clip_rd", work / "out" / "student")
     write_pictures(work / "pictures")
     picture(99).save(work / "picture.png")
 
