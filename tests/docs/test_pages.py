@@ -22,7 +22,7 @@ def test_lines_are_short_and_imports_come_from_the_top_of_a_room(page):
 
 
 # Repositories that nobody has, which a reader would have to replace.
-MADE_UP = re.compile(r"\b(?:you|your[-\w]*|owner|user|username|somebody|me)/[\w.-]+", re.IGNORECASE)
+MADE_UP = re.compile(r"(?<!\$)\b(?:you|your[-\w]*|owner|user|username|somebody|me)/[\w.-]+", re.IGNORECASE)
 BLOCK = re.compile(r"^ *```\w*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
