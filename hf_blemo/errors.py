@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -264,11 +265,12 @@ def csv_cell(value: Any) -> Any:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def check_extra(extra: str) -> None:
+def check_extra(extra: str, load: bool = True) -> None:
     """Checks that the packages of an extra are installed.
 
     Args:
         extra: `media`, `onnx` or `demo`.
+        load: also import them, which says whether what they need is there, too, but takes time.
 
     Raises:
         MissingExtraError: a package, or one that it needs, is missing; the message names it.
@@ -276,7 +278,10 @@ def check_extra(extra: str) -> None:
     feature, *packages = _EXTRAS[extra]
     for package in packages:
         try:
-            __import__(package)
+            if load:
+                __import__(package)
+            elif find_spec(package) is None:
+                raise ModuleNotFoundError(name=package)
         except ImportError as error:
             raise MissingExtraError(f"{feature} {error.name or package}: pip install hf_blemo[{extra}]") from error
 

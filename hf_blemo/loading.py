@@ -10,6 +10,9 @@ from typing import Any
 from hf_blemo.errors import one_line
 from hf_blemo.files import limits, read_json
 
+CONFIG_FILE = "config.json"
+FUSION = "rank_aware_fusion"
+
 # A module beside the weights, and a class in it.
 _OWN_CODE = re.compile(r"(?:[\w-]+/)*[\w-]+\.\w+")
 # Files of a repository's root may name code; those of vocabularies and tensors are large and do not.
@@ -46,6 +49,57 @@ def local_path(source: str, where: str | None = None, revision: str | None = Non
     if revision is not None:
         raise ValueError(f"{where or source}: a folder has no revisions, found revision {revision!r}")
     return Path(source)
+
+
+def find_config(
+    source: str, where: str, revision: str | None = None, model_type: str | None = None
+) -> dict[str, Any] | None:
+    """Finds a model by its config, before anything large is imported to load it.
+
+    Args:
+        source: a folder or Hub id.
+        where: what messages call it.
+        revision: branch, tag or commit of the Hub repository.
+        model_type: it must have.
+
+    Returns:
+        The content of its config; None for a repository without one.
+
+    Raises:
+        FileNotFoundError: there is no such folder, repository or revision, or the folder has no config.
+        NotADirectoryError: it is a file.
+        ValueError: the config is damaged, or of another type; or a folder got a `revision`.
+    """
+    folder = local_path(source, where, revision)
+    if folder is None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        with download_errors(where):
+            try:
+                folder = Path(hf_hub_download(source, CONFIG_FILE, revision=revision)).parent
+            except RemoteEntryNotFoundError:
+                return None
+    return read_config(folder, where, model_type)
+
+
+def read_config(folder: Path, where: str, model_type: str | None = None) -> dict[str, Any]:
+    """Reads the config in the folder of a model; see [`find_config`]."""
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{where}: found a file, expected the folder of a model")
+    if not (folder / CONFIG_FILE).is_file():
+        kind = "a model of rank-aware fusion" if model_type == FUSION else "a model of transformers"
+        raise FileNotFoundError(f"{where}: found no {CONFIG_FILE}, expected {kind}")
+    config = read_json(folder / CONFIG_FILE, f"{where}: {CONFIG_FILE}")
+    if model_type is not None and config.get("model_type") != model_type:
+        raise ValueError(
+            f"{where}: found model_type {config.get('model_type')!r} in {CONFIG_FILE}, expected {model_type!r}"
+        )
+    # Transformers makes a name for each label before anything is checked.
+    number = config.get("num_labels")
+    if isinstance(number, int) and number > limits().max_labels:
+        raise ValueError(limits().excess(f"{where}: {CONFIG_FILE}", f"num_labels {number:,}", "max_labels"))
+    return config
 
 
 @contextmanager
@@ -141,11 +195,8 @@ def load_part(auto_class: Any, source: str, where: str, **options: Any) -> Any:
         ValueError: the weights have other shapes than the config says.
     """
     folder = local_path(source, where)
-    if folder is not None and (folder / "config.json").is_file():
-        # Transformers makes a name for each label before anything is checked.
-        number = read_json(folder / "config.json", f"{where}: config.json").get("num_labels")
-        if isinstance(number, int) and number > limits().max_labels:
-            raise ValueError(limits().excess(f"{where}: config.json", f"num_labels {number:,}", "max_labels"))
+    if folder is not None and (folder / CONFIG_FILE).is_file():
+        read_config(folder, where)
     # Without a word on it, transformers asks on the terminal whether to run the code of a repository.
     options.setdefault("trust_remote_code", False)
     given = {name: value for name, value in options.items() if value is not None}

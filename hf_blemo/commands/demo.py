@@ -8,6 +8,7 @@ from hf_blemo import built_in
 from hf_blemo.commands.parsing import add_command, add_fusion_options, is_built_in, positive
 from hf_blemo.encoders.encoder_options import DTYPES
 from hf_blemo.errors import check_extra
+from hf_blemo.programs.start import importing
 
 
 def add_demo(commands: Any) -> None:
@@ -43,16 +44,23 @@ def _demo(arguments: argparse.Namespace) -> None:
     for example in arguments.example:
         if not Path(example).is_file():
             raise FileNotFoundError(f"--example {example}: no such file, expected a clip")
+    check_extra("media", load=False)
+    check_extra("demo", load=False)
 
-    from hf_blemo.prediction.demo_page import launch_demo, make_demo
+    from hf_blemo.prediction.fusion_files import find_fusion
 
-    check_extra("media")
+    files = find_fusion(arguments.model, arguments.revision)
+    files.check_encoders()
 
-    from hf_blemo.prediction.clip_report import NUM_THUMBNAILS
-    from hf_blemo.prediction.clips import fusion_encoders, predict_clips
-    from hf_blemo.prediction.fusion import load_fusion
+    from hf_blemo.prediction.demo_page import check_free, launch_demo, make_demo
 
-    member = load_fusion(arguments.model, arguments.revision)
+    check_free(arguments.host, arguments.port)
+    with importing():
+        from hf_blemo.prediction.clip_report import NUM_THUMBNAILS
+        from hf_blemo.prediction.clips import fusion_encoders, predict_clips
+        from hf_blemo.prediction.fusion import load_fusion
+
+    member = load_fusion(files)
     encoders = fusion_encoders([member], dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code)
 
     def recognise(path: str) -> dict[str, Any]:

@@ -103,29 +103,38 @@ def _predict(arguments: argparse.Namespace) -> None:
     if is_built_in(arguments):
         say("The built-in model knows drawn clips only; what it says of recordings means nothing.", error=True)
 
+    # All is checked before torch is imported and models are loaded, which takes long.
+    from hf_blemo.prediction.fusion_files import check_averaged, find_fusion
+    from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, same_space
+
+    files = [find_fusion(model, arguments.revision) for model in arguments.model]
+    if all(found.encoders for found in files):
+        check_averaged([(found.encoders, found.label_space) for found in files])
+    if any(path.suffix == ".zip" for path in outputs):
+        same_space(files[0].label_space, BLEMORE_SPACE, arguments.model[0], "a submission to the BlEmoRE challenge")
+    _check_decoding(arguments, files[0].processor.get("decoding"), outputs)
+
     from hf_blemo import feature_sets
 
-    # Inputs are checked before the models are loaded, which takes long.
     if arguments.features is None:
-        inputs = _clips(arguments.clips)
+        files[0].check_encoders()
+        inputs: Any = _clips(arguments.clips)
     else:
-        inputs = feature_sets.load_features(arguments.features, nan=arguments.nan or "error")
+        feature_sets.check_features(arguments.features)
+        with importing():
+            inputs = feature_sets.load_features(arguments.features, nan=arguments.nan or "error")
     _check_submission(outputs, [clip.name for clip in inputs] if arguments.features is None else inputs["clip"])
 
     with importing():
         import torch
 
         from hf_blemo.prediction.fusion import common_encoders, load_fusion, predict_blends
-        from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, same_space
 
-    members = [load_fusion(model, arguments.revision) for model in arguments.model]
+    members = [load_fusion(found) for found in files]
     common_encoders(members)
+    _check_decoding(arguments, members[0][1].decoding, outputs)
     decoding = _decoding(arguments, members[0][1])
     config = members[0][0].config
-    if any(path.suffix == ".zip" for path in outputs):
-        same_space(config.label_space, BLEMORE_SPACE, arguments.model[0], "a submission to the BlEmoRE challenge")
-        if decoding["name"] == "soft":
-            raise ValueError("a submission needs blends, which --decoding soft does not give")
     options = {"decoding": decoding["name"], **_without(decoding, "name")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.features is None:
@@ -160,8 +169,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         done = [result for result in results if "error" not in result]
         _write(outputs if done else [], models, config, decoding, results)
     if not done:
-        which = "the clip" if len(results) == 1 else f"any of the {len(results)} clips; the first"
-        raise ValueError(f"could not read {which}: {results[0]['error']}")
+        raise _none_read(len(results), results[0]["error"])
     if outputs:
         clips = "1 clip" if len(done) == 1 else f"{len(done)} clips"
         say(f"{clips}, decoding {decoding['name']}: {', '.join(map(str, outputs))}")
@@ -220,13 +228,17 @@ def _clips(texts: Sequence[str]) -> list[Any]:
     """Clips of files, folders and addresses."""
     from hf_blemo.extraction.clip_sources import as_clip, find_clips
     from hf_blemo.media import is_address
+    from hf_blemo.media.sources import EXPECTED
 
-    check_extra("media")
+    check_extra("media", load=False)
     clips: list[Any] = []
     for text in texts:
         for clip in find_clips(text) if Path(text).is_dir() and not is_address(text) else [as_clip(text)]:
             clips.append(clip)
     check_once("clip", [clip.name for clip in clips])
+    if not any(is_address(text) or Path(text).exists() for text in texts):
+        # One that is missing among others is no more than one that cannot be read.
+        raise _none_read(len(texts), f"{texts[0]}: no such file, {EXPECTED}")
     return clips
 
 
@@ -244,13 +256,29 @@ def _check_submission(outputs: Sequence[Path], names: Sequence[str]) -> None:
     )
 
 
+def _check_decoding(arguments: argparse.Namespace, own: Any, outputs: Sequence[Path]) -> None:
+    """Refuses what does not fit the decoding, where that is known.
+
+    Args:
+        own: decoding of the first model's processor.
+    """
+    name = arguments.decoding or own
+    for option in ("alpha", "beta"):
+        if name not in ("thresholds", None) and getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} is for --decoding thresholds, the decoding is {name}")
+    if name == "soft" and any(path.suffix == ".zip" for path in outputs):
+        raise ValueError("a submission needs blends, which --decoding soft does not give")
+
+
+def _none_read(count: int, first: str) -> ValueError:
+    which = "the clip" if count == 1 else f"any of the {count} clips; the first"
+    return ValueError(f"could not read {which}: {first}")
+
+
 def _decoding(arguments: argparse.Namespace, processor: Any) -> dict[str, Any]:
     """Name and parameters of the decoding."""
     name = arguments.decoding or processor.decoding
     if name != "thresholds":
-        for option in ("alpha", "beta"):
-            if getattr(arguments, option) is not None:
-                raise ValueError(f"--{option} is for --decoding thresholds, the decoding is {name}")
         return {"name": name} if name == "soft" else {"name": name, "blend_share": processor.blend_share}
     alpha = processor.alpha if arguments.alpha is None else arguments.alpha
     beta = processor.beta if arguments.beta is None else arguments.beta

@@ -18,6 +18,36 @@ if TYPE_CHECKING:
 
 
 @reads("features of clips")
+def check_features(path: str | os.PathLike[str]) -> Path:
+    """Checks that a path looks like features of clips, before anything is imported to read them.
+
+    Args:
+        path: as [`load_features`] takes it.
+
+    Returns:
+        It.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`, or no feature file in the folder.
+        ValueError: the form is not supported.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder, expected features")
+    if path.is_file() and path.suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"{path}: found the suffix {path.suffix!r}, expected one of {', '.join(TABLE_SUFFIXES)}")
+    if path.is_file() or is_dataset_folder(path):
+        return path
+    if (path / "dataset_dict.json").is_file():
+        raise ValueError(f"{path}: found a data set of several splits, expected the folder of one of them")
+    inner = sorted(folder.name for folder in path.glob("pre_extracted_*_data"))
+    if inner:
+        raise ValueError(f"{path}: found the whole distribution, expected one folder of it: {' or '.join(inner)}")
+    encoder_folders(path.resolve())
+    return path
+
+
+@reads("features of clips")
 def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto", nan: str = "error") -> "datasets.Dataset":
     """Opens features of clips in any supported form.
 
@@ -35,27 +65,18 @@ def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto", nan
         FileNotFoundError: there is nothing at `path`.
         ValueError: the form is not supported, or a file is damaged.
     """
+    path = check_features(path)
+    if path.is_file():
+        return build_table_dataset(path, require_labels=False, nan=nan)
     import datasets
     import pyarrow as pa
 
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder, expected features")
-    if path.is_file():
-        if path.suffix not in TABLE_SUFFIXES:
-            raise ValueError(f"{path}: found the suffix {path.suffix!r}, expected one of {', '.join(TABLE_SUFFIXES)}")
-        return build_table_dataset(path, require_labels=False, nan=nan)
     if is_dataset_folder(path):
         dataset = datasets.Dataset.load_from_disk(str(path))
         if "clip" not in dataset.column_names:
             raise ValueError(f"{path}: found the columns {dataset.column_names}, expected 'clip' and 'features'")
         encoder_widths(dataset)
         return dataset
-    if (path / "dataset_dict.json").is_file():
-        raise ValueError(f"{path}: found a data set of several splits, expected the folder of one of them")
-    inner = sorted(folder.name for folder in path.glob("pre_extracted_*_data"))
-    if inner:
-        raise ValueError(f"{path}: found the whole distribution, expected one folder of it: {' or '.join(inner)}")
     files = {name: feature_files(folder) for name, folder in encoder_folders(path.resolve()).items()}
     clips = sorted({clip for paths in files.values() for clip in paths})
     sources = []

@@ -101,9 +101,6 @@ def build_table_dataset(
         ValueError: the table is damaged, lacks a column, names a clip twice, or holds an invalid label or feature; a
             group is in two folds, or a class in one alone; the message names the column and the clip.
     """
-    import datasets
-    import pyarrow as pa
-
     path = Path(path)
     if output is not None:
         refuse_existing(Path(output), overwrite)
@@ -129,6 +126,9 @@ def build_table_dataset(
         ]
     features = dataset_features(types, len(found.space.names), found.has_groups)
     if output is None:
+        import datasets
+        import pyarrow as pa
+
         batch = encode_clips(clips, features.arrow_schema)
         return with_label_space(datasets.Dataset(pa.Table.from_batches([batch])), found.space, label_kind)
     plan: dict[str, Any] = {

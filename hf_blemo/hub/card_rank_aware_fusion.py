@@ -7,8 +7,7 @@ from huggingface_hub import EvalResult
 from markupsafe import Markup
 
 from hf_blemo.programs.markdown import code
-from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
-from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace, space_of
 
 from .encoder_models import encoder_rows
 
@@ -34,7 +33,6 @@ _PROTOCOLS = {
 }
 PIPELINE_TAG = "video-classification"
 TAGS = ["blended-emotion-recognition", "hf_blemo", "rank-aware-fusion", "blemore"]
-_LABEL_SETTINGS = ("id2label", "blend_percents", "unblended", "label_kind")
 
 
 def identity(config: Mapping[str, Any] | None) -> tuple[str, list[str]]:
@@ -131,9 +129,8 @@ def card_values(
 
 def _labels(config: Mapping[str, Any] | None) -> tuple[LabelSpace, str]:
     """The labels that a config.json describes."""
-    given = {name: config[name] for name in _LABEL_SETTINGS if config and config.get(name) is not None}
-    made = RankAwareFusionConfig(**given)
-    return made.label_space, made.label_kind
+    config = config or {}
+    return space_of(config), config.get("label_kind") or "valid"
 
 
 def _is_blemore(space: LabelSpace, kind: str) -> bool:

@@ -140,7 +140,7 @@ def launch_demo(
         MissingExtraError: the extra `demo` is not installed.
         ValueError: the port is taken, or the host is not one of this machine.
     """
-    _check_free(host, port)
+    check_free(host, port)
     gr = _gradio()
     theme = gr.themes.Default(
         primary_hue=gr.themes.colors.blue,
@@ -202,14 +202,22 @@ class _KnownHosts:
             return False
 
 
-def _check_free(host: str, port: int | None) -> None:
+def check_free(host: str, port: int | None) -> None:
+    """Checks that a page can be served.
+
+    Args:
+        host: interface to listen on.
+        port: None for any.
+
+    Raises:
+        ValueError: the port is taken, or the host is not one of this machine.
+    """
     try:
         socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         where = host if port is None else f"{host}, port {port}"
-        raise ValueError(
-            f"{where}: cannot serve there ({error.strerror}), expected a free port of this machine"
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{where}: cannot serve there ({reason}), expected a free port of this machine") from None
 
 
 def _gradio() -> ModuleType:

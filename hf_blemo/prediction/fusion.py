@@ -9,9 +9,17 @@ import numpy as np
 import torch
 
 from hf_blemo import feature_sets
-from hf_blemo.errors import check_once, check_regular, one_line, reading
+from hf_blemo.errors import check_once, one_line, reading
 from hf_blemo.files import read_json, within
-from hf_blemo.loading import download_errors, local_path, quiet_loading
+from hf_blemo.loading import CONFIG_FILE, quiet_loading
+from hf_blemo.prediction.fusion_files import (
+    PROCESSOR_FILE,
+    WEIGHTS_FILES,
+    FusionFiles,
+    check_averaged,
+    find_fusion,
+    first_difference,
+)
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import output_probabilities
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace, same_space
@@ -26,19 +34,17 @@ logger = logging.getLogger(__name__)
 
 FusionMember = tuple[RankAwareFusionModel, RankAwareFusionProcessor]
 
-CONFIG_FILE = "config.json"
-PROCESSOR_FILE = "processor_config.json"
 LABELS_KEY = "heads.label_percent"
-WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 _NUM_SHOWN = 3
 
 
-def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> FusionMember:
+def load_fusion(folder_or_repo: str | Path | FusionFiles, revision: str | None = None) -> FusionMember:
     """Loads a fusion model and its processor.
 
     Args:
-        folder_or_repo: a folder with both, or the id of a Hub repository (`owner/name`).
+        folder_or_repo: a folder with both, or the id of a Hub repository (`owner/name`); or what [`find_fusion`]
+            found.
         revision: branch, tag or commit of the repository; its main branch by default.
 
     Returns:
@@ -49,27 +55,18 @@ def load_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
         ValueError: it holds another kind of model, a file is damaged, model, processor and weights differ in encoders
             or labels, or a `revision` is given for a folder.
     """
-    where = str(folder_or_repo)
-    with reading(where, "a model of rank-aware fusion with its processor"):
-        return _load(where, revision)
+    found = folder_or_repo if isinstance(folder_or_repo, FusionFiles) else find_fusion(folder_or_repo, revision)
+    with reading(found.where, "a model of rank-aware fusion with its processor"):
+        return _load(found.with_weights(), found.where)
 
 
-def _load(where: str, revision: str | None) -> FusionMember:
-    folder = local_path(where, revision=revision)
-    if folder is not None:
-        check_regular(folder)
-        _check_files(folder, where)
-    else:
-        folder = _download(where, revision)
-    if not any((folder / name).is_file() for name in WEIGHTS_FILES):
-        raise FileNotFoundError(f"{where}: found no weights, expected {WEIGHTS_FILES[0]}")
-    _check_shards(folder, where)
+def _load(folder: Path, where: str) -> FusionMember:
     model = _load_model(folder, where)
     processor = _load_processor(folder, where)
     if processor.encoders != model.config.encoders:
         raise ValueError(
             f"{where}: {PROCESSOR_FILE} and {CONFIG_FILE} belong to different models: "
-            f"{_first_difference(processor.encoders, model.config.encoders)}"
+            f"{first_difference(processor.encoders, model.config.encoders)}"
         )
     try:
         same_space(processor.label_space, model.config.label_space, PROCESSOR_FILE, CONFIG_FILE)
@@ -194,22 +191,9 @@ def common_encoders(members: Sequence[FusionMember]) -> list[str]:
     """
     if not members:
         raise ValueError("found no model, expected at least one")
-    first, space = members[0][0].config.encoders, members[0][0].config.label_space
-    for number, (model, _) in enumerate(members[1:], start=2):
-        encoders = model.config.encoders
-        sizes, expected = ({n: e["feature_size"] for n, e in entries.items()} for entries in (encoders, first))
-        if sizes != expected:
-            raise ValueError(
-                f"model {number} of {len(members)} cannot be averaged with the first: "
-                f"{_first_difference(sizes, expected)}"
-            )
-        if list(encoders) != list(first):
-            raise ValueError(
-                f"model {number} of {len(members)} has its encoders in the order {', '.join(encoders)}, expected "
-                f"{', '.join(first)} as in the first"
-            )
-        same_space(model.config.label_space, space, f"model {number} of {len(members)}", "the first")
-    return list(first)
+    configs = [model.config for model, _ in members]
+    check_averaged([(config.encoders, config.label_space) for config in configs])
+    return list(configs[0].encoders)
 
 
 def _clips(dataset: "datasets.Dataset") -> list[str]:
@@ -231,57 +215,6 @@ def _warn_of_difference(found: Sequence[str], known: Sequence[str]) -> None:
         logger.warning("ignored these encoders of the data, which the model does not know: %s", ", ".join(ignored))
     if absent:
         logger.warning("predicting without these encoders, which the data lacks: %s", ", ".join(absent))
-
-
-def _first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    if set(found) != set(expected):
-        return f"found the encoders {', '.join(sorted(found))}, expected {', '.join(sorted(expected))}"
-    name = next(name for name in expected if found[name] != expected[name])
-    return f"encoder {name!r}: found {found[name]}, expected {expected[name]}"
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    """Fetches the files of one commit; the weights only after the settings proved to be a fusion model's."""
-    from huggingface_hub import snapshot_download
-
-    where = repo_id if revision is None else f"{repo_id}, revision {revision}"
-    settings = [CONFIG_FILE, PROCESSOR_FILE]
-    with download_errors(where):
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=settings))
-    _check_files(folder, where)
-    # The folder of a snapshot is named after its commit: a push in between cannot mix two versions.
-    patterns = [*settings, "model*.safetensors", WEIGHTS_FILES[1]]
-    with download_errors(where):
-        return Path(snapshot_download(repo_id, revision=folder.name, allow_patterns=patterns))
-
-
-def _check_files(folder: Path, where: str) -> None:
-    """Checks that settings of a fusion model and of its processor are there, before anything heavy is loaded."""
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{where}: found a file, expected the folder of a model")
-    if not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{where}: found no {CONFIG_FILE}, expected a model of rank-aware fusion")
-    model_type = read_json(folder / CONFIG_FILE, f"{where}: {CONFIG_FILE}").get("model_type")
-    if model_type != RankAwareFusionConfig.model_type:
-        raise ValueError(
-            f"{where}: found model_type {model_type!r} in {CONFIG_FILE}, expected {RankAwareFusionConfig.model_type!r}"
-        )
-    if not (folder / PROCESSOR_FILE).is_file():
-        raise FileNotFoundError(
-            f"{where}: found a model without its processor, expected {PROCESSOR_FILE} beside {CONFIG_FILE}"
-        )
-    if not isinstance(read_json(folder / PROCESSOR_FILE, f"{where}: {PROCESSOR_FILE}").get("encoders"), dict):
-        raise ValueError(f"{where}: found no 'encoders' in {PROCESSOR_FILE}, expected the processor of this model")
-
-
-def _check_shards(folder: Path, where: str) -> None:
-    """Checks that every file that the index of the weights names is there."""
-    index = folder / WEIGHTS_FILES[1]
-    if (folder / WEIGHTS_FILES[0]).is_file() or not index.is_file():
-        return
-    for name in sorted(set(read_json(index, f"{where}: {index.name}").get("weight_map", {}).values())):
-        if not within(folder, name, f"{where}: {index.name}").is_file():
-            raise FileNotFoundError(f"{where}: found no {name}, which {index.name} names among the weights")
 
 
 def _load_model(folder: Path, where: str) -> RankAwareFusionModel:

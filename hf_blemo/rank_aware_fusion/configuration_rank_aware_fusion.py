@@ -9,7 +9,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .label_space_rank_aware_fusion import BLEMORE_SPACE, EMOTIONS, LabelSpace
+from .label_space_rank_aware_fusion import BLEMORE_SPACE, EMOTIONS, LabelSpace, label_names
 
 MODALITIES = ("video", "audio", "audiovisual")
 POOLINGS = ("mean", "statistics", "attention")
@@ -75,24 +75,6 @@ def _complete(name: str, options: Any) -> dict[str, Any]:
     if not isinstance(complete.get("extraction", {}), dict):
         raise ValueError(f"encoders[{name!r}]: 'extraction' must be a dict, found {complete['extraction']!r}")
     return complete
-
-
-def label_names(id2label: Any) -> list[str]:
-    """Lists the names of labels in order.
-
-    Args:
-        id2label: place -> name; the places may be words, as they are in files.
-
-    Raises:
-        ValueError: the places are not 0, 1, 2, ...
-    """
-    try:
-        names = {int(place): name for place, name in id2label.items()}
-    except (AttributeError, TypeError, ValueError):
-        names = {}
-    if not names or sorted(names) != list(range(len(names))):
-        raise ValueError(f"id2label must map 0, 1, 2, ... to the names, found {id2label!r}")
-    return [names[place] for place in range(len(names))]
 
 
 @strict

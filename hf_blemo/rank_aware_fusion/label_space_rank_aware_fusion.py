@@ -266,6 +266,39 @@ def same_space(found: LabelSpace, expected: LabelSpace, found_in: str, expected_
 BLEMORE_SPACE = LabelSpace(EMOTIONS, BLEND_PERCENTS, UNBLENDED)
 
 
+def label_names(id2label: Any) -> list[str]:
+    """Lists the names of labels in order.
+
+    Args:
+        id2label: place -> name; the places may be words, as they are in files.
+
+    Raises:
+        ValueError: the places are not 0, 1, 2, ...
+    """
+    try:
+        names = {int(place): name for place, name in id2label.items()}
+    except (AttributeError, TypeError, ValueError):
+        names = {}
+    if not names or sorted(names) != list(range(len(names))):
+        raise ValueError(f"id2label must map 0, 1, 2, ... to the names, found {id2label!r}")
+    return [names[place] for place in range(len(names))]
+
+
+def space_of(config: Mapping[str, Any]) -> LabelSpace:
+    """The label space that a config states, without the class of the config.
+
+    Args:
+        config: content of its file; what it does not state is as by default.
+
+    Raises:
+        ValueError: names, splits and unblended names do not fit together.
+    """
+    names = EMOTIONS if config.get("id2label") is None else tuple(label_names(config["id2label"]))
+    percents, unblended = (BLEND_PERCENTS, UNBLENDED) if names == EMOTIONS else ((), ())
+    given = [config.get(name) for name in ("blend_percents", "unblended")]
+    return LabelSpace(names, percents if given[0] is None else given[0], unblended if given[1] is None else given[1])
+
+
 def _listed(values: Iterable[Any]) -> str:
     return ", ".join("/".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
 
