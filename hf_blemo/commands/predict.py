@@ -100,8 +100,6 @@ def _predict(arguments: argparse.Namespace) -> None:
     if is_built_in(arguments) and not arguments.clips and arguments.features is None:
         arguments.clips = list(built_in.CLIPS)
     outputs = _checked(arguments)
-    if is_built_in(arguments):
-        say("The built-in model knows drawn clips only; what it says of recordings means nothing.", error=True)
 
     # All is checked before torch is imported and models are loaded, which takes long.
     from hf_blemo.prediction.fusion_files import check_averaged, find_fusion
@@ -141,6 +139,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         found: Any = _predict_clips(arguments, inputs, members, device, options)
     else:
         found = predict_blends(members, inputs, arguments.batch_size or 64, device, **options)
+    if is_built_in(arguments):
+        say("The built-in model knows drawn clips only; what it says of recordings means nothing.", error=True)
     results: list[dict[str, Any]] = []
     shows = arguments.features is None or not outputs
     with Progress("predicting", "clip", len(inputs)) as bar, closing(found), _journal(outputs) as keep:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.files import limits
 from hf_blemo.prediction.fusion import FusionMember, common_encoders, results
+from hf_blemo.prediction.fusion_files import encoder_source
 from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import DECODING_PARAMETERS
 
 logger = logging.getLogger(__name__)
@@ -105,14 +105,11 @@ def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str
     ):
         if names:
             logger.warning("predicting without %s: %s", which, ", ".join(sorted(names)))
-    own = {name: {**entry, "model_id": _beside(config, entry["model_id"])} for name, entry in known.items()}
-    return load_encoders(own, **options)
-
-
-def _beside(config: Any, model_id: str) -> str:
-    """Where an encoder is: one that begins with `./` may lie in the folder of the fusion, wherever that is."""
-    beside = Path(config.name_or_path, model_id)
-    return str(beside) if model_id.startswith("./") and beside.is_dir() else model_id
+    placed = {
+        name: {**entry, "model_id": encoder_source(config.name_or_path, entry["model_id"])}
+        for name, entry in known.items()
+    }
+    return load_encoders(placed, **options)
 
 
 def predict_clips(

@@ -77,7 +77,7 @@ class FusionFiles:
         """
         for name, entry in self.encoders.items():
             if isinstance(entry.get("model_id"), str) and entry["model_id"]:
-                local_path(entry["model_id"], f"encoder {name!r}: {entry['model_id']}")
+                local_path(encoder_source(self.folder, entry["model_id"]), f"encoder {name!r}: {entry['model_id']}")
 
 
 def find_fusion(folder_or_repo: str | Path, revision: str | None = None) -> FusionFiles:
@@ -102,6 +102,20 @@ def find_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
         settings = _settings(folder, where)
         _check_weights(folder, where)
         return FusionFiles(where, named, folder, *settings)
+
+
+def encoder_source(folder: str | Path, model_id: str) -> str:
+    """Where an encoder is.
+
+    Args:
+        folder: of the fusion.
+        model_id: of its config.
+
+    Returns:
+        The same; if it begins with `./` and lies in the fusion's folder, its place there, wherever that folder is.
+    """
+    beside = Path(folder, model_id)
+    return str(beside) if model_id.startswith("./") and beside.is_dir() else model_id
 
 
 def check_averaged(models: Sequence[tuple[Mapping[str, Mapping[str, Any]], LabelSpace]]) -> None:
