@@ -56,11 +56,13 @@ _IRREGULAR = {
     stat.S_IFSOCK: "a socket",
 }
 
-# Extra -> beginning of the message, and its packages.
+# Extra -> what needs it, and its packages: name to import -> name to install.
 _EXTRAS = {
-    "media": ("media need", "av"),
-    "onnx": ("ONNX needs", "onnx", "onnxruntime", "onnxscript"),
-    "demo": ("the demo page needs", "gradio"),
+    "media": ("reading media", {"av": "av"}),
+    "onnx": ("ONNX", {name: name for name in ("onnx", "onnxruntime", "onnxscript")}),
+    "demo": ("the demo page", {"gradio": "gradio"}),
+    "emoji": ("data 'emoji'", {"emoji": "emoji"}),
+    "openclip": ("open_clip", {"open_clip": "open_clip_torch"}),
 }
 
 
@@ -265,25 +267,45 @@ def csv_cell(value: Any) -> Any:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def check_extra(extra: str, load: bool = True) -> None:
+def check_extra(extra: str, needed_by: str = "", load: bool = True) -> None:
     """Checks that the packages of an extra are installed.
 
     Args:
-        extra: `media`, `onnx` or `demo`.
+        extra: `media`, `onnx`, `demo`, `emoji` or `openclip`.
+        needed_by: what messages say needs it; by default the extra's feature.
         load: also import them, which says whether what they need is there, too, but takes time.
 
     Raises:
-        MissingExtraError: a package, or one that it needs, is missing; the message names it.
+        MissingExtraError: a package, or one that it needs, is missing; the message names it and the line to run.
     """
-    feature, *packages = _EXTRAS[extra]
-    for package in packages:
+    feature, packages = _EXTRAS[extra]
+    for module in packages:
         try:
             if load:
-                __import__(package)
-            elif find_spec(package) is None:
-                raise ModuleNotFoundError(name=package)
+                __import__(module)
+            elif find_spec(module) is None:
+                raise ModuleNotFoundError(name=module)
         except ImportError as error:
-            raise MissingExtraError(f"{feature} {error.name or package}: pip install hf_blemo[{extra}]") from error
+            install = _install_line(extra, packages.values())
+            raise MissingExtraError(f"{needed_by or feature} needs {error.name or module}: {install}") from error
+
+
+def _install_line(extra: str, packages: Iterable[str]) -> str:
+    """What installs an extra's packages with the bounds of the installed metadata, quoted for every shell."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [(need, need.marker) for need in map(Requirement, requires("hf_blemo") or ())]
+    except PackageNotFoundError:
+        wanted = []
+    names = [
+        f"{need.name}{need.specifier}"
+        for need, marker in wanted
+        if marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+    ]
+    return "pip install " + " ".join(f'"{name}"' for name in names or packages)
 
 
 def readable(name: str) -> str:

@@ -1,15 +1,20 @@
 """The front door: a light import, lazy names, and registration with the auto classes in any order of imports."""
 
+import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import fresh_processes
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tiny_models import save_tiny_model
 
 import hf_blemo
 from hf_blemo._registration import AutoClassRegistrar
+from hf_blemo.errors import MissingExtraError, check_extra
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -38,6 +43,44 @@ def test_every_public_name_loads_and_is_listed():
     assert hf_blemo.blemore.__name__ == "hf_blemo.blemore"
     with pytest.raises(AttributeError, match="module 'hf_blemo' has no attribute 'RankAwareFusion'"):
         _ = hf_blemo.RankAwareFusion
+
+
+# --- What is to be installed ---
+
+
+def test_texts_say_only_how_to_get_what_can_be_had():
+    wanted = [Requirement(line) for line in importlib.metadata.requires("hf_blemo")]
+    bounds = {canonicalize_name(need.name): str(need.specifier) for need in wanted}
+    stated = []
+    for folder in ("hf_blemo", "model_cards", "docs", "training", "README.md", "CONTRIBUTING.md"):
+        for path in (REPOSITORY / folder, *(REPOSITORY / folder).rglob("*.*")):
+            if path.suffix in (".py", ".md", ".jinja", ".ipynb"):
+                text = path.read_text()
+                # The package is on no index yet.
+                assert not re.search(r"pip3? install [^\n`]*\bhf.blemo(?![/.\w])", text), path
+                stated += re.findall(r'pip install \\?"([a-z_-]+)(>=[\d.]+)\\?"', text)
+    assert stated and {name: bound for name, bound in stated if bounds[canonicalize_name(name)] != bound} == {}
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (["torch>=2", 'av>=9,<10; extra == "media"', 'gradio>=6; extra == "demo"'], 'pip install "av<10,>=9"'),
+        # A folder on the path without metadata.
+        (None, 'pip install "av"'),
+    ],
+)
+def test_a_missing_extra_names_its_packages_with_the_bounds_of_the_metadata(found, line, monkeypatch):
+    def requires(name):
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingExtraError) as error:
+        check_extra("media", "'a.mp4'")
+    assert str(error.value) == f"'a.mp4' needs av: {line}"
 
 
 # --- Registration with transformers ---

@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from hf_blemo.built_in.synthetic_pairs import pair_data_set, word_tokenizer
-from hf_blemo.errors import MissingExtraError
+from hf_blemo.errors import MissingExtraError, check_extra
 
 _PARTS = ("train", "held_out", "all")
 _KINDS = ("role", "face", "flag", "other")
@@ -97,10 +97,9 @@ def _find_font() -> Path:
 def _emoji_table() -> tuple[_Emoji, ...]:
     """All emoji of the Unicode tables by code points, with the English names of Unicode CLDR as phrases; of two with
     one name only the first."""
-    try:
-        from emoji import EMOJI_DATA, STATUS
-    except ImportError as error:
-        raise MissingExtraError("data 'emoji': needs the package emoji: pip install hf_blemo[emoji]") from error
+    check_extra("emoji")
+    from emoji import EMOJI_DATA, STATUS
+
     names = {
         sequence: found["en"].strip(":").replace("_", " ")
         for sequence, found in sorted(EMOJI_DATA.items())

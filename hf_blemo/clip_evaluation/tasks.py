@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from hf_blemo.built_in import EMOJI, PAIRS, SYNTHETIC
 from hf_blemo.clip_evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
 from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
-from hf_blemo.errors import MissingExtraError
+from hf_blemo.errors import check_extra
 from hf_blemo.files import read_json
 from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
 from hf_blemo.pairs.settings import PairSourceSettings
@@ -182,10 +182,9 @@ def _zero_shot_task(name: str, settings: _TaskSettings, source: PairSourceSettin
 def _load_class_table(source: str) -> tuple[list[str], list[str] | None]:
     """Reads class names, and templates where there are any, from a JSON file or from open_clip."""
     if source == IMAGENET:
-        try:
-            from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
-        except ImportError as error:
-            raise MissingExtraError(f"classes {source!r}: needs open_clip: pip install hf_blemo[openclip]") from error
+        check_extra("openclip", f"classes {source!r}")
+        from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
         return list(IMAGENET_CLASSNAMES), [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     path = Path(source)
     if not path.is_file():

@@ -73,7 +73,7 @@ class CLIPRDConfig(PreTrainedConfig):
     Args:
         vision_config: config of the vision tower, as an object or as a dict with its `model_type` (default
             `clip_vision_model`): `mobilevit`, `swin`, `efficientnet`, `resnet`, `vit`, `siglip_vision_model`, ...;
-            `timm_wrapper` for a tower of timm (`pip install hf_blemo[timm]`). An object is copied.
+            `timm_wrapper` for a tower of the package timm. An object is copied.
         text_config: the same for the text tower (default `clip_text_model`); a tower with a pooled output: CLIP,
             BERT, RoBERTa, ...
         projection_dim: width of the embeddings.

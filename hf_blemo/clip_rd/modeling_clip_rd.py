@@ -108,7 +108,9 @@ def _rescale_convolutions(tower: nn.Module) -> None:
 def _build_tower(config: Any) -> PreTrainedModel:
     """Makes a tower with random weights from the config of any model of transformers."""
     if config.model_type == "timm_wrapper" and not is_timm_available():
-        raise ImportError(f"the tower {config.architecture!r} needs timm and torchvision: pip install hf_blemo[timm]")
+        raise ImportError(
+            f'the tower {config.architecture!r} needs timm and torchvision: pip install "timm>=1.0.20" torchvision'
+        )
     return AutoModel.from_config(config)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImage
 
 from hf_blemo.clip_rd.checked_weights_clip_rd import not_finite
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
-from hf_blemo.errors import MissingExtraError
+from hf_blemo.errors import check_extra
 from hf_blemo.loading import load_part
 from hf_blemo.pairs.pair_processor import PairProcessor
 
@@ -153,12 +153,9 @@ class _OpenCLIPTokenizer:
 
 
 def _load_open_clip(name: str, what: str) -> tuple[_OpenCLIPModel, PairProcessor]:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{what} {OPEN_CLIP}{name}: needs open_clip: pip install hf_blemo[openclip]"
-        ) from error
+    check_extra("openclip", f"{what} {OPEN_CLIP}{name}")
+    import open_clip
+
     architecture, pretrained = name, None
     if ":" not in name and "/" in name:
         architecture, pretrained = name.split("/", 1)

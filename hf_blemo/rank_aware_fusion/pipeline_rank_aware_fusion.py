@@ -203,8 +203,8 @@ def _read_folder(folder: str | Path, encoders: Iterable[str]) -> Any:
     folder, encoders = Path(folder), list(encoders)
     if folder.is_file():
         raise ValueError(
-            f"{folder}: a file, expected a folder of features; clips themselves are read where the package hf_blemo "
-            "is installed (pip install hf_blemo[media])"
+            f"{folder}: a file, expected a folder of features; clips themselves are read where the packages "
+            "hf_blemo and av (PyAV) are installed"
         )
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, expected one with files such as {encoders[0]}.npy")

@@ -107,7 +107,7 @@ def test_errors_name_what_is_missing_or_invalid(monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "emoji", None)
         emoji_pairs._emoji_table.cache_clear()
-        with pytest.raises(MissingExtraError, match=r"pip install hf_blemo\[emoji\]"):
+        with pytest.raises(MissingExtraError, match="data 'emoji' needs emoji: pip install \"emoji>="):
             emoji_tokenizer()
     path = tmp_path / "NotoColorEmoji.ttf"
     with monkeypatch.context() as patched:

@@ -233,6 +233,6 @@ def test_invalid_arguments_are_refused_before_anything_is_written(tmp_path, monk
         with pytest.raises(ValueError, match=message):
             make_synthetic_clips(tmp_path / "clips", **options)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MissingExtraError, match=r"pip install hf_blemo\[media\]"):
+    with pytest.raises(MissingExtraError, match=r'media needs av: pip install "av>='):
         make_synthetic_clips(tmp_path / "clips", **SHORT)
     assert not list(tmp_path.iterdir())

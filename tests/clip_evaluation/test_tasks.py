@@ -119,5 +119,5 @@ def test_class_tables_are_checked(tmp_path, monkeypatch):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             one(kind="zero_shot", data=data, classes=str(table))
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(MissingExtraError, match=r"'imagenet': needs open_clip: pip install hf_blemo\[openclip\]"):
+    with pytest.raises(MissingExtraError, match="'imagenet' needs open_clip: pip install \"open.clip.torch>="):
         one(kind="zero_shot", data=data, classes="imagenet")

@@ -63,10 +63,11 @@ def test_vit_t_16_runs_at_its_own_size():
     assert type(model.vision_model.encoder.layers[0].mlp.activation_fn).__name__ == "GELUActivation"
 
 
-def test_timm_missing_is_one_line_that_names_the_extra(monkeypatch):
+def test_timm_missing_is_one_line_that_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(modeling_clip_rd, "is_timm_available", lambda: False)
     with pytest.raises(
-        ImportError, match=r"'mobilenetv3_small_100' needs timm and torchvision: pip install hf_blemo\[timm\]$"
+        ImportError,
+        match=r"'mobilenetv3_small_100' needs timm and torchvision: pip install \"timm>=[\d.]+\" torchvision$",
     ):
         CLIPRDModel(CLIPRDConfig.from_preset("mobilenet-v3-s"))
 

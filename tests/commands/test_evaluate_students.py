@@ -101,7 +101,10 @@ BAD = {
     "no card": (["--model", "./x", *SYNTHETIC, "--card"], "--card: ./x has no metrics.json"),
     "stream": (["--model", "x", "--retrieval", "y", "--streaming"], "streaming needs limit"),
     "suffix": (["--model", "x", *SYNTHETIC, "--output", "y.txt"], "expected the suffix .json"),
-    "open_clip": (["--model", "open_clip:A/b", *SYNTHETIC], r"pip install hf_blemo\[openclip\]"),
+    "open_clip": (
+        ["--model", "open_clip:A/b", *SYNTHETIC],
+        'open_clip:A/b needs open_clip: pip install "open.clip.torch>=',
+    ),
 }
 
 

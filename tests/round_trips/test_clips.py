@@ -77,4 +77,4 @@ def test_without_the_package_the_error_says_what_to_install(published, paths, tm
     assert blend and len(errors) == 2
     for error in errors:
         assert f"{CLIPS[0]}.mp4: a file, expected a folder of features" in error
-        assert "pip install hf_blemo[media]" in error
+        assert "hf_blemo and av (PyAV) are installed" in error
