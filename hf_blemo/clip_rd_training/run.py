@@ -27,6 +27,7 @@ from hf_blemo.clip_rd_training.results import SimilarityMaps, write_results
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.clip_rd_training.teachers import Teacher, open_teacher
+from hf_blemo.clip_rd_training.towers import part_of
 from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
@@ -175,7 +176,7 @@ def _distill(
     sources = [open_source(source, settings.shuffle_block, settings.seed) for source in settings.pair_sources()]
     teacher = open_teacher(settings)
     set_seed(settings.seed)
-    student, processor = make_student(settings, teacher.processor)
+    student, processor = make_student(settings, teacher)
     width = student.config.projection_dim
     loss = CLIPRDLoss(width, teacher.dim or width, settings.weights, settings.scales, precision=settings.precision)
     teacher.check(settings, sources, processor)
@@ -380,12 +381,20 @@ class _Training:
     def _step(self, step: int, batch: dict[str, torch.Tensor]) -> Any:
         settings, accelerator = self.settings, self.accelerator
         for group in self.optimizer.param_groups:
-            group["lr"] = _learning_rate(step, settings)
+            group["lr"] = _learning_rate(step, settings, group["part"])
+        for side, released in settings.release.items():
+            # Evaluation mode: until then its batch statistics stay as well.
+            getattr(self.distiller.student, f"{side}_model").train(step >= released)
         if settings.chunk_size:
             terms = cached_backward(self.model, batch, settings.chunk_size, accelerator.backward)
         else:
             terms = self.model(batch)
             accelerator.backward(terms.loss)
+        for group in self.optimizer.param_groups:
+            if step < settings.release.get(group["part"], 0):
+                # Not trained yet: neither clipped with the others nor remembered by the optimizer.
+                for parameter in group["params"]:
+                    parameter.grad = None
         if settings.max_grad_norm:
             # Unscales the gradients first.
             accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
@@ -394,20 +403,30 @@ class _Training:
         return terms
 
 
-def _learning_rate(step: int, settings: DistillationSettings) -> float:
-    """Returns the rate of a step, counted from 0: a linear warm-up, then a cosine to 0."""
-    warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+def _learning_rate(step: int, settings: DistillationSettings, part: str | None = None) -> float:
+    """Returns the rate of a step, counted from 0: a linear warm-up from the part's release, then a cosine to 0."""
+    taken = max(step - settings.release.get(part or "", 0), -1)
+    warm = min(1.0, (taken + 1) / max(settings.warmup_steps, 1))
     rest = max(settings.steps - settings.warmup_steps, 1)
     progress = min(max(step - settings.warmup_steps, 0) / rest, 1.0)
-    return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
+    highest = settings.learning_rates.get(part or "", settings.learning_rate)
+    return highest * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def make_optimizer(distiller: nn.Module, settings: DistillationSettings) -> torch.optim.Optimizer:
-    """Makes the AdamW of the recipe: matrices decay; biases, norms and scales do not."""
-    trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [value for value in trained if value.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [value for value in trained if value.dim() < 2], "weight_decay": 0.0},
+    """Makes the AdamW of the recipe: matrices decay; biases, norms and scales do not.
+
+    Towers with a rate or a release of their own have their own groups, named by `part`.
+    """
+    apart = settings.learning_rates.keys() | settings.release.keys()
+    groups: dict[tuple[str | None, bool], list[nn.Parameter]] = {(None, True): [], (None, False): []}
+    for name, value in distiller.named_parameters():
+        if value.requires_grad:
+            part = part_of(name)
+            groups.setdefault((part if part in apart else None, value.dim() >= 2), []).append(value)
+    entries = [
+        {"params": values, "weight_decay": settings.weight_decay if decays else 0.0, "part": part}
+        for (part, decays), values in groups.items()
     ]
     # Fused: one pass over the weights; the plain one takes a sixth of a small batch's step on a CPU.
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    return torch.optim.AdamW(entries, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)

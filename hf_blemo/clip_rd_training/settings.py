@@ -1,5 +1,6 @@
 """Settings of the programs that distil a CLIP: their pairs, the distillation, stored teachers, the comparison."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ _AUGMENTATION = ("scale", "ratio", "flip", "variants", "seed")
 
 CLIP_KD = ("task", "fd", "icl", "hrd")
 VERTICAL = ("vrd", "vrd_image", "vrd_text")
+SIDES = ("vision", "text")
 METHODS = {
     "no distillation": ("task",),
     "affinity mimicking": ("task", "hrd"),
@@ -130,6 +132,13 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         student: a preset of `CLIPRDConfig`, or a folder or Hub id of a CLIP to start from.
         student_config: entries of `CLIPRDConfig` (`vision_config`, `text_config`, `projection_dim`) that differ from
             the preset; with `student: custom`, all entries.
+        vision_weights, text_weights: where towers of a new student come from instead of random weights: a folder or
+            Hub id of any tower, or of an image-text model with one, or `teacher`. They bring config, projection (where
+            its width fits), tokenizer and image processor.
+        freeze: towers that are not trained, of `vision` and `text`; a projection that came with one stays as well.
+        release: frozen tower -> step, or share of the steps, from which it is trained after all, with a warm-up of its
+            own.
+        learning_rates: tower -> its highest rate, where it differs from `learning_rate`.
         tokenizer: a folder or Hub id. By default that of a checkpoint student, or the teacher's. Without both,
             built-in data gets a tokenizer of its words.
         weights: term -> weight of the loss; those of CLIP-RD by default.
@@ -176,6 +185,11 @@ class DistillationSettings(PushSettings, _PairDataSettings):
     teacher_name: str | None = None
     student: str = "vit-t-16"
     student_config: dict[str, Any] = field(default_factory=dict)
+    vision_weights: str | None = None
+    text_weights: str | None = None
+    freeze: list[Literal["vision", "text"]] = field(default_factory=list)
+    release: dict[str, float | int] = field(default_factory=dict)
+    learning_rates: dict[str, float | int] = field(default_factory=dict)
     tokenizer: str | None = None
     weights: dict[str, float | int] = field(default_factory=lambda: dict(CLIP_RD_WEIGHTS))
     weight_schedule: dict[str, list] = field(default_factory=dict)
@@ -220,6 +234,17 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         weights = check_weights(self.weights)
         if self.ema_decay >= 1:
             raise ValueError(f"ema_decay: expected a number below 1, found {self.ema_decay}")
+        check_known("learning_rates", self.learning_rates, SIDES)
+        for name, rate in self.learning_rates.items():
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"learning_rates.{name}: expected a number from 0, found {rate!r}")
+        check_known("release", self.release, SIDES)
+        for name, step in self.release.items():
+            if name not in self.freeze or step <= 0:
+                raise ValueError(
+                    f"release.{name}: expected a step from 1 or a share of the steps, and {name!r} in freeze, found "
+                    f"{step:g} and {self.freeze}"
+                )
         if self.teacher_store is None and self.teacher_name is not None:
             raise ValueError("teacher_name needs teacher_store")
         if self.evaluation_share >= 1:
@@ -273,7 +298,13 @@ class DistillationSettings(PushSettings, _PairDataSettings):
             for term, points in self.weight_schedule.items()
         }
         warmup = round(self.warmup_steps * made.steps) if self.warmup_steps < 1 else self.warmup_steps
-        return replace(made, warmup_steps=warmup, weight_schedule=schedule)
+        release = {side: round(step * made.steps if step < 1 else step) for side, step in self.release.items()}
+        return replace(made, warmup_steps=warmup, weight_schedule=schedule, release=release)
+
+    def towers(self) -> dict[str, str]:
+        """Side -> where its tower comes from; without those that start from random weights."""
+        given = {side: getattr(self, f"{side}_weights") for side in SIDES}
+        return {side: source for side, source in given.items() if source is not None}
 
 
 @strict

@@ -104,6 +104,16 @@ def card_values(
         "teacher": teacher,
         "teacher_name": _model_name(teacher["source"], metrics) if teacher else None,
         "start": _model_name(metrics["student"], metrics) if _is_model(metrics["student"]) else None,
+        "towers": [
+            {
+                "side": side,
+                "name": "the teacher's" if source == "teacher" else _model_name(source, metrics),
+                "frozen": side in metrics["config"].get("freeze", []),
+                "released": metrics["config"].get("release", {}).get(side),
+            }
+            for side in ("vision", "text")
+            if (source := metrics["config"].get(f"{side}_weights")) is not None
+        ],
         "sources": [
             {
                 "name": _data_name(source["data"]),

@@ -107,13 +107,19 @@ def _width(model: Any, processor: PairProcessor, described: str) -> int:
     return texts.shape[-1]
 
 
-def load_processor(source: str, what: str, text_config: Any, revision: str | None = None) -> PairProcessor:
-    """Loads the tokenizer and the image processor of a model of transformers."""
-    where = f"{what} {source!r}"
+def load_tokenizer(source: str, where: str, revision: str | None = None) -> Any:
+    """Loads a tokenizer of transformers that knows words."""
     tokenizer = load_part(AutoTokenizer, source, where, revision=revision)
     # From a folder without a tokenizer's files, transformers makes one that knows only its special tokens.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise FileNotFoundError(f"{where}: AutoTokenizer found nothing to load: a tokenizer without words")
+    return tokenizer
+
+
+def load_processor(source: str, what: str, text_config: Any, revision: str | None = None) -> PairProcessor:
+    """Loads the tokenizer and the image processor of a model of transformers."""
+    where = f"{what} {source!r}"
+    tokenizer = load_tokenizer(source, where, revision)
     image_processor = load_part(AutoImageProcessor, source, where, backend="pil", revision=revision)
     return PairProcessor(tokenizer, image_processor, text_config)
 

@@ -144,6 +144,15 @@ def test_a_student_without_a_teacher_was_not_distilled(clip_rd_metrics):
     assert card_metadata(clip_rd_metrics | {"student": "owner/start"}).base_model == "owner/start"
 
 
+def test_towers_that_did_not_start_at_random_are_named(clip_rd_metrics):
+    clip_rd_metrics["config"] |= {"vision_weights": "owner/vit", "text_weights": "teacher", "freeze": ["text"]}
+    summary = block(render_card(clip_rd_metrics), "summary")
+    assert "Its vision tower started from [owner/vit](https://huggingface.co/owner/vit)." in summary
+    assert "Its text tower started from the teacher's, and was not trained." in summary
+    clip_rd_metrics["config"]["release"] = {"text": 500}
+    assert "and is trained from step 500." in block(render_card(clip_rd_metrics), "summary")
+
+
 def test_folders_are_no_base_model(clip_rd_metrics, tmp_path, monkeypatch):
     """`out` holds the run's own output, and `work/teacher` exists."""
     monkeypatch.chdir(tmp_path)

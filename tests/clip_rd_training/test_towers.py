@@ -1,0 +1,120 @@
+"""Students whose towers start from trained weights, frozen, released later or trained at a rate of their own."""
+
+import pytest
+import torch
+from tiny_models import make_student, save_tiny_model
+from transformers import AutoModel, ViTConfig
+
+from hf_blemo.clip_rd_training.run import _Training, distill
+from hf_blemo.clip_rd_training.students import make_student as new_student
+from hf_blemo.clip_rd_training.teachers import open_teacher
+
+PRESET = ("--student", "vit-t-16", "--student_config", "{}", "--synthetic.image_size", "20")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a whole CLIP, and one with a vision tower alone."""
+    folder = tmp_path_factory.mktemp("trained")
+    save_tiny_model("clip_rd", folder / "clip", 5)
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=20)
+    AutoModel.from_config(config).save_pretrained(folder / "vit")
+    return folder
+
+
+@pytest.fixture
+def towers_of(settings_for, tmp_path):
+    def make(*arguments):
+        return settings_for(tmp_path / "out", *map(str, arguments))
+
+    return make
+
+
+def same(one, two) -> bool:
+    return all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("source", ["teacher", "folder"])
+def test_a_frozen_text_tower_stays_what_it_was(source, trained, towers_of):
+    clip = trained / "clip"
+    text = "teacher" if source == "teacher" else clip
+    own = ("--student_config.text_config", "{}", "--student_config.projection_dim", 12)
+    settings = towers_of("--teacher", clip, "--text_weights", text, "--freeze", "text", *own)
+    distill(settings)
+    student, teacher = (AutoModel.from_pretrained(folder) for folder in (settings.output_dir, clip))
+    assert same(student.text_model, teacher.text_model) and same(student.text_projection, teacher.text_projection)
+    assert student.config.projection_dim == teacher.config.projection_dim
+
+
+def test_a_single_tower_gets_a_new_projection_that_is_trained_although_it_is_frozen(trained, towers_of):
+    settings = towers_of(
+        "--vision_weights", trained / "vit", "--freeze", "vision", "--student_config.vision_config", "{}"
+    )
+    start, processor = new_student(settings)
+    assert processor.image_size == (20, 20)
+    distill(settings)
+    student = AutoModel.from_pretrained(settings.output_dir)
+    assert same(student.vision_model, AutoModel.from_pretrained(trained / "vit"))
+    assert not torch.equal(student.visual_projection.weight, start.visual_projection.weight)
+
+
+def test_a_released_tower_is_trained_from_its_step_on(trained, towers_of, monkeypatch):
+    settings = towers_of(
+        *("--vision_weights", trained / "clip", "--student_config.vision_config", "{}", "--warmup_steps", 2),
+        *("--freeze", "vision", "--release.vision", 3, "--learning_rates.vision", 1e-4),
+    )
+    found = []
+
+    def watched(training, *arguments):
+        train(training, *arguments)
+        tower = training.distiller.student.vision_model
+        rates = {group["part"]: group["lr"] for group in training.optimizer.param_groups}
+        found.append((torch.cat([value.detach().flatten().clone() for value in tower.parameters()]), rates))
+
+    train = _Training._train
+    monkeypatch.setattr(_Training, "_train", watched)
+    distill(settings)
+    weights = [values for values, _ in found]
+    assert all(torch.equal(weights[0], values) for values in weights[:3])
+    assert not any(torch.equal(weights[0], values) for values in weights[3:])
+    assert [rates["vision"] > 0 for _, rates in found] == [False] * 3 + [True] * 3
+    # After both warm-ups the rates fall along one cosine.
+    assert found[4][1]["vision"] / found[4][1][None] == pytest.approx(1e-4 / settings.learning_rate)
+    original = AutoModel.from_pretrained(trained / "clip").vision_model
+    assert torch.equal(weights[0], torch.cat([value.flatten() for value in original.parameters()]))
+
+
+def test_the_projections_of_an_image_text_model_come_along_where_they_fit(trained, towers_of):
+    arguments = ("--vision_weights", trained / "clip", "--student_config.vision_config", "{}")
+    clip = make_student(5)[0]
+    student = new_student(towers_of(*arguments, "--student_config.projection_dim", 12))[0]
+    assert torch.equal(student.visual_projection.weight, clip.visual_projection.weight)
+    assert new_student(towers_of(*arguments, "--student_config.projection_dim", 10))[0].config.projection_dim == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--vision_weights", "CLIP"), "student_config.vision_config: vision_weights brings the config of its tower"),
+        (("--vision_weights", "teacher", *PRESET), "expected a teacher of transformers with a vision_model, found no"),
+        (("--text_weights", "VIT", *PRESET), "expected a text tower, found ViTModel"),
+        (("--vision_weights", "missing", *PRESET), "vision_weights 'missing': not a file, folder or Hub id"),
+        (("--vision_weights", "CLIP", "--image_size", "32", *PRESET), "image_size 32: the tower .* takes 16"),
+        (
+            ("--vision_weights", "CLIP", "--student", "CLIP", "--student_config", "{}"),
+            "a checkpoint with its own vision",
+        ),
+        (
+            ("--text_weights", "CLIP", "--tokenizer", "WORDS", "--freeze", "text", *PRESET),
+            "the frozen text tower .* knows the tokens of its own tokenizer alone; leave `tokenizer` out",
+        ),
+        (("--release.vision", "3"), "release.vision: expected a step .* and 'vision' in freeze, found 3 and"),
+        (("--learning_rates.text", "-1"), "learning_rates.text: expected a number from 0, found -1"),
+        (("--learning_rates.image", "1"), "unknown setting 'image'; the nearest known one is"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_run(arguments, message, trained, towers_of, teacher):
+    known = {"CLIP": trained / "clip", "VIT": trained / "vit", "WORDS": teacher}
+    with pytest.raises((ValueError, SystemExit, FileNotFoundError), match=message):
+        new_student(settings := towers_of(*(known.get(value, value) for value in arguments)), open_teacher(settings))
