@@ -159,10 +159,10 @@ PROGRAMS = {
         "extract features of clips with pre-trained encoders (needs PyAV)",
         """\
 Reads SOURCE (--data): a folder of clips, one clip, a .csv with a column video or audio of paths, a saved data set, a
-data set on the Hub, or 'synthetic'. A folder with BlEmoRE's train_metadata.csv also gives labels and folds; a .csv or
-data set gives them by --label-column or --label-prefix. Writes a data set to --output, which hf-blemo train, hf-blemo
-predict and datasets.load_from_disk read. An interrupted run resumes with the missing clips; a clip that cannot be read
-is reported and left out.
+data set on the Hub, or 'synthetic'. A folder with BlEmoRE's train_metadata.csv also gives labels and folds, one of
+clips with BlEmoRE's names by --folds K; a .csv or data set by --label-column or --label-prefix. Writes a data set to
+--output, which hf-blemo train, hf-blemo predict and datasets.load_from_disk read. An interrupted run resumes with the
+missing clips; a clip that cannot be read is reported and left out.
 
 Short forms: SOURCE for --data, --output for --output_dir, --threads for --num_threads, --public for
 --hub_private false, --encoder NAME=MODEL[@REVISION] ... for --encoders.NAME.model_id MODEL ...""",

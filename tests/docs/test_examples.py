@@ -14,7 +14,7 @@ import pytest
 from fresh_processes import PACKAGE_FOLDER, run_python
 from hub_server import HubServer
 
-from hf_blemo.cli import _make_parser
+from hf_blemo import blemore, cli
 from hf_blemo.programs import settings
 
 _BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -200,6 +200,26 @@ def test_the_program_of_a_page_does_what_the_page_says(name, hub, tmp_path):
     assert page.printed or example.after, f"{name}: nothing is asserted"
 
 
+def test_the_commands_of_a_submission_end_in_a_valid_one(hub, tmp_path, monkeypatch, capsys, fresh_accelerate_state):
+    monkeypatch.chdir(tmp_path)
+    with hub.emptied():
+        prepare.folders_of_clips(hub, tmp_path / "data")
+        page = PAGES["docs/clips_to_submission.md"]
+        for _, *words in page.commands:
+            code = cli.main([*words, *(("--num_epochs", "2", "--seeds", "0") if words[0] == "train" else ())])
+            assert code == 0, (words, capsys.readouterr().err)
+    assert [words[1] for words in page.commands] == ["features", "train", "predict", "submit", "submit"]
+    *_, checked, written = capsys.readouterr().out.splitlines()
+    assert checked == "out/submission.zip: a valid submission" and written.startswith("out/again.zip: 594 clips")
+    assert checked in (PACKAGE_FOLDER / "docs" / "clips_to_submission.md").read_text(encoding="utf-8")
+    assert blemore.check_submission("out/again.zip") == []
+    # What the page says of refused names.
+    Path("data/test/test_0003.mov").rename("data/test/notes.mov")
+    Path("data/test/test_0004.mov").unlink()
+    assert cli.main(list(page.commands[2][1:])) == 2
+    assert capsys.readouterr().err.splitlines()[:-1] == page.printed
+
+
 COMMANDS = sorted({command for page in PAGES.values() for command in page.commands})
 
 
@@ -208,7 +228,7 @@ def test_every_command_is_understood(command, monkeypatch):
     monkeypatch.chdir(PACKAGE_FOLDER)
     program, *arguments = command
     if program == "hf-blemo":
-        assert callable(_make_parser().parse_args(arguments).handler)
+        assert callable(cli._make_parser().parse_args(arguments).handler)
         return
 
     class Understood(Exception):

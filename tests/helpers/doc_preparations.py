@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from clip_files import write_clip
+from clip_files import gray_pictures, write_clip
 from pair_files import picture
+from tiny_encoders import save_encoder
 from tiny_extraction import save_encoders
 from tiny_extraction import save_fusion as save_clip_fusion
 from tiny_models import save_tiny_model
@@ -143,6 +144,24 @@ def demo_of_readme(hub: Any, work: Path, scratch: Path) -> None:
     save_clip_fusion(demo / "clip_fusion", save_encoders(scratch))
     (demo / "clips_new").mkdir()
     write_clip(demo / "clips_new" / "A101_mix_ang_fea_50_50_ver1.mp4")
+
+
+def folders_of_clips(hub: Any, data: Path) -> None:
+    """Encoders on the Hub, training clips with their folds, and 594 test clips that are one file."""
+    for kind, name in (("clip", "openai/clip-vit-base-patch16"), ("wavlm", "microsoft/wavlm-base")):
+        hub.put(name, save_encoder(kind, data.parent / "encoders" / kind))
+    (data / "train").mkdir(parents=True)
+    (data / "test").mkdir()
+    rows = ["filename,fold"]
+    for number in range(12):
+        label = ("hap_int1", "neu_sit2", "mix_ang_sad_70_30", "mix_disg_fea_50_50")[number % 4]
+        rows.append(f"A{number // 4 + 1}_{label}_ver1,{number // 4}")
+        pictures = gray_pictures(range(20 * (number % 4), 20 * (number % 4) + 4))
+        write_clip(data / "train" / f"{rows[-1].partition(',')[0]}.mov", pictures=pictures)
+    (data / "train" / "train_metadata.csv").write_text("\n".join(rows))
+    first = write_clip(data / "test" / "test_0001.mov", audio=None, pictures=gray_pictures([10, 20]))
+    for number in range(2, 595):
+        (data / "test" / f"test_{number:04d}.mov").hardlink_to(first)
 
 
 def student_and_clip(hub: Any, work: Path, scratch: Path) -> None:
