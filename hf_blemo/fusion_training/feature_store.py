@@ -10,6 +10,7 @@ from transformers import BatchFeature
 from hf_blemo import blemore, feature_sets
 from hf_blemo.errors import check_once
 from hf_blemo.fusion_training.judging import Judge
+from hf_blemo.fusion_training.novelty import BEYOND, NUM_DIRECTIONS, fit_novelty
 from hf_blemo.programs.fingerprints import fingerprint
 from hf_blemo.programs.progress import Progress
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
@@ -62,12 +63,17 @@ class FeatureStore:
         # Encoders read on demand have sum, sum of squares and number of steps per row: enough for the statistics of
         # any rows.
         self._sums: dict[str, torch.Tensor] = {}
+        # Deviation over time of encoders whose pooling leaves it out, and whether a row has two steps.
+        self._spread: dict[str, torch.Tensor] = {}
+        self._moves = {name: torch.zeros(num_rows, dtype=torch.bool) for name in config.encoders}
         for name, options in config.encoders.items():
             size = self.poolings[name].output_size
             if options["pooling"] == "attention":
                 self._sums[name] = torch.zeros(3, num_rows, size, dtype=torch.float64)
             else:
                 self.pooled[name] = torch.zeros(num_rows, size)
+            if options["pooling"] == "mean":
+                self._spread[name] = torch.zeros(num_rows, size)
         columns = dataset.column_names
         groups = dataset["group"][:] if "group" in columns else [None] * num_rows
         names = sorted({group for group in groups if group is not None})
@@ -91,6 +97,9 @@ class FeatureStore:
                 content.append(fingerprint(values, mask))
                 pooled = self.poolings[name].pool(values, mask)
                 self.present[name][rows] = mask.any(1)
+                self._moves[name][rows] = mask.sum(1) > 1
+                if name in self._spread:
+                    self._spread[name][rows] = self.poolings[name].moments(values, mask)[1]
                 if name in self.pooled:
                     self.pooled[name][rows] = pooled
                     continue
@@ -186,6 +195,37 @@ class FeatureStore:
             return self.pooled[name]
         total, _, count = self._sums[name]
         return (total / count.clamp_min(1)).float()
+
+    def moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation over time of each row, (N, D), and whether it has two steps, (N,)."""
+        size, mean = self.config.encoders[name]["feature_size"], self.vectors(name)
+        if name in self._sums:
+            total, squares, count = self._sums[name]
+            count = count.clamp_min(1)
+            spread = (squares / count - (total / count).square()).clamp_min(0).sqrt().float()
+        else:
+            spread = self._spread[name] if name in self._spread else mean[:, size : 2 * size]
+        return mean[:, :size], spread, self._moves[name]
+
+    def fit_novelty(
+        self, models: Sequence[RankAwareFusionModel], rows: np.ndarray, encoders: Sequence[str] | None = None
+    ) -> None:
+        """Tells models what clips are unlike those they were trained on.
+
+        Args:
+            models: of the store's config.
+            rows: (R,) rows that they were trained on.
+            encoders: which; all by default.
+        """
+        for name in self.config.encoders if encoders is None else encoders:
+            used = rows[self.present[name].numpy()[rows]]
+            moments = (values[used] for values in self.moments(name))
+            beyond = BEYOND / len(self.config.encoders)
+            count = self.config.novelty_directions or NUM_DIRECTIONS
+            novelty = fit_novelty(*moments, self.folds[used], beyond, count)
+            if novelty is not None:
+                for model in models:
+                    model.set_novelty(name, novelty)
 
     def _align_folds(self) -> None:
         """Gives the features of every fold the mean and deviation of all rows.
@@ -362,7 +402,8 @@ def fit_feature_statistics(
     encoders: Sequence[str] | None = None,
     progress: bool = False,
 ) -> None:
-    """Fits the statistics by which a model standardises its features, as the programs of this package do.
+    """Fits the statistics by which a model standardises its features and knows clips that are unlike those it was
+    trained on, as the programs of this package do.
 
     Call it once before your own training loop or Trainer; the statistics are saved with the model.
 
@@ -381,3 +422,4 @@ def fit_feature_statistics(
     for name, statistics in store.statistics(rows).items():
         if encoders is None or name in encoders:
             model.set_feature_statistics(name, *statistics)
+    store.fit_novelty([model], rows, encoders)

@@ -126,6 +126,8 @@ def _train_fusion(
 
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
+        adapts = config.domain_adaptation != "none"
+        store.fit_novelty(models, np.arange(len(store)) if adapts else np.flatnonzero(store.labelled))
         metrics = _metrics(settings, store, results)
         metrics |= {
             "final_epochs": num_epochs,

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 LONGEST_CLIP = 30.0
 WINDOW, HOP = 4.0, 2.0
 _WINDOWS_AT_ONCE = 64
+_OF_CLIPS = {"clip", "novelty", "unlike_training", "notes"}
 # Seconds without a row that the row before them may stand for.
 _LONGEST_GAP = 60.0
 
@@ -131,7 +132,7 @@ def predict_clips(
         options: `top_labels` and the decoding, as `results` takes them.
 
     Yields:
-        For each clip the entries of `results`, `duration` (seconds), `notes` (sentences about the file), with
+        For each clip the entries of `results`, `duration` (seconds), `notes` (sentences about the clip), with
         `num_thumbnails` `thumbnails` (JPEG files), and for long clips `timeline`, whose entries have `start` and `end`
         (seconds) beside those of `results`. For a clip that cannot be read, or whose features are not finite, `clip`
         and `error`.
@@ -166,7 +167,7 @@ def predict_clips(
                 raise
             yield {"clip": clip.name, "error": line}
             continue
-        result |= {"duration": duration, "notes": clip.notes}
+        result |= {"duration": duration, "notes": [*result.get("notes", ()), *clip.notes]}
         if num_thumbnails:
             result["thumbnails"] = clip.thumbnails
         if timeline:
@@ -187,7 +188,9 @@ def _timeline(
         part = filled[first : first + _WINDOWS_AT_ONCE]
         rows = results([sample for _, sample in part], [clip.name] * len(part), members, **options)
         for ((start, end), _), row in zip(part, rows, strict=True):
-            del row["clip"]
+            # What is unlike is known of whole clips.
+            for name in _OF_CLIPS & set(row):
+                del row[name]
             found.append({"start": start, "end": end, **row})
     return found
 

@@ -170,7 +170,8 @@ def results(
     batch = processor(samples, clips=clips)
     outputs = [model(**batch.to(model.device)) for model, _ in members]
     parts = [output_probabilities(output, clips) for output in outputs]
-    means = {name: torch.stack([part[name].cpu() for part in parts]).mean(0) for name in parts[0]}
+    known = [name for name in parts[0] if all(name in part for part in parts)]
+    means = {name: torch.stack([part[name].cpu() for part in parts]).mean(0) for name in known}
     values = {**means, "selected_encoders": outputs[0]["selected_encoders"].cpu()}
     blends = processor.post_process_blends(values, **decoding)
     encoders = list(members[0][0].config.encoders)

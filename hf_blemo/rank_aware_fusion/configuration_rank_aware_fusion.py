@@ -152,6 +152,8 @@ class RankAwareFusionConfig(PreTrainedConfig):
         domain_adaptation_level: aligns `fused`, the fused features, or `encoders`, the latents of every
             encoder, which the gate reads too (ours); there it is the mean over the encoders.
         initializer_range: standard deviation of the rank and encoder embeddings.
+        novelty_directions: number of directions of the Gaussians by which the model says how far a clip lies from
+            those it was trained on; 0 where it does not know (ours). [`set_novelty`] sets it.
 
     Source: "Ordering Matters: Rank-Aware Selective Fusion for Blended Emotion Recognition", arXiv 2605.21417,
     abstract. Choices marked ours are not in it.
@@ -167,6 +169,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
         "selected_encoders",
         "fused_features",
         "domain_adaptation_loss",
+        "novelty",
     ]
 
     blend_percents: list[list[int]] | None = None
@@ -209,6 +212,7 @@ class RankAwareFusionConfig(PreTrainedConfig):
     domain_adaptation_weight: float | int = 1.0
     domain_adaptation_level: Literal["fused", "encoders"] = "fused"
     initializer_range: float | int = 0.02
+    novelty_directions: int = 0
 
     def __post_init__(self, **kwargs):
         # Transformers keeps unknown keys, so a misspelt setting would be stored and do nothing.
@@ -287,6 +291,8 @@ class RankAwareFusionConfig(PreTrainedConfig):
         for name in ("top_n", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.novelty_directions < 0:
+            raise ValueError(f"novelty_directions must be at least 0, found {self.novelty_directions}")
         # The default stands for fewer encoders, too.
         if self.encoders and self.top_n > max(len(self.encoders), _DEFAULT_TOP_N):
             raise ValueError(

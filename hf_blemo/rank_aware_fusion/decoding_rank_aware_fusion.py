@@ -164,7 +164,7 @@ def output_probabilities(output: Mapping[str, Any], clips: Sequence[str] | None 
 
     Returns:
         float32: `probabilities`, and `presence` and `salience` of each head alone, (B, C); `joint_probabilities`
-        (B, L); `encoder_weights` (B, E).
+        (B, L); `encoder_weights` (B, E); `novelty` (B, E) of a model that knows it.
 
     Raises:
         ValueError: one of them is not finite.
@@ -176,5 +176,7 @@ def output_probabilities(output: Mapping[str, Any], clips: Sequence[str] | None 
         "joint_probabilities": output["joint_probabilities"].float(),
         "encoder_weights": output["encoder_weights"].float(),
     }
+    if output.get("novelty") is not None:
+        found["novelty"] = output["novelty"].float()
     check_finite("probabilities", torch.cat([*found.values()], 1), clips)
     return found

@@ -19,6 +19,7 @@ from .domain_adaptation_rank_aware_fusion import RankAwareFusionDomainAdaptation
 from .gate_rank_aware_fusion import RankAwareFusionExperts, RankAwareFusionGate, RankAwareFusionProjection
 from .heads_rank_aware_fusion import RankAwareFusionHeads, RankAwareFusionJoin
 from .label_space_rank_aware_fusion import EMOTIONS
+from .novelty_rank_aware_fusion import RankAwareFusionNovelty
 from .pooling_rank_aware_fusion import RankAwareFusionPooling
 
 IGNORED_LABEL = -100
@@ -80,6 +81,8 @@ class RankAwareFusionOutput(ModelOutput):
         selected_encoders: (B, top_n) int64, the fused encoders in rank order; -1 where fewer are present.
         fused_features: (B, H), input of the heads and the domain adaptation.
         domain_adaptation_loss: scalar, unweighted; zero without unlabelled rows or with `domain_adaptation="none"`.
+        novelty: (B, E), outside training and where the model knows: how far a sample lies from the training clips by
+            each encoder; above 1 it is unlike them, 0 for encoders that are absent or know nothing.
     """
 
     loss: torch.Tensor | None = None
@@ -91,6 +94,7 @@ class RankAwareFusionOutput(ModelOutput):
     selected_encoders: torch.Tensor | None = None
     fused_features: torch.Tensor | None = None
     domain_adaptation_loss: torch.Tensor | None = None
+    novelty: torch.Tensor | None = None
 
     def __getitem__(self, key: Any) -> Any:
         # The smoothing of labels of transformers' Trainer looks for them.
@@ -124,6 +128,9 @@ class RankAwareFusionPreTrainedModel(CheckedWeights):
             init.ones_(module.feature_std)
             if module.weighted:
                 init.ones_(module.feature_relevance)
+        elif isinstance(module, RankAwareFusionNovelty):
+            for name, values in module.named_buffers():
+                (init.ones_ if name in ("floor", "scale") else init.zeros_)(values)
         elif isinstance(module, RankAwareFusionExperts):
             for values in module.parameters():
                 init.zeros_(values)
@@ -225,6 +232,9 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         self.fusion = RankAwareFusionJoin(config)
         self.heads = RankAwareFusionHeads(config)
         self.discriminators = RankAwareFusionDomainAdaptation(config)
+        self.novelty: nn.ModuleList | None = None
+        if config.novelty_directions:
+            self._make_novelty()
         found = [options["modality"] for options in config.encoders.values()]
         modalities = list(dict.fromkeys((*MODALITIES, *found)))
         self.modality_indices = [modalities.index(modality) for modality in found]
@@ -263,6 +273,32 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
             if pooling.weighted and relevance is not None:
                 pooling.feature_relevance.copy_(relevance)
 
+    def _make_novelty(self) -> None:
+        sizes = [options["feature_size"] for options in self.config.encoders.values()]
+        count = self.config.novelty_directions
+        self.novelty = nn.ModuleList(RankAwareFusionNovelty(size, count) for size in sizes).to(self.device)
+
+    def set_novelty(self, name: str, novelty: RankAwareFusionNovelty) -> None:
+        """Sets by what the model knows clips that are unlike those it was trained on; it is saved with the model.
+
+        Args:
+            name: an encoder of the config.
+            novelty: of this encoder, with as many directions as those of the others.
+        """
+        if name not in self.encoder_names:
+            raise ValueError(f"unknown encoder {name!r}: this model has {', '.join(self.encoder_names)}")
+        if self.novelty is None:
+            self.config.novelty_directions = novelty.num_directions
+            self._make_novelty()
+        own = cast(nn.ModuleList, self.novelty)[self.encoder_names.index(name)]
+        for key, values in own.named_buffers():
+            given = novelty.get_buffer(key)
+            if given.shape != values.shape:
+                raise ValueError(
+                    f"encoder {name!r}: expected {key} of shape {tuple(values.shape)}, found {tuple(given.shape)}"
+                )
+            values.copy_(given)
+
     def set_static_scores(self, scores: dict[str, float]) -> None:
         """Sets the ranking of `gate="static"`.
 
@@ -280,8 +316,9 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
 
     def _pooled(
         self, features: dict[str, torch.Tensor], feature_mask: dict[str, torch.Tensor] | None
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Features of each encoder (B, P), standardised, and presence (B, E); one that the batch lacks is absent."""
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
+        """Features of each encoder (B, P), standardised; presence and novelty (B, E). One that the batch lacks is
+        absent."""
         for name in (*features, *(feature_mask or ())):
             if name not in self.encoder_names:
                 raise ValueError(f"unknown encoder {name!r}: this model has {', '.join(self.encoder_names)}")
@@ -289,6 +326,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
             raise ValueError(f"features is empty: expected some of {', '.join(self.encoder_names)}")
         batch_size = next(iter(features.values())).shape[0]
         pooled, present = [], []
+        novelty: list[torch.Tensor] = []
         for name, pooling in zip(self.encoder_names, self.poolings, strict=True):
             values = features.get(name)
             if values is None:
@@ -312,7 +350,10 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
                     )
             pooled.append(self.input_dropout(pooling(values, mask)))
             present.append(mask.any(1))
-        return pooled, torch.stack(present, 1)
+            if self.novelty is not None and not self.training:
+                measure, found = self.novelty[len(novelty)], cast(RankAwareFusionPooling, pooling)
+                novelty.append(measure(*found.moments(values, mask)) * present[-1])
+        return pooled, torch.stack(present, 1), torch.stack(novelty, 1) if novelty else None
 
     def _log_prior(self) -> torch.Tensor | None:
         """Logarithm of the weights that the gate starts from, (E,); None where they are equal."""
@@ -436,7 +477,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
         Raises:
             ValueError: an encoder the config does not name, or features of another shape than the config's.
         """
-        pooled, present = self._pooled(features, feature_mask)
+        pooled, present, novelty = self._pooled(features, feature_mask)
         latents = torch.stack([project(values) for project, values in zip(self.projections, pooled, strict=True)], 1)
         said = None if self.experts is None else self.experts(pooled)
         if self.training:
@@ -464,6 +505,7 @@ class RankAwareFusionModel(RankAwareFusionPreTrainedModel):
             selected_encoders=torch.cat([torch.where(used, selected, -1), missing], -1),
             fused_features=fused,
             domain_adaptation_loss=adaptation,
+            novelty=novelty,
         )
 
 

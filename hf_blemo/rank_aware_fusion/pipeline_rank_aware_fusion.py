@@ -38,8 +38,10 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
         For a clip `blend` ([{"emotion": str, "salience": per cent}, ...]), `top` (the name with the largest share of
         it, the more probable on a tie), `probabilities` (name -> float), `presence` and `salience` (the same, by each
         head alone), `encoder_weights` (encoder -> float), `selected_encoders` (names in rank order), `clip` where it
-        had a name, and with `top_labels` `labels` ([{"blend": ..., "probability": float}, ...]). For many a list; for
-        generators and data sets an iterator that reads as it goes.
+        had a name, and with `top_labels` `labels` ([{"blend": ..., "probability": float}, ...]). Of a model that knows
+        it also `novelty` (encoder -> how far the clip lies from the training clips, in units of what 999 of 1000 of
+        them keep), `unlike_training` (whether one of these is above 1) and, if so, a sentence in `notes`. For many a
+        list; for generators and data sets an iterator that reads as it goes.
 
     Raises of a call:
         ValueError: features the processor refuses, or for which the model gives no finite probabilities, naming the
@@ -169,7 +171,7 @@ def result_of_row(
 
     Args:
         values: `probabilities`, `presence`, `salience` (B, C), `encoder_weights` (B, E), `selected_encoders` (B, n),
-            `joint_probabilities` (B, L).
+            `joint_probabilities` (B, L); optionally `novelty` (B, E).
         row: of the clip.
         found: its blend.
         encoders: names of the columns of `encoder_weights`.
@@ -189,6 +191,16 @@ def result_of_row(
     result["encoder_weights"] = dict(zip(encoders, values["encoder_weights"][row].float().tolist(), strict=True))
     selected = values["selected_encoders"][row].tolist()
     result["selected_encoders"] = [encoders[place] for place in selected if place >= 0]
+    if "novelty" in values:
+        novelty = dict(zip(encoders, values["novelty"][row].float().tolist(), strict=True))
+        beyond = sorted((name for name in encoders if novelty[name] > 1), key=lambda name: -novelty[name])
+        result |= {"novelty": novelty, "unlike_training": bool(beyond)}
+        if beyond:
+            by = ", ".join(f"{name} {novelty[name]:.1f}" for name in beyond)
+            result["notes"] = [
+                f"unlike the clips that the model was trained on ({by} times as far from them as 999 of 1000 of "
+                "them): do not rely on the prediction"
+            ]
     if top_labels is not None:
         top, places = values["joint_probabilities"][row].float().topk(top_labels)
         result["labels"] = [

@@ -97,6 +97,30 @@ class RankAwareFusionPooling(nn.Module):
             return _masked_statistics(values, mask)
         return values
 
+    def moments(self, values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation over time, without standardisation.
+
+        Args:
+            values: (B, T, D), or what [`pool`] returned for them.
+            mask: (B, T) bool.
+
+        Returns:
+            (B, D) and (B, D), and (B,) bool, false where a sample has no two steps known of it.
+        """
+        size = self.feature_size
+        if values.dim() == 2:
+            pooled = values.float()
+            whole = self.pooling == "statistics"
+            spread = pooled[:, size : 2 * size] if whole else torch.zeros_like(pooled)
+            return pooled[:, :size], spread, torch.full(pooled.shape[:1], whole, device=pooled.device)
+        values = values.float()
+        if self.transform == "log_softmax":
+            values = values.log_softmax(-1)
+        values = torch.where(mask.unsqueeze(-1), values, values.new_zeros(()))
+        mean = _masked_mean(values, mask)
+        variance = _masked_mean((values - mean.unsqueeze(1)).square(), mask)
+        return mean, variance.sqrt(), mask.sum(1) > 1
+
     def forward(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Pools one encoder.
 

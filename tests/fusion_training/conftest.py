@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from accelerate import Accelerator
 
-from hf_blemo import feature_sets
+from hf_blemo import RankAwareFusionConfig, feature_sets
 from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
 from hf_blemo.fusion_training.data import model_config
 from hf_blemo.fusion_training.feature_store import FeatureStore
@@ -126,5 +126,22 @@ def make_store() -> Callable[..., FeatureStore]:
 
     def make(data: datasets.Dataset, settings: FusionSettings) -> FeatureStore:
         return FeatureStore(data, model_config(data, settings), settings.align_folds, progress=False)
+
+    return make
+
+
+@pytest.fixture
+def build() -> Callable[..., FeatureStore]:
+    """Makes the store of a data set for a config of given entries."""
+
+    def make(data, align_folds=False, model=None, **options):
+        # `options` are entries of all encoders, or of the one they are named after.
+        own = {name: options.pop(name, {}) for name in ("voice", "face", "noise")}
+        encoders = {
+            name: {"feature_size": width, **options, **own.get(name, {})}
+            for name, width in feature_sets.encoder_widths(data).items()
+        }
+        config = RankAwareFusionConfig(encoders=encoders, hidden_size=8, top_n=2, **(model or {}))
+        return FeatureStore(data, config, align_folds, progress=False)
 
     return make

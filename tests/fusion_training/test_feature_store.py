@@ -12,21 +12,6 @@ CPU = torch.device("cpu")
 MISSING = ((0, "voice"), (7, "voice"), (7, "face"), (11, "noise"))
 
 
-@pytest.fixture
-def build():
-    def make(data, align_folds=False, model=None, **options):
-        """A store; `options` are entries of all encoders, or of the one they are named after."""
-        own = {name: options.pop(name, {}) for name in ("voice", "face", "noise")}
-        encoders = {
-            name: {"feature_size": width, **options, **own.get(name, {})}
-            for name, width in feature_sets.encoder_widths(data).items()
-        }
-        config = RankAwareFusionConfig(encoders=encoders, hidden_size=8, top_n=2, **(model or {}))
-        return FeatureStore(data, config, align_folds, progress=False)
-
-    return make
-
-
 @pytest.mark.parametrize(("pooling", "transform"), [("mean", "none"), ("statistics", "log_softmax")])
 def test_pooled_vectors_give_the_outputs_of_the_model_on_the_raw_steps(make_data, build, pooling, transform):
     data = make_data(20, missing=MISSING)
