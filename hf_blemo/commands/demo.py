@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_blemo import built_in
 from hf_blemo.commands.parsing import add_command, add_fusion_options, is_built_in, positive
-from hf_blemo.encoders.encoder_options import DTYPES
+from hf_blemo.encoders.encoder_options import DTYPES, check_encoders
 from hf_blemo.errors import check_extra
 from hf_blemo.programs.start import importing
 
@@ -50,7 +50,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     from hf_blemo.prediction.fusion_files import find_fusion
 
     files = find_fusion(arguments.model, arguments.revision)
-    files.check_encoders()
+    check_encoders(files.encoders, files.folder)
 
     from hf_blemo.prediction.demo_page import check_free, launch_demo, make_demo
 

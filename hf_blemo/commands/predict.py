@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_blemo import built_in
 from hf_blemo.commands.parsing import add_command, add_fusion_options, is_built_in, output_path, positive
-from hf_blemo.encoders.encoder_options import DTYPES
+from hf_blemo.encoders.encoder_options import DTYPES, check_encoders
 from hf_blemo.errors import check_extra, check_once, say
 from hf_blemo.files import whole_file, write_json
 from hf_blemo.programs.progress import Progress
@@ -115,7 +115,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from hf_blemo import feature_sets
 
     if arguments.features is None:
-        files[0].check_encoders()
+        check_encoders(files[0].encoders, files[0].folder)
         inputs: Any = _clips(arguments.clips)
     else:
         feature_sets.check_features(arguments.features)

@@ -1,6 +1,10 @@
 """Values that settings and configs may give for an encoder; importable without torch."""
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hf_blemo.loading import local_path, read_config
 
 # Keys of an entry that names an encoder to load; the first three travel with the models trained on its features.
 ENCODER_KEYS = ("model_id", "revision", "extraction", "batch_size")
@@ -10,3 +14,52 @@ DTYPES = get_args(Dtype)
 # Backends that resize frames, in transformers' names.
 ImageBackend = Literal["pil", "torchvision"]
 IMAGE_BACKENDS = get_args(ImageBackend)
+
+
+def encoders_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists the encoders that the config of a fusion names.
+
+    Args:
+        config: content of its file.
+
+    Returns:
+        Entries of `encoders` in the model's order; none of an invalid config, which loading the model refuses.
+    """
+    entries = config.get("encoders")
+    if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):
+        return {}
+    return {name: entries[name] for name in config.get("encoder_order") or entries if name in entries}
+
+
+def encoder_source(folder: str | Path, model_id: str) -> str:
+    """Where an encoder is.
+
+    Args:
+        folder: of the fusion.
+        model_id: of its config.
+
+    Returns:
+        The same; if it begins with `./` and lies in the fusion's folder, its place there, wherever that folder is.
+    """
+    beside = Path(folder, model_id)
+    return str(beside) if model_id.startswith("./") and beside.is_dir() else model_id
+
+
+def check_encoders(entries: Mapping[str, Mapping[str, Any]], folder: str | Path = ".") -> None:
+    """Checks that the folders of encoders hold models.
+
+    Args:
+        entries: name -> `model_id` and optionally `revision`; entries without a model, and models on the Hub, pass.
+        folder: of their fusion; see [`encoder_source`].
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it has no config.
+        ValueError: the config is damaged, or a folder got a `revision`.
+    """
+    for name, entry in entries.items():
+        model = entry.get("model_id")
+        if isinstance(model, str) and model:
+            where = f"encoder {name!r}: {model}"
+            found = local_path(encoder_source(folder, model), where, entry.get("revision"))
+            if found is not None:
+                read_config(found, where)

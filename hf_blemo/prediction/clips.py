@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from hf_blemo.encoders.encoder import Encoder
+from hf_blemo.encoders.encoder_options import encoder_source
 from hf_blemo.encoders.loading import load_encoders
 from hf_blemo.errors import one_line
 from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.files import limits
 from hf_blemo.prediction.fusion import FusionMember, common_encoders, results
-from hf_blemo.prediction.fusion_files import encoder_source
 from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import DECODING_PARAMETERS
 
 logger = logging.getLogger(__name__)

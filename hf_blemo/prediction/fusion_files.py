@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_blemo.encoders.encoder_options import encoders_of
 from hf_blemo.errors import check_regular, one_line, reading
 from hf_blemo.files import read_json, within
 from hf_blemo.loading import CONFIG_FILE, FUSION, download_errors, local_path, read_config
@@ -35,11 +36,7 @@ class FusionFiles:
     @property
     def encoders(self) -> dict[str, Any]:
         """Entries of `config.encoders` in the model's order; none of an invalid config, which loading refuses."""
-        entries = self.config.get("encoders")
-        order = self.config.get("encoder_order") or entries
-        if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):
-            return {}
-        return {name: entries[name] for name in order if name in entries}
+        return encoders_of(self.config)
 
     @property
     def label_space(self) -> LabelSpace:
@@ -69,16 +66,6 @@ class FusionFiles:
         _check_weights(self.folder, self.where)
         return self.folder
 
-    def check_encoders(self) -> None:
-        """Checks that the folders of the encoders that its config names are there.
-
-        Raises:
-            FileNotFoundError: one is not.
-        """
-        for name, entry in self.encoders.items():
-            if isinstance(entry.get("model_id"), str) and entry["model_id"]:
-                local_path(encoder_source(self.folder, entry["model_id"]), f"encoder {name!r}: {entry['model_id']}")
-
 
 def find_fusion(folder_or_repo: str | Path, revision: str | None = None) -> FusionFiles:
     """Finds a fusion and its processor.
@@ -102,20 +89,6 @@ def find_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
         settings = _settings(folder, where)
         _check_weights(folder, where)
         return FusionFiles(where, named, folder, *settings)
-
-
-def encoder_source(folder: str | Path, model_id: str) -> str:
-    """Where an encoder is.
-
-    Args:
-        folder: of the fusion.
-        model_id: of its config.
-
-    Returns:
-        The same; if it begins with `./` and lies in the fusion's folder, its place there, wherever that folder is.
-    """
-    beside = Path(folder, model_id)
-    return str(beside) if model_id.startswith("./") and beside.is_dir() else model_id
 
 
 def check_averaged(models: Sequence[tuple[Mapping[str, Mapping[str, Any]], LabelSpace]]) -> None:
