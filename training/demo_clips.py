@@ -35,7 +35,7 @@ def main() -> None:
     from transformers import pipeline
 
     from hf_blemo import blemore
-    from hf_blemo.built_in import make_synthetic_clips, save_random_speech_encoder
+    from hf_blemo.built_in import MODEL, make_synthetic_clips
     from hf_blemo.extraction.run import extract_features
     from hf_blemo.extraction.settings import ExtractionSettings
     from hf_blemo.fusion_training.run import train_fusion
@@ -43,8 +43,8 @@ def main() -> None:
     from hf_blemo.prediction.clip_report import NUM_THUMBNAILS, blend_words, write_report
 
     output = Path(settings.output_dir)
-    names = ("clips", "clips_new", "clip_features", "clip_voice", "clip_fusion")
-    clips, new, features, voice, fusion = (output / name for name in names)
+    names = ("clips", "clips_new", "clip_features", "clip_fusion")
+    clips, new, features, fusion = (output / name for name in names)
     for folder in (clips, new, features, fusion):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -52,9 +52,10 @@ def main() -> None:
     make_synthetic_clips(clips, num_clips=settings.num_clips, seed=0)
     print(f"{settings.num_clips} clips in {clips}", flush=True)
 
-    print("\n2. Extract features: the student encodes every frame, a small HuBERT every 20 ms of sound", flush=True)
-    save_random_speech_encoder(voice)
-    encoders = {"picture": {"model_id": settings.student}, "voice": {"model_id": str(voice)}}
+    print(
+        "\n2. Extract features: the student encodes every frame, the built-in HuBERT every 20 ms of sound", flush=True
+    )
+    encoders = {"picture": {"model_id": settings.student}, "voice": {"model_id": str(Path(MODEL) / "voice")}}
     made = extract_features(
         ExtractionSettings(data=str(clips), output_dir=str(features), encoders=encoders),
         report_line=lambda line: print(line, file=sys.stderr),

@@ -19,8 +19,8 @@ Reads FOLDER, written by a training program or by save_pretrained of model and p
 the files to upload, or what is missing, and changes nothing. With --repo it updates the card README.md from
 metrics.json and uploads model, processor, code, card, metrics and plots in one commit.
 
-Example:
-  hf-blemo publish out/fusion --repo "$ME/fusion" --tag v1    # ME: your name on the Hub""",
+Example, where ME is your name on the Hub:
+  hf-blemo publish out/fusion --repo "$ME/fusion" --tag v1""",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the model's folder")
     parser.add_argument("--repo", metavar="OWNER/NAME", help="repository; a new one is private")
