@@ -113,13 +113,9 @@ def _distill(settings: Any, command: str) -> None:
 
     metrics = distill(settings, command=command)
     if metrics:
-        history = metrics["history"]
-        for name in [name for name in history[-1] if name != "step"]:
-            # A scheduled term may begin later.
-            rows = [row for row in history if name in row]
-            shown = [f"{row[name]:10.4f} after {row['step']} steps" for row in (rows[0], rows[-1])]
-            say(f"{name:<13} {' '.join(shown)}")
-        say(f"Student, tokenizer, image processor and metrics: {settings.output_dir}")
+        from hf_blemo.clip_rd_training.results import summary
+
+        say(*summary(metrics), f"Student, tokenizer, image processor and metrics: {settings.output_dir}")
 
 
 def _embed(settings: Any, command: str) -> None:

@@ -1,5 +1,6 @@
 """The results of a distillation beside the student: metrics, plots and the card."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.plots import plot_distillation
 from hf_blemo.files import write_json
 from hf_blemo.hub import write_card
+from hf_blemo.programs.progress import duration
 
 SHOWN_PAIRS = 48
+SHOWN_MEASURES = ("top_1", "image_to_text_r@1", "image_to_text_r@5", "text_to_image_r@1", "text_to_image_r@5")
 
 
 class SimilarityMaps:
@@ -34,6 +37,38 @@ class SimilarityMaps:
         self.distiller.train(training)
         image, text, *teacher = (functional.normalize(values.double(), dim=-1).cpu() for values in embeds)
         return (image @ text.T).numpy(), (teacher[0] @ teacher[1].T).numpy()
+
+
+def summary(metrics: Mapping[str, Any]) -> list[str]:
+    """Returns what a run came to, in lines: its terms at both ends, its pace, and what was measured.
+
+    Args:
+        metrics: of the run.
+    """
+    lines = []
+    for name in [name for name in metrics["history"][-1] if name != "step"]:
+        # A scheduled term may begin later.
+        rows = [row for row in metrics["history"] if name in row]
+        shown = [f"{row[name]:10.4f} after {row['step']} steps" for row in (rows[0], rows[-1])]
+        lines.append(f"{name:<13} {' '.join(shown)}")
+    epochs = metrics["epochs"]
+    passes = "" if epochs is None else f", {epochs:.3g} times the {metrics['data']['pairs']:,} pairs"
+    size, pace = metrics["batch_size"], metrics["seconds_per_step"]
+    # A run that was resumed after its last step trained none.
+    speed = "" if pace is None else f"; {pace:.3g} s a step, {size / max(pace, 1e-9):,.3g} pairs a second"
+    lines.append(f"{metrics['num_steps']:,} steps of {size:,} pairs{passes}{speed}")
+    first = next((row for row in metrics["evaluations"] if row["step"] == 0), None)
+    measured = {
+        "teacher": metrics["teacher_evaluation"],
+        "student before training": first,
+        "student": metrics["evaluation"],
+    }
+    for whose, found in measured.items():
+        for name, task in (found or {}).get("tasks", {}).items():
+            shown = [f"{key.replace('_', ' ')} {task[key]:.1%}" for key in SHOWN_MEASURES if key in task]
+            count = task.get("classes", task["images"])
+            lines.append(f"{name}, {whose}: {', '.join(shown)} (guessing: {1 / count:.1%})")
+    return [*lines, f"In all {duration(metrics['wall_seconds'])}"]
 
 
 def write_results(

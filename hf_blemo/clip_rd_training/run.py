@@ -248,6 +248,7 @@ def _distill(
             "num_steps": settings.steps,
             "epochs": None if split.num_pairs is None else settings.steps * settings.batch_size / split.num_pairs,
             "batch_size": settings.batch_size,
+            "seconds_per_step": round(training.seconds / training.trained, 4) if training.trained else None,
             "history": training.history.rows,
             "evaluation": training.evaluations.rows[-1] if training.evaluations.rows else None,
             "evaluations": training.evaluations.rows,
@@ -293,6 +294,8 @@ class _Training:
     ):
         self.accelerator, self.model, self.optimizer, self.pushes = accelerator, model, optimizer, pushes
         self.batches, self.settings, self.average = batches, settings, average
+        # Of the steps of this run, without evaluations and checkpoints.
+        self.seconds, self.trained = 0.0, 0
         self.distiller = accelerator.unwrap_model(model)
         self.history = _History(self.distiller.loss.cause)
         self.position = DataPosition(accelerator, settings.max_broken_share)
@@ -315,6 +318,9 @@ class _Training:
         settings, accelerator = self.settings, self.accelerator
         begin = checkpoints.restore(settings.steps) if settings.resume else 0
         self.batches.resume(begin, self.position.own_states())
+        if settings.evaluation_share and not begin and accelerator.is_main_process:
+            # What the start was worth tells what the training gained.
+            self.evaluations.add(self.student, 0)
         shown, holds = accelerator.is_main_process, ("pairs", settings.batch_size)
         with Progress("distillation", "step", settings.steps, begin, shown, holds) as bar:
             loader = iter(self._loader()) if begin < settings.steps else None
@@ -324,6 +330,7 @@ class _Training:
     def _train(self, step: int, loader: Any, checkpoints: Checkpoints, bar: Any) -> None:
         """Trains a step, then logs, evaluates and saves what is due."""
         settings, accelerator = self.settings, self.accelerator
+        begun = time.perf_counter()
         batch = self._next(loader)
         try:
             terms = self._step(step, batch)
@@ -342,6 +349,8 @@ class _Training:
             scale = self.distiller.student.logit_scale.exp().item()
             logged = self.history.close(done, logit_scale=scale, learning_rate=_learning_rate(step, settings))
             bar.update(0, loss=f"{logged['loss']:.3f}")
+        self.trained += 1
+        self.seconds += time.perf_counter() - begun
         if last or (settings.evaluate_every and done % settings.evaluate_every == 0):
             found = self.evaluations.add(self.student, done) if accelerator.is_main_process else {}
             accelerator.wait_for_everyone()

@@ -169,7 +169,8 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         evaluation: task -> `kind` (`zero_shot`, `retrieval`, or the built-in tasks `synthetic` or `emoji`), `data`,
             `split`, `image_column`, `caption_column`, `label_column`, `classes`, `templates`, `limit`, `options`.
         evaluation_share: share of the pairs that is not trained on; the task `held_out` is to find its pictures and
-            captions by each other. The pictures' content decides, whatever the seed; each is read once for that.
+            captions by each other, before training and after. The pictures' content decides, whatever the seed; each
+            is read once for that.
         evaluate_every: steps between evaluations; 0 evaluates only at the end.
         evaluate_teacher: also evaluate the teacher once; not with a store.
         resume: resume an interrupted run of the same settings from its newest checkpoint in `output_dir`; it ends with

@@ -9,6 +9,7 @@ from pair_files import encoded, pairs_of, picture, write_shards
 
 from hf_blemo.built_in import synthetic_tokenizer
 from hf_blemo.clip_rd_training.held_out import hold_out, retrieval_task, tasks_of_training_data
+from hf_blemo.clip_rd_training.results import summary
 from hf_blemo.clip_rd_training.run import _Training, distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.pairs.pair_sources import PairTable
@@ -128,8 +129,15 @@ def test_a_run_of_epochs_resumes_bit_for_bit_and_keeps_what_it_held_out(teacher,
     alone = distill(settings_for(tmp_path / "alone", *arguments))
     assert alone["num_steps"] == 6 and alone["epochs"] == 2 and alone["config"]["warmup_steps"] == 3
     assert alone["data"]["held_out"] == {"pairs": 16, "pictures": 16} and alone["data"]["pairs"] == 48
-    for found in (alone["evaluation"], alone["teacher_evaluation"]):
+    assert [row["step"] for row in alone["evaluations"]] == [0, 6]
+    for found in (*alone["evaluations"], alone["teacher_evaluation"]):
         assert found["tasks"]["held_out"]["images"] == 16
+    lines = summary(alone)
+    shown = [line.split(": ")[0] for line in lines if line.startswith("held_out, ")]
+    assert shown == ["held_out, teacher", "held_out, student before training", "held_out, student"]
+    assert lines[-2].endswith("(guessing: 6.2%)") and lines[-1].startswith("In all ")
+    [pace] = [line for line in lines if line.startswith("6 steps of 16 pairs, 2 times the 48 pairs; ")]
+    assert pace.endswith(" pairs a second") and 0 < alone["seconds_per_step"] < alone["wall_seconds"]
     card = (tmp_path / "alone" / "README.md").read_text()
     assert "16 further pairs were held out" in card and "48 |" in card
 
