@@ -100,7 +100,8 @@ the clips show their label only in the picture, a third only in the sound.
 {rows}
 
 ACC_presence is the share of clips whose emotions are all found, and no other; ACC_salience the share of blends whose
-shares are found too. Numbers of drawn clips say nothing about people.
+shares are found too. It calls {unlike} of the {test} clips unlike those it was trained on. Numbers of drawn clips say
+nothing about people.
 
 ## How it was made
 
@@ -115,7 +116,7 @@ class BuiltInSettings:
 
     Args:
         output_dir: folder of the finished model; replaced.
-        work_dir: folder for what it is made of; replaced.
+        work_dir: folder for what it is made of. What an earlier call made there is kept, but for the fusion.
         num_pairs: drawn scenes with captions to train the CLIPs on.
         num_steps: steps of each of the two CLIPs.
         num_clips: drawn clips to train on.
@@ -141,20 +142,28 @@ def main() -> None:
     from hf_blemo.fusion_training.settings import FusionSettings
 
     work = Path(settings.work_dir)
-    shutil.rmtree(work, ignore_errors=True)
+    for name in ("fusion", "model"):
+        shutil.rmtree(work / name, ignore_errors=True)
     say("1. Distil a CLIP on drawn scenes")
     picture = distilled(settings, work)
     say("2. Draw clips")
     clips, unseen, shown = (work / name for name in ("clips", "clips_unseen", "clips_shown"))
-    make_synthetic_clips(clips, settings.num_clips, seed=0, num_actors=60)
-    make_synthetic_clips(unseen, settings.num_test_clips, seed=1)
-    # Larger and longer, for people to look at.
-    make_synthetic_clips(shown, 36, seed=2, size=192, seconds=(3.0, 4.0))
+    # Those to be shown are larger and longer, for people to look at.
+    larger = {"size": 192, "seconds": (3.0, 4.0)}
+    drawn = (
+        (clips, settings.num_clips, {"num_actors": 60}),
+        (unseen, settings.num_test_clips, {}),
+        (shown, 36, larger),
+    )
+    for seed, (folder, number, options) in enumerate(drawn):
+        if not folder.exists():
+            make_synthetic_clips(folder, number, seed, **options)
     say("3. Train an encoder of sound")
     voice = trained_voice(clips, work / "voice", settings.voice_epochs)
     say("4. Extract features and train the fusion")
     encoders = {name: {"model_id": str(folder)} for name, folder in (("picture", picture), ("voice", voice))}
-    extract_features(ExtractionSettings(data=str(clips), output_dir=str(work / "features"), encoders=encoders))
+    if not (work / "features").exists():
+        extract_features(ExtractionSettings(data=str(clips), output_dir=str(work / "features"), encoders=encoders))
     arguments = ["--config", str(CONFIGS / "fusion_clips.yaml"), "--data", str(work / "features")]
     fusion = read_settings(FusionSettings, [*arguments, "--output_dir", str(work / "fusion"), *FUSION.split()])
     train_fusion(fusion, command="python training/make_built_in.py")
@@ -182,6 +191,8 @@ def distilled(settings: BuiltInSettings, work: Path) -> Path:
     given += ["--synthetic.num_pairs", str(settings.num_pairs)]
     teacher, student = work / "teacher", work / "picture"
     for folder, arguments in ((teacher, WIDER), (student, ("--teacher", str(teacher)))):
+        if folder.exists():
+            continue
         distill(read_settings(DistillationSettings, [*given, "--output_dir", str(folder), *arguments]))
     return student
 
@@ -195,6 +206,8 @@ def trained_voice(clips: Path, folder: Path, num_epochs: int) -> Path:
     from hf_blemo import blemore
     from hf_blemo.media import MediaFile
 
+    if folder.exists():
+        return folder
     names = [name for name, clear in clear_in(clips).items() if clear != "picture"]
     processor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
     rate = processor.sampling_rate
@@ -254,7 +267,8 @@ def measured(folder: Path, clips: Path) -> dict[str, Any]:
     from hf_blemo import blemore
 
     recognise = pipeline("blended-emotion-recognition", model=str(folder), device="cpu")
-    blends = {result["clip"]: result["blend"] for result in recognise(str(clips))}
+    results = list(recognise(str(clips)))
+    blends = {result["clip"]: result["blend"] for result in results}
     clear = clear_in(clips)
     rows = []
     for what, kinds in (("all", set(clear.values())), *((f"shown in {name}", {name}) for name in SHOWN)):
@@ -265,7 +279,8 @@ def measured(folder: Path, clips: Path) -> dict[str, Any]:
         say(rows[-1])
     sizes = {name: AutoModel.from_pretrained(folder / name).num_parameters() for name in ("picture", "voice")}
     sizes["fusion"] = recognise.model.num_parameters()
-    return {**sizes, "rows": "\n".join(rows), "test": len(blends), "each": len(blends) // len(blemore.LABELS)}
+    counted = {"test": len(blends), "each": len(blends) // len(blemore.LABELS)}
+    return {**sizes, **counted, "unlike": sum(r["unlike_training"] for r in results), "rows": "\n".join(rows)}
 
 
 SHOWN = ("picture", "sound", "both")

@@ -5,8 +5,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from clip_files import tone, write_clip
 from command_line import refused, run
 from transformers import AutoModel, AutoProcessor, pipeline
 
@@ -57,6 +59,14 @@ def test_it_is_right_on_clips_of_drawn_actors_that_it_has_not_met(recognise, tmp
     blends = {result["clip"]: result["blend"] for result in recognise(str(tmp_path / "clips"))}
     assert blemore.acc_presence(list(blends.values()), list(blends)) > 0.9
     assert blemore.acc_salience(list(blends.values()), list(blends)) > 0.75
+
+
+def test_it_says_of_colour_bars_that_it_knows_nothing_like_them(recognise, tmp_path):
+    colours = np.array([[255] * 3, [255, 255, 0], [0, 255, 255], [255, 0, 255]], np.uint8)
+    bars = colours[None].repeat(64, 0).repeat(16, 1)
+    write_clip(tmp_path / "bars.mp4", pictures=[bars] * 20, sound=tone(2.0, 16000, 1000.0))
+    assert recognise(str(tmp_path / "bars.mp4"))["unlike_training"]
+    assert not any(recognise(path)["unlike_training"] for path in built_in.CLIPS)
 
 
 def test_its_card_says_what_it_is_and_is_not():
