@@ -32,6 +32,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to notebooks lead to their pages, those of their own downloads aside."""
+    return markdown if page.file.src_uri.startswith("notebooks/") else markdown.replace(".ipynb)", ".md)")
+
+
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Takes the script that searches from disk from the site itself, where the theme would fetch one."""
     return output.replace(FETCHED_WORKER, get_relative_url("javascripts/worker.js", page.url))
@@ -80,6 +85,7 @@ def commands_page() -> str:
         "# Commands",
         "",
         "Every command has `--help`, shows its progress, and ends with code 2 and one line that says what is wrong.",
+        "`hf-blemo recipes` lists the files of settings for `--config` of the training commands.",
         "",
     ]
     for parser in parsers(_make_parser()):
@@ -97,9 +103,16 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
             yield from parsers(child)
 
 
-def parser_section(parser: argparse.ArgumentParser) -> list[str]:
+def parser_section(parser: Any) -> list[str]:
     """The heading, description and arguments of a command."""
     lines = [f"## {parser.prog}", "", *description(parser.description or ""), ""]
+    if parser.settings_class() is not None:
+        from hf_blemo.programs.settings import described_settings
+
+        lines += ["Settings, in the file of `--config` or on the command line:", ""]
+        for name, kind, default, text in described_settings(parser.settings_class()):
+            lines += [f"`--{name}` *{escaped(kind)}*, {escaped(default)}", f":   {literal(text)}", ""]
+        return lines
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]
         shown = [action for action in actions if not isinstance(action, argparse._HelpAction)]
@@ -138,6 +151,11 @@ def escaped(text: str) -> str:
     for mark in "\\`*_<[":
         text = text.replace(mark, "&lt;" if mark == "<" else f"\\{mark}")
     return text
+
+
+def literal(text: str) -> str:
+    """The text of a docstring, whose Markdown counts, without HTML."""
+    return text.replace("<", "&lt;")
 
 
 # Notebooks

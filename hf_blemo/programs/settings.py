@@ -226,7 +226,6 @@ def _check_complete(known: Mapping[str, Field], values: Mapping[str, Any], where
 
 def settings_help(settings_class: type, description: str | None = None, program: str | None = None) -> str:
     """The help of a program: every setting with its key, type, default and line in the docstring of its class."""
-    texts = documentation(settings_class)
     lines = [f"usage: {program or Path(sys.argv[0]).name} [{CONFIG_OPTION} FILE.yaml|RECIPE] [--key value ...]", ""]
     if description:
         lines += [inspect.cleandoc(description), ""]
@@ -236,13 +235,27 @@ def settings_help(settings_class: type, description: str | None = None, program:
         "",
         "settings:",
     ]
+    for name, kind, default, text in described_settings(settings_class):
+        lines.append(f"  --{name}  {kind}, {default}")
+        lines += textwrap.wrap(text, _HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def described_settings(settings_class: type) -> list[tuple[str, str, str, str]]:
+    """Every setting of a program.
+
+    Args:
+        settings_class: the dataclass.
+
+    Returns:
+        Its name, type, default (`required` or `default: ...`), and text in the docstring of the class.
+    """
+    texts, found = documentation(settings_class), []
     for name, field in _fields(settings_class).items():
         default = _default(field)
         shown = "required" if default is MISSING else f"default: {_shown(default)}"
-        lines.append(f"  --{name}  {_type_name(field.type)}, {shown}")
-        text = texts.get(name, "")
-        lines += textwrap.wrap(text, _HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
+        found.append((name, _type_name(field.type), shown, texts.get(name, "")))
+    return found
 
 
 # The core schema of YAML 1.2: tag, its values, the characters that they begin with. YAML 1.1, which PyYAML reads, also

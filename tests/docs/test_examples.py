@@ -1,5 +1,6 @@
 """Every program of the documentation runs and prints what its page says; every command parses."""
 
+import json
 import re
 import runpy
 import shlex
@@ -19,6 +20,17 @@ from hf_blemo.programs import settings
 
 _BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _DECIMAL = r"-?\d+\.\d+(?:e-?\d+)?"
+
+
+def notebook_text(path: Path) -> str:
+    """The cells of a notebook as blocks of a page; of what they printed, predictions may differ between machines."""
+    blocks = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            printed = [line for output in cell["outputs"] for line in output.get("text", [])]
+            told = "".join(line.strip() + "\n" for line in printed if " % " not in line)
+            blocks.append(f"```python\n{''.join(cell['source'])}\n```\n```text\n{told}```\n")
+    return "\n".join(blocks)
 
 
 class Page:
@@ -64,6 +76,8 @@ def missing_line(printed: list[str], output: str) -> str | None:
 
 _PATHS = [PACKAGE_FOLDER / "README.md", *sorted((PACKAGE_FOLDER / "docs").rglob("*.md"))]
 PAGES = {path.relative_to(PACKAGE_FOLDER).as_posix(): Page(path.read_text(encoding="utf-8")) for path in _PATHS}
+NOTEBOOKS = sorted((PACKAGE_FOLDER / "docs" / "notebooks").glob("*.ipynb"))
+PAGES |= {path.relative_to(PACKAGE_FOLDER).as_posix(): Page(notebook_text(path)) for path in NOTEBOOKS}
 
 # Names that fragments of two pages use without defining them.
 TEACHER_AND_BATCH = """
@@ -135,7 +149,7 @@ def adapters(hub: HubServer, work: Path) -> None:
 
 
 EXAMPLES = {
-    "README.md": Example(prepare.demo_of_readme, before=TEACHER_AND_BATCH + PREDICTIONS, after=GRADIENTS + SUBMITTED),
+    "README.md": Example(prepare.trained_fusion, before=TEACHER_AND_BATCH + PREDICTIONS, after=GRADIENTS + SUBMITTED),
     "docs/adding_an_encoder.md": Example(
         prepare.fusion_and_features,
         after="assert list(AutoModel.from_pretrained('out/grown').config.encoders) == ['face', 'voice', 'breath']",
@@ -170,14 +184,20 @@ assert loaded.config.encoders["text"]["modality"] == "text"
 """,
     ),
     "docs/lora.md": Example(prepare.both_families, check=adapters),
+    "docs/notebooks/distillation.ipynb": Example(
+        after="assert scores['distilled'] > scores['alone'] + 0.05 and scores['teacher'] > scores['distilled']"
+    ),
+    "docs/notebooks/fusion.ipynb": Example(after="assert found['eval_score'] > 0.3 and np.mean(hits) > 0.8"),
     "docs/publishing.md": Example(prepare.trained_folder, check=published),
     "docs/sentence_transformers.md": Example(prepare.student_and_pictures, needs=("sentence_transformers",)),
+    "docs/start_pairs.md": Example(prepare.own_student),
+    "docs/start_pipeline.md": Example(needs=("av",)),
     "docs/using_elsewhere.md": Example(prepare.both_families, needs=("onnxruntime", "onnxscript")),
 }
 
 
 def test_every_program_is_run():
-    assert [name for name, page in PAGES.items() if page.program] == sorted(EXAMPLES)
+    assert sorted(name for name, page in PAGES.items() if page.program) == sorted(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -220,13 +240,21 @@ def test_the_commands_of_a_submission_end_in_a_valid_one(hub, tmp_path, monkeypa
     assert capsys.readouterr().err.splitlines()[:-1] == page.printed
 
 
+# Files of settings that a page has its reader write.
+SETTINGS = {
+    name: text
+    for path in _PATHS
+    for name, text in re.findall(r"`(\w+\.yaml)`:\n\n```yaml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+}
 COMMANDS = sorted({command for page in PAGES.values() for command in page.commands})
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_is_understood(command, monkeypatch):
+def test_every_command_is_understood(command, monkeypatch, tmp_path):
     monkeypatch.chdir(PACKAGE_FOLDER)
-    program, *arguments = command
+    for name, text in SETTINGS.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    program, *arguments = [str(tmp_path / word) if word in SETTINGS else word for word in command]
     if program == "hf-blemo":
         assert callable(cli._make_parser().parse_args(arguments).handler)
         return
@@ -243,7 +271,7 @@ def test_every_command_is_understood(command, monkeypatch):
         runpy.run_path(program, run_name="__main__")
 
 
-def test_commands_are_found_and_wrong_ones_are_not_understood(monkeypatch):
+def test_commands_are_found_and_wrong_ones_are_not_understood(monkeypatch, tmp_path):
     text = """```
 accelerate launch training/train_fusion.py ... --nonsense 3  # comment
 hf-blemo dataset build SOURCE --output out [--push-to-hub "$ME/name"]
@@ -257,7 +285,7 @@ make bench
     ]
     for wrong in (commands[0], ("hf-blemo", "publish", "out", "--repository", "you/it")):
         with pytest.raises(SystemExit):
-            test_every_command_is_understood(wrong, monkeypatch)
+            test_every_command_is_understood(wrong, monkeypatch, tmp_path)
     assert len(COMMANDS) > 15
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zlib
+from dataclasses import fields
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +54,9 @@ def test_every_command_and_option_is_in_the_reference(site):
     assert "predict" in commands
     for name, parser in commands.items():
         assert f"hf-blemo {name}" in page
-        for option in parser._option_string_actions:
+        settings = parser.settings_class()
+        options = [f"--{field.name}" for field in fields(settings)] if settings else parser._option_string_actions
+        for option in options:
             assert option in page or option in ("-h", "--help"), f"{name} {option}"
 
 

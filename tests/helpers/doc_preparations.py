@@ -8,8 +8,6 @@ import torch
 from clip_files import gray_pictures, write_clip
 from pair_files import picture
 from tiny_encoders import save_encoder
-from tiny_extraction import save_encoders
-from tiny_extraction import save_fusion as save_clip_fusion
 from tiny_models import save_tiny_model
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
@@ -112,6 +110,12 @@ def student_and_pictures(hub: Any, work: Path, scratch: Path) -> None:
     picture(99).save(work / "picture.png")
 
 
+def own_student(hub: Any, work: Path, scratch: Path) -> None:
+    """A student of own pairs, and a new picture."""
+    save_tiny_model("clip_rd", work / "out" / "own_student")
+    picture(99).save(work / "new.jpg")
+
+
 def both_families(hub: Any, work: Path, scratch: Path) -> None:
     """All of the above."""
     fusion_and_features(hub, work, scratch)
@@ -137,13 +141,9 @@ def trained_folder(hub: Any, work: Path, scratch: Path) -> None:
     write_features(work / "features", 60, ("face", "voice"))
 
 
-def demo_of_readme(hub: Any, work: Path, scratch: Path) -> None:
-    """What `make demo` leaves: a fusion of features, one of clips with its encoders, and a clip."""
-    demo = work / "out" / "demo"
-    save_fusion(demo / "published")
-    save_clip_fusion(demo / "clip_fusion", save_encoders(scratch))
-    (demo / "clips_new").mkdir()
-    write_clip(demo / "clips_new" / "A101_mix_ang_fea_50_50_ver1.mp4")
+def trained_fusion(hub: Any, work: Path, scratch: Path) -> None:
+    """What `hf-blemo train` leaves."""
+    save_fusion(work / "out" / "fusion")
 
 
 def folders_of_clips(hub: Any, data: Path) -> None:
