@@ -20,7 +20,7 @@ from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.pairs.pair_sources import open_source
 from hf_blemo.programs.processes import check_shared, of_first, together
 from hf_blemo.programs.run_folder import check_output, earlier_result, named_inputs
-from hf_blemo.programs.tables import table
+from hf_blemo.programs.tables import mean_and_std, plus_minus, table
 
 _RESULT = "comparison.json"
 REFERENCE = "CLIP-KD"
@@ -154,7 +154,7 @@ def _scores(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The comparison as two Markdown tables: mean ± std over seeds, and paired differences to CLIP-KD."""
+    """The comparison as two tables: mean ± sample standard deviation over seeds, and differences to CLIP-KD by seed."""
     columns = list(result["teacher"])
 
     def cells(rows: Sequence[dict[str, float]], reference: Sequence[dict[str, float]] | None = None) -> list[str]:
@@ -163,8 +163,7 @@ def markdown(result: dict[str, Any]) -> str:
             values = np.array([row[name] for row in rows])
             if reference is not None:
                 values = values - np.array([row[name] for row in reference])
-            sign = "+" if reference is not None else ""
-            texts.append(f"{values.mean():{sign}.4f} ± {values.std():.4f}")
+            texts.append(plus_minus(mean_and_std(values), sign="" if reference is None else "+"))
         return texts
 
     students = {name: rows for name, rows in result["students"].items() if rows}

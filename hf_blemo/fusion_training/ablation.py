@@ -24,12 +24,12 @@ from hf_blemo.fusion_training.explanation import explain, explanation_table
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.judging import better
 from hf_blemo.fusion_training.naive_fusion import NaiveFusions, naive_fusions, naive_names
-from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth, chosen_inside, mean_and_std, paired_bootstrap
+from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth, chosen_inside, paired_bootstrap
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
 from hf_blemo.programs.processes import check_same, check_shared, together
 from hf_blemo.programs.run_folder import CHECKPOINTS, check_output, earlier_result, named_inputs
-from hf_blemo.programs.tables import plus_minus, table
+from hf_blemo.programs.tables import mean_and_std, plus_minus, table
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
@@ -509,9 +509,9 @@ def _adaptation_row(row: dict[str, Any]) -> list[str]:
     """Cells of a row; mean ± std over seeds."""
     adapted = row["kind"] != "none"
     cells = [row["kind"], row["level"] if adapted else "", f"{row['weight']:g}" if adapted else ""]
-    cells += [f"{np.mean(row[name]):.4f} ± {np.std(row[name]):.4f}" for name in ("score", "unshifted")]
+    cells += [plus_minus(mean_and_std(row[name])) for name in ("score", "unshifted")]
     recovered = row["recovered"]
-    cells.append(f"{np.mean(recovered):.3f} ± {np.std(recovered):.3f}" if adapted and recovered else "")
+    cells.append(plus_minus(mean_and_std(recovered), 3) if adapted and recovered else "")
     return cells
 
 

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from hf_blemo.fusion_training.adaptation import hide_labels
 from hf_blemo.fusion_training.cross_validation import train_on_all
 from hf_blemo.fusion_training.feature_store import FeatureStore
-from hf_blemo.fusion_training.out_of_fold import Truth, mean_and_std, paired_bootstrap
+from hf_blemo.fusion_training.out_of_fold import Truth, paired_bootstrap
 from hf_blemo.fusion_training.settings import AblationSettings
-from hf_blemo.programs.tables import table
+from hf_blemo.programs.tables import mean_and_std, plus_minus, table
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
 
@@ -132,15 +132,11 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 def explanation_table(found: dict[str, Any]) -> str:
     """The numbers as Markdown."""
-    rows = [["rank correlation of gate weight and change without the encoder", _plain(found["spearman"])]]
+    rows = [["rank correlation of gate weight and change without the encoder", plus_minus(found["spearman"])]]
     if found["top"] is not None:
-        rows.append(["first-ranked encoder right alone", _plain(found["top"])])
+        rows.append(["first-ranked encoder right alone", plus_minus(found["top"])])
         for key, name in (("against_random", "a random other"), ("against_best", "the best on average")):
             entry = found[key]
             cell = f"{entry['difference']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
             rows.append([f"the same, minus {name}", cell])
     return table(["explanations by the gate", ""], rows, padded=False)
-
-
-def _plain(entry: dict[str, float]) -> str:
-    return f"{entry['mean']:.4f} ± {entry['std']:.4f}"

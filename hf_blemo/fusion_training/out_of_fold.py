@@ -13,6 +13,7 @@ from hf_blemo.files import whole_file
 from hf_blemo.fusion_training.judging import Judge, Predictions
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.metrics.measures import largest
+from hf_blemo.programs.tables import mean_and_std
 
 RESAMPLES = 10_000
 # As the measures count a probability at least.
@@ -184,8 +185,3 @@ def paired_bootstrap(differences: np.ndarray, groups: np.ndarray) -> dict[str, f
     drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES)
     low, high = np.quantile(drawn @ sums / (drawn @ counts), [0.025, 0.975])
     return {"difference": float(differences.mean()), "low": float(low), "high": float(high)}
-
-
-def mean_and_std(values: Sequence[float]) -> dict[str, float]:
-    """Mean and sample standard deviation (0 of a single value)."""
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}

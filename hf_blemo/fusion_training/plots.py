@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from hf_blemo import blemore
 from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.programs.figures import DPI, heat_map, save
+from hf_blemo.programs.tables import mean_and_std
 
 _TRAIN_COLOUR = "#3b6ea5"
 _SCORE_COLOUR = "#b4532a"
@@ -214,7 +215,7 @@ def _plot_learning_curves(
             )
         epochs = np.array(sorted(by_epoch))
         mean = np.array([np.mean(by_epoch[epoch]) for epoch in epochs])
-        std = np.array([np.std(by_epoch[epoch]) for epoch in epochs])
+        std = np.array([mean_and_std(by_epoch[epoch])["std"] or 0.0 for epoch in epochs])
         if len(runs) > 1:
             axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0, label="± 1 std")
         axes.plot(epochs, mean, color=colour, linewidth=2.2, marker="o" if len(epochs) == 1 else None, label="mean")

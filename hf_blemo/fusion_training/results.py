@@ -9,7 +9,7 @@ import numpy as np
 from hf_blemo.fusion_training.lockstep import PREDICTED
 from hf_blemo.fusion_training.selection import Selection
 from hf_blemo.fusion_training.settings import PROTOCOLS
-from hf_blemo.programs.tables import plus_minus, table
+from hf_blemo.programs.tables import mean_and_std, plus_minus, table
 
 
 class CrossValidationResults:
@@ -136,11 +136,8 @@ class CrossValidationResults:
 
 
 def _spread(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of every metric over rows."""
-    return {
-        name: {"mean": float(np.mean([row[name] for row in rows])), "std": float(np.std([row[name] for row in rows]))}
-        for name in names
-    }
+    """Mean and sample standard deviation of every metric over rows."""
+    return {name: mean_and_std([row[name] for row in rows]) for name in names}
 
 
 def _mean_predictions(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

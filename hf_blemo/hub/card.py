@@ -17,6 +17,7 @@ from markupsafe import Markup
 from hf_blemo.errors import without_paths
 from hf_blemo.loading import is_hub_id
 from hf_blemo.programs import markdown
+from hf_blemo.programs.tables import plus_minus
 
 from . import card_clip_rd, card_rank_aware_fusion
 
@@ -242,10 +243,9 @@ def _counted(plural: str, runs: list[Mapping[str, Any]]) -> str:
 
 
 def _measure(value: Any) -> str:
-    """Writes a metric, as mean ± standard deviation where both are known."""
+    """Writes a metric, as mean ± sample standard deviation where both are known."""
+    if isinstance(value, Mapping):
+        value = value if value.get("mean") is not None and "std" in value else value.get("mean")
     if value is None:
         return "–"
-    if isinstance(value, Mapping):
-        mean, std = value.get("mean"), value.get("std")
-        return _measure(mean) if mean is None or std is None else f"{mean:.4f} ± {std:.4f}"
-    return f"{value:.4f}"
+    return plus_minus(value) if isinstance(value, Mapping) else f"{value:.4f}"

@@ -1,6 +1,9 @@
 """Tables for the terminal and for Markdown files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from hf_blemo.programs.markdown import text
 
@@ -24,6 +27,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], padded: bool = T
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def plus_minus(entry: dict[str, float]) -> str:
-    """`mean ± std` with four decimals each."""
-    return f"{entry['mean']:.4f} ± {entry['std']:.4f}"
+def mean_and_std(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation, which divides by N - 1; None for that of a single value."""
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+def plus_minus(entry: Mapping[str, Any], decimals: int = 4, sign: str = "") -> str:
+    """`mean ± std`, with a dash for the deviation of a single value.
+
+    Args:
+        entry: as [`mean_and_std`] returns it.
+        decimals: of each.
+        sign: "+" to write that of a positive mean too.
+    """
+    std = "–" if entry["std"] is None else f"{entry['std']:.{decimals}f}"
+    return f"{entry['mean']:{sign}.{decimals}f} ± {std}"

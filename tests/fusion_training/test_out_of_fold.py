@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_blemo.fusion_training.judging import Judge
-from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth, chosen_inside, mean_and_std, paired_bootstrap
+from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth, chosen_inside, paired_bootstrap
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
 
 SPACE = LabelSpace(["red", "green", "blue"])
@@ -56,11 +56,6 @@ def test_the_bootstrap_draws_whole_groups():
     assert by_group["low"] == 0.0 and by_group["high"] == 1.0
     assert by_group == paired_bootstrap(differences, np.repeat(range(4), 25))
     assert paired_bootstrap(np.full(9, 0.25), np.arange(9)) == {"difference": 0.25, "low": 0.25, "high": 0.25}
-
-
-def test_the_sample_standard_deviation():
-    assert mean_and_std([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5)}
-    assert mean_and_std([1.0]) == {"mean": 1.0, "std": 0.0}
 
 
 def test_groups_are_a_column_or_the_actors_or_single_clips(make_data):

@@ -109,15 +109,15 @@ def test_metrics_agree_with_predictions_and_history(trained, folder):
         for rows in (np.flatnonzero(folds == fold) for fold in range(3))
     ]
     assert metrics["ensemble"]["score"]["mean"] == pytest.approx(np.mean(scores))
-    assert metrics["ensemble"]["score"]["std"] == pytest.approx(np.std(scores))
+    assert metrics["ensemble"]["score"]["std"] == pytest.approx(np.std(scores, ddof=1))
 
     rows = metrics["folds"]
     assert {(row["seed"], row["fold"]) for row in rows} == {(seed, fold) for seed in (1, 4) for fold in range(3)}
     assert sum(row["clips"] for row in rows) == 2 * 48
     for name in ("acc_presence", "acc_salience", "score"):
         values = np.array([[row[name] for row in rows if row["seed"] == seed] for seed in (1, 4)])
-        assert metrics["summary"][name] == pytest.approx({"mean": values.mean(), "std": values.std()})
-        assert metrics["over_seeds"][name] == pytest.approx({"mean": values.mean(), "std": values.mean(1).std()})
+        assert metrics["summary"][name] == pytest.approx({"mean": values.mean(), "std": values.std(ddof=1)})
+        assert metrics["over_seeds"][name] == pytest.approx({"mean": values.mean(), "std": values.mean(1).std(ddof=1)})
         assert metrics["alternatives"]["thresholds"][name] == metrics["summary"][name]
     for row in rows:
         assert row["score"] == pytest.approx((row["acc_presence"] + row["acc_salience"]) / 2)

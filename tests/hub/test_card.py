@@ -160,7 +160,7 @@ def test_the_required_keys_are_enough(metrics):
     if metrics["model_type"] == "clip_rd":
         assert "46,116,097" in card and "These weights were not evaluated." in card
     else:
-        assert "| **mean ± standard deviation** |" in card
+        assert "| **mean ± sample standard deviation** |" in card
         assert metadata_of(card)["model-index"][0]["results"][0]["metrics"][2]["value"] == 0.22635
 
 

@@ -53,7 +53,7 @@ def test_data_sets_are_named_for_what_they_are(fusion_metrics):
 
 def test_results_table(fusion_metrics):
     card = render_card(fusion_metrics)
-    name = "**mean ± standard deviation over 6 runs (2 folds, 3 seeds), decoded by expected score**"
+    name = "**mean ± sample standard deviation over 6 runs (2 folds, 3 seeds), decoded by expected score**"
     assert rows_of(card, "**mean") == [[name, "0.3125 ± 0.0211", "0.1402 ± 0.0333", "0.2263 ± 0.0187"]]
     assert rows_of(card, "ensemble") == [["ensemble of the seeds", "0.3300", "0.1500", "0.2400"]]
     assert rows_of(card, "decoded by") == [["decoded by thresholds instead", "0.2900 ± 0.0100", "–", "–"]]

@@ -1,6 +1,8 @@
 """Tables whose cells hold names from anywhere."""
 
-from hf_blemo.programs.tables import table
+import pytest
+
+from hf_blemo.programs.tables import mean_and_std, plus_minus, table
 
 
 def test_a_name_is_one_cell_of_text():
@@ -9,3 +11,14 @@ def test_a_name_is_one_cell_of_text():
     assert table(["", "b"], rows, padded=False).splitlines()[2:] == [
         r"| a\|b &lt;img src=x> \`c\` \[d\](e) | \\x1b\[2J |"
     ]
+
+
+def test_the_deviation_is_that_of_a_sample_and_a_dash_for_one_value():
+    for values, std, decimals, text in (
+        ([1.0, 3.0], 2**0.5, 4, "2.0000 ± 1.4142"),
+        ([1.0, 2.0, 3.0], 1.0, 2, "2.00 ± 1.00"),
+        ([2.0], None, 4, "2.0000 ± –"),
+    ):
+        found = mean_and_std(values)
+        assert found["mean"] == 2.0 and found["std"] == (std and pytest.approx(std))
+        assert plus_minus(found, decimals) == text and plus_minus(found, decimals, "+") == f"+{text}"
