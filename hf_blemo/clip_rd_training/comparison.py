@@ -154,7 +154,7 @@ def _scores(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The comparison as two tables: mean ± sample standard deviation over seeds, and differences to CLIP-KD by seed."""
+    """The comparison as two tables: mean ± sample standard deviation over seeds, and paired differences to CLIP-KD."""
     columns = list(result["teacher"])
 
     def cells(rows: Sequence[dict[str, float]], reference: Sequence[dict[str, float]] | None = None) -> list[str]:

@@ -402,20 +402,12 @@ def measure_variant(
     default, *others = results.judge.decodings
     return {
         **_measured(name, made, truth),
-        **{decoding: _over_seeds(results, decoding) for decoding in others},
+        **{decoding: results.over_seeds(decoding) for decoding in others},
         "loss": mean_and_std(results.losses()),
         "ensemble": results.over_folds(default),
         "planted": _planted_share(results, data, list(store.config.encoders)),
         "epochs": results.best_epochs(),
         "seconds": round(time.perf_counter() - start, 1),
-    }
-
-
-def _over_seeds(results: CrossValidationResults, decoding: str) -> dict[str, dict[str, float]]:
-    rows = results.fold_rows(decoding)
-    return {
-        name: mean_and_std([np.mean([row[name] for row in rows if row["seed"] == seed]) for seed in results.seeds])
-        for name in results.judge.columns
     }
 
 
