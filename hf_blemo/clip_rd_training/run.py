@@ -175,12 +175,12 @@ def _distill(
         logger.warning("evaluation.%s: its data is trained on; its numbers say nothing of other pairs", name)
     sources = [open_source(source, settings.shuffle_block, settings.seed) for source in settings.pair_sources()]
     teacher = open_teacher(settings)
+    split = hold_out(accelerator, settings.evaluation_share, sources)
     set_seed(settings.seed)
-    student, processor = make_student(settings, teacher)
+    student, processor, inherited = make_student(settings, teacher, split.training)
     width = student.config.projection_dim
     loss = CLIPRDLoss(width, teacher.dim or width, settings.weights, settings.scales, precision=settings.precision)
     teacher.check(settings, sources, processor)
-    split = hold_out(accelerator, settings.evaluation_share, sources)
     if split.pictures and accelerator.is_main_process:
         tasks[TASK] = retrieval_task(sources, split.pictures)
     asked, settings = asdict(settings), settings.for_pairs(split.num_pairs)
@@ -240,6 +240,7 @@ def _distill(
             "schema_version": 1,
             "model_type": student.config.model_type,
             "student": settings.student,
+            "inherited": inherited,
             "teacher": teacher.description,
             "data": {**training.position.description(split.training), "held_out": split.description()},
             "num_parameters": student.num_parameters(),

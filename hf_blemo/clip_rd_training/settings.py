@@ -129,9 +129,12 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         teacher_store: a folder or Hub id written by `training/embed_teacher.py`. The teacher is then not loaded, and
             `teacher` may be omitted; if given, it must be the embedded one.
         teacher_name: name of the teacher, if the store holds several.
-        student: a preset of `CLIPRDConfig`, or a folder or Hub id of a CLIP to start from.
+        student: a preset of `CLIPRDConfig`, a folder or Hub id of a CLIP to start from, or `inherit`: cut out of a
+            teacher of CLIP's shape, of evenly spaced layers the most important heads, channels and neurons.
         student_config: entries of `CLIPRDConfig` (`vision_config`, `text_config`, `projection_dim`) that differ from
-            the preset; with `student: custom`, all entries.
+            the preset; with `student: custom`, all entries; with `inherit`, those of `num_hidden_layers`,
+            `hidden_size`, `num_attention_heads` and `intermediate_size` that are smaller than the teacher's.
+        inherit_by: what tells importance: the `magnitude` of weights, or mean absolute `activation` over 256 pairs.
         vision_weights, text_weights: where towers of a new student come from instead of random weights: a folder or
             Hub id of any tower, or of an image-text model with one, or `teacher`. They bring config, projection (where
             its width fits), tokenizer and image processor.
@@ -186,6 +189,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
     teacher_name: str | None = None
     student: str = "vit-t-16"
     student_config: dict[str, Any] = field(default_factory=dict)
+    inherit_by: Literal["magnitude", "activation"] = "magnitude"
     vision_weights: str | None = None
     text_weights: str | None = None
     freeze: list[Literal["vision", "text"]] = field(default_factory=list)
@@ -299,7 +303,9 @@ class DistillationSettings(PushSettings, _PairDataSettings):
             for term, points in self.weight_schedule.items()
         }
         warmup = round(self.warmup_steps * made.steps) if self.warmup_steps < 1 else self.warmup_steps
-        release = {side: round(step * made.steps if step < 1 else step) for side, step in self.release.items()}
+        release: dict[str, float | int] = {
+            side: round(step * made.steps if step < 1 else step) for side, step in self.release.items()
+        }
         return replace(made, warmup_steps=warmup, weight_schedule=schedule, release=release)
 
     def towers(self) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """The student of a distillation: a new one for a tokenizer and an image size, or one from a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
@@ -10,18 +11,33 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 from hf_blemo import built_in
 from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
+from hf_blemo.clip_rd_training.inheritance import inherit
+from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
 from hf_blemo.clip_rd_training.settings import SIDES, DistillationSettings
 from hf_blemo.clip_rd_training.teachers import Teacher
 from hf_blemo.clip_rd_training.towers import Tower, check_tokens, fill_towers, freeze_towers, open_towers
 from hf_blemo.errors import check_known, one_line
 from hf_blemo.loading import load_part, local_path
-from hf_blemo.pairs.clip_models import load_model, load_processor
+from hf_blemo.pairs.clip_models import load_clip, load_model, load_processor
 from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.pairs.pair_sources import PairStream, PairTable
 
-CUSTOM = "custom"
+CUSTOM, INHERIT = "custom", "inherit"
+# Pairs over which activations tell what to inherit, all and at once.
+_PAIRS, _AT_ONCE = 256, 32
 
 
-def make_student(settings: DistillationSettings, teacher: Teacher | None = None) -> tuple[CLIPRDModel, PairProcessor]:
+class Student(NamedTuple):
+    """A student, its tokenizer and image processor, and what it inherited from its teacher, as [`inherit`] says."""
+
+    model: CLIPRDModel
+    processor: PairProcessor
+    inherited: dict[str, Any] | None = None
+
+
+def make_student(
+    settings: DistillationSettings, teacher: Teacher | None = None, sources: Sequence[PairTable | PairStream] = ()
+) -> Student:
     """Makes the student and its processor, and freezes what the settings freeze.
 
     A student from a checkpoint keeps its tokenizer and image processor.
@@ -30,34 +46,67 @@ def make_student(settings: DistillationSettings, teacher: Teacher | None = None)
         settings: of the run.
         teacher: shares its tokenizer with a new student, unless the settings name another, and its towers where they
             ask for them.
-
-    Returns:
-        The student, its tokenizer and image processor.
+        sources: pairs to train on, whose first tell what to inherit.
 
     Raises:
         ValueError: an unknown setting of the student, no tokenizer, a tokenizer with more tokens than the student,
-            an image size other than the checkpoint's, or a tower that does not fit.
+            an image size other than the checkpoint's, a tower that does not fit, or a teacher that nothing can be
+            inherited from.
         FileNotFoundError: `student` or a tower is not to be found.
     """
     teacher = teacher or Teacher()
     if settings.student == CUSTOM or settings.student in PRESETS:
         towers = open_towers(settings, teacher)
-        student, processor = _new_student(settings, towers, teacher)
+        made = Student(*_new_student(settings, towers, teacher))
     else:
         towers = {}
-        student, processor = _checkpoint(settings)
-    freeze_towers(student, towers, settings)
-    return student, processor
+        for side in settings.towers():
+            raise ValueError(f"{side}_weights: the student {settings.student!r} has its own {side} tower")
+        made = _inherited(settings, teacher, sources) if settings.student == INHERIT else _checkpoint(settings)
+    freeze_towers(made.model, towers, settings)
+    return made
 
 
-def _checkpoint(settings: DistillationSettings) -> tuple[CLIPRDModel, PairProcessor]:
+def _inherited(settings: DistillationSettings, teacher: Teacher, sources: Sequence[PairTable | PairStream]) -> Student:
+    """A student cut out of the teacher, with its tokenizer and image processor."""
+    model, processor = teacher.model, teacher.processor
+    if model is None and settings.teacher is not None:
+        # Of a store there are only embeddings.
+        model, processor, _ = load_clip(settings.teacher, "teacher", settings.teacher_revision)
+    if model is None or processor is None:
+        raise ValueError(f"student {INHERIT!r}: expected a teacher to inherit from, found none; pass --teacher")
+    if settings.image_size not in (None, *processor.image_size):
+        raise ValueError(f"image_size {settings.image_size}: the teacher to inherit from takes {processor.image_size}")
+    batches = None
+    if settings.inherit_by == "activation":
+        batches = _first_batches(sources, PairReader([processor], {}))
+    student, inherited = inherit(model, settings.student_config, batches)
+    return Student(
+        student, PairProcessor(processor.tokenizer, processor.image_processor, student.config.text_config), inherited
+    )
+
+
+def _first_batches(sources: Sequence[PairTable | PairStream], reader: PairReader) -> Iterator[dict[str, torch.Tensor]]:
+    """The first pairs that can be read, as a teacher takes them."""
+    found: list[ReadPair] = []
+    for index, source in enumerate(sources):
+        count = _PAIRS // len(sources)
+        pairs = source.first(count) if isinstance(source, PairStream) else source.pairs(range(min(count, len(source))))
+        for row, pair in enumerate(pairs):
+            with suppress(BrokenPairError):
+                found.append(reader.read({"key": (0, row), "visit": 0, **pair}, index))
+    for start in range(0, len(found), _AT_ONCE):
+        read = found[start : start + _AT_ONCE]
+        captions = reader.processors[0].captions([pair.caption for pair in read])
+        yield {"pixel_values": reader.stacked(read, 0), **captions}
+
+
+def _checkpoint(settings: DistillationSettings) -> Student:
     """A student that goes on from its own weights."""
     where = f"student {settings.student!r}"
     local_path(settings.student, where)
     if settings.student_config:
         raise ValueError(f"student_config: {settings.student!r} is a checkpoint with its own config")
-    for side in settings.towers():
-        raise ValueError(f"{side}_weights: {settings.student!r} is a checkpoint with its own {side} tower")
     student = load_model(settings.student, where)
     if isinstance(student, CLIPModel):
         student = CLIPRDModel.from_clip(student)
@@ -74,7 +123,7 @@ def _checkpoint(settings: DistillationSettings) -> tuple[CLIPRDModel, PairProces
     if settings.image_size not in (None, size):
         raise ValueError(f"image_size {settings.image_size}: the student {settings.student!r} takes {size}")
     _check_tokens(student, processor, settings)
-    return student, processor
+    return Student(student, processor)
 
 
 def _check_tokens(student: CLIPRDModel, processor: PairProcessor, settings: DistillationSettings) -> None:

@@ -1,5 +1,6 @@
 """Towers of a student that do not start from random weights: from a folder, from the Hub or from the teacher."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -72,8 +73,12 @@ def _image_processor(source: str, config: Any, where: str) -> Any:
         # Its own image processor needs torchvision.
         known = config.pretrained_cfg or {}
         _, height, width = known.get("input_size", (3, 224, 224))
-        sizes = {"size": {"shortest_edge": min(height, width)}, "crop_size": {"height": height, "width": width}}
-        return CLIPImageProcessorPil(**sizes, **{f"image_{name}": list(known[name]) for name in ("mean", "std")})
+        options: dict[str, Any] = {
+            "size": {"shortest_edge": min(height, width)},
+            "crop_size": {"height": height, "width": width},
+        }
+        options |= {f"image_{name}": list(known[name]) for name in ("mean", "std")}
+        return CLIPImageProcessorPil(**options)
     try:
         return load_part(AutoImageProcessor, source, where, backend="pil")
     except FileNotFoundError:
@@ -84,7 +89,7 @@ def _image_processor(source: str, config: Any, where: str) -> Any:
         return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
-def fill_towers(student: Any, towers: dict[str, Tower], settings: DistillationSettings) -> None:
+def fill_towers(student: Any, towers: Mapping[str, Tower], settings: DistillationSettings) -> None:
     """Copies trained towers, and projections that fit, into a student.
 
     Raises:
@@ -102,7 +107,7 @@ def fill_towers(student: Any, towers: dict[str, Tower], settings: DistillationSe
                 own.copy_(tower.projection)
 
 
-def freeze_towers(student: Any, towers: dict[str, Tower], settings: DistillationSettings) -> None:
+def freeze_towers(student: Any, towers: Mapping[str, Tower], settings: DistillationSettings) -> None:
     """Freezes what the settings freeze for the whole run: towers, with projections that came with their weights."""
     for side in settings.freeze:
         if side in settings.release:

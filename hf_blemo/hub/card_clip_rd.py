@@ -104,6 +104,7 @@ def card_values(
         "teacher": teacher,
         "teacher_name": _model_name(teacher["source"], metrics) if teacher else None,
         "start": _model_name(metrics["student"], metrics) if _is_model(metrics["student"]) else None,
+        "inherited": metrics.get("inherited") or {},
         "towers": [
             {
                 "side": side,

@@ -395,7 +395,7 @@ def test_a_checkpoint_as_student_keeps_its_weights_tokenizer_and_image_processor
     image_processor.image_mean = [0.5, 0.25, 0.5]
     image_processor.save_pretrained(folder)
     arguments = ("--student", folder, "--student_config", "{}")
-    student, processor = make_student(settings_for(tmp_path, *arguments))
+    student, processor, _ = make_student(settings_for(tmp_path, *arguments))
     for name, value in weights_of(teacher).items():
         assert torch.equal(student.state_dict()[name], value)
     assert processor.image_size == (32, 32) and processor.tokenizer.model_max_length == 9
@@ -413,17 +413,17 @@ def test_a_checkpoint_as_student_keeps_its_weights_tokenizer_and_image_processor
 
 def test_a_new_student_fits_its_images_and_tokens(tmp_path, settings_for):
     for size in (16, 48):
-        student, processor = make_student(settings_for(tmp_path, "--image_size", size))
+        student, processor, _ = make_student(settings_for(tmp_path, "--image_size", size))
         pixels = processor.images([make_synthetic_pairs(1)[0]["image"].convert("L")])
         assert pixels.shape == (1, 3, size, size) and student.get_image_features(pixels).shape == (1, 64)
     encoded = processor.captions(["one small red ring", "two large striped red rings on the left"])
     assert encoded["input_ids"].shape == (2, 10) and encoded["attention_mask"].sum(1).tolist() == [6, 10]
     with pytest.raises(ValueError, match="expected a caption, found None"):
         processor.captions(["one small red ring", None])
-    student, _ = make_student(settings_for(tmp_path, "--student_config.text_config.vocab_size", 600))
+    student, *_ = make_student(settings_for(tmp_path, "--student_config.text_config.vocab_size", 600))
     assert student.config.text_config.vocab_size == 600
     with torch.device("meta"):
-        student, processor = make_student(settings_for(tmp_path, "--student", "vit-t-16", "--student_config", "{}"))
+        student, processor, _ = make_student(settings_for(tmp_path, "--student", "vit-t-16", "--student_config", "{}"))
     assert student.config.text_config.vocab_size == len(processor.tokenizer)
     assert student.config.text_config.eos_token_id == processor.tokenizer.eos_token_id
     assert processor.image_size == (224, 224)
@@ -453,7 +453,7 @@ def test_the_rate_rises_then_falls_to_nothing():
 
 def test_matrices_alone_decay(tmp_path, settings_for):
     settings = settings_for(tmp_path, "--weight_decay", 0.3)
-    student, _ = make_student(settings)
+    student, *_ = make_student(settings)
     decayed, others = make_optimizer(student, settings).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
