@@ -34,7 +34,8 @@ _TABLE = {
     "clip_rd_training": "built_in clip_evaluation clip_rd errors files hub loading pairs programs",
     "extraction": "blemore built_in encoders errors feature_sets files hub loading media programs rank_aware_fusion",
     "trainer": "clip_rd errors feature_sets files hub metrics pairs rank_aware_fusion",
-    "prediction": "encoders errors extraction feature_sets files loading media rank_aware_fusion",
+    "prediction": "_registration blemore encoders errors extraction feature_sets files loading media "
+    "rank_aware_fusion",
     "__init__": "_registration blemore clip_rd feature_sets prediction rank_aware_fusion",
     "commands": "blemore built_in clip_evaluation clip_rd encoders errors extraction feature_sets files hub loading "
     "media metrics pairs prediction programs rank_aware_fusion",

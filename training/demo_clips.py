@@ -40,7 +40,8 @@ def main() -> None:
     from hf_blemo.extraction.settings import ExtractionSettings
     from hf_blemo.fusion_training.run import train_fusion
     from hf_blemo.fusion_training.settings import FusionSettings
-    from hf_blemo.prediction.clip_report import NUM_THUMBNAILS, blend_words, write_report
+    from hf_blemo.prediction.clip_report import NUM_THUMBNAILS, write_report
+    from hf_blemo.prediction.clip_words import blend_words
 
     output = Path(settings.output_dir)
     names = ("clips", "clips_new", "clip_features", "clip_fusion")

@@ -132,7 +132,6 @@ def _predict(arguments: argparse.Namespace) -> None:
     common_encoders(members)
     _check_decoding(arguments, members[0][1].decoding, outputs)
     decoding = _decoding(arguments, members[0][1])
-    config = members[0][0].config
     options = {"decoding": decoding["name"], **_without(decoding, "name")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.features is None:
@@ -158,16 +157,16 @@ def _predict(arguments: argparse.Namespace) -> None:
         except BaseException as error:
             done = [result for result in results if "error" not in result]
             # A submission is of all clips.
-            files = [path for path in outputs if path.suffix != ".zip"] if done else []
-            _write(files, models, config, decoding, results)
-            if files or not done:
+            written = [path for path in outputs if path.suffix != ".zip"] if done else []
+            _write(written, models, members, decoding, inputs, results)
+            if written or not done:
                 _journal_path(outputs).unlink(missing_ok=True)
             if isinstance(error, KeyboardInterrupt):
-                kept = f", kept in {', '.join(map(str, files))}" if files else ""
+                kept = f", kept in {', '.join(map(str, written))}" if written else ""
                 raise KeyboardInterrupt(f"{len(done)} of {len(inputs)} clips are predicted{kept}") from None
             raise
         done = [result for result in results if "error" not in result]
-        _write(outputs if done else [], models, config, decoding, results)
+        _write(outputs if done else [], models, members, decoding, inputs, results)
     if not done:
         raise _none_read(len(results), results[0]["error"])
     if outputs:
@@ -301,7 +300,7 @@ def _predict_clips(
 
 def _line(result: Mapping[str, Any]) -> str:
     """A clip in one line: its blend and the encoders it relied on."""
-    from hf_blemo.prediction.clip_report import blend_words
+    from hf_blemo.prediction.clip_words import blend_words
 
     weights = result["encoder_weights"]
     encoders = ", ".join(f"{name} {weights[name]:.2f}" for name in result["selected_encoders"])
@@ -311,16 +310,19 @@ def _line(result: Mapping[str, Any]) -> str:
 def _write(
     outputs: Sequence[Path],
     models: Sequence[str],
-    config: Any,
+    members: Sequence[Any],
     decoding: Mapping[str, Any],
+    inputs: Any,
     results: Sequence[Mapping[str, Any]],
 ) -> None:
     """Writes all outputs, or none."""
     from hf_blemo import blemore
-    from hf_blemo.commands.prediction_files import described
+    from hf_blemo.commands.prediction_files import described, true_labels
     from hf_blemo.prediction.clip_report import write_report
     from hf_blemo.prediction.clip_table import write_clip_table
+    from hf_blemo.programs.fingerprints import weights_fingerprint
 
+    config = members[0][0].config
     predictions = {result["clip"]: result["blend"] for result in results if "error" not in result}
     with ExitStack() as stack:
         # A submission, which may be refused, is the last, and the others take their places after it.
@@ -332,7 +334,9 @@ def _write(
             if output.suffix == ".csv":
                 write_clip_table(results, path, config.label_space, decoding["name"] == "soft")
             elif output.suffix == ".html":
-                write_report(results, path, " + ".join(models))
+                prints = ", ".join(weights_fingerprint(model)[:12] for model, _ in members)
+                details = {"Weights": prints, "Decoding": decoding["name"]}
+                write_report(results, path, " + ".join(models), true_labels(inputs, config.label_space), details)
             else:
                 clips = [_rounded(_without(result, "thumbnails")) for result in results]
                 content = {"model": models, "decoding": decoding, **described(config)}

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from hf_blemo.errors import check_once, reading, reads
-from hf_blemo.feature_sets.label_spaces import space_entry, space_from_entry
+from hf_blemo.feature_sets.label_spaces import label_space, space_entry, space_from_entry
 from hf_blemo.files import read_json
-from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, Blend, LabelSpace
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, UNLABELLED, Blend, LabelSpace
 
 _SPACE_KEY = "label_space"
 
@@ -50,6 +50,29 @@ def described(config: Any) -> dict[str, Any]:
         return {}
     entry = space_entry(config.label_space, config.label_kind)
     return {_SPACE_KEY: {**entry, "presence_share": config.presence_share}}
+
+
+def true_labels(inputs: Any, space: LabelSpace) -> dict[str, Blend]:
+    """The labels that come with what was predicted.
+
+    Args:
+        inputs: a data set of features; clips have no labels but those of their names.
+        space: of the model; labels of others are left out.
+
+    Returns:
+        Clip -> label, without those that carry none.
+    """
+    if "labels" not in getattr(inputs, "column_names", ()):
+        return {}
+    found, kind = label_space(inputs)
+    labels = zip(inputs["clip"], inputs["labels"], strict=True) if found == space else ()
+    known = {clip: np.array(row) for clip, row in labels if row is not None and (np.array(row) != UNLABELLED).any()}
+    if kind == "valid":
+        return {clip: space.blend(int(space.nearest(row[None])[0])) for clip, row in known.items()}
+    return {
+        clip: [{"emotion": name, "salience": 100 * float(value)} for name, value in zip(space.names, row, strict=True)]
+        for clip, row in known.items()
+    }
 
 
 @reads("predictions")

@@ -219,10 +219,10 @@ class FeatureStore:
         """
         for name in self.config.encoders if encoders is None else encoders:
             used = rows[self.present[name].numpy()[rows]]
-            moments = (values[used] for values in self.moments(name))
+            mean, spread, moves = (values[used] for values in self.moments(name))
             beyond = BEYOND / len(self.config.encoders)
             count = self.config.novelty_directions or NUM_DIRECTIONS
-            novelty = fit_novelty(*moments, self.folds[used], beyond, count)
+            novelty = fit_novelty(mean, spread, moves, self.folds[used], beyond, count)
             if novelty is not None:
                 for model in models:
                     model.set_novelty(name, novelty)

@@ -24,7 +24,8 @@ def write_clip_table(
     Columns: `clip`; `start` and `end` in seconds, empty in the row of a whole clip; `name_1`, `salience_1`, `name_2`,
     ... up to the largest set of the space (per cent; those after the last name stay empty), for BlEmoRE `emotion_1`,
     ..., and for distributions `top` instead; `probabilities_NAME`, `presence_NAME` and `salience_NAME` from 0 to 1, of
-    which the first are the shares; `weight_ENCODER`; `selected` (encoders by rank, joined by `+`); `error`.
+    which the first are the shares; `weight_ENCODER`; `selected` (encoders by rank, joined by `+`); of models that
+    know it `novelty_ENCODER`, in the row of a whole clip, which is unlike the training clips above 1; `error`.
 
     Args:
         results: of [`predict_clips`] or [`predict_blends`].
@@ -38,7 +39,8 @@ def write_clip_table(
     blends = ["top"] if soft else [f"{column}_{number}" for number in numbers for column in (part, "salience")]
     columns = ["clip", "start", "end", *blends]
     columns += [f"{kind}_{name}" for kind in _NUMBERS for name in space.names]
-    columns += [*(f"weight_{name}" for name in encoders), "selected", "error"]
+    columns += [*(f"weight_{name}" for name in encoders), "selected"]
+    columns += [f"novelty_{name}" for name in encoders if any("novelty" in result for result in results)] + ["error"]
     with whole_file(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
 
@@ -62,4 +64,5 @@ def _cells(result: Mapping[str, Any], part: str, soft: bool) -> dict[str, Any]:
     for kind in _NUMBERS:
         cells |= {f"{kind}_{name}": f"{value:.6f}" for name, value in result[kind].items()}
     cells |= {f"weight_{name}": f"{value:.6f}" for name, value in result["encoder_weights"].items()}
+    cells |= {f"novelty_{name}": f"{value:.6f}" for name, value in result.get("novelty", {}).items()}
     return {**cells, "selected": "+".join(result["selected_encoders"])}

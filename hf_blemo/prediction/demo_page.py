@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from hf_blemo.errors import USER_ERRORS, check_extra, one_line, printable, say
-from hf_blemo.prediction.clip_report import limits, result_html
+from hf_blemo.prediction.clip_report import result_html
+from hf_blemo.prediction.clip_words import limits
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import EMOTIONS
 
 if TYPE_CHECKING:

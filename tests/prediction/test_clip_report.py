@@ -2,6 +2,7 @@
 
 import io
 import re
+from datetime import date
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from browser import MISSING, Browser
 from labelled_models import LABELS
 from PIL import Image
 
+from hf_blemo._registration import __version__
 from hf_blemo.blemore import EMOTIONS
-from hf_blemo.prediction.clip_report import LIMITS, blend_words, limits, result_html, write_report
+from hf_blemo.prediction.clip_report import result_html, write_report
+from hf_blemo.prediction.clip_words import LIMITS, blend_words, limits
 
 HAPPY_SAD = [{"emotion": "hap", "salience": 70.0}, {"emotion": "sad", "salience": 30.0}]
 SAD = [{"emotion": "sad", "salience": 100.0}]
@@ -70,7 +73,7 @@ def test_page_in_a_browser(browser, tmp_path):
     text = browser.text()
     for words in ("you/model", "3, 1 of them failed", LIMITS, "91.3 %", "58.7 %", "52.1 %", "12.3 %"):
         assert words in text
-    assert "broken.mp4: no decoder knows it" in text and "sound only" in text
+    assert "broken.mp4: no decoder knows it" in text and "Sound only" in text
     headings = browser.run("return [...document.querySelectorAll('h2')].map(h => h.innerText.trim())")
     assert headings == ["70 % happiness, 30 % sadness", "Sadness"]
     assert browser.run("return [...document.images].map(i => i.naturalWidth)") == [64, 64, 64]
@@ -102,6 +105,124 @@ def page_of(results, folder, model="model"):
     return (folder / "report.html").read_text()
 
 
+def overview(browser):
+    """Rows of the overview that are shown: name, truth, verdict and confidence."""
+    rows = "[...document.querySelector('.report-overview').tBodies[0].rows].filter(row => !row.hidden)"
+    return browser.run(f"return {rows}.map(row => [...row.cells].map(cell => cell.innerText.trim()))")
+
+
+def cards(browser):
+    shown = "[...document.querySelectorAll('article')].filter(article => !article.parentElement.hidden)"
+    return browser.run(f"return {shown}.map(article => article.querySelector('b').textContent)")
+
+
+def sorted_by(browser, column):
+    header = f"document.querySelector('.report-overview th:nth-child({column})')"
+    # As by the keyboard: the button takes the focus, and Enter presses it.
+    browser.run(f"{header}.querySelector('button').focus()")
+    for kind in ("keyDown", "keyUp"):
+        browser.command(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13
+        )
+    return browser.run(f"return {header}.getAttribute('aria-sort')")
+
+
+def test_true_labels_stand_beside_predictions_and_headers_sort(browser, tmp_path):
+    even = [{"emotion": "hap", "salience": 50.0}, {"emotion": "sad", "salience": 50.0}]
+    results = [
+        result("A10_mix_hap_sad_70_30_ver1"),
+        result("A9_mix_hap_sad_70_30_ver1", even),
+        result("A2_neu_sit1_ver1.mp4", SAD, unlike_training=True, notes=["unlike the clips of before"]),
+        {"clip": "A1_ang_int1_ver1", "error": "broken"},
+        result("mine.mp4", SAD),
+        result("other.mp4", SAD),
+    ]
+    path = tmp_path / "report.html"
+    options = {"truths": {"mine.mp4": SAD}, "details": {"Weights": "ab12"}, "day": date(2026, 2, 3)}
+    write_report(results, path, "model", **options)
+    browser.requests()
+    browser.open(path)
+    text = browser.text()
+    for line in (
+        "ab12",
+        "2 of 4, 1 in other shares",
+        f"2026-02-03, hf_blemo {__version__}",
+        "Unlike the clips of before",
+    ):
+        assert line in text
+    found = [[row[0], *row[2:5]] for row in overview(browser)]
+    assert found == [
+        ["A10_mix_hap_sad_70_30_ver1", "70 % happiness, 30 % sadness", "✓ right", "80.0 %"],
+        ["A9_mix_hap_sad_70_30_ver1", "70 % happiness, 30 % sadness", "≈ shares differ", "80.0 %"],
+        ["A2_neu_sit1_ver1.mp4 unlike the training clips", "neutral", "✗ wrong", "27.9 %"],
+        ["A1_ang_int1_ver1"],
+        ["mine.mp4", "sadness", "✓ right", "27.9 %"],
+        ["other.mp4", "–", "–", "27.9 %"],
+    ]
+    assert [
+        text.strip()
+        for text in browser.run("return [...document.querySelectorAll('.clip-truth')].map(t => t.innerText)")
+    ] == [
+        "True label: 70 % happiness, 30 % sadness ✓ right",
+        "True label: 70 % happiness, 30 % sadness ≈ shares differ",
+        "True label: neutral ✗ wrong",
+        "True label: sadness ✓ right",
+    ]
+    # Numbers within names count; what failed comes last.
+    names = [
+        "A2_neu_sit1_ver1.mp4",
+        "A9_mix_hap_sad_70_30_ver1",
+        "A10_mix_hap_sad_70_30_ver1",
+        "mine.mp4",
+        "other.mp4",
+    ]
+    assert sorted_by(browser, 1) == "ascending" and cards(browser) == [*names, "A1_ang_int1_ver1"]
+    assert sorted_by(browser, 1) == "descending" and cards(browser) == [*names[::-1], "A1_ang_int1_ver1"]
+    assert sorted_by(browser, 5) == "descending" and cards(browser)[:2] == [names[2], names[1]]
+    assert sorted_by(browser, 2) == "ascending" and [row[1] for row in overview(browser)][0].startswith(
+        "50 % happiness"
+    )
+    assert browser.run("return document.querySelectorAll('[aria-sort]').length") == 1
+    assert browser.console() == [] and browser.requests() == [path.as_uri()]
+
+
+def test_many_clips_come_in_pages_and_stay_small(browser, tmp_path):
+    file = io.BytesIO()
+    Image.effect_noise((96, 72), 60).save(file, "JPEG")
+    path = tmp_path / "report.html"
+    write_report([result(f"clip {number}", thumbnails=[file.getvalue()] * 8) for number in range(120)], path, "model")
+    assert len(re.findall("<img ", path.read_text())) == 120 * 5
+    browser.open(path)
+    pager = ".report-pager > :nth-child({})"
+    assert cards(browser) == [row[0] for row in overview(browser)] == [f"clip {number}" for number in range(50)]
+    for place in (1, 3, 3):
+        browser.run(f"document.querySelector('{pager.format(place)}').click()")
+    assert cards(browser) == [row[0] for row in overview(browser)] == [f"clip {number}" for number in range(100, 120)]
+    assert browser.run(f"return document.querySelector('{pager.format(2)}').outerHTML") == (
+        '<span role="status">Clips 101 to 120 of 120</span>'
+    )
+    assert browser.run(f"return document.querySelector('{pager.format(3)}').disabled")
+    # A link to a clip leads to its page, and paper has all of them.
+    browser.run("location.hash = '#clip-60'")
+    browser.wait_for("return !document.querySelector('#clip-60').parentElement.hidden")
+    assert cards(browser)[0] == "clip 50"
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert len(cards(browser)) == 120
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert len(cards(browser)) == 50
+
+
+def test_frames_stand_in_one_row_on_a_phone(browser, tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "JPEG")
+    path = tmp_path / "report.html"
+    write_report([result(thumbnails=[file.getvalue()] * 8)], path, "model")
+    browser.open(path, width=390, height=844)
+    tops = browser.run("return [...document.images].map(image => image.getBoundingClientRect().top)")
+    assert len(tops) == 8 and len(set(tops)) == 1
+    assert browser.run("return document.documentElement.scrollWidth") <= 390
+
+
 def test_equal_results_give_an_equal_page_that_names_no_address(tmp_path):
     page = page_of([result(timeline=TIMELINE)], tmp_path)
     assert page == page_of([result(timeline=TIMELINE)], tmp_path)
@@ -113,7 +234,7 @@ def test_everything_is_escaped(tmp_path):
     attack = '"><script>alert(1)</script>'
     shown = result(attack, notes=[attack], encoder_weights={attack: 0.5}, selected_encoders=[attack])
     page = page_of([shown, {"clip": attack, "error": attack}], tmp_path, attack)
-    assert "<script" not in page and page.count("&lt;script&gt;") >= 7
+    assert page.count("<script") == 1 and page.count("&lt;script&gt;") >= 7
 
 
 def test_encoders_stand_by_rank_then_by_weight():
@@ -188,7 +309,7 @@ def test_other_labels_are_said_by_their_own_names(name, tmp_path):
     assert blend_words(blend, names) == words
     shares = SOFT_SHARES if name == "soft" else None
     page = page_of([foreign(name, blend, shares), foreign(name, blend, shares, clip="b")], tmp_path)
-    assert f'aria-label="{words}"' in page and f'<th scope="col">{heading}</th>' in page
+    assert f'aria-label="{words}"' in page and f'<span class="report-sort">{heading}</span></th>' in page
     assert f"{len(names)} classes ({', '.join(names)})" in limits(names) and limits(names) in page
     body = page.split("</style>")[1].replace("clip-emotions", "").lower()
     assert not re.search("emotion|sadness|happiness|blemore", body) and "blended" not in page
