@@ -17,7 +17,8 @@ def add_export(commands: Any) -> None:
         "write a model as ONNX files (extra onnx)",
         """\
 Reads MODEL: a fusion, a student or a CLIP. Writes model.onnx of a fusion, or image_model.onnx and text_model.onnx of a
-student or CLIP, with free batch and time axes, and onnx.json with the names of their inputs.
+student or CLIP, with free batch and time axes, and onnx.json with the names and shapes of their inputs. A student or
+CLIP also gets its tokenizer.json and processor_config.json there.
 
 Example:
   hf-blemo export out/fusion --output out/fusion_onnx --int8""",
@@ -39,11 +40,13 @@ def _export(arguments: argparse.Namespace) -> None:
     from hf_blemo.hub import export_onnx
 
     check_extra("onnx")
-    for path in export_onnx(_load(arguments.model, arguments.revision), output, arguments.int8):
+    model, processor = _load(arguments.model, arguments.revision)
+    for path in export_onnx(model, output, arguments.int8, processor):
         say(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
 
 
-def _load(model: str, revision: str | None) -> Any:
+def _load(model: str, revision: str | None) -> tuple[Any, Any]:
+    """A fusion; or a student and its processor, which its towers cannot do without."""
     from transformers import AutoConfig
 
     from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
@@ -53,8 +56,8 @@ def _load(model: str, revision: str | None) -> Any:
 
     model_type = load_part(AutoConfig, model, f"model {model!r}", revision=revision).model_type
     if model_type == "rank_aware_fusion":
-        return load_fusion(model, revision)[0]
-    loaded = load_clip(model, "model", revision).model
+        return load_fusion(model, revision)[0], None
+    loaded, processor, _ = load_clip(model, "model", revision)
     if type(loaded).__name__ == "CLIPModel":
-        return CLIPRDModel.from_clip(loaded)
-    return loaded
+        loaded = CLIPRDModel.from_clip(loaded)
+    return loaded, processor

@@ -32,20 +32,23 @@ _FUSION_OUTPUTS = (
 )
 
 
-def export_onnx(model: Any, folder: str | Path, int8: bool = False) -> list[Path]:
+def export_onnx(model: Any, folder: str | Path, int8: bool = False, processor: Any = None) -> list[Path]:
     """Write a model as ONNX, with a description of inputs and outputs.
 
     A fusion becomes `model.onnx`: inputs `features.ENCODER` (B, T, D) float32 and `feature_mask.ENCODER` (B, T) bool,
     all of them; a mask that is false throughout a row marks the encoder as absent there. Its labels (`names`,
     `blend_percents`, `unblended`, `label_kind`) stand in `onnx.json` and, as JSON, in the file's metadata. A student
-    becomes `image_model.onnx` (`pixel_values` -> `image_embeds`) and `text_model.onnx` (`input_ids`, `attention_mask`
-    -> `text_embeds`), embeddings of length 1; `onnx.json` has the scale of their cosines. Batch and time are free.
+    becomes `image_model.onnx`: `pixel_values` (B, 3, H, W) float32 -> `image_embeds` (B, D), and `text_model.onnx`:
+    `input_ids`, `attention_mask` (B, L) int64 -> `text_embeds` (B, D), embeddings of length 1; `onnx.json` has these
+    names and shapes, the scale of the cosines (`logit_scale`) and the most tokens of a text (`max_length`). B, T and L
+    are free.
 
     Args:
         model: a [`RankAwareFusionModel`] or a [`CLIPRDModel`]; exported in float32 and evaluation mode.
         folder: created if missing.
         int8: whether to write each file once more as `NAME_int8.onnx`, its matrix products quantised dynamically:
             weights when it is written, activations when it runs.
+        processor: of a student, to be saved beside the files: `tokenizer.json` and `processor_config.json`.
 
     Returns:
         The ONNX files, those in int8 last.
@@ -76,7 +79,18 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False) -> list[Path
         paths = [folder / "image_model.onnx", folder / "text_model.onnx"]
         _write(programs["image"], paths[0], ["pixel_values"], ["image_embeds"])
         _write(programs["text"], paths[1], ["input_ids", "attention_mask"], ["text_embeds"])
-        description = {"logit_scale": exported.logit_scale.exp().item()}
+        shape = [*programs["image"].example_inputs[0][0].shape[1:]]
+        embeds, tokens = ["batch", model.config.projection_dim], ["batch", "length"]
+        description = {
+            "files": {
+                "image_model.onnx": {"pixel_values": ["batch", *shape], "image_embeds": embeds},
+                "text_model.onnx": {"input_ids": tokens, "attention_mask": tokens, "text_embeds": embeds},
+            },
+            "logit_scale": exported.logit_scale.exp().item(),
+            "max_length": getattr(model.config.text_config, "max_position_embeddings", None),
+        }
+    if processor is not None:
+        processor.save_pretrained(folder)
     write_json({folder / "onnx.json": {"model_type": model.config.model_type, "opset": _OPSET, **description}})
     return paths + [_quantized(path) for path in paths if int8]
 

@@ -73,9 +73,19 @@ class PairProcessor:
 
         Raises:
             BrokenImageError: an image cannot be read.
+            ValueError: the rule leaves images of different sizes.
         """
         converted = [to_rgb(open_image(image)) for image in images]
-        return self.image_processor(images=converted, return_tensors="pt")["pixel_values"]
+        try:
+            return self.image_processor(images=converted, return_tensors="pt")["pixel_values"]
+        except ValueError:
+            sizes = {np.shape(pixels)[1:] for pixels in self.image_processor(images=converted)["pixel_values"]}
+            if len(sizes) == 1:
+                raise
+            raise ValueError(
+                f"{type(self.image_processor).__name__}: resizes without cropping, which leaves images of {len(sizes)} "
+                "sizes in a batch; pass crops of one size (--augmentation.scale [0.9,1.0]), or set do_center_crop"
+            ) from None
 
     def cropped(self, image: Image.Image, crop: Crop, decode_size: int | None = None) -> np.ndarray:
         """A crop of an opened image in the model's size.

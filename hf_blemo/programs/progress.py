@@ -138,7 +138,8 @@ class Progress:
 def duration(seconds: float) -> str:
     """Writes seconds for people, for instance `48 s`, `2 min 5 s` or `3 h 20 min`."""
     units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-    left, parts = round(seconds), []
+    left = round(seconds)
+    parts: list[str] = []
     for name, size in units:
         if left >= size or parts:
             parts.append(f"{left // size} {name}")

@@ -118,6 +118,7 @@ class Example:
         prepare: makes what its reader has: of the Hub, the program's folder, and a folder for other things.
         before, after: code in front of the page's, for what its fragments leave out, and behind it, for what holds.
         needs: modules without which it is skipped.
+        options: with them the page's commands run in front of the program; subcommand -> what makes it small.
         check: of the Hub and the program's folder, afterwards.
     """
 
@@ -125,6 +126,7 @@ class Example:
     before: str = ""
     after: str = ""
     needs: tuple[str, ...] = ()
+    options: dict[str, tuple[str, ...]] | None = None
     check: Callable[[HubServer, Path], None] = lambda *_: None
 
 
@@ -163,6 +165,8 @@ EXAMPLES = {
     ),
     "docs/distilling_your_own.md": Example(
         prepare.teacher_and_pictures,
+        needs=("onnxruntime", "onnxscript"),
+        options={"distill": ("--batch_size", "4", "--num_workers", "0", "--epochs", "1"), "export": ()},
         after="""
 from hf_blemo import CLIPRDModel
 found = AutoModel.from_pretrained("out/student").state_dict()
@@ -201,7 +205,7 @@ def test_every_program_is_run():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_program_of_a_page_does_what_the_page_says(name, hub, tmp_path):
+def test_the_program_of_a_page_does_what_the_page_says(name, hub, tmp_path, monkeypatch, fresh_accelerate_state):
     example, page = EXAMPLES[name], PAGES[name]
     for module in example.needs:
         if find_spec(module) is None:
@@ -212,6 +216,9 @@ def test_the_program_of_a_page_does_what_the_page_says(name, hub, tmp_path):
     (tmp_path / "program.py").write_text("\n".join([example.before, page.program, example.after]), encoding="utf-8")
     with hub.emptied():
         example.prepare(hub, work, scratch)
+        monkeypatch.chdir(work)
+        for _, command, *words in page.commands if example.options is not None else ():
+            assert cli.main([command, *words, *example.options[command]]) == 0
         process = run_python([tmp_path / "program.py"], cwd=work)
         assert process.returncode == 0, process.stderr
         missing = missing_line(page.printed, process.stdout)

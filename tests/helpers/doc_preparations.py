@@ -129,9 +129,10 @@ def two_domains(hub: Any, work: Path, scratch: Path) -> None:
 
 
 def teacher_and_pictures(hub: Any, work: Path, scratch: Path) -> None:
-    """A teacher on the Hub, and captioned pictures."""
+    """A teacher and a student to start from on the Hub, and captioned pictures."""
     save_teacher(scratch / "teacher")
-    hub.put("openai/clip-vit-base-patch16", scratch / "teacher")
+    for name in ("openai/clip-vit-base-patch16", "wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M"):
+        hub.put(name, scratch / "teacher")
     write_pictures(work / "pictures")
 
 

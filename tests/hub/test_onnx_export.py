@@ -91,6 +91,10 @@ def session(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
+def axes(path, kind):
+    return getattr(session(path), f"get_{kind}")()
+
+
 def fusion_inputs(model, batch_size, length, seed=0):
     generator = torch.Generator().manual_seed(seed)
     features, masks = [], []
@@ -186,7 +190,14 @@ def test_both_towers_of_a_student(exported):
         text = session(folder / "text_model.onnx").run(None, feed)[0]
         np.testing.assert_allclose(image, expected.image_embeds.numpy(), rtol=0, atol=1e-4)
         np.testing.assert_allclose(text, expected.text_embeds.numpy(), rtol=0, atol=1e-4)
-        scale = json.loads((folder / "onnx.json").read_text())["logit_scale"]
+        about = json.loads((folder / "onnx.json").read_text())
+        for name, file in about["files"].items():
+            shapes = {value.name: value.shape for kind in ("inputs", "outputs") for value in axes(folder / name, kind)}
+            for kind, sizes in file.items():
+                assert [size for size in sizes if isinstance(size, int)] == [
+                    size for size in shapes[kind] if isinstance(size, int)
+                ], (name, kind)
+        scale = about["logit_scale"]
         np.testing.assert_allclose(scale * image @ text.T, expected.logits_per_image.numpy(), rtol=0, atol=1e-3)
 
 
@@ -210,6 +221,10 @@ def test_the_command_exports_either_family_and_overwrites_nothing(exported, caps
     for family, (folder, command, printed) in exported.items():
         assert sorted(path.name for path in folder.glob("*.onnx")) == FILES[family]
         assert all(name in printed for name in FILES[family])
+        beside = {"tokenizer.json", "processor_config.json"} if family == "clip_rd" else set()
+        assert {path.name for path in folder.iterdir()} == {*FILES[family], *beside, "onnx.json"} | (
+            {"tokenizer_config.json"} if beside else set()
+        )
         assert main(command) == 2
         assert "holds ONNX files already; pass --overwrite" in capsys.readouterr().err
 
