@@ -82,9 +82,10 @@ class PairProcessor:
             sizes = {np.shape(pixels)[1:] for pixels in self.image_processor(images=converted)["pixel_values"]}
             if len(sizes) == 1:
                 raise
+            name = type(self.image_processor).__name__
             raise ValueError(
-                f"{type(self.image_processor).__name__}: resizes without cropping, which leaves images of {len(sizes)} "
-                "sizes in a batch; pass crops of one size (--augmentation.scale [0.9,1.0]), or set do_center_crop"
+                f"{name}: resizes without cropping, which leaves {len(sizes)} sizes in a batch; pass "
+                "crops of one size (--augmentation.scale [0.9,1.0]), or set do_center_crop"
             ) from None
 
     def cropped(self, image: Image.Image, crop: Crop, decode_size: int | None = None) -> np.ndarray:

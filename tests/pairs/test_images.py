@@ -10,6 +10,7 @@ import torch
 from pair_files import encoded
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
+from transformers import CLIPImageProcessorPil
 
 from hf_blemo.pairs.images import (
     Augmentation,
@@ -21,6 +22,7 @@ from hf_blemo.pairs.images import (
     read_crop,
     to_rgb,
 )
+from hf_blemo.pairs.pair_processor import PairProcessor
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -303,6 +305,14 @@ def test_images_that_no_draw_fits_give_their_middle():
     # A crop of the whole area fits at the ratio of the image only, which is never drawn exactly.
     whole = Augmentation(scale=(1, 1), ratio=(0.5, 2)).crop_of((6400, 4801), np.random.default_rng(0))
     assert whole == Crop(0, 0, 6400, 4801)
+
+
+def test_a_rule_that_resizes_without_cropping_says_what_to_do():
+    given = PairProcessor(None, CLIPImageProcessorPil(size={"shortest_edge": 8}, do_center_crop=False))
+    square, wide = Image.new("RGB", (9, 9)), Image.new("RGB", (9, 20))
+    assert given.images([square, square]).shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="resizes without cropping, which leaves 2 sizes in a batch; pass crops"):
+        given.images([square, wide])
 
 
 def test_impossible_augmentations_are_refused():
