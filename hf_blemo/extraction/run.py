@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 
 from hf_blemo import built_in
 from hf_blemo.encoders.encoder import Encoder
+from hf_blemo.encoders.encoder_options import encoder_source
 from hf_blemo.encoders.loading import load_encoders
 from hf_blemo.extraction.clip_sources import MediaClip, Reading, find_clips, find_labelled_clips
 from hf_blemo.extraction.decoding import ClipFeatures
@@ -164,7 +165,10 @@ def _encoder_entries(settings: ExtractionSettings) -> dict[str, dict[str, Any]]:
             )
     if not entries:
         raise ValueError(f"model {settings.model!r}: all its encoders are imported, so there is nothing to extract")
-    return entries
+    return {
+        name: {**entry, "model_id": encoder_source(settings.model, entry["model_id"])}
+        for name, entry in entries.items()
+    }
 
 
 def _imported_files(folders: Mapping[str, str], clips: list[MediaClip]) -> dict[str, dict[str, Path]]:

@@ -43,6 +43,9 @@ def test_own_clips_are_predicted_by_it_and_its_clips_by_other_means(capsys, reco
     mine = shutil.copy(built_in.CLIPS[1], tmp_path / "mine.mp4")
     code, out, _ = run(capsys, "predict", mine, "--built-in")
     assert code == 0 and out.startswith("mine: fear (") and out.count("\n") == 1
+    # Features by its encoders first, and the prediction from them.
+    assert run(capsys, "features", mine, "--output", tmp_path / "features", "--model", built_in.MODEL)[0] == 0
+    assert run(capsys, "predict", "--built-in", "--features", tmp_path / "features")[1].startswith("mine: fear (")
     # The model and its encoders as one folder, loaded by the auto classes.
     copy = shutil.copytree(built_in.MODEL, tmp_path / "copy")
     moved = pipeline(TASK, model=str(copy), device="cpu")
