@@ -1,6 +1,7 @@
 """Every page keeps to 120 columns, imports from `hf_blemo` or from the top of a room, and runs as it stands."""
 
 import argparse
+import json
 import re
 from collections.abc import Iterator
 
@@ -37,17 +38,25 @@ def helps(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def runnable() -> Iterator[tuple[str, str]]:
     """Where a reader finds lines to run, and these lines."""
-    folders = ("docs/**/*.md", "model_cards/*.jinja", "hf_blemo/**/*.py", "hf_blemo/built_in/model/*.md")
+    folders = ("*.md", "docs/**/*.md", "model_cards/*.jinja", "hf_blemo/**/*.py", "hf_blemo/built_in/model/*.md")
     for path in sorted(path for pattern in folders for path in ROOT.glob(pattern)):
         for block in BLOCK.findall(path.read_text(encoding="utf-8")):
             yield path.relative_to(ROOT).as_posix(), block
+    for path in ROOT.glob("docs/**/*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        yield path.name, "".join(line for cell in cells if cell["cell_type"] == "code" for line in cell["source"])
     for text in helps(_make_parser()):
         yield "--help", "\n".join(line for line in text.splitlines() if line.startswith("  "))
 
 
 def test_no_line_to_run_names_a_repository_that_nobody_has():
     found = [(where, MADE_UP.findall(lines)) for where, lines in runnable()]
-    assert {where for where, _ in found} >= {"docs/clips.md", "--help", "hf_blemo/built_in/model/README.md"}
+    assert {where for where, _ in found} >= {
+        "README.md",
+        "docs/clips.md",
+        "--help",
+        "hf_blemo/built_in/model/README.md",
+    }
     assert [(where, names) for where, names in found if names] == []
     for line in ("hf-blemo demo --model you/fusion", 'push("your-name/x")', "--repo Owner/name"):
         assert MADE_UP.search(line)
