@@ -42,6 +42,10 @@ class CLIPRDDistiller(nn.Module):
         teacher_logit_scale: the teacher's CLIP scale, exponentiated; that of `teacher` by default, needed without it.
         weight_schedule: term -> [(step, weight), ...] by rising step, linear in between and constant outside; terms
             that are left out keep the loss's weight. The step is set by [`set_step`].
+        images_alone: whether there are no captions. The teacher's embedding of each image then stands for its text,
+            on both sides: `task` and `vrd_image` contrast the student's images with the teacher's, `hrd` matches
+            relations between pictures, `fd` distils features. The student's embeddings must be as wide as the
+            teacher's, whose text tower serves the student.
 
     Raises:
         ValueError: neither a teacher nor its scale, or a schedule that does not rise or names an unknown term.
@@ -56,8 +60,15 @@ class CLIPRDDistiller(nn.Module):
         loss: CLIPRDLoss,
         teacher_logit_scale: float | None = None,
         weight_schedule: Mapping[str, Schedule] | None = None,
+        images_alone: bool = False,
     ):
         super().__init__()
+        if images_alone and loss.student_dim != loss.teacher_dim:
+            raise ValueError(
+                f"images_alone: expected a student as wide as its teacher, found {loss.student_dim} and "
+                f"{loss.teacher_dim}"
+            )
+        self.images_alone = images_alone
         self.student: Any
         self.step: torch.Tensor
         self.weight_schedule = {name: _checked(name, points) for name, points in (weight_schedule or {}).items()}
@@ -160,7 +171,7 @@ class CLIPRDDistiller(nn.Module):
         Args:
             batch: the other arguments as a mapping.
             pixel_values: (n, 3, H, W), the student's images.
-            input_ids, attention_mask: (n, L), the student's captions.
+            input_ids, attention_mask: (n, L), the student's captions; none with images alone.
             teacher_pixel_values: (n, 3, H', W'), the same images as the teacher takes them; the student's by default.
             teacher_input_ids, teacher_attention_mask: (n, L'), the same captions in the teacher's tokens; the
                 student's by default.
@@ -211,11 +222,16 @@ class CLIPRDDistiller(nn.Module):
             if name not in inputs:
                 raise ValueError(f"unknown input {name!r}: expected some of {', '.join(inputs)}")
             inputs[name] = value
-        for name in ("pixel_values", "input_ids"):
+        for name in ("pixel_values",) if self.images_alone else ("pixel_values", "input_ids"):
             if inputs[name] is None:
                 raise ValueError(f"the batch has no {name}")
         if self.training:
             self.clamp_scales()
+        if self.images_alone:
+            image, targets = self._embed_images(inputs)
+            if cached_gradients is not None:
+                return cached_gradients.surrogate(image, targets, self._loss_parameters())
+            return image, targets, targets, targets
         image, text = self._embed_student(inputs)
         if cached_gradients is not None:
             return cached_gradients.surrogate(image, text, self._loss_parameters())
@@ -236,6 +252,20 @@ class CLIPRDDistiller(nn.Module):
 
     def _embed_student(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         return self._features(self.student, inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"])
+
+    def _embed_images(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The student's and the teacher's embeddings of images."""
+        pixels = inputs["pixel_values"]
+        image = self._compiled.get(id(self.student), (self.student.get_image_features,))[0](pixel_values=pixels)
+        targets = inputs["teacher_image_embeds"]
+        if targets is None:
+            if self.teacher is None:
+                raise ValueError("no teacher: the batch needs teacher_image_embeds")
+            own = inputs["teacher_pixel_values"]
+            embed = self._compiled.get(id(self.teacher), (self.teacher.get_image_features,))[0]
+            with torch.no_grad():
+                targets = features_of(embed(pixel_values=pixels if own is None else own))
+        return features_of(image), targets.detach()
 
     def _features(
         self, model: Any, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None

@@ -59,6 +59,7 @@ class PairBatches(torch.utils.data.IterableDataset):
         self.num_steps, self.seed = settings.steps, settings.seed
         self.rank, self.world, self.consumers = rank, world, max(settings.num_workers, 1)
         self.reader = teacher.reader(student, settings.augmentation)
+        self.images_alone = settings.images_alone
         self.share_duplicates = settings.duplicates == "share"
         self.begin = 0
         # Per consumer of this process, the position in every stream.
@@ -133,10 +134,11 @@ class PairBatches(torch.utils.data.IterableDataset):
                 pair, found, states[index] = self._first_sound(index, candidates, problems)
                 read.append(found)
                 places.append(self.teacher.place(index, pair, found))
-        captions = self.student.captions([pair.caption for pair in read])
+        captions = {} if self.images_alone else self.student.captions([pair.caption for pair in read])
         if self.share_duplicates:
             captions["image_ids"] = torch.tensor([pair.image_id for pair in read])
-            captions["text_ids"] = torch.tensor([content_id(pair.caption) for pair in read])
+            if not self.images_alone:
+                captions["text_ids"] = torch.tensor([content_id(pair.caption) for pair in read])
         batch = {"pixel_values": self.reader.stacked(read, 0), **captions}
         batch |= self.teacher.inputs(self.reader, read, places)
         return batch, {"seen": len(read) + len(problems), "broken": len(problems), "examples": problems[:SHOWN]}

@@ -19,7 +19,7 @@ class ReadPair(NamedTuple):
 
     Args:
         pixels: (H, W, 3) uint8 of the crop, one per processor; without augmentation only the RGB image.
-        caption: one of the pair's.
+        caption: one of the pair's; empty where the source is of pictures alone.
         crop: of the image; None without augmentation.
         image_id: number that equal pictures share.
     """
@@ -64,8 +64,8 @@ class PairReader:
         """Reads a pair.
 
         Args:
-            pair: `image`, `caption`, `key` (numbers that identify it within its source), `visit` (how often it was
-                read before) and `where` (for messages).
+            pair: `image`, `caption` (but of pictures alone), `key` (numbers that identify it within its source),
+                `visit` (how often it was read before) and `where` (for messages).
             source: number of its source.
 
         Raises:
@@ -73,10 +73,11 @@ class PairReader:
         """
         variant = pair["visit"] % self.variants if self.variants else pair["visit"]
         generator = np.random.default_rng([self.seed, source, *pair["key"], variant])
-        caption = pair["caption"]
+        # A picture alone has none.
+        caption = pair.get("caption", "")
         if isinstance(caption, list | tuple) and caption:
             caption = caption[generator.integers(len(caption))]
-        if not isinstance(caption, str) or not caption.strip():
+        if "caption" in pair and (not isinstance(caption, str) or not caption.strip()):
             raise BrokenPairError(f"{pair['where']}: found the caption {caption!r}, expected text")
         try:
             image = open_image(pair["image"])

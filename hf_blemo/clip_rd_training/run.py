@@ -211,6 +211,7 @@ def _distill(
         loss,
         teacher_logit_scale=teacher.logit_scale,
         weight_schedule=settings.weight_schedule if teacher.dim is not None else {},
+        images_alone=settings.images_alone,
     )
     distiller.to(getattr(torch, settings.dtype)).train()
     if settings.compile:
@@ -228,7 +229,7 @@ def _distill(
         assert teacher.processor is not None
         teacher_tasks = evaluator.evaluate(teacher.model, teacher.processor, accelerator.device)
     maps = before = None
-    if teacher.dim is not None and accelerator.is_main_process and loss.needs_teacher:
+    if teacher.dim is not None and accelerator.is_main_process and loss.needs_teacher and not settings.images_alone:
         maps = SimilarityMaps(training.distiller, batches)
         before, _ = maps.now()
     training.run(Checkpoints(accelerator, output / CHECKPOINTS, settings.checkpoint_every, "step"))
@@ -236,11 +237,16 @@ def _distill(
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
         training.student.float()
+        if settings.images_alone:
+            # Trained between images; between an image and a text it is the teacher's.
+            with torch.no_grad():
+                training.student.logit_scale.copy_(teacher.model.logit_scale)
         metrics = {
             "schema_version": 1,
             "model_type": student.config.model_type,
             "student": settings.student,
             "inherited": inherited,
+            "images_alone": settings.images_alone,
             "teacher": teacher.description,
             "data": {**training.position.description(split.training), "held_out": split.description()},
             "num_parameters": student.num_parameters(),

@@ -24,6 +24,8 @@ Precision = Literal["no", "bf16", "fp16"]
 _AUGMENTATION = ("scale", "ratio", "flip", "variants", "seed")
 
 CLIP_KD = ("task", "fd", "icl", "hrd")
+# Terms that pictures without captions have.
+IMAGES_ALONE = ("task", "fd", "hrd", "vrd_image")
 VERTICAL = ("vrd", "vrd_image", "vrd_text")
 SIDES = ("vision", "text")
 METHODS = {
@@ -46,7 +48,7 @@ class _PairDataSettings:
             shards) or a file (.parquet, .csv with paths of images, .tar). Required unless there are `sources`.
         split: split of the data.
         image_column, caption_column: columns of the data (found by name in WebDataset shards). Captions may be
-            lists; each visit of an image draws one.
+            lists; each visit of an image draws one. `caption_column: null` distils from pictures alone.
         streaming: read shards in turn instead of a table by row numbers.
         sources: several data sets instead of `data`, each a dict with `data` and, as needed, `weight` (its share of
             every batch), `split`, `name`, `revision`, `image_column`, `caption_column`, `streaming`, `options`.
@@ -63,7 +65,7 @@ class _PairDataSettings:
     data: str | None = None
     split: str = "train"
     image_column: str = "image"
-    caption_column: str = "caption"
+    caption_column: str | None = "caption"
     streaming: bool = False
     sources: list[dict[str, Any]] = field(default_factory=list)
     shuffle_block: int = at_least_one(1000)
@@ -264,6 +266,10 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         if self.teacher is None and self.teacher_store is None:
             # Without a teacher there is one term to train with.
             self.weights = {"task": weights["task"]}
+        if self.images_alone:
+            self._check_images_alone()
+        elif any(source.caption_column is None for source in self.pair_sources()):
+            raise ValueError("sources: expected captions in all of them or in none")
         if not any(self.weights.values()):
             raise ValueError(f"weights: expected a weight above 0 for some term, found {self.weights}")
 
@@ -307,6 +313,33 @@ class DistillationSettings(PushSettings, _PairDataSettings):
             side: round(step * made.steps if step < 1 else step) for side, step in self.release.items()
         }
         return replace(made, warmup_steps=warmup, weight_schedule=schedule, release=release)
+
+    def _check_images_alone(self) -> None:
+        """Sets what pictures without captions need; refuses what needs captions."""
+        if self.teacher is None or self.teacher_store is not None:
+            raise ValueError("caption_column null: pictures alone need a teacher that runs; pass --teacher")
+        if self.weights == CLIP_RD_WEIGHTS:
+            self.weights = {name: CLIP_RD_WEIGHTS[name] for name in IMAGES_ALONE}
+        for name in [*self.weights, *self.weight_schedule]:
+            if name not in IMAGES_ALONE and (self.weights.get(name) or name in self.weight_schedule):
+                raise ValueError(
+                    f"weights.{name}: needs captions, and caption_column null means pictures alone; expected some of "
+                    f"{', '.join(IMAGES_ALONE)}"
+                )
+        if self.text_weights not in (None, "teacher") or self.release.get("text"):
+            raise ValueError("text_weights: with pictures alone, the student's text tower is the teacher's")
+        if self.evaluation_share:
+            raise ValueError("evaluation_share: pictures alone have no captions to find; name tasks in `evaluation`")
+        if self.student != "inherit":
+            self.text_weights = "teacher"
+        elif self.student_config.get("text_config"):
+            raise ValueError("student_config.text_config: with pictures alone, the text tower is the teacher's")
+        self.freeze = list(dict.fromkeys([*self.freeze, "text"]))
+
+    @property
+    def images_alone(self) -> bool:
+        """Whether the data has no captions."""
+        return all(source.caption_column is None for source in self.pair_sources())
 
     def towers(self) -> dict[str, str]:
         """Side -> where its tower comes from; without those that start from random weights."""
@@ -353,6 +386,8 @@ class EmbeddingSettings(_PairDataSettings):
         if self.augmentation and not self.augmentation.get("variants"):
             raise ValueError("augmentation.variants: expected the number of crops to embed of each image, at least 1")
         for source in self.pair_sources():
+            if source.caption_column is None:
+                raise ValueError(f"data {source.data!r}: a store holds pairs; expected a caption_column, found none")
             if source.streaming:
                 raise ValueError(f"data {source.data!r}: embeddings are found by row, which a stream does not have")
 

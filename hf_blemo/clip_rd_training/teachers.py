@@ -77,7 +77,7 @@ class _LiveTeacher(Teacher):
         inputs: dict[str, torch.Tensor] = {}
         if len(reader.processors) > 1:
             inputs["teacher_pixel_values"] = reader.stacked(read, 1)
-        if self.own_tokens and self.processor is not None:
+        if self.own_tokens and self.processor is not None and any(pair.caption for pair in read):
             tokens = self.processor.captions([pair.caption for pair in read])
             inputs |= {f"teacher_{name}": values for name, values in tokens.items()}
         return inputs

@@ -57,9 +57,11 @@ class PairTable:
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells the content from other content of this name: `rows`, all `captions` and some `images`."""
-        captions = self.data.select_columns(["caption"])
-        hashes = [fingerprint(batch["caption"]) for batch in captions.iter(batch_size=_CAPTIONS_AT_ONCE)]
-        found: dict[str, Any] = {"rows": len(self), "captions": fingerprint(hashes)}
+        found: dict[str, Any] = {"rows": len(self)}
+        if "caption" in self.data.column_names:
+            captions = self.data.select_columns(["caption"])
+            hashes = [fingerprint(batch["caption"]) for batch in captions.iter(batch_size=_CAPTIONS_AT_ONCE)]
+            found["captions"] = fingerprint(hashes)
         if self.settings.data not in built_in.PAIRS:
             rows = np.linspace(0, len(self) - 1, _SAMPLED).astype(int)
             found["images"] = fingerprint(*(stored(pair["image"]) for pair in self.pairs(rows.tolist())))
@@ -103,7 +105,7 @@ class PairStream:
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells the content from other content of this name: the number of `shards` and the `first pairs`."""
-        parts = [part for pair in self.first(2) for part in (pair["caption"], stored(pair["image"]))]
+        parts = [part for pair in self.first(2) for part in (pair.get("caption"), stored(pair["image"]))]
         return {"shards": self.data.num_shards, "first pairs": fingerprint(*parts)}
 
     def first(self, count: int) -> list[dict[str, Any]]:
@@ -198,7 +200,8 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
         check_regular(settings.data)
         data = _load_source(settings)
         if data.features == _SHARD_FEATURES:
-            images, caption = list(_SHARD_FEATURES)[:-1], "txt"
+            images = list(_SHARD_FEATURES)[:-1]
+            caption: str | None = "txt"
         else:
             image, caption = _columns(settings, data)
             images = [image]
@@ -206,10 +209,10 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
     for image in images:
         if getattr((data.features or {}).get(image), "decode", False):
             data = data.cast_column(image, datasets.Image(decode=False))
-    data = data.select_columns([*images, caption])
+    data = data.select_columns([*images, *([caption] if caption else [])])
     # The only column of images, or the first that a row has.
     names = {caption: "caption", **({images[0]: "image"} if len(images) == 1 else {})}
-    data = data.rename_columns({old: new for old, new in names.items() if old != new})
+    data = data.rename_columns({old: new for old, new in names.items() if old not in (None, new)})
     path = Path(settings.data)
     root = (path if path.is_dir() else path.parent) if path.exists() else None
     if isinstance(data, datasets.IterableDataset):
@@ -269,27 +272,33 @@ def _has_shards(settings: PairSourceSettings, path: Path, where: str) -> bool:
 
 
 def _unbatched(batch: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """The `image` and `caption` of each row; the image is the first that the row has."""
+    """The `image` and, if there is one, the `caption` of each row; the image is the first that the row has."""
     images = [column for name, column in batch.items() if name != "caption"]
-    for *found, caption in zip(*images, batch["caption"], strict=True):
-        yield {"image": next((image for image in found if image is not None), None), "caption": caption}
+    captions = batch.get("caption")
+    for row, found in enumerate(zip(*images, strict=True)):
+        image = next((image for image in found if image is not None), None)
+        yield {"image": image} if captions is None else {"image": image, "caption": captions[row]}
 
 
-def _columns(settings: PairSourceSettings, data: Any) -> tuple[str, str]:
+def _columns(settings: PairSourceSettings, data: Any) -> tuple[str, str | None]:
     """Finds the two columns, also under the names of WebDataset shards if the default ones are missing."""
     names = data.column_names
     if names is None:
         names = list(next(iter(data.take(1)), {}))
         if not names:
             raise ValueError(f"data {settings.data!r}: found an empty stream")
-    found = []
+    found: list[Any] = []
     defaults = PairSourceSettings(settings.data)
     for field, usual in zip(("image_column", "caption_column"), WEBDATASET_COLUMNS, strict=True):
         name = getattr(settings, field)
+        if name is None:
+            found.append(None)
+            continue
         if name not in names and name == getattr(defaults, field):
             name = next((other for other in usual if other in names), name)
         if name not in names:
-            raise ValueError(f"data {settings.data!r}: no column {name!r} ({field}), found {', '.join(names)}")
+            hint = "; --caption_column null distils from pictures alone" if field == "caption_column" else ""
+            raise ValueError(f"data {settings.data!r}: no column {name!r} ({field}), found {', '.join(names)}{hint}")
         found.append(name)
     return found[0], found[1]
 

@@ -20,7 +20,8 @@ class PairSourceSettings:
         split: of the data.
         name: configuration of a Hub data set.
         revision: commit, branch or tag of a Hub data set.
-        image_column, caption_column: of the data; a column of captions may hold lists; each visit draws one.
+        image_column, caption_column: of the data; a column of captions may hold lists; each visit draws one. A caption
+            column of None: pictures alone.
         streaming: read shards in turn instead of a table by row numbers.
         options: of the built-in data.
     """
@@ -31,7 +32,7 @@ class PairSourceSettings:
     name: str | None = None
     revision: str | None = None
     image_column: str = "image"
-    caption_column: str = "caption"
+    caption_column: str | None = "caption"
     streaming: bool = False
     options: dict[str, Any] | None = None
 
