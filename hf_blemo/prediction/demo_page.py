@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from functools import partial, reduce
 from html import escape
 from ipaddress import ip_address
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 from hf_blemo.errors import USER_ERRORS, check_extra, one_line, printable, say
 from hf_blemo.prediction.clip_report import result_html
-from hf_blemo.prediction.clip_words import limits
+from hf_blemo.prediction.clip_words import blend_words, limits, names_of
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import EMOTIONS
 
 if TYPE_CHECKING:
@@ -31,8 +32,17 @@ _FIXED_FONTS = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monosp
 _DELETE_CACHE = (600, 3600)
 _HINT = "Drop or record a clip, then press Recognise. The result appears here."
 _NO_CLIP = "There is no clip yet: drop or record one, then press Recognise."
+_LIVE = """() => {
+  const told = document.getElementById("demo-told");
+  told.setAttribute("role", "status");
+  told.setAttribute("aria-live", "polite");
+  told.setAttribute("aria-atomic", "true");
+}"""
 _STYLES = """
 <style>
+#demo-told {
+  position: absolute; width: 1px; height: 1px; overflow: hidden !important; clip-path: inset(50%); white-space: nowrap;
+}
 .demo-plain, .demo-plain .html-container { padding: 0 !important; }
 #demo-video video { max-height: 300px; }
 .demo-head h1 { font-size: 28px; line-height: 1.2; font-weight: 700; letter-spacing: -0.02em; margin: 8px 0 6px; }
@@ -81,8 +91,15 @@ def make_demo(
         if not Path(example).is_file():
             raise FileNotFoundError(f"{example}: no such file, expected an example clip")
     gr = _gradio()
-    sounds = [[str(path)] for path in examples if Path(path).suffix.lower() in SOUND_SUFFIXES]
-    videos = [[str(path)] for path in examples if [str(path)] not in sounds]
+    sounds = [str(path) for path in examples if Path(path).suffix.lower() in SOUND_SUFFIXES]
+    videos = [str(path) for path in examples if str(path) not in sounds]
+
+    def offer(paths: Sequence[str], clip: Any) -> None:
+        """Buttons of examples, which have their names, as pictures alone tell a screen reader nothing."""
+        if paths:
+            names = [Path(path).name for path in paths]
+            gr.Examples([[path] for path in paths], [clip], cache_examples=False, example_labels=names)
+
     show = partial(_shown, recognise)
 
     title = TITLE if tuple(names) == EMOTIONS else OTHER_TITLE
@@ -94,24 +111,25 @@ def make_demo(
                 with gr.Tab("Video"):
                     video = gr.Video(label="Clip with picture and sound", elem_id="demo-video")
                     video_button = gr.Button("Recognise", variant="primary", elem_id="demo-video-button")
-                    if videos:
-                        gr.Examples(videos, [video], cache_examples=False)
+                    offer(videos, video)
                 with gr.Tab("Sound only"):
                     sound = gr.Audio(label="Clip without picture", type="filepath", buttons=[], elem_id="demo-sound")
                     sound_button = gr.Button("Recognise", variant="primary", elem_id="demo-sound-button")
-                    if sounds:
-                        gr.Examples(sounds, [sound], cache_examples=False)
+                    offer(sounds, sound)
             with gr.Column(scale=3, min_width=320):
                 shown = gr.HTML(
                     _hint(_HINT), elem_classes="demo-plain", apply_default_css=False, elem_id="demo-result"
                 )
+                told = gr.HTML("", elem_id="demo-told", apply_default_css=False)
                 with gr.Accordion("Result as JSON", open=False, elem_id="demo-json"):
                     download = gr.HTML("", elem_classes="demo-plain", apply_default_css=False)
                     raw = gr.JSON(show_label=False, open=True)
         # Two clips at once would share the cores, and both results would come later.
         options = {"concurrency_limit": 1, "concurrency_id": "recognise", "show_progress_on": shown}
-        video_button.click(show, [video], [shown, download, raw], api_name="recognise_video", **options)
-        sound_button.click(show, [sound], [shown, download, raw], api_name="recognise_sound", **options)
+        video_button.click(show, [video], [shown, download, raw, told], api_name="recognise_video", **options)
+        sound_button.click(show, [sound], [shown, download, raw, told], api_name="recognise_sound", **options)
+        # A live region has to be there before its text changes.
+        demo.load(None, js=_LIVE)
     return demo
 
 
@@ -230,10 +248,10 @@ def _gradio() -> ModuleType:
     return gradio
 
 
-def _shown(recognise: Callable[[str], Mapping[str, Any]], path: str | None) -> tuple[str, str, Any]:
-    """The result for reading, its download and its raw form."""
+def _shown(recognise: Callable[[str], Mapping[str, Any]], path: str | None) -> tuple[str, str, Any, str]:
+    """The result for reading, its download, its raw form, and what a screen reader says of it."""
     if path is None:
-        return _hint(_NO_CLIP), "", None
+        return _hint(_NO_CLIP), "", None, _told(_NO_CLIP)
     result: Mapping[str, Any]
     try:
         result = recognise(path)
@@ -241,7 +259,11 @@ def _shown(recognise: Callable[[str], Mapping[str, Any]], path: str | None) -> t
         result = {"clip": Path(path).name, "error": one_line(error)}
     result = _without_folders(result, [os.path.dirname(path), os.path.dirname(os.path.realpath(path))])
     raw = {name: value for name, value in result.items() if name != "thumbnails"}
-    return f'<div class="demo-shown">{result_html(result)}</div>', _download(raw), raw
+    words = f"failed: {result['error']}"
+    if "error" not in result:
+        said = f"{result['clip']}: {blend_words(result['blend'], names_of([result]))}"
+        words = ". ".join([said, *result.get("notes", ())])
+    return f'<div class="demo-shown">{result_html(result)}</div>', _download(raw), raw, _told(words)
 
 
 def _without_folders(value: Any, folders: Sequence[str]) -> Any:
@@ -254,7 +276,12 @@ def _without_folders(value: Any, folders: Sequence[str]) -> Any:
 
 
 def _hint(text: str) -> str:
-    return f'<p class="demo-hint" role="status">{escape(text)}</p>'
+    return f'<p class="demo-hint">{escape(text)}</p>'
+
+
+def _told(text: str) -> str:
+    """A text for the live region, which only speaks where it changes: hence the time."""
+    return f"<p>{datetime.now():%H:%M:%S}, {escape(printable(text))}</p>"
 
 
 def _download(result: Mapping[str, Any]) -> str:

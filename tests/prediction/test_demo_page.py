@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import wave
 from http.client import HTTPConnection
 from pathlib import Path
@@ -28,8 +29,9 @@ RESULT = {
     "encoder_weights": {"wavlm": 0.75, "hubert": 0.25},
     "selected_encoders": ["wavlm"],
     "duration": 0.1,
-    "notes": [],
+    "notes": ["odd <b>clip</b>"],
 }
+TOLD = "document.getElementById('demo-told')"
 
 
 def recognise(path):
@@ -85,14 +87,35 @@ def choose(browser, kind, path):
     browser.wait_for(f"return !document.querySelector('#demo-{kind} input[type=file]')")
 
 
+def names_of(browser, role):
+    """Names that a screen reader reads of the parts of one role."""
+    nodes = browser.command("Accessibility.getFullAXTree")["nodes"]
+    shown = [node for node in nodes if not node["ignored"] and node["role"]["value"] == role]
+    return [node.get("name", {}).get("value", "") for node in shown]
+
+
 def test_sound_is_recognised(browser, sound):
     assert "you/<model>" in browser.text() and "not what somebody feels" in browser.text()
     tabs = "[...document.querySelectorAll('button[role=tab]')]"
     browser.run(f"{tabs}.findLast(tab => tab.innerText == 'Sound only').click()")
     browser.wait_for("return document.querySelector('#demo-sound input[type=file]')")
+    assert sound.name in names_of(browser, "button") and "" not in names_of(browser, "button")
+    # What a screen reader says is what changes within a region that was there before.
+    browser.wait_for(
+        f"return {TOLD}?.getAttribute('aria-live') == 'polite' && {TOLD}.getAttribute('role') == 'status'"
+    )
+    browser.run(
+        f"window.said = []; new MutationObserver(() => window.said.push({TOLD}.innerText.trim()))"
+        f".observe({TOLD}, {{childList: true, characterData: true, subtree: true}})"
+    )
     choose(browser, "sound", sound)
-    browser.click("#demo-sound-button")
-    browser.wait_for("return document.querySelector('#demo-result h2')")
+    for times in (1, 2):
+        browser.click("#demo-sound-button")
+        browser.wait_for(f"return new Set(window.said).size == {times}")
+        time.sleep(1)
+    said = [text.partition(", ")[2] for text in browser.run("return [...new Set(window.said)]")]
+    assert said == ["hello.wav: 70 % happiness, 30 % sadness. odd <b>clip</b>"] * 2
+    assert browser.run(f"return {TOLD}.getBoundingClientRect().width") == 1
     result = browser.run("return document.querySelector('#demo-result').innerText")
     for words in ("hello.wav", "70 % happiness, 30 % sadness", "91.2 %", "75.0 %"):
         assert words in result
@@ -114,6 +137,7 @@ def test_bad_clip_is_told_in_one_line(browser, page, tmp_path):
     browser.click("#demo-video-button")
     assert "This clip failed. bad.mp4: expected a clip, found 5 bytes\n" in browser.wait_for_text("This clip failed.")
     assert browser.run("return document.querySelector('#demo-result h2')") is None
+    assert "failed: bad.mp4: expected a clip, found 5 bytes" in browser.run(f"return {TOLD}.innerText")
 
 
 def test_neither_an_error_nor_a_result_shows_the_servers_folders(tmp_path):
@@ -121,7 +145,7 @@ def test_neither_an_error_nor_a_result_shows_the_servers_folders(tmp_path):
     for content, words in ((b"RIFFlate", "late.wav: ended early"), (b"no clip", "late.wav: expected a clip, found")):
         (tmp_path / "late.wav").write_bytes(content)
         shown = demo_page._shown(recognise, str(tmp_path / "link" / "late.wav"))
-        assert words in shown[0] and shown[2]["error"].startswith(words)
+        assert words in shown[0] and shown[2]["error"].startswith(words) and words in shown[3]
         assert str(tmp_path) not in repr(shown) + base64.b64decode(shown[1].split(",")[1].split('"')[0]).decode()
 
 
