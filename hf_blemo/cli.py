@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo._registration import __version__
+from hf_blemo.commands.completion import add_completion
 from hf_blemo.commands.dataset import add_dataset
 from hf_blemo.commands.demo import add_demo
 from hf_blemo.commands.evaluate import add_evaluate
@@ -240,6 +241,7 @@ def _make_parser() -> Parser:
         _add_program(commands, name, program)
     for add in (add_recipes, add_evaluate, add_submit, add_publish, add_export):
         add(commands)
+    add_completion(commands, parser)
     return parser
 
 

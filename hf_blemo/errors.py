@@ -27,6 +27,8 @@ USER_ERRORS = (MissingExtraError, ValueError, OSError, MemoryError)
 _unshown: list[OSError] = []
 
 LONGEST_VALUE, LONGEST_LINE = 200, 1000
+# As many names are listed where none is near.
+_FEW = 12
 
 # A quoted value that is too long to show.
 _LONG_VALUE = re.compile(rf"""(['"])(?:(?!\1)[^\\]|\\.){{{LONGEST_VALUE},}}\1""")
@@ -56,12 +58,15 @@ _IRREGULAR = {
     stat.S_IFSOCK: "a socket",
 }
 
+_SAYS_WHAT_TO_DO = re.compile(", expected |; did you mean |; the nearest known one is ")
+
 # Extra -> what needs it, and its packages: name to import -> name to install.
 _EXTRAS = {
     "media": ("reading media", {"av": "av"}),
     "onnx": ("ONNX", {name: name for name in ("onnx", "onnxruntime", "onnxscript")}),
     "demo": ("the demo page", {"gradio": "gradio"}),
     "emoji": ("data 'emoji'", {"emoji": "emoji"}),
+    "completion": ("completion", {"shtab": "shtab"}),
     "openclip": ("open_clip", {"open_clip": "open_clip_torch"}),
 }
 
@@ -95,7 +100,7 @@ def reading(where: str | os.PathLike[str], expected: str) -> Iterator[None]:
             if text != str(error):
                 error.args = (text,)
             raise
-        if is_ours and ", expected " in text:
+        if is_ours and _SAYS_WHAT_TO_DO.search(text):
             raise ValueError(_cut(f"{where}: {text}")) from error
         kind = "" if isinstance(error, USER_ERRORS) and str(error) else f"{type(error).__name__}: "
         raise ValueError(_cut(f"{where}: expected {expected}, found: {kind}{text}")) from error
@@ -271,7 +276,7 @@ def check_extra(extra: str, needed_by: str = "", load: bool = True) -> None:
     """Checks that the packages of an extra are installed.
 
     Args:
-        extra: `media`, `onnx`, `demo`, `emoji` or `openclip`.
+        extra: `media`, `onnx`, `demo`, `emoji`, `completion` or `openclip`.
         needed_by: what messages say needs it; by default the extra's feature.
         load: also import them, which says whether what they need is there, too, but takes time.
 
@@ -363,8 +368,31 @@ def check_known(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:
     known = list(known)
     for key in keys:
         if key not in known:
-            nearest = nearest_name(str(key), known, 0.0)
-            raise ValueError(f"{where}: unknown setting {str(key)!r}; the nearest known one is {nearest!r}")
+            nearest = nearest_name(str(key), known, 0.5 if len(known) <= _FEW else 0.0)
+            hint = f"; the nearest known one is {nearest!r}" if nearest else f", expected {listed(known)}"
+            raise ValueError(f"{where}: unknown setting {str(key)!r}{hint}")
+
+
+def check_choice(where: str, found: Any, known: Iterable[str]) -> None:
+    """Refuses a value that is none of some choices, and names the nearest.
+
+    Args:
+        where: the value was found.
+        found: the value.
+        known: the choices.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    known = list(known)
+    if found not in known:
+        raise ValueError(f"{where}: found {found!r}, expected {listed(known)}{did_you_mean(found, known)}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a sentence lists them: a, b or c."""
+    *others, last = names
+    return " or ".join([", ".join(others), last] if others else [last])
 
 
 def nearest_name(name: str, known: Iterable[str], least: float = 0.5) -> str | None:

@@ -2,16 +2,21 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hf_blemo.errors import one_line
+from hf_blemo.errors import nearest_name, one_line
 from hf_blemo.files import limits, read_json
 
 CONFIG_FILE = "config.json"
 FUSION = "rank_aware_fusion"
+# What every program takes for data of its own kind that is drawn.
+BUILT_IN_DATA = "synthetic"
+# As many files of a folder are looked through for the one that was meant.
+_MOST_NEIGHBOURS = 1000
 
 # A module beside the weights, and a class in it.
 _OWN_CODE = re.compile(r"(?:[\w-]+/)*[\w-]+\.\w+")
@@ -27,13 +32,16 @@ def is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
 
 
-def local_path(source: str, where: str | None = None, revision: str | None = None) -> Path | None:
+def local_path(
+    source: str, where: str | None = None, revision: str | None = None, names: Iterable[str] = ()
+) -> Path | None:
     """Finds a source on this machine.
 
     Args:
         source: a path or a Hub id.
         where: what messages call it; `source` by default.
         revision: requested revision.
+        names: what could have been meant beside it.
 
     Returns:
         Its path, or None for a Hub id.
@@ -45,10 +53,22 @@ def local_path(source: str, where: str | None = None, revision: str | None = Non
     if is_hub_id(source):
         return None
     if not Path(source).exists():
-        raise FileNotFoundError(f"{where or source}: not a file, folder or Hub id (owner/name)")
+        raise FileNotFoundError(f"{where or source}: not a file, folder or Hub id (owner/name){_near(source, names)}")
     if revision is not None:
         raise ValueError(f"{where or source}: a folder has no revisions, found revision {revision!r}")
     return Path(source)
+
+
+def _near(source: str, names: Iterable[str]) -> str:
+    """What else was meant by a path that leads nowhere: one of some names, or what lies in its folder."""
+    path = Path(source)
+    known = {name: name for name in names}
+    if path.parent.is_dir():
+        known |= {
+            entry.name: str(path.parent / entry.name) for entry in islice(path.parent.iterdir(), _MOST_NEIGHBOURS)
+        }
+    nearest = nearest_name(path.name, known, 0.6)
+    return f"; did you mean {known[nearest]!r}?" if nearest else ""
 
 
 def find_config(
@@ -171,7 +191,7 @@ def load_dataset(path: str, where: str, **options: Any) -> Any:
     import datasets
 
     if "data_files" not in options:
-        local_path(path, where)
+        local_path(path, where, names=[BUILT_IN_DATA])
     with download_errors(where):
         try:
             return datasets.load_dataset(path, **options)

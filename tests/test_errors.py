@@ -133,7 +133,7 @@ def test_a_door_leaves_the_words_of_the_package_as_they_are():
     with pytest.raises(ValueError, match="^x: found: unknown setting 'row'; ") as caught, reading("x", "a table"):
         check_known("x: found", ["row"], ["rows"])
     assert caught.value.__cause__ is None
-    with pytest.raises(ValueError, match="^x: expected a table, found: y: unknown"), reading("x", "a table"):
+    with pytest.raises(ValueError, match="^x: y: unknown setting 'row'; the nearest"), reading("x", "a table"):
         check_known("y", ["row"], ["rows"])
     with pytest.raises(ValueError) as caught, reading("x", "a table"):
         raise Refusal(f"found {'v' * 5000}")

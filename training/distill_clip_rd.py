@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.10"
+# # The package itself, which names all that it needs, is given by --with: docs/training.md.
+# dependencies = []
+# ///
 """Distils a small CLIP from a large one: `hf-blemo distill` of a checkout.
 
 Example:

@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.10"
+# # The package itself, which names all that it needs, is given by --with: docs/training.md.
+# dependencies = []
+# ///
 """Embeds image-caption pairs with teachers, once for all students: `hf-blemo embed` of a checkout.
 
 Example:

@@ -89,11 +89,12 @@ def commands_page() -> str:
         "",
     ]
     for parser in parsers(_make_parser()):
+        parser.add_settings()
         lines += parser_section(parser)
     return "\n".join(lines)
 
 
-def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+def parsers(parser: Any) -> Iterator[Any]:
     """A parser's subcommands that do something, with theirs, in order."""
     inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not inner:

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 
 from hf_blemo import built_in
 from hf_blemo.clip_rd.weights_clip_rd import CLIP_RD_WEIGHTS, check_weights
-from hf_blemo.errors import check_known
+from hf_blemo.errors import check_choice, check_known
 from hf_blemo.pairs.settings import PairSourceSettings
 from hf_blemo.programs.settings import (
     PushSettings,
@@ -421,8 +421,7 @@ class ComparisonSettings(DistillationSettings):
         # The run trains its own teacher, so all terms keep their weights.
         self.weights = weights
         for name in self.methods:
-            if name not in METHODS:
-                raise ValueError(f"methods: expected some of {', '.join(METHODS)}, found {name!r}")
+            check_choice("methods", name, METHODS)
         if not (self.evaluation or self.evaluation_share or self.data in built_in.PAIRS):
             raise ValueError(
                 f"data {self.data!r}: expected evaluation, tasks, or an evaluation_share (--evaluation_share 0.1)"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo.built_in import MODEL
-from hf_blemo.errors import did_you_mean, nearest_name, printable
+from hf_blemo.errors import did_you_mean, listed, nearest_name, printable
 from hf_blemo.files import Limits
 
 _BOUNDS = ", ".join(f"{name}={value:g}" for name, value in asdict(Limits()).items())
@@ -33,6 +33,28 @@ class Parser(argparse.ArgumentParser):
             return None
         module, _, name = self._settings.partition(":")
         return getattr(import_module(module), name)
+
+    def add_settings(self) -> None:
+        """Makes an option of every setting, for what goes through all options: completion and the reference."""
+        from dataclasses import fields
+
+        from hf_blemo.programs.recipes import recipes
+        from hf_blemo.programs.settings import CONFIG_OPTION, choices_of, documentation, num_words
+
+        settings_class = self.settings_class()
+        if settings_class is None or CONFIG_OPTION in self._option_string_actions:
+            return
+        self.add_argument(CONFIG_OPTION, metavar="FILE.yaml|RECIPE", choices=list(recipes()), help="file or recipe")
+        texts = documentation(settings_class)
+        for setting in fields(settings_class):
+            few = num_words(setting.type)
+            self.add_argument(
+                f"--{setting.name}",
+                nargs={None: "*", 0: "?"}.get(few),
+                choices=("true", "false") if few == 0 else choices_of(setting.type),
+                # argparse formats its help by %.
+                help=texts.get(setting.name, "").replace("`", "").replace("%", "%%"),
+            )
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As that of `ArgumentParser`, but unknown options end the program before anything that is missing does."""
@@ -84,9 +106,8 @@ class Parser(argparse.ArgumentParser):
         choices = list(map(str, action.choices))
         hint = did_you_mean(value, choices)
         if isinstance(action, argparse._SubParsersAction):
-            expected = ", expected one of " + ", ".join(choices)
-            self.error(f"unknown command {value!r}{hint or expected}")
-        raise argparse.ArgumentError(action, f"found {value!r}, expected {' or '.join(choices)}{hint}")
+            self.error(f"unknown command {value!r}{hint or f', expected {listed(choices)}'}")
+        raise argparse.ArgumentError(action, f"found {value!r}, expected {listed(choices)}{hint}")
 
 
 def add_command(commands: Any, name: str, handler: Any, summary: str, details: str) -> argparse.ArgumentParser:

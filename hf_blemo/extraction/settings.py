@@ -142,9 +142,9 @@ class ExtractionSettings:
             found = "both encoders and the model" if self.encoders else "neither encoders nor a model"
             raise ValueError(f"found {found} that names them, expected --encoder NAME=MODEL or --model MODEL")
         for name, entry in self.encoders.items():
+            check_known(f"encoders.{name}", entry, ENCODER_KEYS)
             if not entry.get("model_id"):
                 raise ValueError(f"encoders.{name}: expected a model_id, found {entry!r}")
-            check_known(f"encoders.{name}", entry, ENCODER_KEYS)
         for name in (*self.encoders, *self.imported):
             if not name or "/" in name or "\\" in name or name.startswith("."):
                 raise ValueError(f"encoders: {name!r} cannot name a folder, expected letters, digits, '-' and '_'")

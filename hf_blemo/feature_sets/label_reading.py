@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_blemo.errors import did_you_mean
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LABEL_KINDS, TOLERANCE, UNLABELLED, LabelSpace
 
 logger = logging.getLogger(__name__)
@@ -347,4 +348,5 @@ def columns_with_prefix(names: Iterable[str], prefix: str) -> dict[str, str]:
 def _check_names(found: Iterable[str], names: Sequence[str], where: str) -> None:
     for name in found:
         if name not in names:
-            raise ValueError(f"{where}: found the name {name!r}, expected one of {', '.join(names)}")
+            near = did_you_mean(name, names)
+            raise ValueError(f"{where}: found the name {name!r}, expected one of {', '.join(names)}{near}")

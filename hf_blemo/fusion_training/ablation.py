@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from hf_blemo import feature_sets
 from hf_blemo.built_in import SYNTHETIC
-from hf_blemo.errors import say
+from hf_blemo.errors import did_you_mean, listed, say
 from hf_blemo.files import held, within, write_json, write_text
 from hf_blemo.fusion_training.adaptation import adapt_to_folds, each_adaptation, folds_table
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
@@ -45,6 +45,8 @@ class _Variant:
     trained: bool = True
 
 
+# What `only` can ask for beside rows.
+_OTHER_PARTS = ("adaptation", "explanations")
 _RESULT, _ROWS = "ablation.json", "rows"
 CHOSEN = "rank-aware, n chosen inside the training folds"
 _RANKED = "rank-aware, n = "
@@ -152,9 +154,13 @@ def _ablate(accelerator: Accelerator, settings: AblationSettings, stack: ExitSta
     data = load_data(settings.data, settings.synthetic)
     base = model_config(data, settings)
     chosen = _chosen_variants(settings, base)
-    adapts, explains = (not settings.only or part in settings.only for part in ("adaptation", "explanations"))
+    names = [*(variant.name.strip() for variant in _variants(settings, list(base.encoders))), *_OTHER_PARTS]
+    for name in settings.only:
+        if not any(known.startswith(name) for known in names):
+            hint = did_you_mean(name, names) or f", expected {listed(names)}"
+            raise ValueError(f"only: no row begins with {name!r}{hint}")
+    adapts, explains = (not settings.only or part in settings.only for part in _OTHER_PARTS)
     if not chosen and not adapts and not explains:
-        names = [variant.name.strip() for variant in _variants(settings, list(base.encoders))]
         raise ValueError(f"only {settings.only} asks for no row; the rows are {', '.join(names)}")
     store = FeatureStore(data, base, settings.align_folds, progress=False)
     labelled, _ = store.labelled_rows(settings.protocol)

@@ -9,11 +9,11 @@ import datasets
 import numpy as np
 
 from hf_blemo import built_in, feature_sets
-from hf_blemo.errors import check_known
+from hf_blemo.errors import check_known, did_you_mean
 from hf_blemo.fusion_training.settings import ExperimentSettings
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE, read_provenance
 from hf_blemo.hub.feature_sets import load_hub_features
-from hf_blemo.loading import local_path
+from hf_blemo.loading import BUILT_IN_DATA, local_path
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig, label_names
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED, LabelSpace, same_space
 
@@ -45,7 +45,7 @@ def load_data(source: str, synthetic: Mapping[str, Any]) -> datasets.Dataset:
     if source == built_in.SYNTHETIC:
         return built_in.load("blends", synthetic)
     where = f"data {source!r}"
-    if local_path(source, where) is not None:
+    if local_path(source, where, names=[BUILT_IN_DATA]) is not None:
         return feature_sets.load_features(source)
     return load_hub_features(source, where)
 
@@ -130,7 +130,8 @@ def _encoder_options(data: datasets.Dataset, settings: ExperimentSettings) -> di
     chosen = list(widths) if settings.encoders is None else settings.encoders
     for name in (*chosen, *settings.encoder_options):
         if name not in widths:
-            raise ValueError(f"unknown encoder {name!r}: the data has {', '.join(widths)}")
+            near = did_you_mean(name, widths)
+            raise ValueError(f"unknown encoder {name!r}: the data has {', '.join(widths)}{near}")
     return {
         name: {
             "feature_size": widths[name],

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_blemo import blemore
+from hf_blemo.errors import did_you_mean, listed
 from hf_blemo.metrics.measures import LOWER_IS_BETTER, blends_to_saliences, measure
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import (
@@ -89,10 +90,9 @@ class Judge:
             ValueError: there is no such measure of these labels.
         """
         if given is not None and given not in ("loss", LAST, *self.measures):
-            raise ValueError(
-                f"selection_metric: found {given!r}, expected loss, last or one of {', '.join(self.measures)}"
-                f"{'' if self.is_benchmark else ' for these labels'}"
-            )
+            known = ("loss", LAST, *self.measures)
+            where = "selection_metric" if self.is_benchmark else "selection_metric for these labels"
+            raise ValueError(f"{where}: found {given!r}, expected {listed(known)}{did_you_mean(given, known)}")
         if protocol == "published_style" and self.is_benchmark:
             return "score"
         if given is not None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from hf_blemo.encoders.encoder_options import Dtype
-from hf_blemo.errors import check_known
+from hf_blemo.errors import check_choice, check_known
 from hf_blemo.programs.settings import (
     PUSH_SETTINGS,
     PushSettings,
@@ -219,8 +219,7 @@ class EncoderAblationSettings:
             raise ValueError("sets: expected at least one, as a name with a list of encoders")
         for name, encoders in self.sets.items():
             for encoder in encoders or [None]:
-                if encoder not in self.encoders:
-                    raise ValueError(f"sets.{name}: found {encoder!r}, expected some of {', '.join(self.encoders)}")
+                check_choice(f"sets.{name}", encoder, self.encoders)
         own = {"data", "output_dir", "encoders", "seeds", "overwrite"}
         known = {entry.name for entry in fields(ExperimentSettings)} - own
         check_known("fusion", self.fusion, known)

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from huggingface_hub.dataclasses import as_validated_field, strict, type_validator
 
-from hf_blemo.errors import check_known, check_once, one_line_errors, reading, say, without_paths
+from hf_blemo.errors import check_known, check_once, did_you_mean, listed, one_line_errors, reading, say, without_paths
 from hf_blemo.programs.progress import quiet_libraries
 from hf_blemo.programs.recipes import find_settings, recipes
 
@@ -433,6 +433,8 @@ def _accepted(field: Field, value: Any, where: str) -> Any:
     except TypeError:
         wants_text = _kind(_plain(field.type)) in (str, Literal) and not isinstance(value, (str, dict, list))
         hint = "; put text in quotes" if wants_text else ""
+        if _kind(_plain(field.type)) is Literal and not wants_text:
+            hint = did_you_mean(value, get_args(_plain(field.type)))
         raise ValueError(f"{where}: found {value!r}, expected {_type_name(field.type)}{hint}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
@@ -489,7 +491,7 @@ def _type_name(annotation: Any) -> str:
         return "a value"
     name = _SCALARS.get(kind, getattr(kind, "__name__", str(kind)))
     if kind is Literal:
-        name = " or ".join([", ".join(elements[:-1]), elements[-1]])
+        name = listed(elements)
     elif kind is list and elements:
         name = f"list of {_type_name(elements[0])}"
     elif kind is dict and _entry_type(inner) is not Any:
@@ -501,6 +503,12 @@ def num_words(annotation: Any) -> int | None:
     """How many words of the command line a setting of a type takes: none for a flag, any number (None) for a list."""
     kind = _kind(_plain(annotation))
     return None if kind in (list, dict, Any) else int(kind is not bool)
+
+
+def choices_of(annotation: Any) -> tuple[str, ...] | None:
+    """The words that a setting of a type can be, where it is one of a few."""
+    plain = _plain(annotation)
+    return get_args(plain) if _kind(plain) is Literal else None
 
 
 def _default(field: Field) -> Any:

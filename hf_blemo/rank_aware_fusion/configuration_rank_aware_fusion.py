@@ -71,7 +71,9 @@ def _complete(name: str, options: Any) -> dict[str, Any]:
         raise ValueError(f"encoders[{name!r}]: expected a word as modality, found {complete['modality']!r}")
     for key, choices in (("pooling", POOLINGS), ("transform", TRANSFORMS)):
         if complete[key] not in choices:
-            raise ValueError(f"encoders[{name!r}]: {key} {complete[key]!r} is not one of {', '.join(choices)}")
+            nearest = get_close_matches(str(complete[key]), choices, 1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"encoders[{name!r}]: {key} {complete[key]!r} is not one of {', '.join(choices)}{hint}")
     if not isinstance(complete.get("extraction", {}), dict):
         raise ValueError(f"encoders[{name!r}]: 'extraction' must be a dict, found {complete['extraction']!r}")
     return complete

@@ -27,6 +27,7 @@ PREDICTIONS = {
 }
 COMMANDS = (
     *("dataset build", "dataset info", "predict", "demo", "recipes", "evaluate", "submit", "publish", "export"),
+    "completion",
     *cli.PROGRAMS,
 )
 METRICS = {"acc_presence": 0.75, "acc_salience": 0.5, "score": 0.625, "clips": 4, "blends": 2}

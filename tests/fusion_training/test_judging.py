@@ -39,7 +39,7 @@ def test_columns_decodings_and_default_metrics_follow_the_space(judge, columns, 
 
 def test_what_the_labels_do_not_have_is_refused():
     with pytest.raises(
-        ValueError, match="selection_metric: found 'score', expected loss, last or one of accuracy, uar"
+        ValueError, match="selection_metric for these labels: found 'score', expected loss, last, accuracy, uar"
     ):
         Judge(SINGLE).selection_metric("score", "honest")
     with pytest.raises(ValueError, match="decoding 'thresholds' tells blends apart, but nothing blends"):

@@ -169,7 +169,9 @@ REFUSED = {
         ([], "teachers: expected at least one"),
         (["--teachers.a", "x", "--augmentation.scale", "[0.9, 1.0]"], "augmentation.variants"),
     ],
-    "compare_distillation.py": [(["--methods", "CLIP-KR"], "expected some of .*found 'CLIP-KR'")],
+    "compare_distillation.py": [
+        (["--methods", "CLIP-KR"], "methods: found 'CLIP-KR', expected .*did you mean 'CLIP-RD'")
+    ],
 }
 
 
