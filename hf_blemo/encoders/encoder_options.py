@@ -39,10 +39,10 @@ def encoder_source(folder: str | Path, model_id: str) -> str:
         model_id: of its config.
 
     Returns:
-        The same; if it begins with `./` and lies in the fusion's folder, its place there, wherever that folder is.
+        The same; if it begins with `./`, its place in the fusion's folder, unless it lies only in the current one.
     """
-    beside = Path(folder, model_id)
-    return str(beside) if model_id.startswith("./") and beside.is_dir() else model_id
+    beside = Path(folder, model_id).absolute()
+    return str(beside) if model_id.startswith("./") and (beside.is_dir() or not Path(model_id).exists()) else model_id
 
 
 def check_encoders(entries: Mapping[str, Mapping[str, Any]], folder: str | Path = ".") -> None:
@@ -59,7 +59,8 @@ def check_encoders(entries: Mapping[str, Mapping[str, Any]], folder: str | Path 
     for name, entry in entries.items():
         model = entry.get("model_id")
         if isinstance(model, str) and model:
-            where = f"encoder {name!r}: {model}"
-            found = local_path(encoder_source(folder, model), where, entry.get("revision"))
+            source = encoder_source(folder, model)
+            where = f"encoder {name!r}: {source}"
+            found = local_path(source, where, entry.get("revision"))
             if found is not None:
                 read_config(found, where)

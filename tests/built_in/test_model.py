@@ -53,6 +53,11 @@ def test_own_clips_are_predicted_by_it_and_its_clips_by_other_means(capsys, reco
     found = [moved(path) for path in built_in.CLIPS]
     assert {result["clip"]: result["blend"] for result in found} == BLENDS
     assert found[0] == recognise(built_in.CLIPS[0])
+    # Without the folders of its encoders, both doors say where they were looked for.
+    shutil.rmtree(copy / "voice")
+    assert f"{copy / 'voice'}: not a file, folder or Hub id" in refused(capsys, "predict", mine, "--model", copy)
+    with pytest.raises(FileNotFoundError, match=re.escape(str(copy / "voice"))):
+        pipeline(TASK, model=str(copy), device="cpu")(str(mine))
     assert type(AutoModel.from_pretrained(built_in.MODEL)) is type(recognise.model)
     assert AutoProcessor.from_pretrained(built_in.MODEL).encoders == recognise.model.config.encoders
 
