@@ -94,6 +94,27 @@ def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     return tasks
 
 
+def tasks_of_training_data(tasks: Mapping[str, Mapping[str, Any]], sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the tasks that read what a model was trained on.
+
+    Args:
+        tasks: task -> entries of `_TaskSettings`.
+        sources: of the training, each with `data` and, if it is not the default, `split`.
+    """
+
+    def place(data: Any, split: str) -> tuple[str, str]:
+        path = Path(str(data))
+        # A file has one split, under whichever name.
+        return (str(path.resolve()), "" if path.is_file() else split) if path.exists() else (str(data), split)
+
+    trained = {place(source["data"], source.get("split") or "train") for source in sources}
+    return [
+        name
+        for name, task in tasks.items()
+        if task.get("data") and place(task["data"], task.get("split", "test")) in trained
+    ]
+
+
 def _make(name: str, settings: _TaskSettings) -> dict[str, Task]:
     if settings.kind == SYNTHETIC:
         return synthetic_tasks(**settings.options)

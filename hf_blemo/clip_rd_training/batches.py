@@ -54,7 +54,10 @@ class PairBatches(torch.utils.data.IterableDataset):
         for source, count in zip(sources, self.counts, strict=True):
             if isinstance(source, PairTable) and count > len(source):
                 whole = f"batch_size {batch_size}" if len(sources) == 1 else f"the share of {count} pairs in a batch"
-                raise ValueError(f"{whole} is larger than the data {source.settings.data!r}, {len(source)} pairs")
+                raise ValueError(
+                    f"{whole} is larger than the data {source.settings.data!r}, {len(source)} pairs to train on; pass "
+                    f"--batch_size {max(1, batch_size * len(source) // count // world) * world} or less"
+                )
         self.sources, self.student, self.teacher = sources, student, teacher
         self.num_steps, self.seed = settings.steps, settings.seed
         self.rank, self.world, self.consumers = rank, world, max(settings.num_workers, 1)

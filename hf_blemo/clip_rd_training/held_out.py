@@ -8,7 +8,6 @@ from accelerate import Accelerator
 
 from hf_blemo.clip_evaluation.evaluator import RetrievalTask
 from hf_blemo.clip_evaluation.tasks import StoredImages
-from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.pairs.pair_sources import PairStream, PairTable, stored
 from hf_blemo.programs.fingerprints import fingerprint
 from hf_blemo.programs.processes import of_first
@@ -83,16 +82,6 @@ def retrieval_task(sources: Sequence[PairTable | PairStream], pictures: Sequence
         captions.append(list(dict.fromkeys(found)))
     first = [(tables[source], row) for (source, row), *_ in pictures]
     return RetrievalTask(StoredImages(first), captions, ", ".join({table.settings.data: 0 for table in tables}))
-
-
-def tasks_of_training_data(settings: DistillationSettings) -> list[str]:
-    """The tasks of `evaluation` whose data the settings train on."""
-    trained = {(source.data, source.split, source.revision) for source in settings.pair_sources()}
-    return [
-        name
-        for name, task in settings.evaluation.items()
-        if (task.get("data"), task.get("split", "test"), task.get("revision")) in trained
-    ]
 
 
 def _choose(tables: Sequence[PairTable], share: float) -> list[list[tuple[int, int]]]:

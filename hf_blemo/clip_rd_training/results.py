@@ -49,7 +49,7 @@ def summary(metrics: Mapping[str, Any]) -> list[str]:
     for name in [name for name in metrics["history"][-1] if name != "step"]:
         # A scheduled term may begin later.
         rows = [row for row in metrics["history"] if name in row]
-        shown = [f"{row[name]:10.4f} after {row['step']} steps" for row in (rows[0], rows[-1])]
+        shown = [f"{row[name]:10.4g} after {row['step']} steps" for row in (rows[0], rows[-1])]
         lines.append(f"{name:<13} {' '.join(shown)}")
     epochs = metrics["epochs"]
     passes = "" if epochs is None else f", {epochs:.3g} times the {metrics['data']['pairs']:,} pairs"

@@ -16,13 +16,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import set_seed
 
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
-from hf_blemo.clip_evaluation.tasks import make_tasks
+from hf_blemo.clip_evaluation.tasks import make_tasks, tasks_of_training_data
 from hf_blemo.clip_rd.checked_weights_clip_rd import not_finite
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.data_position import DataPosition
-from hf_blemo.clip_rd_training.held_out import TASK, hold_out, retrieval_task, tasks_of_training_data
+from hf_blemo.clip_rd_training.held_out import TASK, hold_out, retrieval_task
 from hf_blemo.clip_rd_training.results import SimilarityMaps, write_results
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
@@ -171,7 +171,7 @@ def _distill(
         raise ValueError("mixed_precision 'fp16' needs an accelerator; a CPU has bf16")
     # The first process is the only one that evaluates.
     tasks = make_tasks(settings.evaluation) if accelerator.is_main_process else {}
-    for name in tasks_of_training_data(settings) if accelerator.is_main_process else ():
+    for name in tasks_of_training_data(settings.evaluation, settings.described_sources()) if tasks else ():
         logger.warning("evaluation.%s: its data is trained on; its numbers say nothing of other pairs", name)
     sources = [open_source(source, settings.shuffle_block, settings.seed) for source in settings.pair_sources()]
     teacher = open_teacher(settings)

@@ -204,11 +204,15 @@ def _evaluate_clip(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     import torch
 
     from hf_blemo.clip_evaluation.evaluator import BATCH_SIZE, ClipEvaluator
-    from hf_blemo.clip_evaluation.tasks import make_tasks
+    from hf_blemo.clip_evaluation.tasks import make_tasks, tasks_of_training_data
     from hf_blemo.pairs.clip_models import load_clip
 
     evaluator = ClipEvaluator(make_tasks(tasks_of), arguments.batch_size or BATCH_SIZE)
     clip = load_clip(arguments.model, "--model", arguments.revision)
+    record = Path(arguments.model, "metrics.json")
+    trained = (read_json(record).get("config") or {}) if record.is_file() else {}
+    for name in tasks_of_training_data(tasks_of, trained.get("sources") or ([trained] if trained.get("data") else [])):
+        say(f"{name}: reads data that the model was trained on; its numbers say nothing of other images", error=True)
     described = {name: value for name, value in clip.description().items() if name != "logit_scale"}
     result: dict[str, Any] = {"model": arguments.model, "revision": arguments.revision, **described}
     model = clip.model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from pair_files import encoded, pairs_of, picture, write_shards
 
 from hf_blemo.built_in import synthetic_tokenizer
-from hf_blemo.clip_rd_training.held_out import hold_out, retrieval_task, tasks_of_training_data
+from hf_blemo.clip_evaluation.tasks import tasks_of_training_data
+from hf_blemo.clip_rd_training.held_out import hold_out, retrieval_task
 from hf_blemo.clip_rd_training.results import summary
 from hf_blemo.clip_rd_training.run import _Training, distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
@@ -75,16 +76,19 @@ def test_what_cannot_be_held_out_is_said(tmp_path, settings_for):
     for arguments, message in (
         ((*stream, "--evaluation_share", 0.5), "is a stream, from which nothing can be held out"),
         ((*stream, "--num_steps", "null", "--epochs", 2), "epochs: a stream does not know .* --num_steps STEPS"),
-        (("--evaluation_share", 0.9), "batch_size 16 is larger than the data 'synthetic', 6 pairs"),
+        (("--evaluation_share", 0.9), "batch_size 16 .* 6 pairs to train on; pass --batch_size 6 or less"),
     ):
         with pytest.raises(ValueError, match=message):
             distill(settings_for(tmp_path / "output", *arguments))
         assert not (tmp_path / "output").exists()
 
 
-def test_a_task_of_the_training_data_is_noticed():
-    tasks = {"own": {"data": "pairs", "split": "train"}, "other": {"data": "pairs"}}
-    assert tasks_of_training_data(DistillationSettings(data="pairs", evaluation=tasks)) == ["own"]
+def test_a_task_of_the_training_data_is_noticed(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("image,caption")
+    tasks = {"own": {"data": "pairs", "split": "train"}, "other": {"data": "pairs"}, "file": {"data": str(path)}}
+    found = tasks_of_training_data({**tasks, "built-in": {"kind": "emoji"}}, [{"data": "pairs"}, {"data": str(path)}])
+    assert found == ["own", "file"]
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,7 @@ def test_a_teacher_of_another_kind_teaches_too(teacher, tmp_path, settings_for):
 
 def test_two_processes_end_with_the_student_of_one(teacher, tmp_path, settings_for, quick, tasks):
     options = ["--teacher", str(teacher), "--dtype", "float64", "--evaluation", json.dumps(tasks)]
+    options += ["--evaluation_share", "0.25", "--num_steps", "null", "--epochs", "2"]
     expected = distill(settings_for(tmp_path / "one", *options))
     watched = ROOT / "tests" / "helpers" / "watched_processes.py"
     command = [watched, PROGRAM, *quick, *options, "--output_dir", tmp_path / "two"]
