@@ -259,8 +259,9 @@ def _shown(recognise: Callable[[str], Mapping[str, Any]], path: str | None) -> t
         result = {"clip": Path(path).name, "error": one_line(error)}
     result = _without_folders(result, [os.path.dirname(path), os.path.dirname(os.path.realpath(path))])
     raw = {name: value for name, value in result.items() if name != "thumbnails"}
-    words = f"failed: {result['error']}"
-    if "error" not in result:
+    if "error" in result:
+        words = f"failed: {result['error']}"
+    else:
         said = f"{result['clip']}: {blend_words(result['blend'], names_of([result]))}"
         words = ". ".join([said, *result.get("notes", ())])
     return f'<div class="demo-shown">{result_html(result)}</div>', _download(raw), raw, _told(words)
