@@ -17,7 +17,7 @@ demo: $(INSTALLED)  ## train both halves on built-in data, publish to a folder, 
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) training/demo_clip_rd.py --output_dir out/demo
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) training/demo_clips.py --output_dir out/demo
 	@echo
-	@echo "The commands of README.md are yours in this shell after:  . $(VENV)/bin/activate"
+	@echo "The commands of README.md are yours in this shell after:  . $(VENV)/bin/activate  (fish: activate.fish)"
 	@echo "Then, for instance:  hf-blemo predict out/demo/clips_new --model out/demo/clip_fusion"
 
 # One worker more than two cores: at any time one of them waits for a process that it has started.
