@@ -21,6 +21,7 @@ from hf_blemo.commands.submit import add_submit
 from hf_blemo.errors import one_line_errors, say
 from hf_blemo.files import limited
 from hf_blemo.programs.progress import quiet_libraries
+from hf_blemo.programs.start import importing
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Program:
     """A program of `training/`, which is also a subcommand.
 
     Args:
-        settings: `module:class` of its settings.
+        settings: `module:class` of its settings, whose `check_places` says whether what they name is there, before
+            anything large is imported.
         run: called with the settings and the command that started it; prints what was done.
         summary: one line for the list of commands.
         details: what it reads and writes.
@@ -84,12 +86,14 @@ def run_program(name: str) -> None:
     settings_class = Parser(settings=program.settings).settings_class()
     with one_line_errors(Path(script).name):
         settings = parse_settings(settings_class, words, program.description(name), Path(script).name)
+        settings.check_places()
         program.run(settings, command_line(words, script))
 
 
 def _train(settings: Any, command: str) -> None:
-    from hf_blemo.fusion_training.results import results_table
-    from hf_blemo.fusion_training.run import train_fusion
+    with importing():
+        from hf_blemo.fusion_training.results import results_table
+        from hf_blemo.fusion_training.run import train_fusion
 
     metrics = train_fusion(settings, command=command)
     if metrics:
@@ -98,19 +102,22 @@ def _train(settings: Any, command: str) -> None:
 
 
 def _ablate(settings: Any, command: str) -> None:
-    from hf_blemo.fusion_training.ablation import ablate
+    with importing():
+        from hf_blemo.fusion_training.ablation import ablate
 
     ablate(settings)
 
 
 def _ablate_encoders(settings: Any, command: str) -> None:
-    from hf_blemo.fusion_training.encoder_ablation import ablate_encoders
+    with importing():
+        from hf_blemo.fusion_training.encoder_ablation import ablate_encoders
 
     ablate_encoders(settings)
 
 
 def _distill(settings: Any, command: str) -> None:
-    from hf_blemo.clip_rd_training.run import distill
+    with importing():
+        from hf_blemo.clip_rd_training.run import distill
 
     metrics = distill(settings, command=command)
     if metrics:
@@ -120,7 +127,8 @@ def _distill(settings: Any, command: str) -> None:
 
 
 def _embed(settings: Any, command: str) -> None:
-    from hf_blemo.clip_rd_training.embedding import embed
+    with importing():
+        from hf_blemo.clip_rd_training.embedding import embed
 
     result = embed(settings)
     say(
@@ -130,7 +138,8 @@ def _embed(settings: Any, command: str) -> None:
 
 
 def _compare(settings: Any, command: str) -> None:
-    from hf_blemo.clip_rd_training.comparison import compare, markdown
+    with importing():
+        from hf_blemo.clip_rd_training.comparison import compare, markdown
 
     result = compare(settings)
     if result:
@@ -139,7 +148,8 @@ def _compare(settings: Any, command: str) -> None:
 
 
 def _features(settings: Any, command: str) -> None:
-    from hf_blemo.extraction.run import extract_features
+    with importing():
+        from hf_blemo.extraction.run import extract_features
 
     result = extract_features(settings, report_line=lambda line: say(line, error=True))
     if result:
@@ -249,6 +259,7 @@ def _add_program(commands: Any, name: str, program: Program) -> None:
     def run(arguments: argparse.Namespace) -> None:
         from hf_blemo.programs.settings import command_line
 
+        arguments.settings.check_places()
         program.run(arguments.settings, command_line(arguments.words, arguments.program))
 
     parser = commands.add_parser(

@@ -11,7 +11,7 @@ from typing import Any
 from hf_blemo.errors import nearest_name, one_line
 from hf_blemo.files import limits, read_json
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, ADAPTER_FILE = "config.json", "adapter_config.json"
 FUSION = "rank_aware_fusion"
 # What every program takes for data of its own kind that is drawn.
 BUILT_IN_DATA = "synthetic"
@@ -104,9 +104,11 @@ def find_config(
 
 
 def read_config(folder: Path, where: str, model_type: str | None = None) -> dict[str, Any]:
-    """Reads the config in the folder of a model; see [`find_config`]."""
+    """Reads the config in the folder of a model, empty for an adapter's; see [`find_config`]."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{where}: found a file, expected the folder of a model")
+    if model_type is None and (folder / ADAPTER_FILE).is_file():
+        return {}
     if not (folder / CONFIG_FILE).is_file():
         kind = "a model of rank-aware fusion" if model_type == FUSION else "a model of transformers"
         raise FileNotFoundError(f"{where}: found no {CONFIG_FILE}, expected {kind}")

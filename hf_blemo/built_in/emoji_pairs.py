@@ -10,14 +10,17 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 from PIL import Image, ImageDraw, ImageFont, features
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 from hf_blemo.built_in.synthetic_pairs import pair_data_set, word_tokenizer
 from hf_blemo.errors import MissingExtraError, check_extra
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerFast
 
 _PARTS = ("train", "held_out", "all")
 _KINDS = ("role", "face", "flag", "other")
@@ -263,7 +266,7 @@ def _words(caption: str) -> set[str]:
 @functools.lru_cache(maxsize=8)
 def make_emoji_pairs(
     image_size: int = 64, part: str = "train", combinations: int = 0, font: str | None = None
-) -> datasets.Dataset:
+) -> "datasets.Dataset":
     """Draws every emoji once, captioned with its name.
 
     Called again with the same arguments, it returns the same data set. An emoji that the font lacks, or draws as
@@ -320,7 +323,7 @@ def rows_of_kind(captions: Sequence[str], kinds: Collection[str]) -> list[int]:
     return [row for row, caption in enumerate(captions) if kind_of[caption] in kinds]
 
 
-def emoji_tokenizer() -> PreTrainedTokenizerFast:
+def emoji_tokenizer() -> "PreTrainedTokenizerFast":
     """Makes a tokenizer of whole lower-case words for the captions of [`make_emoji_pairs`]; it needs no font.
 
     Raises:

@@ -1,13 +1,14 @@
 """The built-in benchmark: data in the form of BlEmoRE with a planted, and so known, truth."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import datasets
 import numpy as np
-import pyarrow as pa
 
 from hf_blemo.blemore import BLEND_SHARE, EMOTIONS, LABEL_MATRIX, LABELS
 from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
+
+if TYPE_CHECKING:
+    import datasets
 
 _DOMAINS = ("source", "target")
 _NUM_INFORMATIVE = 3
@@ -138,7 +139,7 @@ def make_synthetic_blends(
     shift: float = 1.0,
     missing: float = 0.1,
     structure_seed: int = 0,
-) -> datasets.Dataset:
+) -> "datasets.Dataset":
     """Draws clips with known informative encoders, in a known order and with a known shift between domains.
 
     Three of six encoders are informative on each clip, drawn anew for every clip. They show the clip's label, the
@@ -219,6 +220,9 @@ def make_synthetic_blends(
         steps = ((steps + structure.mean.astype(np.float32)) * np.float32(encoder.scale)).astype(encoder.dtype)
         parts = np.split(steps, np.cumsum(lengths)[:-1])
         columns[name] = [part if here else None for part, here in zip(parts, present[:, number], strict=True)]
+
+    import datasets
+    import pyarrow as pa
 
     features = dataset_features({name: (encoder.feature_size, encoder.dtype) for name, encoder in _ENCODERS.items()})
     clips = []

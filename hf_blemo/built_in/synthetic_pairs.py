@@ -4,17 +4,14 @@ import functools
 import io
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 from PIL import Image, ImageDraw
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerFast
 
 SHAPES = {
     "circle": "circles",
@@ -138,7 +135,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, centre: np.ndarray, radiu
 @functools.lru_cache(maxsize=4)
 def make_synthetic_pairs(
     num_pairs: int = 2000, seed: int = 0, image_size: int = 32, held_out: bool = False, combinations: int = 0
-) -> datasets.Dataset:
+) -> "datasets.Dataset":
     """Draws image-caption pairs; called again with the same arguments, returns the same data set.
 
     Args:
@@ -171,20 +168,22 @@ def make_synthetic_pairs(
     return pair_data_set(images, captions)
 
 
-def pair_data_set(images: Sequence[bytes], captions: Sequence[str]) -> datasets.Dataset:
+def pair_data_set(images: Sequence[bytes], captions: Sequence[str]) -> "datasets.Dataset":
     """Columns `image`, of encoded pictures, and `caption`."""
+    import datasets
+
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
     columns = {"image": [{"bytes": image, "path": None} for image in images], "caption": list(captions)}
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def synthetic_tokenizer() -> PreTrainedTokenizerFast:
+def synthetic_tokenizer() -> "PreTrainedTokenizerFast":
     """Makes a tokenizer of whole words for the captions of [`make_synthetic_pairs`]."""
     tables = (SHAPES, COLOURS, BACKGROUNDS, SIZES, TEXTURES, POSITIONS, _GROUPS, _WORDS)
     return word_tokenizer(itertools.chain(*tables), MAX_TOKENS)
 
 
-def word_tokenizer(words: Iterable[str], max_tokens: int, lower_case: bool = False) -> PreTrainedTokenizerFast:
+def word_tokenizer(words: Iterable[str], max_tokens: int, lower_case: bool = False) -> "PreTrainedTokenizerFast":
     """Makes a tokenizer that numbers every word, and every run of other signs between words.
 
     Args:
@@ -192,6 +191,13 @@ def word_tokenizer(words: Iterable[str], max_tokens: int, lower_case: bool = Fal
         max_tokens: longest text, `<start>` and `<end>` included.
         lower_case: whether to lower-case texts; the words must be lower-case then.
     """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys((*_SPECIAL_TOKENS, *words)))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     if lower_case:

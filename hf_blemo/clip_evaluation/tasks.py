@@ -1,23 +1,20 @@
 """Tasks to evaluate CLIP-like models on: any labelled images, any image-caption pairs, and the built-in ones."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
-from huggingface_hub.dataclasses import strict
 
-from hf_blemo.built_in import EMOJI, PAIRS, SYNTHETIC
+from hf_blemo.built_in import EMOJI, SYNTHETIC
 from hf_blemo.clip_evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
 from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
+from hf_blemo.clip_evaluation.settings import IMAGENET, TaskSettings, check_tasks
 from hf_blemo.errors import check_extra
 from hf_blemo.files import read_json
 from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
 from hf_blemo.pairs.settings import PairSourceSettings
-from hf_blemo.programs.settings import not_negative, settings_of
 
-IMAGENET = "imagenet"
 # Fit any class names that name something visible.
 TEMPLATES = (
     "a photo of a {}.",
@@ -30,51 +27,11 @@ TEMPLATES = (
 )
 
 
-@strict
-@dataclass
-class _TaskSettings:
-    """Data and prompts of one task.
-
-    Args:
-        kind: `zero_shot` (images with labels), `retrieval` (images with captions), or `synthetic` or `emoji`, each
-            several built-in tasks.
-        data, split, name, revision: as for a source of pairs.
-        image_column, caption_column, label_column: of the data; labels are class numbers or class names.
-        classes: for `zero_shot`: a JSON file with `classes` and optionally `templates`; or `imagenet`, the 1,000
-            names and 80 templates that open_clip ships; by default the names of the data's own labels.
-        templates: prompts with `{}` for the class name; by default those of `classes`, or a few plain ones.
-        limit: most images; 0 takes all.
-        streaming: whether to read the first `limit` images from the shards instead of fetching the whole data set.
-        options: of the built-in tasks: `seed`, `image_size`, `combinations`, and `images` of `synthetic` or `font` of
-            `emoji`.
-    """
-
-    kind: Literal["zero_shot", "retrieval", "synthetic", "emoji"] = "retrieval"
-    data: str = SYNTHETIC
-    split: str = "test"
-    name: str | None = None
-    revision: str | None = None
-    image_column: str = "image"
-    caption_column: str = "caption"
-    label_column: str = "label"
-    classes: str | None = None
-    templates: list[str] | None = None
-    limit: int = not_negative(0)
-    streaming: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.kind not in PAIRS and self.data in PAIRS:
-            raise ValueError(f"kind {self.kind!r} needs data; the built-in tasks are of kind {self.data!r}")
-        if self.streaming and not self.limit:
-            raise ValueError("streaming needs limit, how many images to take from the stream")
-
-
 def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     """Makes tasks from settings.
 
     Args:
-        settings: task -> entries of `_TaskSettings`; a built-in kind makes several tasks with names of their own.
+        settings: task -> entries of `TaskSettings`; a built-in kind makes several tasks with names of their own.
 
     Returns:
         Name -> task.
@@ -85,8 +42,8 @@ def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
         MissingExtraError: `classes: imagenet` without open_clip.
     """
     tasks: dict[str, Task] = {}
-    for name, entries in settings.items():
-        made = _make(name, settings_of(_TaskSettings, entries, f"evaluation.{name}"))
+    for name, task_settings in check_tasks(settings).items():
+        made = _make(name, task_settings)
         for task in made:
             if task in tasks:
                 raise ValueError(f"evaluation.{name}: there is a task {task!r} already")
@@ -98,7 +55,7 @@ def tasks_of_training_data(tasks: Mapping[str, Mapping[str, Any]], sources: Sequ
     """Returns the tasks that read what a model was trained on.
 
     Args:
-        tasks: task -> entries of `_TaskSettings`.
+        tasks: task -> entries of `TaskSettings`.
         sources: of the training, each with `data` and, if it is not the default, `split`.
     """
 
@@ -115,15 +72,12 @@ def tasks_of_training_data(tasks: Mapping[str, Mapping[str, Any]], sources: Sequ
     ]
 
 
-def _make(name: str, settings: _TaskSettings) -> dict[str, Task]:
+def _make(name: str, settings: TaskSettings) -> dict[str, Task]:
     if settings.kind == SYNTHETIC:
         return synthetic_tasks(**settings.options)
     if settings.kind == EMOJI:
         return emoji_tasks(**settings.options)
-    source = PairSourceSettings(
-        **{key: getattr(settings, key) for key in ("data", "split", "name", "revision", "image_column", "streaming")},
-        caption_column=settings.caption_column if settings.kind == "retrieval" else settings.label_column,
-    )
+    source = settings.source()
     if settings.kind == "retrieval":
         return {name: _retrieval_task(name, settings, source)}
     return {name: _zero_shot_task(name, settings, source)}
@@ -148,7 +102,7 @@ class StoredImages(Sequence):
         return table.pairs([row])[0]["image"]
 
 
-def _opened(settings: _TaskSettings, source: PairSourceSettings) -> tuple[Sequence[Any], list[Any], Any]:
+def _opened(settings: TaskSettings, source: PairSourceSettings) -> tuple[Sequence[Any], list[Any], Any]:
     """Opens the images, the caption or label of each, and the feature of that column."""
     data = open_source(source)
     feature = (data.data.features or {}).get("caption")
@@ -159,7 +113,7 @@ def _opened(settings: _TaskSettings, source: PairSourceSettings) -> tuple[Sequen
     return StoredImages([(data, row) for row in range(count)]), data.data["caption"][:count], feature
 
 
-def _retrieval_task(name: str, settings: _TaskSettings, source: PairSourceSettings) -> RetrievalTask:
+def _retrieval_task(name: str, settings: TaskSettings, source: PairSourceSettings) -> RetrievalTask:
     images, column, _ = _opened(settings, source)
     captions = [found if isinstance(found, list) else [found] for found in column]
     for row, found in enumerate(captions):
@@ -170,7 +124,7 @@ def _retrieval_task(name: str, settings: _TaskSettings, source: PairSourceSettin
     return RetrievalTask(images, captions, settings.data)
 
 
-def _zero_shot_task(name: str, settings: _TaskSettings, source: PairSourceSettings) -> ZeroShotTask:
+def _zero_shot_task(name: str, settings: TaskSettings, source: PairSourceSettings) -> ZeroShotTask:
     images, found, feature = _opened(settings, source)
     names, templates = _load_class_table(settings.classes) if settings.classes else (None, None)
     if names is None:
@@ -208,8 +162,6 @@ def _load_class_table(source: str) -> tuple[list[str], list[str] | None]:
 
         return list(IMAGENET_CLASSNAMES), [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"classes {source!r}: no such file, expected JSON with 'classes', or {IMAGENET!r}")
     content = read_json(path)
     for key, needed in (("classes", True), ("templates", False)):
         entries = content.get(key)

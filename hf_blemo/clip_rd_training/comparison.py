@@ -14,15 +14,14 @@ from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd_training.held_out import TASK, hold_out, retrieval_task
 from hf_blemo.clip_rd_training.run import FREE_IN_RESUME, distill
-from hf_blemo.clip_rd_training.settings import METHODS, ComparisonSettings, DistillationSettings
+from hf_blemo.clip_rd_training.settings import COMPARISON_FILE, METHODS, ComparisonSettings, DistillationSettings
 from hf_blemo.files import held, within, write_json, write_text
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.pairs.pair_sources import open_source
 from hf_blemo.programs.processes import check_shared, of_first, together
-from hf_blemo.programs.run_folder import check_output, earlier_result, named_inputs
+from hf_blemo.programs.run_folder import earlier_result, named_inputs
 from hf_blemo.programs.tables import mean_and_std, plus_minus, table
 
-_RESULT = "comparison.json"
 REFERENCE = "CLIP-KD"
 # Columns of the tables: metric of each kind of task, and suffix of its name.
 SHOWN = {
@@ -55,15 +54,15 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
     result: dict[str, Any] = {"settings": asdict(settings), "students": {name: [] for name in settings.methods}}
 
     def begin() -> dict[str, list[dict[str, Any]]]:
-        check_output(output, settings.overwrite, settings.resume, [_RESULT, "teacher"], _RESULT)
+        settings.check_output()
         result["inputs"] = _inputs(settings)
         earlier = {}
-        if settings.resume and (output / _RESULT).is_file():
+        if settings.resume and (output / COMPARISON_FILE).is_file():
             own = asdict(settings)
-            earlier = earlier_result(output / _RESULT, own, FREE_IN_RESUME, result["inputs"])["students"]
+            earlier = earlier_result(output / COMPARISON_FILE, own, FREE_IN_RESUME, result["inputs"])["students"]
         stack.enter_context(held(output))
         # Says whose students these are, before there are any.
-        write_json({output / _RESULT: {**result, "students": {**result["students"], **earlier}}})
+        write_json({output / COMPARISON_FILE: {**result, "students": {**result["students"], **earlier}}})
         return earlier
 
     # Later, what the first process writes may be there.
@@ -111,7 +110,7 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
             students = {
                 method: [*rows, *_later(rows, earlier.get(method, []))] for method, rows in result["students"].items()
             }
-            write_json({output / _RESULT: {**result, "students": {**earlier, **students}}})
+            write_json({output / COMPARISON_FILE: {**result, "students": {**earlier, **students}}})
     if not accelerator.is_main_process:
         return {}
     write_text(output / "comparison.md", markdown(result))

@@ -38,7 +38,6 @@ from hf_blemo.programs.progress import Progress
 from hf_blemo.programs.run_folder import (
     CHECKPOINTS,
     begin_run,
-    check_output,
     check_resumable,
     named_inputs,
     whole_results,
@@ -166,7 +165,7 @@ def _distill(
     start = time.perf_counter()
     if settings.resume and settings.checkpoint_every == 0:
         raise ValueError("resume needs checkpoint_every of at least 1: only checkpoints can be resumed")
-    output = check_output(settings.output_dir, settings.overwrite, settings.resume)
+    output = settings.check_output()
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision 'fp16' needs an accelerator; a CPU has bf16")
     # The first process is the only one that evaluates.

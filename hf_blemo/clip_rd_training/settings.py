@@ -2,14 +2,18 @@
 
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
 from hf_blemo import built_in
+from hf_blemo.clip_evaluation.settings import check_tasks
 from hf_blemo.clip_rd.weights_clip_rd import CLIP_RD_WEIGHTS, check_weights
 from hf_blemo.errors import check_choice, check_known
-from hf_blemo.pairs.settings import PairSourceSettings
+from hf_blemo.loading import find_config, local_path
+from hf_blemo.pairs.settings import STORE_FILE, PairSourceSettings, check_clip
+from hf_blemo.programs.run_folder import check_output
 from hf_blemo.programs.settings import (
     PushSettings,
     at_least_one,
@@ -20,6 +24,13 @@ from hf_blemo.programs.settings import (
     settings_of,
 )
 
+COMPARISON_FILE = "comparison.json"
+CUSTOM, INHERIT, TEACHER = "custom", "inherit", "teacher"
+# The presets of `CLIPRDConfig`, which is not light, and the student whose config is given.
+STUDENTS = (
+    *("vit-t-16", "vit-b-16", "vit-l-14", "mobilevit-s", "swin-t", "efficientnet-b0", "mobilenet-v3-s", "resnet-18"),
+    *("resnet-50", CUSTOM),
+)
 Precision = Literal["no", "bf16", "fp16"]
 _AUGMENTATION = ("scale", "ratio", "flip", "variants", "seed")
 
@@ -102,6 +113,15 @@ class _PairDataSettings:
         for source in self.pair_sources():
             if source.data in built_in.PAIRS:
                 built_in.check_options(source.data, source.options or {})
+
+    def check_places(self) -> None:
+        """Checks that the pairs are there.
+
+        Raises:
+            FileNotFoundError, ValueError: as `PairSourceSettings.check_place`.
+        """
+        for source in self.pair_sources():
+            source.check_place()
 
     def pair_sources(self) -> list[PairSourceSettings]:
         """The settings of every source."""
@@ -341,6 +361,35 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         """Whether the data has no captions."""
         return all(source.caption_column is None for source in self.pair_sources())
 
+    def check_places(self) -> None:
+        """Checks that pairs, models and tasks are there, and that the output may be written.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError, ValueError, MissingExtraError: one is not there.
+            FileExistsError: as in [`check_output`].
+        """
+        self.check_output()
+        super().check_places()
+        check_tasks(self.evaluation)
+        if self.teacher_store is not None:
+            where = f"teacher_store {self.teacher_store!r}"
+            store = local_path(self.teacher_store, where)
+            if store is not None and not (store / STORE_FILE).is_file():
+                raise FileNotFoundError(f"{where}: found no {STORE_FILE} there")
+        elif self.teacher is not None:
+            check_clip(self.teacher, "teacher", self.teacher_revision)
+        if self.student not in (*STUDENTS, INHERIT):
+            check_clip(self.student, "student")
+        for side, source in self.towers().items():
+            if source != TEACHER:
+                find_config(source, f"{side}_weights {source!r}")
+        if self.tokenizer is not None:
+            local_path(self.tokenizer, f"tokenizer {self.tokenizer!r}")
+
+    def check_output(self) -> Path:
+        """Refuses a folder with an earlier run that would be replaced, see `programs.run_folder.check_output`."""
+        return check_output(self.output_dir, self.overwrite, self.resume)
+
     def towers(self) -> dict[str, str]:
         """Side -> where its tower comes from; without those that start from random weights."""
         given = {side: getattr(self, f"{side}_weights") for side in SIDES}
@@ -391,6 +440,16 @@ class EmbeddingSettings(_PairDataSettings):
             if source.streaming:
                 raise ValueError(f"data {source.data!r}: embeddings are found by row, which a stream does not have")
 
+    def check_places(self) -> None:
+        """Checks that pairs and teachers are there.
+
+        Raises:
+            FileNotFoundError, ValueError, MissingExtraError: one is not.
+        """
+        super().check_places()
+        for name, source in self.teachers.items():
+            check_clip(source, f"teacher {name!r}", self.revisions.get(name))
+
 
 @strict
 @dataclass
@@ -429,6 +488,12 @@ class ComparisonSettings(DistillationSettings):
         missing = [name for name in METHODS["CLIP-RD"] if not self.weights.get(name)]
         if missing:
             raise ValueError(f"weights: expected one above 0 for every term, found none for {', '.join(missing)}")
+
+    def check_output(self) -> Path:
+        """Refuses a folder with an earlier comparison that would be replaced."""
+        return check_output(
+            self.output_dir, self.overwrite, self.resume, [COMPARISON_FILE, "teacher"], COMPARISON_FILE
+        )
 
     def comparison_tasks(self) -> dict[str, dict[str, Any]]:
         """Settings of the tasks that teacher and students are evaluated on."""

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from hf_blemo import built_in
-from hf_blemo.clip_rd.configuration_clip_rd import PRESETS, CLIPRDConfig
+from hf_blemo.clip_rd.configuration_clip_rd import CLIPRDConfig
 from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.clip_rd_training.inheritance import inherit
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
-from hf_blemo.clip_rd_training.settings import SIDES, DistillationSettings
+from hf_blemo.clip_rd_training.settings import CUSTOM, INHERIT, SIDES, STUDENTS, DistillationSettings
 from hf_blemo.clip_rd_training.teachers import Teacher
 from hf_blemo.clip_rd_training.towers import Tower, check_tokens, fill_towers, freeze_towers, open_towers
 from hf_blemo.errors import check_known, one_line
@@ -22,7 +22,6 @@ from hf_blemo.pairs.clip_models import load_clip, load_model, load_processor
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable
 
-CUSTOM, INHERIT = "custom", "inherit"
 # Pairs over which activations tell what to inherit, all and at once.
 _PAIRS, _AT_ONCE = 256, 32
 
@@ -55,7 +54,7 @@ def make_student(
         FileNotFoundError: `student` or a tower is not to be found.
     """
     teacher = teacher or Teacher()
-    if settings.student == CUSTOM or settings.student in PRESETS:
+    if settings.student in STUDENTS:
         towers = open_towers(settings, teacher)
         made = Student(*_new_student(settings, towers, teacher))
     else:

@@ -7,13 +7,12 @@ import torch
 from transformers import AutoImageProcessor, CLIPImageProcessorPil
 from transformers.utils import logging
 
-from hf_blemo.clip_rd_training.settings import SIDES, DistillationSettings
+from hf_blemo.clip_rd_training.settings import SIDES, TEACHER, DistillationSettings
 from hf_blemo.clip_rd_training.teachers import Teacher
 from hf_blemo.loading import load_part
 from hf_blemo.pairs.clip_models import load_model, load_tokenizer
 from hf_blemo.pairs.pair_processor import PairProcessor
 
-TEACHER = "teacher"
 _PROJECTIONS = {"vision": "visual_projection", "text": "text_projection"}
 
 logger = logging.get_logger(__name__)

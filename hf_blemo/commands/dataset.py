@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_blemo.built_in import SYNTHETIC
-from hf_blemo.commands.parsing import add_command, add_label_options, positive
+from hf_blemo.commands.parsing import add_command, add_label_options, positive, repository
 from hf_blemo.errors import say
 from hf_blemo.files import replace_folder
 
@@ -96,7 +96,9 @@ Examples:
         choices=("error", "missing"),
         help="NaN or infinity in a vector: error (default), or the encoder is missing in that row",
     )
-    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="also upload it as a Hub data set, private")
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", type=repository, help="also upload it as a Hub data set, private"
+    )
     parser.add_argument("--public", action="store_true", help="with --push-to-hub: make a new repository public")
 
     parser = add_command(

@@ -9,6 +9,7 @@ from hf_blemo.built_in import PAIRS
 from hf_blemo.commands.parsing import add_command, output_path, positive
 from hf_blemo.errors import check_once, say
 from hf_blemo.files import read_json, write_json
+from hf_blemo.programs.start import importing
 
 if TYPE_CHECKING:
     from hf_blemo.commands.prediction_files import Predictions
@@ -102,8 +103,11 @@ def _score_blends(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """The measures of predictions, and the lines to print."""
     from hf_blemo import blemore
     from hf_blemo.commands.prediction_files import read_prediction_file
+    from hf_blemo.feature_sets import check_features
     from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, same_space
 
+    if arguments.labels is not None:
+        check_features(arguments.labels)
     found = read_prediction_file(arguments.predictions)
     if not found.blends:
         raise ValueError(f"{arguments.predictions}: found no predictions, expected at least one clip to score")
@@ -201,11 +205,17 @@ def _evaluate_clip(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if arguments.card and not Path(arguments.model, "metrics.json").is_file():
         raise FileNotFoundError(f"--card: {arguments.model} has no metrics.json, expected a folder of a training")
 
-    import torch
+    from hf_blemo.clip_evaluation.settings import check_tasks
+    from hf_blemo.pairs.settings import check_clip
 
-    from hf_blemo.clip_evaluation.evaluator import BATCH_SIZE, ClipEvaluator
-    from hf_blemo.clip_evaluation.tasks import make_tasks, tasks_of_training_data
-    from hf_blemo.pairs.clip_models import load_clip
+    check_tasks(tasks_of)
+    check_clip(arguments.model, "--model", arguments.revision)
+    with importing():
+        import torch
+
+        from hf_blemo.clip_evaluation.evaluator import BATCH_SIZE, ClipEvaluator
+        from hf_blemo.clip_evaluation.tasks import make_tasks, tasks_of_training_data
+        from hf_blemo.pairs.clip_models import load_clip
 
     evaluator = ClipEvaluator(make_tasks(tasks_of), arguments.batch_size or BATCH_SIZE)
     clip = load_clip(arguments.model, "--model", arguments.revision)

@@ -2,10 +2,15 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_blemo.commands.parsing import add_command
 from hf_blemo.errors import check_extra, say
+from hf_blemo.loading import FUSION, find_config
+from hf_blemo.programs.start import importing
+
+if TYPE_CHECKING:
+    from hf_blemo.prediction.fusion_files import FusionFiles
 
 
 def add_export(commands: Any) -> None:
@@ -37,26 +42,29 @@ def _export(arguments: argparse.Namespace) -> None:
     if output.is_dir() and any(output.glob("*.onnx")) and not arguments.overwrite:
         raise FileExistsError(f"--output {output}: holds ONNX files already; pass --overwrite to replace them")
 
-    from hf_blemo.hub import export_onnx
+    check_extra("onnx", load=False)
+    config = find_config(arguments.model, f"model {arguments.model!r}", arguments.revision) or {}
+    files = None
+    if config.get("model_type") == FUSION:
+        from hf_blemo.prediction.fusion_files import find_fusion
 
-    check_extra("onnx")
-    model, processor = _load(arguments.model, arguments.revision)
+        files = find_fusion(arguments.model, arguments.revision)
+    with importing():
+        from hf_blemo.hub import export_onnx
+
+    model, processor = _load(arguments.model, arguments.revision, files)
     for path in export_onnx(model, output, arguments.int8, processor):
         say(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
 
 
-def _load(model: str, revision: str | None) -> tuple[Any, Any]:
+def _load(model: str, revision: str | None, files: "FusionFiles | None") -> tuple[Any, Any]:
     """A fusion; or a student and its processor, which its towers cannot do without."""
-    from transformers import AutoConfig
-
     from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
-    from hf_blemo.loading import load_part
     from hf_blemo.pairs.clip_models import load_clip
     from hf_blemo.prediction.fusion import load_fusion
 
-    model_type = load_part(AutoConfig, model, f"model {model!r}", revision=revision).model_type
-    if model_type == "rank_aware_fusion":
-        return load_fusion(model, revision)[0], None
+    if files is not None:
+        return load_fusion(files)[0], None
     loaded, processor, _ = load_clip(model, "model", revision)
     if type(loaded).__name__ == "CLIPModel":
         loaded = CLIPRDModel.from_clip(loaded)

@@ -11,6 +11,7 @@ from typing import Any
 from hf_blemo.built_in import MODEL
 from hf_blemo.errors import did_you_mean, listed, nearest_name, printable
 from hf_blemo.files import Limits
+from hf_blemo.loading import is_hub_id
 
 _BOUNDS = ", ".join(f"{name}={value:g}" for name, value in asdict(Limits()).items())
 
@@ -142,6 +143,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"found {text}, expected at least 1")
     return number
+
+
+def repository(text: str) -> str:
+    """The id of a Hub repository that is written to."""
+    if not is_hub_id(text):
+        raise argparse.ArgumentTypeError(f"found {text}, expected owner/name")
+    return text
 
 
 def _limit(text: str) -> tuple[str, float]:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from hf_blemo.commands.parsing import add_command
+from hf_blemo.commands.parsing import add_command, repository
 from hf_blemo.errors import say
 
 
@@ -23,7 +23,7 @@ Example, where ME is your name on the Hub:
   hf-blemo publish out/fusion --repo "$ME/fusion" --tag v1""",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the model's folder")
-    parser.add_argument("--repo", metavar="OWNER/NAME", help="repository; a new one is private")
+    parser.add_argument("--repo", metavar="OWNER/NAME", type=repository, help="repository; a new one is private")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument("--tag", help="git tag to set on the commit")
     parser.add_argument(

@@ -17,24 +17,19 @@ from accelerate.utils import gather_object
 
 from hf_blemo import built_in
 from hf_blemo.encoders.encoder import Encoder
-from hf_blemo.encoders.encoder_options import encoder_source
 from hf_blemo.encoders.loading import load_encoders
-from hf_blemo.extraction.clip_sources import MediaClip, Reading, find_clips, find_labelled_clips
+from hf_blemo.extraction.clip_sources import MediaClip
 from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
-from hf_blemo.extraction.settings import ExtractionSettings
-from hf_blemo.feature_sets.feature_files import ClipSource, FeatureFileReader, feature_files
-from hf_blemo.feature_sets.folds import deal_by_names
-from hf_blemo.feature_sets.label_reading import LabelOptions
+from hf_blemo.extraction.settings import ExtractionSettings, imported_files
+from hf_blemo.feature_sets.feature_files import ClipSource, FeatureFileReader
 from hf_blemo.feature_sets.writing import refuse_existing, write_dataset
 from hf_blemo.files import held, limited, read_json, replace_folder, within, write_json
 from hf_blemo.hub.encoder_models import PROVENANCE_FILE
-from hf_blemo.loading import load_part
 from hf_blemo.programs.fingerprints import weights_fingerprint
 from hf_blemo.programs.processes import check_same, check_shared, together
 from hf_blemo.programs.progress import Progress
-from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
-from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace
+from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 PLAN_FILE = "plan.json"
 REPORT_FILE = "extraction.json"
@@ -90,17 +85,17 @@ def _run(
     drawn = output.with_name(f"{output.name}.drawn")
     is_main = accelerator.is_main_process
     if is_main:
-        refuse_existing(output, settings.overwrite)
+        settings.check_places()
         if settings.data == built_in.SYNTHETIC:
             # The same settings give the same clips; those of an earlier run with others are replaced.
             built_in.load("clips", settings.synthetic, folder=drawn, overwrite=True)
     accelerator.wait_for_everyone()
-    clips, space = _clips(settings, drawn if settings.data == built_in.SYNTHETIC else settings.data)
+    clips, space = settings.clips(drawn if settings.data == built_in.SYNTHETIC else settings.data)
     check_same(accelerator, {"data": [clip.name for clip in clips]})
     imported = _imported_files(settings.imported, clips)
     defaults = {"frames_per_second": settings.frames_per_second, "image_backend": settings.image_backend}
     encoders = load_encoders(
-        _encoder_entries(settings),
+        settings.encoder_entries(),
         dtype=settings.dtype,
         device=accelerator.device,
         trust_remote_code=settings.trust_remote_code,
@@ -128,61 +123,13 @@ def _run(
     return result | {"seconds": seconds, "media_seconds": sum(part["media_seconds"] for part in parts)}
 
 
-def _clips(settings: ExtractionSettings, source: str | Path) -> tuple[list[MediaClip], LabelSpace]:
-    columns = (settings.split, settings.video_column, settings.audio_column)
-    if settings.label_column is None and settings.label_prefix is None:
-        clips = find_clips(source, *columns)
-        if settings.folds is not None:
-            found = deal_by_names([clip.name for clip in clips], settings.folds, settings.seed, str(source))
-            for clip, labels, fold, actor in zip(clips, *found, strict=True):
-                clip.labels, clip.fold, clip.group = labels, int(fold), actor
-        return clips, BLEMORE_SPACE
-    options = LabelOptions(
-        *(settings.label_column, settings.label_prefix, settings.names, settings.label_kind),
-        *(settings.blend_percents, settings.unblended),
-    )
-    reading = Reading(options, settings.folds, settings.group, settings.seed)
-    return find_labelled_clips(source, reading, *columns)
-
-
-def _encoder_entries(settings: ExtractionSettings) -> dict[str, dict[str, Any]]:
-    if settings.model is None:
-        return settings.encoders
-    from transformers import AutoConfig
-
-    config = load_part(AutoConfig, settings.model, f"model {settings.model!r}")
-    if config.model_type != RankAwareFusionConfig.model_type:
-        raise ValueError(
-            f"model {settings.model!r}: found model_type {config.model_type!r}, expected "
-            f"{RankAwareFusionConfig.model_type!r}"
-        )
-    entries = {name: entry for name, entry in config.encoders.items() if name not in settings.imported}
-    for name, entry in entries.items():
-        if not entry.get("model_id"):
-            raise ValueError(
-                f"model {settings.model!r}: its config does not say where encoder {name!r} comes from; give a folder "
-                f"of its features by --imported.{name} DIR"
-            )
-    if not entries:
-        raise ValueError(f"model {settings.model!r}: all its encoders are imported, so there is nothing to extract")
-    return {
-        name: {**entry, "model_id": encoder_source(settings.model, entry["model_id"])}
-        for name, entry in entries.items()
-    }
-
-
 def _imported_files(folders: Mapping[str, str], clips: list[MediaClip]) -> dict[str, dict[str, Path]]:
-    files = {}
-    for name, folder in folders.items():
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"imported.{name}: no folder {folder}, expected one with a feature file per clip")
-        files[name] = feature_files(Path(folder))
-        if not files[name]:
-            raise FileNotFoundError(f"imported.{name}: found no .npy or .csv in {folder}, expected one per clip")
-        if not any(clip.name in files[name] for clip in clips):
+    files = imported_files(folders)
+    for name, found in files.items():
+        if not any(clip.name in found for clip in clips):
             raise ValueError(
-                f"imported.{name}: found {next(iter(files[name].values())).name} and {len(files[name]) - 1} more in "
-                f"{folder}, none named after a clip such as {clips[0].name!r}"
+                f"imported.{name}: found {next(iter(found.values())).name} and {len(found) - 1} more in "
+                f"{folders[name]}, none named after a clip such as {clips[0].name!r}"
             )
     return files
 

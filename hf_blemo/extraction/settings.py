@@ -1,15 +1,28 @@
 """Settings of the extraction of features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
 from hf_blemo.built_in import SYNTHETIC
-from hf_blemo.encoders.encoder_options import ENCODER_KEYS, Dtype, ImageBackend
-from hf_blemo.errors import check_known, check_once
+from hf_blemo.encoders.encoder_options import (
+    ENCODER_KEYS,
+    Dtype,
+    ImageBackend,
+    check_encoders,
+    encoder_source,
+    encoders_of,
+)
+from hf_blemo.errors import check_extra, check_known, check_once
+from hf_blemo.loading import FUSION, find_config, local_path
 from hf_blemo.programs.settings import not_negative, num_words, repository
+
+if TYPE_CHECKING:
+    from hf_blemo.extraction.clip_sources import MediaClip
+    from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 # Options of the command line with names of their own.
 _SHORT = {"output": "output_dir", "threads": "num_threads"}
@@ -162,3 +175,109 @@ class ExtractionSettings:
             raise ValueError(f"folds: found {self.folds}, expected at least 1")
         if self.synthetic and self.data != SYNTHETIC:
             raise ValueError(f"synthetic needs data {SYNTHETIC!r}, found data {self.data!r}")
+
+    def check_places(self) -> None:
+        """Checks that clips, encoders and imported features are there, and that the output may be written.
+
+        Raises:
+            ValueError, FileNotFoundError, FileExistsError, MissingExtraError: as `extract_features`.
+        """
+        from hf_blemo.feature_sets.writing import refuse_existing
+
+        refuse_existing(Path(self.output_dir), self.overwrite)
+        self.check_inputs()
+
+    def check_inputs(self) -> None:
+        """As [`check_places`], of the inputs alone."""
+        from hf_blemo.feature_sets.writing import is_dataset_folder
+
+        path = Path(self.data)
+        if path.is_file() or (path.is_dir() and not is_dataset_folder(path)):
+            self.clips(self.data)
+        elif self.data != SYNTHETIC:
+            local_path(self.data)
+        check_encoders(self.encoder_entries())
+        imported_files(self.imported)
+        check_extra("media", load=False)
+
+    def clips(self, source: str | Path) -> "tuple[list[MediaClip], LabelSpace]":
+        """Lists the clips of a source, with their labels, folds and groups.
+
+        Args:
+            source: `data`, or where it was drawn.
+
+        Returns:
+            The clips; and the space of their labels.
+
+        Raises:
+            ValueError, FileNotFoundError: as `find_clips` and `find_labelled_clips`.
+        """
+        from hf_blemo.extraction.clip_sources import Reading, find_clips, find_labelled_clips
+        from hf_blemo.feature_sets.folds import deal_by_names
+        from hf_blemo.feature_sets.label_reading import LabelOptions
+        from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE
+
+        columns = (self.split, self.video_column, self.audio_column)
+        if self.label_column is None and self.label_prefix is None:
+            clips = find_clips(source, *columns)
+            if self.folds is not None:
+                found = deal_by_names([clip.name for clip in clips], self.folds, self.seed, str(source))
+                for clip, labels, fold, actor in zip(clips, *found, strict=True):
+                    clip.labels, clip.fold, clip.group = labels, int(fold), actor
+            return clips, BLEMORE_SPACE
+        options = LabelOptions(
+            *(self.label_column, self.label_prefix, self.names, self.label_kind),
+            *(self.blend_percents, self.unblended),
+        )
+        return find_labelled_clips(source, Reading(options, self.folds, self.group, self.seed), *columns)
+
+    def encoder_entries(self) -> dict[str, Any]:
+        """Lists the encoders that are to be loaded.
+
+        Returns:
+            Name -> entry as of `encoders`.
+
+        Raises:
+            ValueError, FileNotFoundError: the `model` is no fusion, or does not say where an encoder comes from.
+        """
+        if self.model is None:
+            return self.encoders
+        where = f"model {self.model!r}"
+        config = find_config(self.model, where, model_type=FUSION) or {}
+        entries = {name: entry for name, entry in encoders_of(config).items() if name not in self.imported}
+        for name, entry in entries.items():
+            if not entry.get("model_id"):
+                raise ValueError(
+                    f"{where}: its config does not say where encoder {name!r} comes from; give a folder of its "
+                    f"features by --imported.{name} DIR"
+                )
+        if not entries:
+            raise ValueError(f"{where}: all its encoders are imported, so there is nothing to extract")
+        return {
+            name: {**entry, "model_id": encoder_source(self.model, entry["model_id"])}
+            for name, entry in entries.items()
+        }
+
+
+def imported_files(folders: Mapping[str, str]) -> dict[str, dict[str, Path]]:
+    """Finds features of other programs.
+
+    Args:
+        folders: the setting `imported`.
+
+    Returns:
+        Name -> clip -> file.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no file in it.
+    """
+    from hf_blemo.feature_sets.feature_files import feature_files
+
+    files = {}
+    for name, folder in folders.items():
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"imported.{name}: no folder {folder}, expected one with a feature file per clip")
+        files[name] = feature_files(Path(folder))
+        if not files[name]:
+            raise FileNotFoundError(f"imported.{name}: found no .npy or .csv in {folder}, expected one per clip")
+    return files

@@ -26,9 +26,9 @@ from hf_blemo.fusion_training.judging import better
 from hf_blemo.fusion_training.naive_fusion import NaiveFusions, naive_fusions, naive_names
 from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth, chosen_inside, paired_bootstrap
 from hf_blemo.fusion_training.results import CrossValidationResults
-from hf_blemo.fusion_training.settings import AblationSettings, ExperimentSettings
+from hf_blemo.fusion_training.settings import ABLATION_FILE, AblationSettings, ExperimentSettings
 from hf_blemo.programs.processes import check_same, check_shared, together
-from hf_blemo.programs.run_folder import CHECKPOINTS, check_output, earlier_result, named_inputs
+from hf_blemo.programs.run_folder import CHECKPOINTS, earlier_result, named_inputs
 from hf_blemo.programs.tables import mean_and_std, plus_minus, table
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
@@ -47,7 +47,7 @@ class _Variant:
 
 # What `only` can ask for beside rows.
 _OTHER_PARTS = ("adaptation", "explanations")
-_RESULT, _ROWS = "ablation.json", "rows"
+_ROWS = "rows"
 CHOSEN = "rank-aware, n chosen inside the training folds"
 _RANKED = "rank-aware, n = "
 
@@ -150,7 +150,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
 
 
 def _ablate(accelerator: Accelerator, settings: AblationSettings, stack: ExitStack) -> dict[str, Any]:
-    output = check_output(settings.output_dir, settings.overwrite, settings.resume, [_RESULT], _RESULT)
+    output = settings.check_places()
     data = load_data(settings.data, settings.synthetic)
     base = model_config(data, settings)
     chosen = _chosen_variants(settings, base)
@@ -177,10 +177,10 @@ def _ablate(accelerator: Accelerator, settings: AblationSettings, stack: ExitSta
         "rows": [],
     }
     rows: dict[str, dict[str, Any]] = {}
-    resumes = settings.resume and (output / _RESULT).is_file()
+    resumes = settings.resume and (output / ABLATION_FILE).is_file()
     if resumes:
         own = {**asdict(settings), "labels": result["labels"]}
-        earlier = earlier_result(output / _RESULT, own, settings.free_in_resume, result["inputs"])
+        earlier = earlier_result(output / ABLATION_FILE, own, settings.free_in_resume, result["inputs"])
         # Parts that are not asked for again are kept, as rows are.
         result |= {part: earlier[part] for part in ("explanations", "adaptation") if part in earlier}
         rows = {row["name"]: row for row in earlier["rows"]}
@@ -327,7 +327,7 @@ class _Table:
         if self.accelerator.is_main_process:
             done = {row["name"] for row in self.result["rows"]}
             rows = self.result["rows"] + [row for name, row in self.earlier.items() if name not in done]
-            write_json({self.output / _RESULT: {**self.result, "rows": rows}})
+            write_json({self.output / ABLATION_FILE: {**self.result, "rows": rows}})
             write_text(self.output / "ablation.md", _markdown(self.result))
 
 

@@ -20,7 +20,6 @@ from hf_blemo.errors import say
 from hf_blemo.extraction.clip_sources import find_clips
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.run import PATIENCE, extract_features
-from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.files import held, write_json, write_text
 from hf_blemo.fusion_training.ablation import measure_variant
 from hf_blemo.fusion_training.data import load_data
@@ -79,15 +78,7 @@ def _ablate_encoders(accelerator: Accelerator, settings: EncoderAblationSettings
         write_json({record: {**result, "rows": earlier["rows"]}})
     accelerator.wait_for_everyone()
     if not features.exists():
-        extract_features(
-            ExtractionSettings(
-                data=settings.data,
-                output_dir=str(features),
-                encoders=settings.encoders,
-                dtype=settings.dtype,
-                synthetic=settings.synthetic if settings.data == SYNTHETIC else {},
-            )
-        )
+        extract_features(settings.extraction())
     fusion = AblationSettings(
         **{**settings.fusion, "data": str(features), "seeds": settings.seeds, "output_dir": str(output)}
     )

@@ -34,7 +34,6 @@ from hf_blemo.programs.processes import check_same, together
 from hf_blemo.programs.run_folder import (
     CHECKPOINTS,
     begin_run,
-    check_output,
     check_resumable,
     named_inputs,
     whole_results,
@@ -78,7 +77,7 @@ def _train_fusion(
     accelerator: Accelerator, settings: FusionSettings, command: str | None, stack: ExitStack
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    output = check_output(settings.output_dir, settings.overwrite, settings.resume)
+    output = settings.check_places()
     data = load_data(settings.data, settings.synthetic)
     config = model_config(data, settings)
     target = {**settings.synthetic, "domain": "target"}

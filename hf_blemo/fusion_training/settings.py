@@ -1,12 +1,17 @@
 """Settings of the programs that train the fusion."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
+from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.encoders.encoder_options import Dtype
 from hf_blemo.errors import check_choice, check_known
+from hf_blemo.extraction.settings import ExtractionSettings
+from hf_blemo.loading import local_path
+from hf_blemo.programs.run_folder import check_output
 from hf_blemo.programs.settings import (
     PUSH_SETTINGS,
     PushSettings,
@@ -99,6 +104,29 @@ class ExperimentSettings:
             raise ValueError(f"encoders must be different names, at least one, found {self.encoders}")
         check_overwrite(self.resume, self.overwrite)
 
+    def check_places(self) -> Path:
+        """Checks that the data is there, and that the output may be written.
+
+        Returns:
+            The folder of the output.
+
+        Raises:
+            ValueError, FileNotFoundError: there are no such features.
+            NotADirectoryError, FileExistsError: as in [`check_output`].
+        """
+        output = self.check_output()
+        for name in ("data", "test_data", "unlabelled_data"):
+            source = getattr(self, name, None)
+            if source not in (None, SYNTHETIC) and local_path(source, f"data {source!r}") is not None:
+                from hf_blemo.feature_sets import check_features
+
+                check_features(source)
+        return output
+
+    def check_output(self) -> Path:
+        """Refuses a folder with an earlier run that would be replaced, see `programs.run_folder.check_output`."""
+        return check_output(self.output_dir, self.overwrite, self.resume)
+
     @property
     def free_in_resume(self) -> set[str]:
         """Settings that may change when a run is resumed."""
@@ -143,6 +171,7 @@ class FusionSettings(PushSettings, ExperimentSettings):
             raise ValueError("resume needs checkpoint_every of at least 1: only checkpoints can be resumed")
 
 
+ABLATION_FILE = "ablation.json"
 ADAPTATION_WEIGHTS = {
     "fused": {"mmd": 20.0, "coral": 20.0, "adversarial": 0.5},
     "encoders": {"mmd": 40.0, "coral": 40.0, "adversarial": 2.0},
@@ -181,6 +210,10 @@ class AblationSettings(ExperimentSettings):
                     f"adaptation_weights: expected a weight of each of {', '.join(weights)} for each of "
                     f"{', '.join(ADAPTATION_WEIGHTS)}, found {self.adaptation_weights}"
                 )
+
+    def check_output(self) -> Path:
+        """Refuses a folder with an earlier table that would be replaced."""
+        return check_output(self.output_dir, self.overwrite, self.resume, [ABLATION_FILE], ABLATION_FILE)
 
 
 @strict
@@ -223,3 +256,17 @@ class EncoderAblationSettings:
         own = {"data", "output_dir", "encoders", "seeds", "overwrite"}
         known = {entry.name for entry in fields(ExperimentSettings)} - own
         check_known("fusion", self.fusion, known)
+
+    def check_places(self) -> None:
+        """Checks that clips and encoders are there; see `ExtractionSettings`."""
+        self.extraction().check_inputs()
+
+    def extraction(self) -> ExtractionSettings:
+        """The settings of the extraction that all rows share."""
+        return ExtractionSettings(
+            data=self.data,
+            output_dir=str(Path(self.output_dir, "features")),
+            encoders=self.encoders,
+            dtype=self.dtype,
+            synthetic=self.synthetic if self.data == SYNTHETIC else {},
+        )

@@ -12,8 +12,8 @@ from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.errors import check_extra
 from hf_blemo.loading import load_part
 from hf_blemo.pairs.pair_processor import PairProcessor
+from hf_blemo.pairs.settings import OPEN_CLIP
 
-OPEN_CLIP = "open_clip:"
 NEEDED = ("get_image_features", "get_text_features", "logit_scale")
 _RESAMPLES = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 

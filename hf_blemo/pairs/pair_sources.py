@@ -9,13 +9,11 @@ import numpy as np
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from hf_blemo import built_in
-from hf_blemo.errors import check_regular, reading
+from hf_blemo.errors import reading
 from hf_blemo.loading import download_errors, is_hub_id, load_dataset
-from hf_blemo.pairs.settings import PairSourceSettings
+from hf_blemo.pairs.settings import READERS, PairSourceSettings
 from hf_blemo.programs.fingerprints import fingerprint
 
-# Suffix of a file -> its builder in `datasets`, which looks into folders itself.
-READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".arrow": "arrow"}
 READ_AT_ONCE = 8
 _CAPTIONS_AT_ONCE, _SAMPLED = 10_000, 16
 # Names in WebDataset shards on the Hub, used if the default ones are missing.
@@ -197,7 +195,7 @@ def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int 
         ValueError: it lacks one of the two columns or the split, or is empty.
     """
     with reading(f"data {settings.data!r}", "images with captions"):
-        check_regular(settings.data)
+        settings.check_place()
         data = _load_source(settings)
         if data.features == _SHARD_FEATURES:
             images = list(_SHARD_FEATURES)[:-1]
@@ -239,8 +237,6 @@ def _load_source(settings: PairSourceSettings) -> Any:
         return data.to_iterable_dataset(max(1, len(data.cache_files))) if settings.streaming else data
     options: dict[str, Any] = {"split": settings.split, "streaming": settings.streaming}
     if path.is_file():
-        if path.suffix not in READERS:
-            raise ValueError(f"data {source!r}: found a file {path.suffix!r}, expected one of {', '.join(READERS)}")
         options |= {"path": READERS[path.suffix], "data_files": {settings.split: str(path)}}
         if path.suffix == ".tsv":
             options["sep"] = "\t"

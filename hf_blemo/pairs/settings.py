@@ -6,6 +6,13 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 
 from hf_blemo.built_in import PAIRS
+from hf_blemo.errors import check_extra, check_regular
+from hf_blemo.loading import find_config, is_hub_id, local_path
+
+OPEN_CLIP = "open_clip:"
+STORE_FILE = "store.json"
+# Suffix of a file -> its builder in `datasets`, which looks into folders itself.
+READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".arrow": "arrow"}
 
 
 @strict
@@ -41,3 +48,33 @@ class PairSourceSettings:
             raise ValueError(f"source {self.data!r}: weight must be above 0, found {self.weight}")
         if self.streaming and self.data in PAIRS:
             raise ValueError(f"source {self.data!r}: the built-in data is a table, found streaming")
+
+    def check_place(self) -> None:
+        """Checks that the data is there, where that can be seen without reading it.
+
+        Raises:
+            FileNotFoundError: it is neither a path that exists nor a Hub id.
+            ValueError: it is a file of another kind, or none at all.
+        """
+        if self.data in PAIRS:
+            return
+        where = f"data {self.data!r}"
+        path = local_path(self.data, where)
+        if path is not None:
+            check_regular(path, "images with captions")
+        if path is not None and path.is_file() and path.suffix not in READERS:
+            raise ValueError(f"{where}: found a file {path.suffix!r}, expected one of {', '.join(READERS)}")
+
+
+def check_clip(source: str, what: str, revision: str | None = None) -> None:
+    """Checks that a CLIP-like model is there, as [`load_clip`] takes it, before anything large is imported to load it.
+
+    Raises:
+        FileNotFoundError: there is no such folder or repository, or the folder has no config.
+        MissingExtraError: the model is of open_clip, which is not installed.
+        ValueError: the config is damaged.
+    """
+    if source.startswith(OPEN_CLIP):
+        check_extra("openclip", f"{what} {source}", load=False)
+    else:
+        find_config(source, f"{what} {source!r}", revision if is_hub_id(source) else None)

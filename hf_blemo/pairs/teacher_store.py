@@ -14,9 +14,9 @@ import torch
 from hf_blemo.errors import without_paths
 from hf_blemo.files import read_json, whole_file, write_json
 from hf_blemo.pairs.images import Crop
+from hf_blemo.pairs.settings import STORE_FILE
 
 SCHEMA_VERSION = 1
-STORE_FILE = "store.json"
 # One folder per teacher, from which a student takes its tokenizer.
 TOKENIZERS = "tokenizers"
 SHARD_FOLDER = "data"

@@ -110,8 +110,7 @@ def parse_settings(
 
     `--config` names the file, or a recipe of the package; `--key value` or `--key=value` overrides it, with `_` or `-`
     in the key; `--key.entry value` sets one entry of a dict; a list takes several values or `[a, b]`, a dict takes
-    `{a: 1}` or `a=1 b=2`, and a bool alone means true. Settings with a method `check_places` are asked there whether
-    what they name is there, before anything large is imported to read it.
+    `{a: 1}` or `a=1 b=2`, and a bool alone means true.
 
     Args:
         settings_class: a dataclass; the Args of its docstring are the help.
@@ -131,8 +130,6 @@ def parse_settings(
         raise SystemExit(0)
     with one_line_errors(program):
         settings = read_settings(settings_class, arguments)
-        if hasattr(settings, "check_places"):
-            settings.check_places()
     quiet_libraries()
     return settings
 

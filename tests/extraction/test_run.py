@@ -136,7 +136,7 @@ def test_a_fusion_names_the_encoders(entries, small, settings_of, expected, tmp_
     save_fusion(tmp_path / "unknown", {**small, "hubert": {}})
     settings = settings_of("other", encoders={}, model=str(tmp_path / "unknown"))
     for model, message in (
-        (entries["student"]["model_id"], "found model_type 'clip_rd', expected 'rank_aware_fusion'"),
+        (entries["student"]["model_id"], "found model_type 'clip_rd' in config.json, expected 'rank_aware_fusion'"),
         (settings.model, "does not say where encoder 'hubert' comes from; .* --imported.hubert DIR"),
     ):
         with pytest.raises(ValueError, match=message):
