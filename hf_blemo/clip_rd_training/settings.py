@@ -379,6 +379,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         elif self.teacher is not None:
             check_clip(self.teacher, "teacher", self.teacher_revision)
         if self.student not in (*STUDENTS, INHERIT):
+            local_path(self.student, f"student {self.student!r}", names=STUDENTS)
             check_clip(self.student, "student")
         for side, source in self.towers().items():
             if source != TEACHER:

@@ -103,7 +103,7 @@ def _first_batches(sources: Sequence[PairTable | PairStream], reader: PairReader
 def _checkpoint(settings: DistillationSettings) -> Student:
     """A student that goes on from its own weights."""
     where = f"student {settings.student!r}"
-    local_path(settings.student, where, names=[*PRESETS, CUSTOM])
+    local_path(settings.student, where, names=STUDENTS)
     if settings.student_config:
         raise ValueError(f"student_config: {settings.student!r} is a checkpoint with its own config")
     student = load_model(settings.student, where)
