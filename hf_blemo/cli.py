@@ -83,8 +83,8 @@ def run_program(name: str) -> None:
     from hf_blemo.programs.settings import command_line, parse_settings
 
     program, script, words = PROGRAMS[name], sys.argv[0], sys.argv[1:]
-    settings_class = Parser(settings=program.settings).settings_class()
     with one_line_errors(Path(script).name):
+        settings_class: Any = Parser(settings=program.settings).settings_class()
         settings = parse_settings(settings_class, words, program.description(name), Path(script).name)
         settings.check_places()
         program.run(settings, command_line(words, script))
@@ -131,8 +131,9 @@ def _embed(settings: Any, command: str) -> None:
         from hf_blemo.clip_rd_training.embedding import embed
 
     result = embed(settings)
+    shards = "1 shard" if result["shards"] == 1 else f"{result['shards']} shards"
     say(
-        f"{result['pairs']} pairs, {result['rows']} rows in {result['shards']} shards, {result['written']} of them "
+        f"{result['pairs']} pairs, {result['rows']} rows in {shards}, {result['written']} of them "
         f"now; {result['broken']} of {result['seen']} could not be read: {settings.output_dir}"
     )
 

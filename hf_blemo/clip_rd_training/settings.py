@@ -141,14 +141,14 @@ class _PairDataSettings:
 @strict
 @dataclass
 class DistillationSettings(PushSettings, _PairDataSettings):
-    """Settings of `training/distill_clip_rd.py`.
+    """Settings of `hf-blemo distill`.
 
     Args:
         output_dir: folder for the student, its tokenizer and image processor, card, plots and `metrics.json`.
         teacher: a folder or Hub id of any CLIP-like model of transformers, with its tokenizer and image processor, or
             `open_clip:NAME/PRETRAINED`; without one the student learns from the contrastive loss alone.
         teacher_revision: commit, branch or tag of a teacher on the Hub.
-        teacher_store: a folder or Hub id written by `training/embed_teacher.py`. The teacher is then not loaded, and
+        teacher_store: a folder or Hub id written by `hf-blemo embed`. The teacher is then not loaded, and
             `teacher` may be omitted; if given, it must be the embedded one.
         teacher_name: name of the teacher, if the store holds several.
         student: a preset of `CLIPRDConfig`, a folder or Hub id of a CLIP to start from, or `inherit`: cut out of a
@@ -400,7 +400,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
 @strict
 @dataclass
 class EmbeddingSettings(_PairDataSettings):
-    """Settings of `training/embed_teacher.py`.
+    """Settings of `hf-blemo embed`.
 
     Args:
         output_dir: folder of the store; an interrupted run of the same settings resumes.
@@ -455,7 +455,7 @@ class EmbeddingSettings(_PairDataSettings):
 @strict
 @dataclass
 class ComparisonSettings(DistillationSettings):
-    """Settings of `training/compare_distillation.py`: those of every student.
+    """Settings of `hf-blemo compare`: those of every student.
 
     Args:
         output_dir: folder for teacher, students and tables; it fills method by method.

@@ -84,7 +84,7 @@ class _LiveTeacher(Teacher):
 
 
 class _StoredTeacher(Teacher):
-    """Embeddings that `training/embed_teacher.py` wrote, and the tokenizer that came with them."""
+    """Embeddings that `hf-blemo embed` wrote, and the tokenizer that came with them."""
 
     def __init__(self, store: TeacherStore, processor: PairProcessor | None):
         self.store, self.processor = store, processor

@@ -31,7 +31,7 @@ _SHORT = {"output": "output_dir", "threads": "num_threads"}
 @strict
 @dataclass
 class ExtractionSettings:
-    """Settings of `training/extract_features.py`.
+    """Settings of `hf-blemo features`.
 
     Args:
         data: clips: a folder, one file, a `.csv` with a column `video` or `audio` of paths, a saved data set, a Hub

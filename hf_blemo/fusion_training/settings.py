@@ -146,7 +146,7 @@ class ExperimentSettings:
 @strict
 @dataclass
 class FusionSettings(PushSettings, ExperimentSettings):
-    """Settings of `training/train_fusion.py`.
+    """Settings of `hf-blemo train`.
 
     Args:
         output_dir: folder for model, processor, metrics, plots, card and predictions.
@@ -181,7 +181,7 @@ ADAPTATION_WEIGHTS = {
 @strict
 @dataclass
 class AblationSettings(ExperimentSettings):
-    """Settings of `training/ablate_fusion.py`: those of a training. Each row changes one.
+    """Settings of `hf-blemo ablate`: those of a training. Each row changes one.
 
     Args:
         output_dir: folder for the table, which is written row by row.
@@ -219,15 +219,15 @@ class AblationSettings(ExperimentSettings):
 @strict
 @dataclass
 class EncoderAblationSettings:
-    """Settings of `training/ablate_encoders.py`.
+    """Settings of `hf-blemo ablate-encoders`.
 
     Args:
-        data: clips with labels and folds, as in `training/extract_features.py`, or `synthetic`.
+        data: clips with labels and folds, as in `hf-blemo features`, or `synthetic`.
         output_dir: folder for features and table; an interrupted run of the same settings and inputs resumes.
         overwrite: start anew, without the features and rows of an earlier run in `output_dir`.
-        encoders: name -> `model_id` and other settings of an encoder, as in `training/extract_features.py`.
+        encoders: name -> `model_id` and other settings of an encoder, as in `hf-blemo features`.
         sets: name of a row -> encoders to fuse.
-        fusion: settings of `training/train_fusion.py` for all rows.
+        fusion: settings of `hf-blemo train` for all rows.
         seeds: one complete cross-validation each.
         timed_clips: clips in each timed extraction.
         timing_rounds: timed extractions per set, interleaved; the median counts.

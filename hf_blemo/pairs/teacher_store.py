@@ -168,14 +168,14 @@ class TeacherStore:
         if missing:
             raise FileNotFoundError(
                 f"teacher_store {str(folder)!r}: {len(missing)} of {len(paths)} shards are missing, {missing[0]} "
-                "first; run training/embed_teacher.py again to resume"
+                "first; run hf-blemo embed again to resume"
             )
         try:
             data = datasets.load_dataset("parquet", data_files={"train": [str(path) for path in paths]}, split="train")
         except datasets.exceptions.DatasetGenerationError as error:
             raise ValueError(
                 f"teacher_store {str(folder)!r}: {_damaged(paths)} cannot be read: {error.__cause__}; delete it and "
-                "run training/embed_teacher.py again"
+                "run hf-blemo embed again"
             ) from error
         # Only the columns of one teacher are read from disk.
         self.embeds = [f"{self.name}_{side}_embeds" for side in ("image", "text")]

@@ -58,6 +58,9 @@ def commands_of(code: str) -> Iterator[tuple[str, ...]]:
             if word == "hf-blemo" or re.fullmatch(r"training/\w+\.py", word):
                 yield tuple(words[place:])
                 break
+            if word in ("hf_blemo", "hf_blemo.cli") and words[place - 1] == "-m":
+                yield ("hf-blemo", *words[place + 1 :])
+                break
 
 
 def missing_line(printed: list[str], output: str) -> str | None:
@@ -282,6 +285,7 @@ def test_commands_are_found_and_wrong_ones_are_not_understood(monkeypatch, tmp_p
     text = """```
 accelerate launch training/train_fusion.py ... --nonsense 3  # comment
 hf-blemo dataset build SOURCE --output out [--push-to-hub "$ME/name"]
+accelerate launch --num_processes 2 -m hf_blemo.cli recipes
 make bench
 ```
 """
@@ -289,6 +293,7 @@ make bench
     assert commands == [
         ("training/train_fusion.py", "--nonsense", "3", "--data", "shown/before"),
         ("hf-blemo", "dataset", "build", "SOURCE", "--output", "out", "--push-to-hub", "me/name"),
+        ("hf-blemo", "recipes"),
     ]
     for wrong in (commands[0], ("hf-blemo", "publish", "out", "--repository", "you/it")):
         with pytest.raises(SystemExit):

@@ -2,15 +2,16 @@
 
 import json
 import re
+import sys
 
 import datasets
 import numpy as np
 import pytest
 from command_line import run_training
-from fresh_processes import PACKAGE_FOLDER
+from fresh_processes import PACKAGE_FOLDER, run_python
 from tiny_extraction import BROKEN, CLIPS
 
-from hf_blemo import blemore
+from hf_blemo import blemore, cli
 from hf_blemo.clip_rd_training.settings import ComparisonSettings, DistillationSettings, EmbeddingSettings
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.fusion_training import run as run_module
@@ -119,6 +120,38 @@ def test_a_teacher_is_embedded_and_distilled_from_its_store(program, trained_tea
     assert metrics["teacher"]["stored"] and metrics["teacher"]["source"] == str(trained_teacher)
     assert metrics["command"].startswith("python ") and "--teacher_store" in metrics["command"]
     assert {path.name for path in output.iterdir()} >= {"README.md", "model.safetensors", "plots", "tokenizer.json"}
+
+
+def test_a_subcommand_does_the_same_on_two_processes(table, tmp_path):
+    """As `accelerate launch -m hf_blemo.cli train` starts it."""
+    command = ["-m", "hf_blemo.cli", "train", "--config", "fusion_synthetic", "--data", table, *FUSION]
+    done = run_python([*command, "--output_dir", "out"], cwd=tmp_path, processes=2)
+    assert done.codes == [0, 0], done.stderr
+    assert done.stdout.splitlines()[-1] == "Model, processor, card, metrics, plots and predictions: out"
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["command"].startswith("hf-blemo train --config fusion_synthetic --data clips.npz --seeds 0 ")
+    done = run_python([*command, "--output_dir", "out2", "--num_epoch", "1"], cwd=tmp_path, processes=2, patience=60)
+    assert done.codes == [2, 2]
+    assert set(done.stderr.splitlines()) == {
+        "hf-blemo train: error: command line: unknown setting '--num_epoch'; the nearest known one is '--num_epochs'"
+    }
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_scripts_are_alike_and_two_have_the_header_of_uv(name):
+    script = (PACKAGE_FOLDER / "training" / name).read_text()
+    [command] = [
+        key for key, program in cli.PROGRAMS.items() if program.settings.endswith(f":{SETTINGS[name].__name__}")
+    ]
+    assert f'run_program("{command}")' in script and f"`hf-blemo {command}`" in script
+    header = re.search(r"(?m)^# /// script$\s((^#(| .*)$\s)+)^# ///$", script)
+    assert bool(header) == (command in ("distill", "embed"))
+    if header and sys.version_info >= (3, 11):
+        import tomllib
+
+        content = tomllib.loads("\n".join(line[2:] for line in header[1].splitlines()))
+        # The package is on no index: whoever starts the script says where it is.
+        assert content == {"requires-python": ">=3.10", "dependencies": []}
 
 
 NOWHERE = "not a file, folder or Hub id"
