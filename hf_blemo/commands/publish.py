@@ -1,6 +1,7 @@
 """`hf-blemo publish`: uploads a model's folder to the Hub."""
 
 import argparse
+import sys
 from typing import Any
 
 from hf_blemo.commands.parsing import add_command, repository
@@ -29,10 +30,24 @@ Example, where ME is your name on the Hub:
     parser.add_argument(
         "--license",
         metavar="ID",
-        help="licence of code and weights, such as cc-by-nc-4.0 (default: the card's, if any)",
+        help="licence of code and weights, such as cc-by-nc-4.0 (default: the card's; a terminal asks once)",
     )
     parser.add_argument("--message", help="commit message")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+
+
+def _asked(folder: str, repo_id: str) -> str | None:
+    """The licence that somebody at a terminal chooses, where no card states one; the card keeps it."""
+    from hf_blemo.hub.publishing import known_license
+
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or known_license(folder, repo_id) is not None:
+        return None
+    say(
+        "No licence is stated. Choose one within those of your data and of what you started from, such as apache-2.0, "
+        "cc-by-4.0, cc-by-nc-4.0 or other; without one nobody else may use the model.",
+        error=True,
+    )
+    return input("licence (Enter for none): ").strip() or None
 
 
 def _publish(arguments: argparse.Namespace) -> None:
@@ -48,6 +63,7 @@ def _publish(arguments: argparse.Namespace) -> None:
         say(*(f"  {name}" for name in files))
         return
     with hub_errors(f"{arguments.folder} was not published to {arguments.repo}"):
+        license = arguments.license or _asked(arguments.folder, arguments.repo)
         address = publish(
             arguments.folder,
             arguments.repo,
@@ -55,6 +71,6 @@ def _publish(arguments: argparse.Namespace) -> None:
             create_pr=arguments.create_pr,
             message=arguments.message,
             tag=arguments.tag,
-            **({} if arguments.license is None else {"license": arguments.license}),
+            license=license,
         )
     say(address)

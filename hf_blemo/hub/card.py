@@ -31,6 +31,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel holds the templates inside the package, a checkout beside it.
 _TEMPLATE_FOLDERS = (_PACKAGE / "model_cards", _PACKAGE.parent / "model_cards")
 _BLOCK = re.compile(r"<!-- hf_blemo:begin (\w+) -->.*?<!-- hf_blemo:end \1 -->", re.DOTALL)
+# What Trainer writes into its cards, and huggingface_hub into those of its template.
+_AUTOMATIC = re.compile(
+    r"generated_from_trainer|This model card has been generated automatically|More Information Needed"
+)
 _MARKER = re.compile(r"<!-- hf_blemo:(?:begin|end) \w+ -->")
 
 
@@ -129,7 +133,7 @@ def render_template(template: str, metadata: CardData, **values: Any) -> str:
     if values.get("repo_id") is not None:
         validate_repo_id(values["repo_id"])
     text = _environment().get_template(f"{template}.md.jinja").render(card_data=Markup(metadata.to_yaml()), **values)
-    return text.rstrip() + "\n"
+    return _with_licence_said(text.rstrip() + "\n")
 
 
 def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | None = None) -> str:
@@ -137,7 +141,8 @@ def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | 
 
     Text between `<!-- hf_blemo:begin NAME -->` and `<!-- hf_blemo:end NAME -->` is replaced by the generated block of
     that name; all other text stays, and a block that was deleted stays deleted. A card without any of these markers
-    gets the generated results at its end, and one that is only metadata gets the whole text. In the metadata existing
+    gets the generated results at its end, and one that is only metadata, or that transformers or huggingface_hub made
+    by itself, gets the whole text. In the metadata existing
     keys stay, lists of tags, data sets and metrics are extended, missing keys are added, and the model index is
     replaced.
 
@@ -155,7 +160,7 @@ def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | 
     """
     if existing is None:
         return generated
-    if untouched is not None:
+    if untouched is not None and not is_automatic(existing):
         here, there, *known = (_human_part(card) for card in (generated, existing, *untouched))
         if here != there and here not in known:
             if there in known:
@@ -171,6 +176,8 @@ def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | 
         raise ValueError(f"{CARD_FILE}: expected markers in pairs of begin and end, found {stray[0]} alone")
     if not text.strip():
         text = new_text
+    elif is_automatic(existing):
+        text = new_text if text.strip() in new_text else f"{text.rstrip()}\n\n{new_text.lstrip()}"
     elif _BLOCK.search(text):
         text = _BLOCK.sub(lambda match: blocks.get(match[1], match[0]), text)
     elif "results" in blocks:
@@ -183,7 +190,29 @@ def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | 
         else:
             metadata.setdefault(key, value)
     header = ModelCardData(**metadata).to_yaml(original_order=list(metadata))
-    return f"---\n{header}\n---\n{text}"
+    return _with_licence_said(f"---\n{header}\n---\n{text}")
+
+
+def is_automatic(card: str) -> bool:
+    """Whether transformers' Trainer or huggingface_hub made a card by itself, and nothing of ours is in it yet."""
+    return _AUTOMATIC.search(card) is not None and _BLOCK.search(card) is None
+
+
+def license_of(card: str | None) -> str | None:
+    """The licence that the metadata of a card states, if any."""
+    return None if card is None else _split_card(card)[0].get("license") or None
+
+
+def _with_licence_said(card: str) -> str:
+    """The card, whose block on the licence, if any, agrees with its metadata."""
+    license = license_of(card)
+    said = (
+        "**No licence is stated**, so nobody but the owner may use the contents of this repository."
+        if license is None
+        else f"Licence of the contents of this repository: {markdown.code(license)}."
+    )
+    block = f"<!-- hf_blemo:begin licence -->\n{said}\n<!-- hf_blemo:end licence -->"
+    return _BLOCK.sub(lambda match: block if match[1] == "licence" else match[0], card)
 
 
 def with_license(card: str, license: str | None) -> str:
@@ -192,7 +221,8 @@ def with_license(card: str, license: str | None) -> str:
         return card
     metadata, text = _split_card(card)
     metadata = {"license": license, **metadata} | {"license": license}
-    return f"---\n{ModelCardData(**metadata).to_yaml(original_order=list(metadata))}\n---\n{text}"
+    header = ModelCardData(**metadata).to_yaml(original_order=list(metadata))
+    return _with_licence_said(f"---\n{header}\n---\n{text}")
 
 
 @cache

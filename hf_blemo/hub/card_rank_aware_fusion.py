@@ -74,8 +74,8 @@ def card_values(
     blemore = _is_blemore(space, kind)
     data, summary = metrics.get("data") or {}, metrics["summary"] or {}
     # Runs before 0.2 did not look whether data with BlEmoRE's labels is BlEmoRE's.
-    on_blemore = blemore and data.get("is_blemore", True)
     synthetic = str(data.get("source", "")).split(":")[0] == "synthetic"
+    on_blemore = blemore and not synthetic and data.get("is_blemore", True)
     made = "synthetic blended emotions of hf_blemo" if blemore else "invented data of hf_blemo"
     source = made if synthetic else data.get("hub_id")
     name = str(data.get("name") or source or ("local data with BlEmoRE labels" if on_blemore else "local data"))
@@ -116,6 +116,7 @@ def card_values(
             Markup(f"**{_MEASURES[key][0]}**: {_MEASURES[key][1]}.") for key in metric_names if key in _MEASURES
         ],
         "thresholds": blemore or any("alpha" in run for run in metrics.get("folds") or []),
+        "test_measures": test if (test := metrics.get("test") or {}).keys() & metric_names.keys() else None,
         "protocol_name": _PROTOCOLS[protocol],
         "encoder_models": encoder_rows(metrics),
         "blemore": blemore,

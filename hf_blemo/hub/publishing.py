@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from hf_blemo.files import read_json, within, write_text
 from hf_blemo.loading import code_references
 
-from .card import CARD_FILE, FAMILIES, merge_card, render_card, render_template, with_license
+from .card import CARD_FILE, FAMILIES, is_automatic, license_of, merge_card, render_card, render_template, with_license
 from .encoder_models import encoder_rows
 from .uploads import upload
 
@@ -49,8 +50,9 @@ _OPTIONAL_FILES = (
     _METRICS_FILE,
 )
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-# transformers' Trainer always leaves this pickle beside the weights; it holds no weights and is never uploaded.
-_TRAINER_ARGUMENTS_FILE = "training_args.bin"
+# transformers' Trainer leaves these pickles beside the weights; they hold no weights and are never read or uploaded.
+_TRAINER_PICKLES = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)\.pt|rng_state.*\.pth")
+_TRAINER_STATE_FILE = "trainer_state.json"
 
 
 def publish(
@@ -99,6 +101,8 @@ def publish(
     if metrics is not None:
         write_card(folder, metrics, repo_id)
         _write_eval_results(folder)
+    else:
+        _complete_card(folder, repo_id)
     files = _with_extras(folder, model_files)
     if repo_id is None:
         card = (folder / CARD_FILE).read_text(encoding="utf-8-sig")
@@ -124,6 +128,39 @@ def publish(
         for path in (folder / CARD_FILE, published):
             write_text(path, card)
     return address
+
+
+def _complete_card(folder: Path, repo_id: str | None) -> None:
+    """Writes the card of a model that no training of this package made, unless people wrote one.
+
+    A card that Trainer or huggingface_hub made by itself stays, with ours below it.
+    """
+    path = folder / CARD_FILE
+    existing = path.read_text(encoding="utf-8-sig") if path.is_file() else None
+    if existing is not None and not is_automatic(existing):
+        return
+    config = read_json(folder / "config.json")
+    family = FAMILIES.get(config["model_type"])
+    if family is None:
+        return
+    pipeline_tag, tags = family.identity(config)
+    data = ModelCardData(library_name="transformers", pipeline_tag=pipeline_tag, tags=tags)
+    name = (repo_id or str(folder.resolve())).split("/")[-1]
+    card = render_template("model", data, name=name, repo_id=repo_id, results=_last_evaluation(folder), training=None)
+    write_text(path, merge_card(existing, card))
+
+
+def _last_evaluation(folder: Path) -> list[tuple[str, float]]:
+    """The measures of Trainer's last evaluation, where it left its state in the folder."""
+    path = folder / _TRAINER_STATE_FILE
+    entries = read_json(path).get("log_history", []) if path.is_file() else []
+    found = next((entry for entry in reversed(entries) if any(key.startswith("eval_") for key in entry)), {})
+    skipped = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    return [
+        (key.removeprefix("eval_").replace("_", " "), value)
+        for key, value in found.items()
+        if key.startswith("eval_") and key not in skipped and isinstance(value, int | float)
+    ]
 
 
 def _licensed(card: str, license: str | None) -> str:
@@ -187,6 +224,23 @@ def push_model(
             folder, files, repo_id, lambda on_hub: on_hub or new, message, private=private, token=token, tag=tag
         )
     return address
+
+
+def known_license(folder: str | Path, repo_id: str) -> str | None:
+    """The licence that the card of a folder states, or the one on the Hub; None where neither does.
+
+    Args:
+        folder: the model's folder.
+        repo_id: `owner/name`.
+    """
+    path = Path(folder) / CARD_FILE
+    here = license_of(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
+    if here is not None:
+        return here
+    try:
+        return license_of(Path(hf_hub_download(repo_id, CARD_FILE)).read_text(encoding="utf-8-sig"))
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        return None
 
 
 def files_to_publish(folder: str | Path) -> list[str]:
@@ -265,11 +319,11 @@ def _warn_of_local_encoders(folder: Path) -> None:
 
 def _with_extras(folder: Path, model_files: set[str]) -> list[str]:
     """The model's own files, its card, which is checked, and what else belongs on the Hub, sorted."""
-    if not (folder / CARD_FILE).is_file():
-        raise ValueError(
-            f"{folder}: expected the card {CARD_FILE}, which publish writes from {_METRICS_FILE}, found none"
-        )
-    _check_card((folder / CARD_FILE).read_text(encoding="utf-8-sig"))
+    path = folder / CARD_FILE
+    card = path.read_text(encoding="utf-8-sig") if path.is_file() else None
+    # What is not there, and what Trainer or huggingface_hub made, is made or completed when it is published.
+    if card is not None and not (is_automatic(card) and read_json(folder / "config.json")["model_type"] in FAMILIES):
+        _check_card(card)
     optional = {name for name in _OPTIONAL_FILES if (folder / name).is_file()}
     results = {f"{_EVAL_RESULTS_FOLDER}/{path.name}" for path in (folder / _EVAL_RESULTS_FOLDER).glob("*.yaml")}
     return sorted({CARD_FILE, *model_files, *optional, *_plots(folder), *results})
@@ -285,6 +339,12 @@ def _check_model(folder: Path) -> set[str]:
     """The names of the model's own files; raises one error that names all that is wrong."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder with a model, found none")
+    checkpoints = _checkpoints(folder)
+    if checkpoints and not any((folder / name).is_file() for name in ("config.json", _WEIGHTS_FILE)):
+        raise ValueError(
+            f"{folder}: found checkpoints of a training and no model beside them; publish one of them, such as the "
+            f"last: {checkpoints[-1]}"
+        )
     problems = []
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {"model_type": "unknown"}
     if not config.get("model_type"):
@@ -294,7 +354,8 @@ def _check_model(folder: Path) -> set[str]:
     problems += [f"{' or '.join(group)} is missing" for group in groups if not files.intersection(group)]
     settings = {name: read_json(folder / name) for name in sorted(files)}
 
-    if not (folder / CARD_FILE).is_file() and not (folder / _METRICS_FILE).is_file():
+    has_card = any((folder / name).is_file() for name in (CARD_FILE, _METRICS_FILE))
+    if not has_card and config.get("model_type") not in FAMILIES:
         problems.append(f"{CARD_FILE} is missing, and {_METRICS_FILE} to write it from as well")
     weights, weight_problems = _weights(folder)
     code, code_problems = _code(folder, settings)
@@ -302,11 +363,17 @@ def _check_model(folder: Path) -> set[str]:
     problems += [
         f"{path.name} is a pickle, which is never published: save as safetensors and delete it"
         for path in sorted(folder.iterdir())
-        if path.suffix in _PICKLE_SUFFIXES and path.name != _TRAINER_ARGUMENTS_FILE
+        if path.suffix in _PICKLE_SUFFIXES and not _TRAINER_PICKLES.fullmatch(path.name)
     ]
     if problems:
         raise ValueError(f"{folder} cannot be published: {'; '.join(problems)}")
     return files | weights | code
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that Trainer left in its output folder, the last one last."""
+    found = [(path, path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*") if path.is_dir()]
+    return [path for path, number in sorted(found, key=lambda pair: int(pair[1]) if pair[1].isdigit() else -1)]
 
 
 def _weights(folder: Path) -> tuple[set[str], list[str]]:

@@ -216,7 +216,7 @@ def _read_folder(folder: str | Path, encoders: Iterable[str]) -> Any:
     if folder.is_file():
         raise ValueError(
             f"{folder}: a file, expected a folder of features; clips themselves are read where the packages "
-            "hf_blemo and av (PyAV) are installed"
+            "hf_blemo and av (PyAV) are installed and `import hf_blemo` comes before `pipeline(...)`"
         )
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, expected one with files such as {encoders[0]}.npy")

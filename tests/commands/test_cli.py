@@ -387,10 +387,29 @@ def test_publish_lists_the_files_or_refuses_and_changes_nothing(capsys, publisha
     assert "model.safetensors is missing" in refused(capsys, "publish", publishable)
 
 
+def test_a_terminal_is_asked_for_the_licence_once(capsys, publishable, hub, monkeypatch):
+    card = publishable / "README.md"
+    card.write_text(
+        card.read_text().replace("license: apache-2.0\n", "").replace("tags: [x]\n---\n", "tags: [x]\n---\n# X\n")
+    )
+    publish = ("publish", publishable, "--repo", "you/asked")
+    answers = ["", "cc-by-4.0"]
+    with hub.emptied(), monkeypatch.context() as patch:
+        # Nobody is asked where nobody can answer, and none is assumed.
+        assert run(capsys, *publish)[0] == 0 and b"license" not in hub.files("you/asked")["README.md"]
+        for stream in (sys.stdin, sys.stderr):
+            patch.setattr(stream, "isatty", lambda: True, raising=False)
+        patch.setattr("builtins.input", lambda prompt: answers.pop(0))
+        for expected in (False, True, True):
+            assert run(capsys, *publish)[0] == 0
+            assert (b"license: cc-by-4.0" in hub.files("you/asked")["README.md"]) == expected
+        assert answers == [] and "license: cc-by-4.0" in card.read_text()
+
+
 def test_publish_hands_its_options_over(capsys, publishable, monkeypatch):
     calls = []
     monkeypatch.setattr(hf_blemo.hub, "publish", lambda *call, **options: calls.append((call, options)) or "https://a")
-    defaults = {"private": True, "create_pr": False, "message": None, "tag": None}
+    defaults = {"private": True, "create_pr": False, "message": None, "tag": None, "license": None}
     for words, changes in (
         ("", {}),
         ("--public --tag v1 --message First", {"private": False, "tag": "v1", "message": "First"}),

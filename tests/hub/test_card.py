@@ -128,7 +128,7 @@ def test_nothing_that_people_may_edit_depends_on_the_run(metrics):
         other = {key: value for key, value in metrics.items() if "evaluation" not in key and key != "versions"}
         other |= {"student": "custom", "wall_seconds": None, "num_processes": 2}
     else:
-        other = {**metrics, "data": {"source": "synthetic"}, "decoding": "thresholds", "protocol": "published_style"}
+        other = {**metrics, "data": {"source": "elsewhere"}, "decoding": "thresholds", "protocol": "published_style"}
     metadata, text = _human_part(render_card(metrics))
     other_metadata, other_text = _human_part(render_card(other, repo_id="owner/name", plots=["a.png"]))
     assert text == other_text

@@ -55,7 +55,7 @@ def test_results_table(fusion_metrics):
     card = render_card(fusion_metrics)
     name = "**mean ± sample standard deviation over 6 runs (2 folds, 3 seeds), decoded by expected score**"
     assert rows_of(card, "**mean") == [[name, "0.3125 ± 0.0211", "0.1402 ± 0.0333", "0.2263 ± 0.0187"]]
-    assert rows_of(card, "ensemble") == [["ensemble of the seeds", "0.3300", "0.1500", "0.2400"]]
+    assert rows_of(card, "ensemble") == [["ensemble of the seeds, ± over the folds", "0.3300", "0.1500", "0.2400"]]
     assert rows_of(card, "decoded by") == [["decoded by thresholds instead", "0.2900 ± 0.0100", "–", "–"]]
     assert rows_of(card, "2 | 1 |") == [["2", "1", "–", "7", "0.1447", "0.0974", "–", "–", "0.2100"]]
     assert rows_of(card, "wavlm") == [["wavlm", "audio", "1024", "attention", "0.610", "90.0%"]]

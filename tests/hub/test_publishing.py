@@ -320,9 +320,61 @@ def test_a_card_by_hand_needs_no_metrics_but_metadata(folder, metrics, hub):
         (folder / "README.md").write_text(card)
         with pytest.raises(ValueError, match=message):
             publish(folder)
-    (folder / "README.md").unlink()
-    with pytest.raises(ValueError, match="README.md is missing, and metrics.json"):
-        publish(folder)
+
+
+TRAINERS_CARD = """---
+library_name: transformers
+license: mit
+tags:
+- generated_from_trainer
+model-index:
+- name: out
+  results: []
+---
+
+<!-- This model card has been generated automatically according to the information the Trainer had access to. -->
+
+# out
+
+This model was trained from scratch on an unknown dataset.
+"""
+TEMPLATES_CARD = "---\ntags: [mine]\n---\n# Model Card for Model ID\n\n[More Information Needed]\n"
+
+
+@pytest.mark.parametrize("metrics", MAKERS, indirect=True)
+@pytest.mark.parametrize("there", [None, TRAINERS_CARD, TEMPLATES_CARD])
+@pytest.mark.parametrize("here", [None, TRAINERS_CARD, TEMPLATES_CARD])
+def test_the_folder_of_a_trainer_gets_a_card_and_cards_made_by_programs_are_completed(here, there, folder, hub):
+    (folder / "metrics.json").unlink()
+    history = [{"loss": 1.0, "step": 1}, {"eval_loss": 0.25, "eval_runtime": 3.0, "step": 2}, {"train_loss": 1.0}]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth"):
+        (folder / name).write_text("never read")
+    if here is not None:
+        (folder / "README.md").write_text(here)
+    if there is not None:
+        hub.create(NAME, True).edit("README.md", there.encode())
+    assert "README.md" in files_to_publish(folder)
+    publish(folder, NAME)
+    files = hub.files(NAME)
+    assert not {"optimizer.pt", "rng_state_0.pth", "training_args.bin", "trainer_state.json"} & set(files)
+    card = files["README.md"].decode()
+    data = ModelCard(card).data
+    assert data.pipeline_tag and "hf_blemo" in data.tags and card.count("| loss | 0.2500 |") == 1
+    assert data.license == ("mit" if TRAINERS_CARD in (here, there) else None)
+    assert card.count("**No licence is stated**") == (0 if data.license else 1)
+    for text in ("trained from scratch on an unknown dataset", "More Information Needed"):
+        assert card.count(text) == any(text in made for made in (here, there) if made), text
+    # A second time changes nothing.
+    publish(folder, NAME)
+    assert hub.files(NAME)["README.md"].decode() == card
+
+
+def test_the_checkpoints_of_a_trainer_are_named_where_there_is_no_model(tmp_path):
+    for number in (9, 10, 2):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+    with pytest.raises(ValueError, match="such as the last: .*checkpoint-10$"):
+        publish(tmp_path)
 
 
 @pytest.mark.parametrize("family", MAKERS)
