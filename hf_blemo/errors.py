@@ -390,8 +390,8 @@ def check_choice(where: str, found: Any, known: Iterable[str]) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names as a sentence lists them: a, b or c."""
-    *others, last = names
+    """Names as a sentence lists them: a, b or c; nothing where there are none."""
+    *others, last = list(names) or ["nothing"]
     return " or ".join([", ".join(others), last] if others else [last])
 
 

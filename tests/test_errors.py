@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from hf_blemo import RankAwareFusionConfig
 from hf_blemo.errors import (
     LONGEST_LINE,
+    check_choice,
     check_known,
     csv_cell,
     one_line,
@@ -127,6 +129,17 @@ def test_whatever_a_library_raises_at_a_door_names_the_file(error, kind, message
     assert str(caught.value) == message
     with pytest.raises(kind), reading("y.bin", "another"):
         read(path="x.bin")
+
+
+def test_choices_are_listed_with_the_nearest():
+    check_choice("here", "rows", ["rows", "columns"])
+    for found, known, said in (
+        ("Colums", ["rows", "columns"], "'Colums', expected rows or columns; did you mean 'columns'?"),
+        ("x", ["rows", "columns", "cells"], "'x', expected rows, columns or cells"),
+        (None, [], "None, expected nothing"),
+    ):
+        with pytest.raises(ValueError, match=f"^here: found {re.escape(said)}$"):
+            check_choice("here", found, known)
 
 
 def test_a_door_leaves_the_words_of_the_package_as_they_are():

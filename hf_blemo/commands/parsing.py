@@ -178,7 +178,7 @@ def add_fusion_options(parser: argparse.ArgumentParser, several: bool = False) -
         several: whether it takes several.
     """
     which = parser.add_mutually_exclusive_group(required=True)
-    number = {"nargs": "+"} if several else {}
+    number: dict[str, Any] = {"nargs": "+"} if several else {}
     which.add_argument("--model", metavar="MODEL", help="folder or Hub id (owner/name)", **number)
     which.add_argument(
         "--built-in",

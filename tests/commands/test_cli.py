@@ -120,6 +120,23 @@ def test_version_and_misuse(capsys, monkeypatch):
     assert_refused(capsys, (), cases)
 
 
+SHORT = "--output o --threads 2 --encoder a=m/a@c0ffee b=m/b --push-to-hub me/it --public clips --overwrite"
+LONG = (
+    "--data clips --output_dir o --num_threads 2 --encoders.a.model_id m/a --encoders.a.revision c0ffee "
+    "--encoders.b.model_id m/b --push_to_hub me/it --hub_private false --overwrite true"
+)
+MORE = "--encoders.a.extraction.layer 3 --limits max_seconds=9 max_pixels=99 --frames-per-second 2.5 --seed=4"
+
+
+def test_features_take_short_forms_beside_all_settings_of_the_program():
+    short, long = (
+        cli._make_parser().parse_args(["features", *words.split(), *MORE.split()]).settings for words in (SHORT, LONG)
+    )
+    assert short == long
+    assert short.encoders["a"] == {"model_id": "m/a", "revision": "c0ffee", "extraction": {"layer": 3}}
+    assert short.limits == {"max_seconds": 9, "max_pixels": 99} and short.seed == 4 and short.frames_per_second == 2.5
+
+
 @pytest.mark.parametrize("command", ["", "dataset"])
 def test_without_a_subcommand_the_help_is_shown(capsys, command):
     code, out, err = run(capsys, *command.split())

@@ -2,6 +2,7 @@
 
 import pytest
 from command_line import refused, run
+from fresh_processes import PACKAGE_FOLDER
 
 from hf_blemo.programs import recipes as recipes_module
 from hf_blemo.programs.recipes import find_settings, recipes
@@ -48,6 +49,12 @@ def test_a_file_goes_before_a_recipe_of_its_name(empty_folder, capsys):
     # What a recipe leaves to its user.
     line = refused(capsys, "train", "--config", "fusion_table")
     assert "pass --data or put it into a copy of the recipe (hf-blemo recipes fusion_table --output FILE.yaml)" in line
+
+
+def test_the_wheel_puts_them_where_they_are_looked_for():
+    inside, beside = (folder.relative_to(PACKAGE_FOLDER).as_posix() for folder in recipes_module._FOLDERS)
+    text = (PACKAGE_FOLDER / "pyproject.toml").read_text()
+    assert f'\n"{beside}" = "{inside}"\n' in text and f'"{beside}"]' in text
 
 
 def test_an_installed_package_has_its_own_folder_of_them(empty_folder, monkeypatch):
