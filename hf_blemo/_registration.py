@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from importlib.abc import Loader
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 """Version of the package."""
 
 AUTO_MODULES = {

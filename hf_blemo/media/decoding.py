@@ -375,7 +375,7 @@ def _check_size(name: str, width: int, height: int) -> None:
 def _is_cover(stream: Any) -> bool:
     from av.stream import Disposition
 
-    return bool(int(stream.disposition) & int(Disposition.attached_pic | Disposition.timed_thumbnails))
+    return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
 
 
 def _decode(stream: Any, packet: Any) -> tuple[list[Any], int]:
