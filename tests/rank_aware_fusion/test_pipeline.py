@@ -4,7 +4,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from fresh_processes import run_code
 from labelled_models import LABELS, make_labelled
+from sample_metrics import FUSION
 from tiny_models import ENCODERS, make_fusion, save_tiny_model
 from transformers import pipeline
 
@@ -17,6 +19,7 @@ from hf_blemo import (
     feature_sets,
 )
 from hf_blemo.built_in import make_synthetic_blends
+from hf_blemo.hub.card import render_card
 
 TASK = "blended-emotion-recognition"
 
@@ -34,6 +37,9 @@ def clips():
     return samples
 
 
+REFUSED = "contains custom code which must be executed to correctly load the model"
+
+
 @pytest.fixture(scope="module")
 def recognise(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fusion")
@@ -48,6 +54,35 @@ def test_the_task_is_inferred_from_the_model(recognise, tmp_path):
         found = pipeline(model=str(tmp_path), **options)
         assert (found.task, type(found)) == (TASK, type(recognise))
     assert "custom_pipelines" not in found.model.config.to_dict()
+
+
+BY_ITSELF = """
+import json, sys
+folder, how = sys.argv[1:]
+if how == "imported":
+    import hf_blemo
+from transformers import pipeline
+try:
+    found = pipeline(model=folder, **({"trust_remote_code": True} if how == "trusted" else {}))
+    print(json.dumps([found.task, type(found).__module__.split(".")[0]]))
+except ValueError as error:
+    # After a question that nobody answered.
+    print("\\n" + json.dumps(str(error)))
+"""
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_pipeline_of_a_folder_needs_the_import_or_trust_in_its_code(recognise, tmp_path, installed):
+    recognise.model.save_pretrained(tmp_path / "model")
+    recognise.processor.save_pretrained(tmp_path / "model")
+    for how, expected in (("imported", [TASK, "hf_blemo"]), ("trusted", [TASK, "transformers_modules"]), ("", None)):
+        if installed or how != "imported":
+            found = run_code(tmp_path, BY_ITSELF, tmp_path / "model", how, installed=installed)
+            if expected is None:
+                # The card quotes this, since no code of a model can word it.
+                assert REFUSED in found and REFUSED in render_card(FUSION) and "trust_remote_code=True" in found
+            else:
+                assert found == expected
 
 
 @pytest.fixture(scope="module")
