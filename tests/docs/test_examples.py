@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Page:
 
 
 def commands_of(code: str) -> Iterator[tuple[str, ...]]:
-    """Commands of this package, without comments, launchers and placeholders."""
+    """Commands of this package, without comments, launchers, placeholders and files they are written to."""
     for line in code.replace("\\\n", " ").replace("$ME", "me").splitlines():
         # Brackets mark optional arguments; three dots stand for options shown before.
         shown_before = "training/" in line and "... --" in line
@@ -54,6 +55,7 @@ def commands_of(code: str) -> Iterator[tuple[str, ...]]:
         words = shlex.split(line, comments=True)
         if shown_before:
             words += ["--data", "shown/before"]
+        words = list(takewhile(lambda word: word != ">", words))
         for place, word in enumerate(words):
             if word == "hf-blemo" or re.fullmatch(r"training/\w+\.py", word):
                 yield tuple(words[place:])
