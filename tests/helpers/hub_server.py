@@ -144,6 +144,8 @@ class HubServer:
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.Lock()
         self.endpoint, self.storage = (self._serve(routes) for routes in (API, STORAGE))
+        # Another host, since clients until huggingface_hub 2 follow a redirect to the same one.
+        self.storage = self.storage.replace("127.0.0.1", "localhost")
 
     def _serve(self, routes: "Routes") -> str:
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Handler", (Handler,), {"hub": self, "routes": routes}))
