@@ -7,7 +7,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
@@ -159,9 +158,9 @@ def markdown(result: dict[str, Any]) -> str:
     def cells(rows: Sequence[dict[str, float]], reference: Sequence[dict[str, float]] | None = None) -> list[str]:
         texts = []
         for name in columns:
-            values = np.array([row[name] for row in rows])
+            values = [row[name] for row in rows]
             if reference is not None:
-                values = values - np.array([row[name] for row in reference])
+                values = [value - row[name] for value, row in zip(values, reference, strict=True)]
             texts.append(plus_minus(mean_and_std(values), sign="" if reference is None else "+"))
         return texts
 

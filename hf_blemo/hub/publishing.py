@@ -154,7 +154,9 @@ def _last_evaluation(folder: Path) -> list[tuple[str, float]]:
     """The measures of Trainer's last evaluation, where it left its state in the folder."""
     path = folder / _TRAINER_STATE_FILE
     entries = read_json(path).get("log_history", []) if path.is_file() else []
-    found = next((entry for entry in reversed(entries) if any(key.startswith("eval_") for key in entry)), {})
+    found: dict[str, Any] = next(
+        (entry for entry in reversed(entries) if any(key.startswith("eval_") for key in entry)), {}
+    )
     skipped = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
     return [
         (key.removeprefix("eval_").replace("_", " "), value)
@@ -357,6 +359,13 @@ def _check_model(folder: Path) -> set[str]:
     has_card = any((folder / name).is_file() for name in (CARD_FILE, _METRICS_FILE))
     if not has_card and config.get("model_type") not in FAMILIES:
         problems.append(f"{CARD_FILE} is missing, and {_METRICS_FILE} to write it from as well")
+    encoders = config.get("encoders")
+    problems += [
+        f"the encoder {name} lies in the folder ({entry['model_id']}) and would not come along: publish it by itself, "
+        "and name its repository as the encoder's model_id in config.json"
+        for name, entry in (encoders if isinstance(encoders, dict) else {}).items()
+        if isinstance(entry, dict) and str(entry.get("model_id")).startswith("./")
+    ]
     weights, weight_problems = _weights(folder)
     code, code_problems = _code(folder, settings)
     problems += weight_problems + code_problems

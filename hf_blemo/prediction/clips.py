@@ -107,7 +107,7 @@ def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str
         if names:
             logger.warning("predicting without %s: %s", which, ", ".join(sorted(names)))
     placed = {
-        name: {**entry, "model_id": encoder_source(config.name_or_path, entry["model_id"])}
+        name: {**entry, "model_id": encoder_source(str(config.name_or_path), entry["model_id"])}
         for name, entry in known.items()
     }
     return load_encoders(placed, **options)

@@ -214,6 +214,17 @@ def test_edits_on_both_sides_are_never_dropped(folder, hub):
         publish(folder, "you/second")
 
 
+def test_an_encoder_that_lies_in_the_folder_is_not_left_behind_unsaid(tmp_path):
+    save_tiny_model("rank_aware_fusion", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["encoders"]["face"]["model_id"] = "./encoders/face"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"the encoder face lies in the folder \(./encoders/face\) and would not come"
+    ):
+        publish(tmp_path)
+
+
 @pytest.mark.parametrize("metrics", MAKERS, indirect=True)
 def test_every_missing_file_is_named(folder, metrics, hub, tmp_path):
     """`pooling_x.py` is named by no auto_map, but imported by `modeling_x.py`."""
