@@ -117,7 +117,10 @@ class ExperimentSettings:
         output = self.check_output()
         for name in ("data", "test_data", "unlabelled_data"):
             source = getattr(self, name, None)
-            if source not in (None, SYNTHETIC) and local_path(source, f"data {source!r}") is not None:
+            if (
+                source not in (None, SYNTHETIC)
+                and local_path(source, f"data {source!r}", names=[SYNTHETIC]) is not None
+            ):
                 from hf_blemo.feature_sets import check_features
 
                 check_features(source)

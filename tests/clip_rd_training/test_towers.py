@@ -111,7 +111,7 @@ def test_the_projections_of_an_image_text_model_come_along_where_they_fit(traine
         ),
         (("--release.vision", "3"), "release.vision: expected a step .* and 'vision' in freeze, found 3 and"),
         (("--learning_rates.text", "-1"), "learning_rates.text: expected a number from 0, found -1"),
-        (("--learning_rates.image", "1"), "unknown setting 'image'; the nearest known one is"),
+        (("--learning_rates.image", "1"), "unknown setting 'image', expected vision or text"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_run(arguments, message, trained, towers_of, teacher):

@@ -57,7 +57,7 @@ def test_a_run_speaks_of_the_names_of_its_data(make_data, make_settings, tmp_pat
         (
             {"num_labels": 2},
             {"selection_metric": "score"},
-            "selection_metric: found 'score', expected loss, last, accuracy",
+            "selection_metric for these labels: found 'score', expected loss, last, accuracy",
         ),
         ({}, {"decoding": "thresholds"}, "decoding 'thresholds' tells blends apart"),
         (

@@ -105,7 +105,7 @@ def test_they_are_published_with_their_code_and_a_card_that_knows_them(hub, fold
     assert [metric["type"] for metric in result["metrics"]] == list(MEASURED[name])
     results = (folders / name / ".eval_results" / "you--mine.yaml").read_text()
     assert results.count("value: 0.5") == len(MEASURED[name])
-    text = card.split("---\n", 2)[2].replace("hf_blemo", "")
+    text = card.split("---\n", 2)[2].replace("hf_blemo", "").replace("hf-blemo", "")
     assert not re.search("blemo|six emotions|36 labels|vocalis|actors|anger", text, re.IGNORECASE)
     assert all(f"`{label}`" in text for label in space.names)
     assert text.count("lower is better") == len(LOWER_IS_BETTER & set(MEASURED[name]))
