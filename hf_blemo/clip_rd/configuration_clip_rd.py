@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 # Exact GELU, as in open_clip; transformers' own default is the quick GELU of OpenAI's checkpoints.
 _SMALL_TEXT: dict[str, Any] = {"model_type": "clip_text_model", "hidden_size": 384, "intermediate_size": 1536}
@@ -65,14 +66,6 @@ _VISION_WIDTHS = {
 }
 
 
-class _VisionTowerConfig(AutoConfig):
-    model_type = "clip_vision_model"
-
-
-class _TextTowerConfig(AutoConfig):
-    model_type = "clip_text_model"
-
-
 @strict
 class CLIPRDConfig(PreTrainedConfig):
     """Settings of a [`CLIPRDModel`]: two towers, each any that transformers knows, and their projections.
@@ -98,9 +91,10 @@ class CLIPRDConfig(PreTrainedConfig):
     """
 
     model_type = "clip_rd"
-    sub_configs = {"vision_config": _VisionTowerConfig, "text_config": _TextTowerConfig}
-    # Transformers 5.20 and later ask this, to write a tower into config.json without what every model has.
-    sub_configs_defaults = sub_configs
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model"),
+    }
     # B x B: those of several batches cannot be concatenated.
     keys_to_ignore_at_inference = ["logits_per_image", "logits_per_text"]
 
@@ -121,19 +115,13 @@ class CLIPRDConfig(PreTrainedConfig):
         if (number := kwargs.get("num_labels")) is not None and not (isinstance(number, int) and 0 <= number <= 1000):
             # Transformers makes a name for each, and a CLIP has none at all.
             raise ValueError(f"num_labels: found {number!r}, expected none or at most 1000")
-        self.vision_config = self._tower_config(self.vision_config, _VisionTowerConfig.model_type)
-        self.text_config = self._tower_config(self.text_config, _TextTowerConfig.model_type)
+        # Loading writes dtype and attention into the towers' configs: another model's must not change with them.
+        self.vision_config = copy.deepcopy(self.vision_config)
+        self.text_config = copy.deepcopy(self.text_config)
         super().__post_init__(**kwargs)
         # Here as well, for the validators' errors are not ValueErrors but wrap them.
         self.validate_sizes()
         self.validate_towers()
-
-    @staticmethod
-    def _tower_config(tower: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:
-        if isinstance(tower, PreTrainedConfig):
-            # Loading writes dtype and attention into the towers' configs: another model's must not change with them.
-            return copy.deepcopy(tower)
-        return AutoConfig.for_model(**{"model_type": default_type, **copy.deepcopy(tower or {})})
 
     def validate_sizes(self):
         """Checks that sizes are positive."""
