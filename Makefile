@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
+LOWEST := .venv-lowest
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz quality bench docs clean
+.PHONY: help demo test test-lowest fuzz quality bench docs clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
-		printf '%-14s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
+		printf '%-17s %s\n' "$$target" "$$text"; done
 
 # One thread: these products are small, and threads that wait for a busy core cost far more than they save.
 demo: $(INSTALLED)  ## train both halves on built-in data, publish to a folder, load back, predict (writes out/demo)
@@ -23,6 +24,11 @@ demo: $(INSTALLED)  ## train both halves on built-in data, publish to a folder, 
 # One worker more than two cores: at any time one of them waits for a process that it has started.
 test: $(INSTALLED)  ## run the whole test suite
 	$(VENV_PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -q tests
+
+test-lowest:  ## run the test suite with the lowest supported versions, in an environment of its own
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q -e '.[test]' -c constraints-lowest.txt
+	$(LOWEST)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -q tests
 
 fuzz: $(INSTALLED)  ## draw some 30,000 odd inputs, of which `make test` draws a few hundred (about 10 minutes)
 	FUZZ=long $(VENV_PYTHON) -m pytest -n 2 --dist load -q tests/fuzzing
@@ -41,7 +47,7 @@ bench: $(INSTALLED)  ## run every benchmark
 		echo "$(VENV_PYTHON) $$program"; $(VENV_PYTHON) "$$program" || exit 1; done
 
 clean:  ## remove what the other targets made, .venv and out included
-	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) out build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An interrupted creation leaves a .venv without pip, or one whose python still installs outside it: create it again.

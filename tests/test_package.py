@@ -48,6 +48,25 @@ def test_every_public_name_loads_and_is_listed():
 # --- What is to be installed ---
 
 
+def test_the_lowest_versions_that_are_tested_are_those_that_are_declared():
+    """Without the extras that pull in torchvision, and what only the developers use."""
+    declared = {}
+    for line in importlib.metadata.requires("hf_blemo") or []:
+        requirement = Requirement(line)
+        extra = re.search(r"extra == .(\w+)", str(requirement.marker))
+        if canonicalize_name(requirement.name) != "hf-blemo" and (
+            extra is None or extra[1] not in {"dev", "openclip", "timm"}
+        ):
+            [bound] = requirement.specifier
+            declared.setdefault(canonicalize_name(requirement.name), set()).add(bound.version)
+    pinned = {}
+    for line in (REPOSITORY / "constraints-lowest.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            [pin] = (requirement := Requirement(line)).specifier
+            pinned.setdefault(canonicalize_name(requirement.name), set()).add(pin.version)
+    assert pinned == declared
+
+
 def test_texts_say_only_how_to_get_what_can_be_had():
     wanted = [Requirement(line) for line in importlib.metadata.requires("hf_blemo")]
     bounds = {canonicalize_name(need.name): str(need.specifier) for need in wanted}
