@@ -12,7 +12,7 @@ from hf_blemo.errors import check_known
 
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 _TOWERS = {"vision": "clip_vision_model", "text": "clip_text_model"}
-_PROJECTIONS = {"vision": "visual_projection", "text": "text_projection"}
+PROJECTIONS = {"vision": "visual_projection", "text": "text_projection"}
 
 
 class _Importance:
@@ -90,7 +90,7 @@ def inherit(
                 f"student 'inherit': expected a teacher with a {side} tower of CLIP's shape, found {found}"
             )
         configs[side] = _smaller(side, towers[side].config, dict(config.get(f"{side}_config") or {}))
-    width = len(getattr(teacher, _PROJECTIONS["text"]).weight)
+    width = len(getattr(teacher, PROJECTIONS["text"]).weight)
     student = CLIPRDModel(
         CLIPRDConfig(vision_config=configs["vision"], text_config=configs["text"], projection_dim=width)
     )
@@ -101,7 +101,7 @@ def inherit(
         for side, tower in towers.items():
             own = getattr(student, f"{side}_model")
             channels, inherited[side] = _cut(own, tower, _Importance(tower, activations[side]))
-            projection = _PROJECTIONS[side]
+            projection = PROJECTIONS[side]
             getattr(student, projection).weight.copy_(getattr(teacher, projection).weight[:, channels])
     return student, inherited
 

@@ -346,12 +346,12 @@ class DistillationSettings(PushSettings, _PairDataSettings):
                     f"weights.{name}: needs captions, and caption_column null means pictures alone; expected some of "
                     f"{', '.join(IMAGES_ALONE)}"
                 )
-        if self.text_weights not in (None, "teacher") or self.release.get("text"):
+        if self.text_weights not in (None, TEACHER) or self.release.get("text"):
             raise ValueError("text_weights: with pictures alone, the student's text tower is the teacher's")
         if self.evaluation_share:
             raise ValueError("evaluation_share: pictures alone have no captions to find; name tasks in `evaluation`")
-        if self.student != "inherit":
-            self.text_weights = "teacher"
+        if self.student != INHERIT:
+            self.text_weights = TEACHER
         elif self.student_config.get("text_config"):
             raise ValueError("student_config.text_config: with pictures alone, the text tower is the teacher's")
         self.freeze = list(dict.fromkeys([*self.freeze, "text"]))

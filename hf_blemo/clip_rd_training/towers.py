@@ -7,13 +7,12 @@ import torch
 from transformers import AutoImageProcessor, CLIPImageProcessorPil
 from transformers.utils import logging
 
+from hf_blemo.clip_rd_training.inheritance import PROJECTIONS
 from hf_blemo.clip_rd_training.settings import SIDES, TEACHER, DistillationSettings
 from hf_blemo.clip_rd_training.teachers import Teacher
 from hf_blemo.loading import load_part
 from hf_blemo.pairs.clip_models import load_model, load_tokenizer
 from hf_blemo.pairs.pair_processor import PairProcessor
-
-_PROJECTIONS = {"vision": "visual_projection", "text": "text_projection"}
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +60,7 @@ def _open_tower(side: str, source: str, teacher: Teacher) -> Tower:
 
 
 def _projection(side: str, model: Any) -> torch.Tensor | None:
-    layer = getattr(model, _PROJECTIONS[side], None)
+    layer = getattr(model, PROJECTIONS[side], None)
     if not isinstance(layer, torch.nn.Linear) or layer.bias is not None:
         return None
     return layer.weight.detach()
@@ -100,7 +99,7 @@ def fill_towers(student: Any, towers: Mapping[str, Tower], settings: Distillatio
         except RuntimeError as error:
             source = settings.towers()[side]
             raise ValueError(f"{side}_weights {source!r}: the weights do not fit their config: {error}") from error
-        own = getattr(student, _PROJECTIONS[side]).weight
+        own = getattr(student, PROJECTIONS[side]).weight
         if tower.projection is not None and tower.projection.shape == own.shape:
             with torch.no_grad():
                 own.copy_(tower.projection)
@@ -112,7 +111,7 @@ def freeze_towers(student: Any, towers: Mapping[str, Tower], settings: Distillat
         if side in settings.release:
             continue
         getattr(student, f"{side}_model").requires_grad_(False)
-        projection = getattr(student, _PROJECTIONS[side])
+        projection = getattr(student, PROJECTIONS[side])
         theirs = projection.weight if side not in towers else towers[side].projection
         if theirs is not None and theirs.shape == projection.weight.shape:
             projection.requires_grad_(False)
