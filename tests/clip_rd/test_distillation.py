@@ -1,22 +1,16 @@
 """The distiller: what it trains, keeps and leaves out, and every way a loop runs it."""
 
 import math
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from losses_on_processes import WIDTHS, TinyClip, make_batch, make_distiller
 from transformers import CLIPConfig, CLIPModel
 
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import TERMS, CLIPRDLoss
-
-TINY = runpy.run_path(str(Path(__file__).with_name("on_processes.py")), run_name="tiny")
-WIDTHS, TinyClip, make_batch, make_distiller = (
-    TINY[name] for name in ("WIDTHS", "TinyClip", "make_batch", "make_distiller")
-)
 
 
 @pytest.fixture(autouse=True)

@@ -1,18 +1,16 @@
 """Loss, model and distiller on an accelerator: the numbers of the CPU, without waiting for the device."""
 
-import runpy
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from losses_on_processes import make_batch, make_distiller
 from torch.nn import functional
 
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
 
 pytestmark = pytest.mark.gpu
-TINY = runpy.run_path(str(Path(__file__).with_name("on_processes.py")), run_name="tiny")
 
 
 def embeddings_of(num_pairs, width, closeness, device):
@@ -57,9 +55,9 @@ def test_the_loss_never_waits_for_the_device():
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_step_of_the_distiller_is_that_of_the_cpu(compiled):
-    batch, found = TINY["make_batch"](), {}
+    batch, found = make_batch(), {}
     for device in ("cpu", "cuda"):
-        distiller = TINY["make_distiller"]()
+        distiller = make_distiller()
         distiller.loss.precision = "exact"
         distiller = distiller.to(device, torch.float32).train()
         if compiled and device == "cuda":
@@ -90,5 +88,5 @@ def test_a_student_in_half_precision_embeds_as_in_float32(make_model, make_batch
 
 
 def test_the_teacher_moves_with_the_distiller():
-    distiller: CLIPRDDistiller = TINY["make_distiller"]().cuda()
+    distiller: CLIPRDDistiller = make_distiller().cuda()
     assert {value.device.type for value in (*distiller.parameters(), *distiller.teacher.parameters())} == {"cuda"}

@@ -3,21 +3,12 @@
 import os
 from pathlib import Path
 
+import losses_on_processes
 import pytest
 import torch
 from fresh_processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = (
-    "plain",
-    "unequal",
-    "accumulated",
-    "cached",
-    "cached, unequal",
-    "equal widths",
-    "duplicates",
-    "cached, duplicates",
-)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +20,7 @@ def results(tmp_path_factory):
         if world not in found:
             folder = tmp_path_factory.mktemp(f"processes_{world}")
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            program = [Path(__file__).with_name("on_processes.py"), folder, world]
+            program = [losses_on_processes.__file__, folder, world]
             done = run_python(program, cwd=folder, env=environment, processes=world)
             assert done.returncode == 0, done.stderr
             paths = [folder / f"{rank}_of_{world}.pt" for rank in range(world)]
@@ -46,7 +37,7 @@ def assert_equal_to_rounding(found: torch.Tensor, expected: torch.Tensor, name: 
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", losses_on_processes.CASES)
 def test_processes_give_the_loss_and_gradients_of_one(case, world, results):
     [alone] = results(1)
     names = [name for name in alone if name.startswith(f"{case}/")]

@@ -1,5 +1,5 @@
-"""Run by test_processes.py: `python on_processes.py FOLDER WORLD` is one of the processes that share a batch,
-which one says the variable RANK."""
+"""A tiny distillation: `python losses_on_processes.py FOLDER WORLD` is one of the processes that share its batch; RANK
+says which."""
 
 import gc
 import os
