@@ -121,14 +121,8 @@ def clip_name(name: str | os.PathLike[str]) -> str:
 
 
 def is_test_clip(name: str | os.PathLike[str]) -> bool:
-    """Whether a clip belongs to the official test set, whose names carry no label.
-
-    Args:
-        name: clip name or path, e.g. "test_0001.mov".
-
-    Returns:
-        True for test_0001 to test_0594.
-    """
+    """Whether a clip, by its name or path, is one of the official test set, test_0001 to test_0594, whose names
+    carry no label."""
     bare = clip_name(name)
     return bool(_TEST_CLIP.fullmatch(bare)) and 1 <= int(bare[5:]) <= NUM_TEST_CLIPS
 

@@ -75,14 +75,10 @@ def write_submission(
 
 
 def clip_problems(clips: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Says why clips are not those that a submission is of; their names are enough.
+    """Says why clips, by their names or paths, are not those that a submission is of.
 
-    Args:
-        clips: names or paths.
-
-    Returns:
-        A line for the clips that are no test clips, one for those that come twice, one for those that are missing;
-        each names all of them. Empty for exactly the 594 test clips.
+    A line for the clips that are no test clips, one for those that come twice, one for those that are missing; each
+    names all of them.
     """
     names = [clip_name(clip) for clip in clips]
     present = {int(name[5:]) for name in names if is_test_clip(name)}

@@ -303,19 +303,9 @@ def make_emoji_pairs(
 
 
 def rows_of_kind(captions: Sequence[str], kinds: Collection[str]) -> list[int]:
-    """Finds the captions of some kinds of emoji.
-
-    Args:
-        captions: from [`make_emoji_pairs`].
-        kinds: some of `role` (a profession or activity that comes as person, man and woman in every skin tone),
-            `face`, `flag` (of a country, region or organisation) and `other`.
-
-    Returns:
-        Row numbers.
-
-    Raises:
-        ValueError: there is no such kind.
-    """
+    """Row numbers of the captions of [`make_emoji_pairs`] of some kinds of emoji: `role` (a profession or activity
+    that comes as person, man and woman in every skin tone), `face`, `flag` (of a country, region or organisation)
+    and `other`."""
     for kind in kinds:
         if kind not in _KINDS:
             raise ValueError(f"kind {kind!r} is not one of {', '.join(_KINDS)}")

@@ -186,10 +186,7 @@ def synthetic_tokenizer() -> "PreTrainedTokenizerFast":
 def word_tokenizer(words: Iterable[str], max_tokens: int, lower_case: bool = False) -> "PreTrainedTokenizerFast":
     """Makes a tokenizer that numbers every word, and every run of other signs between words.
 
-    Args:
-        words: known words in the order of their numbers; repetitions are ignored.
-        max_tokens: longest text, `<start>` and `<end>` included.
-        lower_case: whether to lower-case texts; the words must be lower-case then.
+    Words are numbered in their order; the longest text has `max_tokens`, `<start>` and `<end>` included.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -10,12 +10,7 @@ _SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
 def add_completion(commands: "argparse._SubParsersAction[Parser]", root: Parser) -> None:
-    """Adds `hf-blemo completion` to the subcommands that `add_subparsers` made.
-
-    Args:
-        commands: what `add_subparsers` returned.
-        root: the parser of the whole command.
-    """
+    """Adds `hf-blemo completion` to the subcommands of `root`, the parser of the whole command."""
     parser = add_command(
         commands,
         "completion",

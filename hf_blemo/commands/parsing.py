@@ -124,17 +124,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, handler: Any, summary: str, details: str) -> argparse.ArgumentParser:
-    """Adds a subcommand.
+    """Adds a subcommand, whose handler is called with the arguments.
 
     Args:
-        commands: what `add_subparsers` returned.
-        name: of the subcommand.
-        handler: called with the arguments.
         summary: one line for the list of commands.
         details: what it reads and writes, with an example.
-
-    Returns:
-        Its parser.
     """
     parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.\n\n{details}")
     parser.add_argument(
@@ -171,12 +165,8 @@ def _limit(text: str) -> tuple[str, float]:
 
 
 def add_fusion_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Adds the options that say which fusion predicts, which become `arguments.model`: its place, or a list of them.
-
-    Args:
-        parser: of a subcommand.
-        several: whether it takes several.
-    """
+    """Adds the options that say which fusion predicts, which become `arguments.model`: its place, or a list of
+    `several`."""
     which = parser.add_mutually_exclusive_group(required=True)
     number: dict[str, Any] = {"nargs": "+"} if several else {}
     which.add_argument("--model", metavar="MODEL", help="folder or Hub id (owner/name)", **number)
@@ -191,14 +181,7 @@ def add_fusion_options(parser: argparse.ArgumentParser, several: bool = False) -
 
 
 def is_built_in(arguments: argparse.Namespace) -> bool:
-    """Whether the fusion is the package's own.
-
-    Args:
-        arguments: with the options of [`add_fusion_options`].
-
-    Raises:
-        ValueError: a revision is asked of it.
-    """
+    """Whether the fusion of [`add_fusion_options`] is the package's own, of which there is no revision."""
     found = arguments.model in (MODEL, [MODEL])
     if found and arguments.revision is not None:
         raise ValueError("--revision is for models on the Hub, found --built-in")
@@ -235,20 +218,7 @@ def add_label_options(group: Any) -> None:
 
 
 def output_path(text: str, option: str, *suffixes: str) -> Path:
-    """Checks a file to write.
-
-    Args:
-        text: its path.
-        option: that named it.
-        suffixes: it may have.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: it has another suffix.
-        IsADirectoryError: it is a folder.
-    """
+    """The path of a file to write that an option named, checked: it has one of the suffixes and is no folder."""
     path = Path(text)
     if path.suffix not in suffixes:
         raise ValueError(f"{option} {text}: expected the suffix {' or '.join(suffixes)}")

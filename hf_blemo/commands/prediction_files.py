@@ -41,11 +41,7 @@ class Predictions:
 
 
 def described(config: Any) -> dict[str, Any]:
-    """What a file of predictions says of the labels; BlEmoRE's need not be said.
-
-    Args:
-        config: of the model.
-    """
+    """What a file of predictions says of the labels by a model's config; BlEmoRE's need not be said."""
     if config.label_space == BLEMORE_SPACE and config.label_kind == "valid":
         return {}
     entry = space_entry(config.label_space, config.label_kind)
@@ -53,15 +49,8 @@ def described(config: Any) -> dict[str, Any]:
 
 
 def true_labels(inputs: Any, space: LabelSpace) -> dict[str, Blend]:
-    """The labels that come with what was predicted.
-
-    Args:
-        inputs: a data set of features; clips have no labels but those of their names.
-        space: of the model; labels of others are left out.
-
-    Returns:
-        Clip -> label, without those that carry none.
-    """
+    """Clip -> label, where labels of the space come with what was predicted; clips have none but those of their
+    names."""
     if "labels" not in getattr(inputs, "column_names", ()):
         return {}
     found, kind = label_space(inputs)

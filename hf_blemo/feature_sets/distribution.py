@@ -126,11 +126,7 @@ def _rows(
 
 
 def read_metadata(path: Path, wants_folds: bool = False) -> list[tuple[str, np.ndarray, int]]:
-    """Reads `train_metadata.csv`: `filename` and, where there, `fold`, and the labels as a check.
-
-    Args:
-        path: the file.
-        wants_folds: refuse a file without the column `fold`.
+    """Reads `train_metadata.csv`: `filename` and, where there (or wanted), `fold`, and the labels as a check.
 
     Returns:
         Name, soft label and fold (-1 for none) of every clip.

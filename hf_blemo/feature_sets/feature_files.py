@@ -22,15 +22,7 @@ _NUM_ACTION_UNITS = 8
 
 
 class ClipSource(NamedTuple):
-    """Labels, fold and feature files of one clip.
-
-    Args:
-        name: clip name.
-        labels: (C,) shares of the names, all -100 where unlabelled.
-        fold: fold from 0, -1 where there is none.
-        files: encoder -> file, without the encoders the clip lacks.
-        group: what the clip belongs to, such as its actor, where it is known.
-    """
+    """Labels, fold and feature files of one clip, as of [`Clip`]; `files` lacks the encoders that the clip lacks."""
 
     name: str
     labels: np.ndarray
@@ -47,13 +39,10 @@ class FeatureFileReader:
     Args:
         sources: the clips, at least one.
         encoders: names of the encoders, each in at least one clip.
-        feature_dtype: "auto", "float16" or "float32", see `FeatureType.of`.
+        feature_dtype: see `FeatureType.of`.
         aggregate: None for the sequences as they are; "statistics" for mean, standard deviation and percentiles 10,
             25, 50, 75 and 90 over time, as in the official baselines: (1, 7 * D).
         nan: "error" refuses NaN and infinity; "missing" takes the encoder for missing in that clip.
-
-    Raises:
-        ValueError: an option is unknown, or the first file of an encoder is damaged.
     """
 
     def __init__(
@@ -111,10 +100,10 @@ class FeatureFileReader:
 
 
 def encoder_folders(folder: Path, split: str | None = None) -> dict[str, Path]:
-    """Finds the encoders of a folder.
+    """Finds the encoders of a folder of sub-folders with feature files, or the one encoder whose folder it is.
 
     Args:
-        folder: a folder with one sub-folder of feature files per encoder; or the folder of one encoder.
+        folder: where they are.
         split: "train" or "test" to take only sub-folders with that suffix; any sub-folder of feature files by default.
 
     Returns:
@@ -150,17 +139,7 @@ def _encoder_name(folder: Path) -> str:
 
 
 def feature_files(folder: Path) -> dict[str, Path]:
-    """Finds the feature files of a folder.
-
-    Args:
-        folder: a folder with one `.npy` or `.csv` per clip.
-
-    Returns:
-        Clip name -> file.
-
-    Raises:
-        ValueError: a clip has two files.
-    """
+    """Clip name -> file, of a folder with one `.npy` or `.csv` per clip; refuses a clip with two files."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix not in _SUFFIXES or path.name.startswith(".") or path.name == METADATA_FILE:
@@ -174,17 +153,8 @@ def feature_files(folder: Path) -> dict[str, Path]:
 
 @reads("CSV with a header")
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
-    """Reads a CSV file with a header.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The columns, and for every row its line number and its cells by column (None where the row ends early).
-
-    Raises:
-        ValueError: the file is not text, or a column comes twice.
-    """
+    """Reads a CSV file with a header, in which no column comes twice: the columns, and for every row its line
+    number and its cells by column (None where the row ends early)."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         columns = [column.strip() for column in reader.fieldnames or ()]

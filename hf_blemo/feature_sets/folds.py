@@ -22,14 +22,11 @@ def deal_folds(labels: np.ndarray, groups: Sequence[str] | None, num_folds: int,
     Args:
         labels: (N, C) shares, all below 0 where unlabelled.
         groups: N names, such as actors, that each stay within one fold; without them every clip goes by itself.
-        num_folds: K, from 2.
+        num_folds: K, from 2 to 127, and no more than groups of labelled clips.
         seed: of the order among equal groups.
 
     Returns:
         (N,) folds from 0, -1 for unlabelled clips.
-
-    Raises:
-        ValueError: K is below 2, above 127, or above the number of groups of labelled clips.
     """
     if not 2 <= num_folds <= MAX_FOLDS:
         raise ValueError(f"--folds {num_folds}: expected 2 to {MAX_FOLDS}")
@@ -72,13 +69,8 @@ def deal_by_names(
 ) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
     """Deals clips into folds by BlEmoRE's names, which carry label and actor; every actor stays in one fold.
 
-    Args:
-        clips: N names; those of test clips get no fold.
-        num_folds, seed: as in [`deal_folds`].
-        where: the clips are from, for messages.
-
     Returns:
-        (N, 6) soft labels, (N,) folds and N actors.
+        (N, 6) soft labels, (N,) folds, -1 for test clips, and N actors.
 
     Raises:
         ValueError: names carry no label, which the message lists; or as in [`deal_folds`].
@@ -141,9 +133,6 @@ def check_classes(names: Sequence[str], labels: np.ndarray, folds: np.ndarray, w
         labels: (N, C) shares, below 0 where unlabelled.
         folds: (N,), -1 for none.
         where: for messages.
-
-    Raises:
-        ValueError: there is such a class.
     """
     has = labels > 0
     found = [name for name, column in zip(names, has.T, strict=True) if column.any()]

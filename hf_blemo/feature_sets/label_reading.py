@@ -57,11 +57,7 @@ class LabelOptions:
                 raise ValueError("label_kind needs a column of labels (--label-column) or a prefix (--label-prefix)")
 
     def splits(self) -> list[tuple[int, ...]] | None:
-        """The splits that were given, as numbers.
-
-        Raises:
-            ValueError: a text has no numbers.
-        """
+        """The splits that were given, as numbers."""
         if self.blend_percents is None:
             return None
         try:
@@ -92,9 +88,8 @@ def read_labels(
 
     Args:
         values: N labels, each in a form of `LabelOptions.column`; None, an empty text or NaN for none.
-        clips: N names, for messages.
+        clips, where: N names, and the table, for messages.
         options: how to read them.
-        where: the table, for messages.
         classes: names of the class indices, of a `ClassLabel`.
 
     Returns:
@@ -127,17 +122,10 @@ def read_labels(
 def read_votes(
     columns: Mapping[str, Sequence[Any]], clips: Sequence[str], options: LabelOptions, where: str
 ) -> tuple[LabelSpace, np.ndarray]:
-    """Reads labels from one column of shares or votes per name; every row is made to sum to 1.
+    """Reads labels, as [`read_labels`], from one column of shares or votes per name; every row is made to sum to 1.
 
     Args:
         columns: name -> N numbers, at least one column; a row of None everywhere has no label.
-        clips, options, where: as `read_labels` takes them.
-
-    Returns:
-        As `read_labels`.
-
-    Raises:
-        ValueError: a number is missing, below 0, NaN or infinite, all of a row are 0, and as `read_labels`.
     """
     names = list(columns) if options.names is None else list(options.names)
     _check_names(columns, names, f"{where}, columns with the prefix {options.prefix!r}")

@@ -115,15 +115,7 @@ def space_entry(space: LabelSpace, kind: str) -> dict[str, Any]:
 
 
 def space_from_entry(entry: Any, where: str) -> tuple[LabelSpace, str]:
-    """Reads what `space_entry` wrote.
-
-    Args:
-        entry: the JSON value.
-        where: it was found, for messages.
-
-    Raises:
-        ValueError: it is no such entry.
-    """
+    """Reads what `space_entry` wrote; `where` it was found is for messages."""
     try:
         space = LabelSpace(entry["names"], entry.get("blend_percents", ()), entry.get("unblended", ()))
         kind = entry.get("label_kind", LABEL_KINDS[0])
@@ -137,15 +129,7 @@ def space_from_entry(entry: Any, where: str) -> tuple[LabelSpace, str]:
 
 
 def check_same_labels(found: tuple[LabelSpace, str], expected: tuple[LabelSpace, str], one: str, other: str) -> None:
-    """Refuses two label spaces, or kinds of labels, that differ.
-
-    Args:
-        found, expected: as `label_space` gives them.
-        one, other: what they belong to, for the message.
-
-    Raises:
-        ValueError: they differ; the message lists both.
-    """
+    """Refuses two label spaces, or kinds of labels, that differ; the message lists both."""
     same_space(found[0], expected[0], one, other)
     if found[1] != expected[1]:
         raise ValueError(f"the kinds of labels differ: {one} has {found[1]} labels, {other} has {expected[1]} ones")

@@ -48,15 +48,10 @@ class FeatureType(NamedTuple):
 
     @classmethod
     def of(cls, first: np.ndarray, feature_dtype: str) -> "FeatureType":
-        """Chooses the type by an encoder's first array.
+        """Chooses the type by an encoder's first array (T, D).
 
-        Args:
-            first: (T, D).
-            feature_dtype: "float16"; "float32"; or "auto", which is float16 where the array fits its range. float16
-                sources stay float16 in any case, since widening them adds nothing.
-
-        Raises:
-            ValueError: `feature_dtype` is unknown.
+        `feature_dtype` is "float16"; "float32"; or "auto", which is float16 where the array fits its range. float16
+        sources stay float16 in any case, since widening them adds nothing.
         """
         if feature_dtype not in _FEATURE_DTYPES:
             raise ValueError(f"feature_dtype: found {feature_dtype!r}, expected one of {', '.join(_FEATURE_DTYPES)}")
@@ -66,18 +61,11 @@ class FeatureType(NamedTuple):
         return cls(first.shape[1], "float16" if narrow else "float32")
 
     def stored(self, array: np.ndarray, where: str | os.PathLike[str]) -> np.ndarray:
-        """Converts one clip's features.
-
-        Args:
-            array: (T, D).
-            where: file, or column and clip, to name in an error.
-
-        Returns:
-            (T, D) of this dtype.
+        """Converts one clip's features (T, D) to this dtype.
 
         Raises:
             ValueError: the width differs, there is no time step, a value is NaN or infinite, or does not fit the
-                dtype.
+                dtype; the message names `where` they are from.
         """
         if array.shape[1] != self.width:
             raise ValueError(
@@ -168,9 +156,6 @@ def arrow_to_arrays(column: "pa.Array", where: str, nulls_as_nan: bool = False) 
 
     Returns:
         For each row a (T, D) view of Arrow's memory, (1, D) for a vector, or None for a null.
-
-    Raises:
-        ValueError: the column is not of such a type, a row holds a null, or its vectors differ in width.
     """
     import pyarrow as pa
 
@@ -209,18 +194,11 @@ def arrow_to_arrays(column: "pa.Array", where: str, nulls_as_nan: bool = False) 
 def dataset_features(
     encoders: Mapping[str, tuple[int, str]], num_names: int = len(BLEMORE_SPACE.names), groups: bool = False
 ) -> "datasets.Features":
-    """The column types of a feature data set.
+    """The column types of a feature data set, of encoders (D, "float16" or "float32") and C names: `clip` string,
+    `features` encoder -> (T, D), `labels` C float32, `fold` int8, and with groups `group` string.
 
     A list of fixed-size lists is plain Arrow, so every reader supports it. It states the width in the schema, may be
     null as a whole, survives Parquet, and reads as fast as `datasets.Array2D`.
-
-    Args:
-        encoders: encoder -> (D, "float16" or "float32"), such as a `FeatureType`.
-        num_names: C, of the label space.
-        groups: whether there is a column of groups.
-
-    Returns:
-        `clip` string, `features` encoder -> (T, D), `labels` C float32, `fold` int8, and with groups `group` string.
     """
     import datasets
 
@@ -239,15 +217,7 @@ def dataset_features(
 
 
 def encode_clips(clips: Sequence[Clip], schema: "pa.Schema") -> "pa.RecordBatch":
-    """Lays clips out as one Arrow record batch.
-
-    Args:
-        clips: rows whose features have the widths and dtypes of the schema.
-        schema: `dataset_features(...).arrow_schema`.
-
-    Returns:
-        A record batch of `len(clips)` rows.
-    """
+    """Lays clips, whose features have the widths and dtypes of the schema, out as one Arrow record batch."""
     import pyarrow as pa
 
     struct = schema.field("features").type

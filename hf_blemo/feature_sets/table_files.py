@@ -69,14 +69,7 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path, wanted: Wanted) -> Table:
-    """Reads a table.
-
-    Args:
-        path: a `.parquet`, `.npz` or `.csv`.
-        wanted: columns that hold no vectors.
-
-    Returns:
-        Its columns; empty values within vectors are NaN.
+    """Reads a `.parquet`, `.npz` or `.csv` into its columns; empty values within vectors are NaN.
 
     Raises:
         FileNotFoundError: there is no such table.

@@ -149,7 +149,6 @@ class LabelColumns(NamedTuple):
     """Labels, folds and groups of the clips of a table.
 
     Args:
-        space: of the labels.
         labels: (N, C) shares, -100 where unlabelled.
         folds: (N,), -1 for none.
         groups: N names; None for a clip without one.
@@ -178,17 +177,8 @@ def read_label_columns(
     seed: int = 0,
     require_labels: bool = True,
 ) -> LabelColumns:
-    """Reads what a table says of its clips apart from their features.
-
-    Args:
-        table: its columns.
-        names: N clips.
-        path: of the table, for messages.
-        options, folds, group, seed, require_labels: as `build_table_dataset` takes them.
-
-    Raises:
-        ValueError: as `build_table_dataset`.
-    """
+    """Reads what a table says of its clips apart from their features; options and errors as of
+    `build_table_dataset`."""
     columns: set[str | None] = {options.column}
     if options.given:
         space, labels = _labels_of_columns(table, names, path, options)

@@ -35,15 +35,7 @@ def is_dataset_folder(path: Path) -> bool:
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Refuses to write where something exists, unless it is a data set that may be replaced.
-
-    Args:
-        output: folder to write.
-        overwrite: allow replacing an existing data set.
-
-    Raises:
-        FileExistsError: something is there, and it may not be replaced or is no data set.
-    """
+    """Refuses to write where something exists, unless it is a data set that may be replaced."""
     if not output.exists():
         return
     if not overwrite:
@@ -75,13 +67,8 @@ def write_dataset(
         read_clip: row number -> clip.
         plan: settings that must match for a build to resume, JSON values only; stored there as `build.json`.
         overwrite: replace a data set that is at `output`, and discard an unfinished build with another plan.
-        progress: show a progress bar.
-        space: label space and kind of the labels.
         identity: row number -> what tells its sources from others, such as size and time of its files; JSON values. A
             part of an unfinished build whose rows have other sources now is written again.
-
-    Returns:
-        The data set, memory-mapped from `output`.
 
     Raises:
         FileExistsError: see `refuse_existing`; or another build of it is under way.

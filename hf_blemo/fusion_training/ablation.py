@@ -102,10 +102,8 @@ def _variants(settings: ExperimentSettings, encoder_names: list[str]) -> Iterato
 
 
 def _planted_share(results: CrossValidationResults, data: datasets.Dataset, encoder_names: list[str]) -> float | None:
-    """Share of clips whose selected encoders are exactly the planted ones, out of fold, mean over seeds.
-
-    None where the data has no planted truth.
-    """
+    """Share of clips whose selected encoders are exactly the planted ones, out of fold, mean over seeds; None where
+    nothing was planted."""
     if "informative" not in data.column_names:
         return None
     row_of = {clip: row for row, clip in enumerate(data["clip"])}
@@ -127,17 +125,13 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
     `ablation.json` and `ablation.md` in `settings.output_dir` grow row by row; `rows/` there keeps each row's
     out-of-fold probabilities of every seed and clip.
 
-    Args:
-        settings: of the run.
-
     Returns:
         The content of `ablation.json`: `settings`, `labels`, `columns`; `rows`, one per variant as of
         [`measure_variant`], with `against_naive`, the paired difference to the best naive fusion of each measure;
         `comparisons` of rows; and, where they are asked for, `explanations` as of [`explain`] and `adaptation`. On the
         built-in data that is, for no domain adaptation and for every kind and level, the Score on shifted clips
         (`score`, per seed), on the same clips unshifted (`unshifted`), and `recovered`, the share of the loss without
-        adaptation that is won back, empty where nothing was lost; on other data, rows as of
-        [`adapt_to_folds`].
+        adaptation that is won back, empty where nothing was lost; on other data, rows as of [`adapt_to_folds`].
 
     Raises:
         ValueError: `only` asks for rows that do not exist, another setting or the data is not usable, or the run to be
@@ -242,10 +236,7 @@ class _Table:
     """The rows so far, what they predict clip by clip, and the files that show them.
 
     Args:
-        accelerator: of the run.
-        output: folder of the files.
         result: content of `ablation.json`, to whose rows new ones are added.
-        truth: what the rows are measured against.
         earlier: name -> row of an earlier run; those that this one does not reach are kept.
     """
 
@@ -368,14 +359,9 @@ def measure_variant(
     """Cross-validates one row of a table.
 
     Args:
-        accelerator: of the run.
-        data: all clips.
-        settings: of the run; its `output_dir` holds checkpoints on the way.
-        name: of the row.
-        model: changes of the model's settings.
+        model, changes: what the row changes of the model's settings, and of the others.
         encoders: the encoders to use; those of the settings by default.
         truth: what it is measured against, if its predictions shall be kept in `rows` under `output_dir`.
-        changes: changes of other settings.
 
     Returns:
         `name`; for each decoding mean and sample standard deviation over the seeds of the measures' means over the

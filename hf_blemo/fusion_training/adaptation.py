@@ -44,18 +44,9 @@ def adapt_to_folds(
     """Yields a row without adaptation, then one per kind and level, all for the same number of epochs.
 
     Each fold is scored by models that were trained on the others with labels and, but for the first row, on its own
-    clips without. No label of the scored fold chooses anything.
-
-    Args:
-        accelerator, settings: of the run.
-        data: all clips.
-        store: the same, read.
-        truth: labels and folds of the labelled clips.
-        labelled: (R,) their rows.
-
-    Yields:
-        `kind`, `level`, `weight`; `measures`, mean and sample standard deviation over the seeds; `against_none`,
-        the paired difference of accuracy and loss to the first row.
+    clips without. No label of the scored fold chooses anything. A row has `kind`, `level`, `weight`; `measures`,
+    mean and sample standard deviation over the seeds; `against_none`, the paired difference of accuracy and loss to
+    the first row.
     """
     unadapted: dict[str, np.ndarray] = {}
     for kind, level, weight, own in each_adaptation(settings):

@@ -35,12 +35,9 @@ def cross_validate(
     """Cross-validates one config over the folds of the data and the seeds of the settings.
 
     Args:
-        accelerator: of this run.
         store: the data and the config of every model; rows without labels take part in domain adaptation alone.
-        settings: of the run; its `protocol` is `honest` or `published_style`.
         checkpoint_folder: where checkpoints go, if `settings.checkpoint_every` asks for them.
         log: called with mean losses and scores after every epoch.
-        description: for the progress bar.
 
     Returns:
         The results, and the rows of the learning curves (`seed`, `fold`, `epoch`, `train_loss`, `selected` and what
@@ -107,16 +104,10 @@ def train_on_all(
     checkpoint_folder: Path | None = None,
     on_save: Callable[[int, RankAwareFusionModel], None] | None = None,
 ) -> list[RankAwareFusionModel]:
-    """Trains one model per seed on all labelled rows.
+    """Trains one model per seed on all labelled rows; returns them in the order of the seeds, on the CPU.
 
-    Args:
-        accelerator, store, settings, checkpoint_folder: as in [`cross_validate`].
-        num_epochs: epochs to train.
-        on_save: called on the first process after every checkpoint but the last, with the epoch and the model of the
-            first seed.
-
-    Returns:
-        The models in the order of `settings.seeds`, on the CPU.
+    `on_save` is called on the first process after every checkpoint but the last, with the epoch and the first
+    seed's model.
     """
     members = [Member(seed, ()) for seed in settings.seeds]
     lockstep = Lockstep(accelerator, members, store, settings, _static_scores(members, store))

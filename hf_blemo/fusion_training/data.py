@@ -28,15 +28,7 @@ _MODALITY_BY_NAME = (
 
 
 def load_data(source: str, synthetic: Mapping[str, Any]) -> datasets.Dataset:
-    """Loads a data set.
-
-    Args:
-        source: `synthetic`, a path (built data set, table, folder of feature files) or a Hub id.
-        synthetic: settings of the built-in data.
-
-    Returns:
-        A data set with the columns `clip`, `features`, `labels`, `fold`; `feature_sets.label_space` says
-        what its labels name.
+    """Loads a data set: `synthetic`, a path (built data set, table, folder of feature files) or a Hub id.
 
     Raises:
         FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set that can be loaded.
@@ -79,14 +71,9 @@ def model_config(data: datasets.Dataset, settings: ExperimentSettings) -> RankAw
 
 
 def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) -> datasets.Dataset:
-    """Appends rows whose labels are hidden, for domain adaptation.
+    """Appends rows whose labels are hidden, for domain adaptation, with the columns and types of the source.
 
-    Args:
-        labelled: the source.
-        unlabelled: the target; its labels and folds, if any, are replaced by -100 and -1, whatever they name.
-
-    Returns:
-        Both, with the columns and types of the source; no group is known of the target.
+    The target's labels, folds and groups, if any, become -100, -1 and none, whatever they name.
 
     Raises:
         ValueError: the two have no encoder in common, or one of another width.

@@ -37,9 +37,6 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
 
     Features gather in `features` under `settings.output_dir`; `encoders.json` and `encoders.md` grow row by row.
 
-    Args:
-        settings: of the run.
-
     Returns:
         The content of `encoders.json`: `settings`, `clips`, and `rows`, one per set: `encoders`, the entries of
         [`measure_variant`], `parameters` of all encoders, and `milliseconds` per clip and `real_time` (seconds of clip

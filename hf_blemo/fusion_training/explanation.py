@@ -28,10 +28,7 @@ def explain(
     """Measures the gate of models that were trained without the fold they predict.
 
     Args:
-        accelerator, settings: of the run.
-        store: the clips and the model's config.
-        truth: labels and folds of the labelled clips.
-        labelled: (R,) their rows.
+        labelled: (R,) rows of the labelled clips.
         singles: (E, R) how often each encoder alone is right, from 0 to 1.
         num_epochs: to train; those of the settings by default.
 
@@ -90,11 +87,8 @@ def explain(
 def changes_without(
     store: FeatureStore, model: RankAwareFusionModel, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Marks each encoder absent in turn.
-
-    Returns:
-        Gate weights, the total variation of `probabilities` without each encoder, and whether a clip has it, (R, E).
-    """
+    """Gate weights, the total variation of `probabilities` without each encoder in turn, and whether a clip has it,
+    (R, E)."""
     batch = store.batch(rows, torch.device("cpu"), labels=False)
     present = np.stack([batch["feature_mask"][name].any(1).numpy() for name in store.config.encoders], 1)
     output = model(**batch)

@@ -35,7 +35,6 @@ class FeatureStore:
         config: the model's config; encoders of the data set that it does not name are left out.
         align_folds: whether the pooled features of each fold are shifted and scaled to the mean and deviation of all
             rows, for out-of-fold predictions of another model.
-        progress: whether to show a progress bar.
 
     Raises:
         ValueError: the labels are not those of the config; a row the processor refuses, and the message names the
@@ -144,10 +143,7 @@ class FeatureStore:
         return float(self.judge.space.is_blend[labels].mean())
 
     def labelled_rows(self, protocol: str) -> tuple[np.ndarray, np.ndarray]:
-        """The rows with labels (R,) and their folds (R,), checked for what a run needs of them.
-
-        Args:
-            protocol: of the run.
+        """The rows with labels (R,) and their folds (R,), checked for what a run of the protocol needs of them.
 
         Raises:
             ValueError: there are no labelled rows; a clip comes twice; no or too few folds for the protocol or for the
@@ -210,13 +206,7 @@ class FeatureStore:
     def fit_novelty(
         self, models: Sequence[RankAwareFusionModel], rows: np.ndarray, encoders: Sequence[str] | None = None
     ) -> None:
-        """Tells models what clips are unlike those they were trained on.
-
-        Args:
-            models: of the store's config.
-            rows: (R,) rows that they were trained on.
-            encoders: which; all by default.
-        """
+        """Tells models what clips are unlike those they were trained on, the rows (R,)."""
         for name in self.config.encoders if encoders is None else encoders:
             used = rows[self.present[name].numpy()[rows]]
             mean, spread, moves = (values[used] for values in self.moments(name))
@@ -263,14 +253,11 @@ class FeatureStore:
         return batch
 
     def statistics(self, rows: np.ndarray) -> dict[str, list[torch.Tensor]]:
-        """Mean, deviation and, where the config weights features by it, relevance of every encoder over some rows.
+        """Mean, deviation and, where the config weights features by it, relevance of every encoder over some rows,
+        each (P,).
 
-        Args:
-            rows: (R,) row numbers; the training part alone.
-
-        Returns:
-            Encoder name -> mean, standard deviation and, if asked for, relevance, each (P,); 0, 1 and 0 for an encoder
-            that no row has. Rows without labels do not count for the relevance, which is 1 where no row has one.
+        They are 0, 1 and 0 for an encoder that no row has. Rows without labels do not count for the relevance,
+        which is 1 where no row has one. `rows` (R,) are those of the training part alone.
         """
         result = {}
         for name in self.config.encoders:
@@ -320,17 +307,12 @@ class FeatureStore:
     def batch(
         self, rows: np.ndarray, device: torch.device, labels: bool = True, others: np.ndarray | None = None
     ) -> dict:
-        """Model inputs for some rows.
+        """`features`, `feature_mask` and `labels` of some rows for the model.
 
         Args:
             rows: row numbers of any shape; the tensors get that shape in place of the batch axis.
-            device: where they go.
-            labels: whether to include them.
             others: of the same shape, rows whose groups' mean and deviation the features take; a row itself where
                 nothing changes.
-
-        Returns:
-            `features`, `feature_mask` and `labels` for the model.
         """
         flat = torch.from_numpy(rows.reshape(-1))
         features, feature_mask = {}, {}
@@ -356,15 +338,8 @@ class FeatureStore:
     def predict(
         self, models: Sequence[RankAwareFusionModel], rows: np.ndarray | None = None
     ) -> dict[str, torch.Tensor]:
-        """Predicts rows by the mean of some models.
-
-        Args:
-            models: on the CPU, in evaluation mode, with the store's encoders.
-            rows: (N,) row numbers; all by default.
-
-        Returns:
-            `probabilities` (N, C) and `joint_probabilities` (N, L), float32.
-        """
+        """`probabilities` (N, C) and `joint_probabilities` (N, L) of rows, all by default: float32, the mean over
+        models, which are on the CPU and in evaluation mode."""
         names = ("probabilities", "joint_probabilities")
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         rows = np.arange(len(self)) if rows is None else rows
@@ -377,14 +352,12 @@ class FeatureStore:
 
 
 def correlation_ratio(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Measures how far names explain features: the root of the variance of a feature's means per name over its own.
+    """How far names explain features, (P,) from 0 to 1: the root of the variance of a feature's means per name over
+    its own.
 
     Args:
         values: (R, P) features.
         labels: (R, C) shares; they are the weights of the names.
-
-    Returns:
-        (P,) from 0 to 1; zeros without rows.
 
     Source: Pearson's correlation ratio.
     """

@@ -25,13 +25,7 @@ LAST = "last"
 
 
 class Judge:
-    """What follows from the labels of a run: its measures, decodings, loss and thresholds.
-
-    Args:
-        space: names and valid labels; BlEmoRE's by default.
-        kind: `valid` or `soft`.
-        presence_share: a name is present in a label where its share is above this.
-    """
+    """What follows from the labels of a run: its measures, decodings, loss and thresholds."""
 
     def __init__(self, space: LabelSpace = BLEMORE_SPACE, kind: str = "valid", presence_share: float = 0.0):
         self.space = space
@@ -74,21 +68,13 @@ class Judge:
         return ("soft", "expected_score", *thresholds) if self.kind == "soft" else ("expected_score", *thresholds)
 
     def decoding(self, given: str | None) -> str:
-        """The decoding of a run.
-
-        Raises:
-            ValueError: thresholds are asked for where nothing blends.
-        """
+        """The decoding of a run; refuses thresholds where nothing blends."""
         if given == "thresholds" and not self.space.blend_percents:
             raise ValueError("decoding 'thresholds' tells blends apart, but nothing blends: expected expected_score")
         return self.decodings[0] if given is None else given
 
     def selection_metric(self, given: str | None, protocol: str) -> str:
-        """What chooses an epoch: `loss`, or the name of a measure.
-
-        Raises:
-            ValueError: there is no such measure of these labels.
-        """
+        """What chooses an epoch: `loss`, or the name of a measure; refuses one that these labels do not have."""
         if given is not None and given not in ("loss", LAST, *self.measures):
             known = ("loss", LAST, *self.measures)
             where = "selection_metric" if self.is_benchmark else "selection_metric for these labels"
@@ -110,16 +96,13 @@ class Judge:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def losses(self, joint: np.ndarray, labels: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-        """The joint loss of each row, in nats, as the model's.
+        """The joint loss (R,) of each row, in nats, as the model's: the negative log-likelihood of its label, or its
+        expectation under the shares where labels are soft and nothing blends.
 
         Args:
             joint: (R, L).
             labels: (R, C) shares.
             nearest: (R,) numbers of their nearest valid labels.
-
-        Returns:
-            (R,) negative log-likelihood of these labels; its expectation under the shares where labels are soft and
-            nothing blends.
         """
         logs = -np.log(np.maximum(joint, 1e-30))
         if self.kind == "soft" and not self.space.blend_percents:
@@ -127,13 +110,7 @@ class Judge:
         return logs[np.arange(len(joint)), nearest]
 
     def measure(self, blends: Any, labels: np.ndarray, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """All measures of decoded predictions.
-
-        Args:
-            blends: R predictions.
-            labels: (R, C) shares.
-            predictions: `probabilities` (R, C) and, if there is one, `joint_probabilities` (R, L).
-        """
+        """All measures of R decoded predictions, against labels (R, C) and with the probabilities that there are."""
         probabilities, joint = (predictions.get(name) for name in ("probabilities", "joint_probabilities"))
         return measure(self.space, labels, blends, probabilities, joint, self.kind, self.presence_share)
 
@@ -181,13 +158,8 @@ class Judge:
         return self._indices[_key(blend)]
 
     def decode(self, predictions: Predictions, decoding: str, settings: Mapping[str, float]) -> list[Blend]:
-        """Blends.
-
-        Args:
-            predictions: `probabilities` (R, C) and `joint_probabilities` (R, L).
-            decoding: which rule.
-            settings: `alpha` and `beta`, or `blend_share`, as the rule needs them.
-        """
+        """Blends, of `probabilities` (R, C) and `joint_probabilities` (R, L); the settings are those that the rule
+        needs: `alpha` and `beta`, or `blend_share`."""
         if decoding == "expected_score":
             return decode_expected_score(predictions["joint_probabilities"], settings["blend_share"], self.space)
         if decoding == "soft":

@@ -132,10 +132,8 @@ class Lockstep:
 
     Args:
         accelerator: of this run; every process sees its own columns of every member's batch.
-        members: seed and held-out folds of each model.
         store: the labelled data, with the unlabelled rows of a domain adaptation at its end; its config is that of all
             members.
-        settings: of the run.
         static_scores: per member, encoder name -> validation score, for `gate="static"`.
 
     Raises:
@@ -270,11 +268,7 @@ class Lockstep:
 
     @torch.no_grad()
     def predict(self, rows: np.ndarray, subset: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """Predictions of every member, or of a subset, for the same rows.
-
-        Args:
-            rows: (R,) row numbers of the store.
-            subset: numbers of M members.
+        """Predictions of every member, or of a subset by number, for the same rows (R,).
 
         Returns:
             `joint_probabilities` (M, R, L), `probabilities` (M, R, C), `encoder_weights` (M, R, E),

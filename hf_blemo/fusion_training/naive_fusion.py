@@ -108,13 +108,8 @@ class Regressions:
 
 
 class NaiveFusions:
-    """The naive fusions of a data set, each made when it is asked for.
-
-    Args:
-        store: the clips; their pooled features, or the mean over time of encoders pooled by attention.
-        labelled: numbers of the labelled rows.
-        truth: their labels and folds.
-    """
+    """The naive fusions of a data set, each made when it is asked for: of pooled features, or of the mean over time
+    of encoders pooled by attention."""
 
     def __init__(self, store: FeatureStore, labelled: np.ndarray, truth: Truth):
         self.truth = truth

@@ -28,7 +28,7 @@ def fit_novelty(
     beyond: float = BEYOND,
     num_directions: int = NUM_DIRECTIONS,
 ) -> RankAwareFusionNovelty | None:
-    """Fits the Gaussian of one encoder's features, and the limit of what is like them.
+    """Fits the Gaussian of one encoder's features, and the limit of what is like them; None of fewer than 20 clips.
 
     The limit follows from the distances of clips to Gaussians of the other folds: from the mean and deviation of their
     logarithms, and not below their own quantile.
@@ -38,10 +38,6 @@ def fit_novelty(
         moves: (N,) bool, whether a clip has two steps.
         folds: (N,) keep apart what belongs together; where there is one alone, clips are dealt at random.
         beyond: share of the training clips beyond the limit.
-        num_directions: as of [`RankAwareFusionNovelty`].
-
-    Returns:
-        What is fitted; None of fewer than 20 clips.
     """
     if len(mean) < _FEWEST_CLIPS:
         return None

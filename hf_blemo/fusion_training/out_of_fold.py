@@ -26,7 +26,6 @@ class Truth:
     """What all rows of a table are measured against.
 
     Args:
-        judge: of the labels.
         labels: (N, C) shares of the labelled clips.
         folds: (N,).
         groups: (N,) numbers of what is resampled together.
@@ -113,12 +112,8 @@ class OutOfFold:
         return {name: values for name, values in parts.items() if values.shape[-1]}
 
     def measures(self, truth: Truth, by_fold: bool = False) -> dict[str, dict[str, float]]:
-        """Mean and sample standard deviation over the seeds of every measure.
-
-        Args:
-            truth: what the predictions are measured against.
-            by_fold: means over the folds, as of a cross-validation, rather than measures of all clips.
-        """
+        """Mean and sample standard deviation over the seeds of every measure: of all clips, or `by_fold` of the
+        means over folds."""
         parts = [truth.folds == fold for fold in np.unique(truth.folds)] if by_fold else [truth.folds >= 0]
         rows = []
         for seed in range(len(self.probabilities)):
@@ -151,15 +146,8 @@ class OutOfFold:
 
 
 def chosen_inside(rows: Sequence[OutOfFold], folds: np.ndarray) -> tuple[OutOfFold, np.ndarray]:
-    """Takes for each seed and scored fold the row that judged best outside the fold.
-
-    Args:
-        rows: of the same seeds and clips.
-        folds: (N,) fold of each clip.
-
-    Returns:
-        The predictions, and the number of the row chosen for each seed and fold, (S, F).
-    """
+    """Takes for each seed and scored fold the row that judged best outside the fold; also returns its number, (S,
+    F)."""
     judging = np.stack([row.judging for row in rows])
     best = judging.argmin(0)
     made = OutOfFold(*(np.zeros_like(getattr(rows[0], part.name)) for part in fields(OutOfFold)))
@@ -172,15 +160,8 @@ def chosen_inside(rows: Sequence[OutOfFold], folds: np.ndarray) -> tuple[OutOfFo
 
 
 def paired_bootstrap(differences: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """Mean of some differences and its 95 % interval when whole groups are drawn anew.
-
-    Args:
-        differences: (N,) of the clips.
-        groups: (N,) numbers from 0.
-
-    Returns:
-        `difference`, `low` and `high`; the same for the same numbers.
-    """
+    """`difference`, the mean of the clips' differences (N,), and its 95 % interval, `low` to `high`, when whole
+    groups are drawn anew; the same for the same numbers. `groups` (N,) count from 0."""
     sums, counts = np.bincount(groups, differences), np.bincount(groups)
     drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES)
     low, high = np.quantile(drawn @ sums / (drawn @ counts), [0.025, 0.975])

@@ -33,15 +33,8 @@ def plot_cross_validation(
 ) -> None:
     """Draws `confusion.png`, `gate_weights.png`, `learning_curves.png` and, where something blends, `thresholds.png`.
 
-    Of many sets of names the most frequent are shown.
-
-    Args:
-        results: of the cross-validation.
-        history: its learning curves: rows with `seed`, `fold`, `epoch`, `train_loss`, `selected` and
-            `validation_<measure>` of the judge's headline.
-        decoding: rule of the confusion's predictions.
-        encoder_names: names of the encoders, in the order of the models.
-        folder: created if missing.
+    Of many sets of names the most frequent are shown. The history has rows with `seed`, `fold`, `epoch`, `train_loss`,
+    `selected` and `validation_<measure>` of the judge's headline.
     """
     protocol, labels, judge = results.first.protocol.replace("_", " "), results.first.labels, results.judge
     true, predicted = judge.sets_of(results.ensemble(decoding)[1], labels)

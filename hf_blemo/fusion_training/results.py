@@ -13,12 +13,7 @@ from hf_blemo.programs.tables import mean_and_std, plus_minus, table
 
 
 class CrossValidationResults:
-    """Scores of one or more [`Selection`]s of the same data and protocol.
-
-    Args:
-        selections: one per group of seeds trained together.
-        clips: (N,) names of the rows.
-    """
+    """Scores of one or more [`Selection`]s of the same data and protocol, one per group of seeds trained together."""
 
     def __init__(self, selections: Sequence[Selection], clips: Sequence[str]):
         first = selections[0]
@@ -149,14 +144,7 @@ def _mean_predictions(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.nd
 
 
 def results_table(metrics: dict[str, Any]) -> str:
-    """Makes the table of a run for the terminal.
-
-    Args:
-        metrics: content of `metrics.json`.
-
-    Returns:
-        The cross-validation and any test set; one sentence if nothing was scored.
-    """
+    """The table of a run's `metrics.json` for the terminal; one sentence if nothing was scored."""
     rows = []
     name = metrics["protocol"].replace("_", " ")
     columns = metrics["measures"]

@@ -39,15 +39,9 @@ class Selection:
             the scored fold itself.
         folds: (N,) fold of each row.
         labels: (N, C) shares, all rows labelled.
-        seeds: one complete cross-validation each.
-        selection_metric: `loss` or a measure of the judge; by default its own choice for the protocol.
-        decoding: decoding rule of the measures; by default the judge's.
+        selection_metric, decoding: the judge's own by default.
         patience: epochs without a better one after which a fold's choice is closed, even if other folds still improve:
             their judges know its labels; 0 never closes it.
-        judge: of the labels; BlEmoRE's by default.
-
-    Raises:
-        ValueError: there is no such measure or decoding of these labels.
     """
 
     def __init__(
@@ -111,11 +105,7 @@ class Selection:
         return self.judge.decode(predictions, decoding, settings), settings
 
     def update(self, epoch: int, predictions: Predictions) -> dict[tuple[int, int], dict[str, float]]:
-        """Takes the predictions of an epoch.
-
-        Args:
-            epoch: counted from 1.
-            predictions: of all members for all rows, leading shape (M, N).
+        """Takes the predictions of an epoch, counted from 1, of all members for all rows, leading shape (M, N).
 
         Returns:
             (seed, fold) -> on the judging rows, `validation_loss` and `validation_<measure>` of the judge's headline

@@ -105,15 +105,7 @@ class ExperimentSettings:
         check_overwrite(self.resume, self.overwrite)
 
     def check_places(self) -> Path:
-        """Checks that the data is there, and that the output may be written.
-
-        Returns:
-            The folder of the output.
-
-        Raises:
-            ValueError, FileNotFoundError: there are no such features.
-            NotADirectoryError, FileExistsError: as in [`check_output`].
-        """
+        """Checks that the data is there, and that the output may be written; returns its folder."""
         output = self.check_output()
         for name in ("data", "test_data", "unlabelled_data"):
             source = getattr(self, name, None)

@@ -39,14 +39,10 @@ _MARKER = re.compile(r"<!-- hf_blemo:(?:begin|end) \w+ -->")
 
 
 def without_local_paths(value: Any) -> Any:
-    """Cut the folders off every place of this machine that a tree of settings names, so that it can be published.
+    """Cuts the folders off every place of this machine that a tree of settings names, so that it can be published.
 
-    Args:
-        value: nested mappings, lists and texts.
-
-    Returns:
-        The same tree with only the last component of absolute paths, and of every `model_id` that is not a Hub id; web
-        addresses stay, without what they grant, and other relative paths.
+    Absolute paths, and every `model_id` that is not a Hub id, keep their last component; web addresses stay,
+    without what they grant, and other relative paths.
     """
     if isinstance(value, str):
         return without_paths(value)
@@ -69,7 +65,7 @@ def render_card(
     config: Mapping[str, Any] | None = None,
     license: str | None = None,
 ) -> str:
-    """Render the card of a run.
+    """Renders the card of a run.
 
     Args:
         metrics: content of the run's metrics.json.
@@ -87,8 +83,6 @@ def render_card(
     Raises:
         ValueError: `metrics` lacks a key, or is of another schema.
         FileNotFoundError: the model type has no card.
-
-    Source: the Hub's model card specification.
     """
     model_type = metrics.get("model_type") or "rank_aware_fusion"
     if model_type not in FAMILIES:
@@ -117,18 +111,9 @@ def render_card(
 
 
 def render_template(template: str, metadata: CardData, **values: Any) -> str:
-    """Render a card from one of the package's templates.
+    """Metadata and text of a README.md from one of the package's templates, named without the endings.
 
-    Args:
-        template: its name, without the endings.
-        metadata: for the head of the card.
-        **values: the template's variables; `Markup` among them is Markdown, all else is text.
-
-    Returns:
-        Metadata and text of a README.md.
-
-    Raises:
-        ValueError: a `repo_id` among the variables is none.
+    `Markup` among the template's variables is Markdown, all else is text; a `repo_id` among them has to be one.
     """
     if values.get("repo_id") is not None:
         validate_repo_id(values["repo_id"])
@@ -137,22 +122,18 @@ def render_template(template: str, metadata: CardData, **values: Any) -> str:
 
 
 def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | None = None) -> str:
-    """Update a card without losing manual edits.
+    """Updates a card without losing manual edits.
 
     Text between `<!-- hf_blemo:begin NAME -->` and `<!-- hf_blemo:end NAME -->` is replaced by the generated block of
     that name; all other text stays, and a block that was deleted stays deleted. A card without any of these markers
     gets the generated results at its end, and one that is only metadata, or that transformers or huggingface_hub made
-    by itself, gets the whole text. In the metadata existing
-    keys stay, lists of tags, data sets and metrics are extended, missing keys are added, and the model index is
-    replaced.
+    by itself, gets the whole text. In the metadata existing keys stay, lists of tags, data sets and metrics are
+    extended, missing keys are added, and the model index is replaced.
 
     Args:
         existing: the card in the folder or on the Hub; None where there is none.
         generated: the card as rendered now; with `untouched`, the card in the folder, which people may have edited.
         untouched: cards that nobody has edited. A side that still reads like one of them gives way to the other.
-
-    Returns:
-        The merged card.
 
     Raises:
         ValueError: the metadata of a card is not a mapping, a marker lacks its counterpart, or people have edited both

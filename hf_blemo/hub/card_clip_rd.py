@@ -49,18 +49,12 @@ def identity(config: Mapping[str, Any] | None) -> tuple[str, list[str]]:
 def card_values(
     metrics: Mapping[str, Any], config: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Turn the numbers of a run into the family's part of a card.
+    """Arguments of `ModelCardData`, and the template's variables besides the metrics of a run, which have all
+    `REQUIRED_KEYS`.
 
-    The Hub knows four relations to a base model; distillation is none of them, so the card names no relation.
-
-    Args:
-        metrics: content of the run's metrics.json, with all of `REQUIRED_KEYS`.
-        config: content of the model's config.json; not read.
-
-    Returns:
-        Arguments of `ModelCardData`, and the template's variables besides the metrics. The metadata holds every number
-        of the last evaluation; data sets and `base_model` (the teacher, or without one the model that training started
-        from) only where they have a Hub id.
+    The metadata holds every number of the last evaluation; data sets and `base_model` (the teacher, or without one the
+    model that training started from) only where they have a Hub id. The Hub knows four relations to a base model;
+    distillation is none of them, so the card names no relation.
 
     Raises:
         ValueError: the data names no sources, or an evaluated task is of an unknown kind.

@@ -36,11 +36,8 @@ TAGS = ["blended-emotion-recognition", "hf_blemo", "rank-aware-fusion", "blemore
 
 
 def identity(config: Mapping[str, Any] | None) -> tuple[str, list[str]]:
-    """The pipeline tag and the tags of a model, which say nothing of the data that it was trained on.
-
-    Args:
-        config: content of its config.json; None for a model of BlEmoRE's labels.
-    """
+    """The pipeline tag and the tags of a model by its config.json, which say nothing of the data that it was
+    trained on; without a config those of BlEmoRE's labels."""
     if _is_blemore(*_labels(config)):
         return PIPELINE_TAG, TAGS[:-1]
     modalities = {str(entry.get("modality")) for entry in (config or {}).get("encoders", {}).values()}
@@ -52,15 +49,11 @@ def identity(config: Mapping[str, Any] | None) -> tuple[str, list[str]]:
 def card_values(
     metrics: Mapping[str, Any], config: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Turn the numbers of a run into the family's part of a card.
+    """Arguments of `ModelCardData`, and the template's variables besides the metrics of a run, which have all
+    `REQUIRED_KEYS`.
 
-    Args:
-        metrics: content of the run's metrics.json, with all of `REQUIRED_KEYS`.
-        config: content of the model's config.json; None for one of BlEmoRE's labels.
-
-    Returns:
-        Arguments of `ModelCardData`, and the template's variables besides the metrics. No results where nothing was
-        evaluated, and `datasets` only where the data has a Hub id.
+    Without the model's config.json its labels are BlEmoRE's. No results where nothing was evaluated, and `datasets`
+    only where the data has a Hub id.
 
     Raises:
         ValueError: the protocol is unknown.

@@ -20,10 +20,8 @@ _SHOWN_DIGITS = 7
 
 
 def read_provenance(source: str) -> dict[str, dict[str, Any]]:
-    """Read which encoders made the features of a data set, from the file `encoders.json` beside it.
-
-    Args:
-        source: folder or Hub id of the data set, or anything else that features come from.
+    """Reads which encoders made the features of a data set (folder or Hub id), from the file `encoders.json` beside
+    it.
 
     Returns:
         Encoder -> entry of `config.encoders`; empty where there is no `encoders.json`.
@@ -42,10 +40,7 @@ def read_provenance(source: str) -> dict[str, dict[str, Any]]:
 
 
 def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Describe the models behind the features for a card.
-
-    Args:
-        config: content of the fusion's config.json.
+    """The models behind the features of a fusion, by its config.json, for a card.
 
     Returns:
         For each encoder with a known model its `name` and `model_id`; in Markdown its `model` (a link, or the name of
@@ -79,16 +74,8 @@ def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def file_on_hub(repo_id: str, name: str, token: str | None = None) -> Path | None:
-    """Downloads a file beside a data set on the Hub.
-
-    Args:
-        repo_id: of the data set.
-        name: of the file.
-        token: a Hub token; the one stored by `hf auth login` by default.
-
-    Returns:
-        Its path here; None where there is no such file or data set, or the Hub is out of reach.
-    """
+    """Downloads a file beside a data set on the Hub; None where there is no such file or data set, or the Hub is
+    out of reach."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 

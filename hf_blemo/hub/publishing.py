@@ -229,12 +229,7 @@ def push_model(
 
 
 def known_license(folder: str | Path, repo_id: str) -> str | None:
-    """The licence that the card of a folder states, or the one on the Hub; None where neither does.
-
-    Args:
-        folder: the model's folder.
-        repo_id: `owner/name`.
-    """
+    """The licence that the card of a folder states, or the one on the Hub; None where neither does."""
     path = Path(folder) / CARD_FILE
     here = license_of(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
     if here is not None:

@@ -23,16 +23,10 @@ logger = logging.getLogger(__name__)
 class TrainingPushes:
     """What a training does with the Hub: nothing without `settings.push_to_hub`.
 
-    Every process makes one, which checks the repository; only the first one uses it. A push in the middle runs beside
-    the training, in one commit with model, inputs and code, and leaves card and results alone: the latest revision is
-    always a whole model. If a push fails, the training continues and pushes again later.
-
-    Args:
-        settings: of the pushes.
-        accelerator: of the run.
-
-    Raises:
-        ValueError: as in [`prepare_repository`].
+    Every process makes one, which checks the repository as [`prepare_repository`]; only the first one uses it. A
+    push in the middle runs beside the training, in one commit with model, inputs and code, and leaves card and
+    results alone: the latest revision is always a whole model. If a push fails, the training continues and pushes
+    again later.
     """
 
     def __init__(self, settings: PushSettings, accelerator: Accelerator):
@@ -74,17 +68,8 @@ class TrainingPushes:
         self._push = None
 
     def at_end(self, folder: Path) -> str | None:
-        """Publishes the finished folder.
-
-        Args:
-            folder: with model, inputs, metrics and card.
-
-        Returns:
-            The address of the commit; None where nothing is pushed.
-
-        Raises:
-            ValueError: as in [`publish`]; the folder is complete and can be published later.
-        """
+        """Publishes the finished folder, with model, inputs, metrics and card; where that fails, it can be
+        published later."""
         if self.repo_id is None:
             return None
         self._report()

@@ -31,7 +31,7 @@ def upload(
     tag: str | None = None,
     replaced: str | None = None,
 ) -> tuple[str, str]:
-    """Upload files and a card in one commit; make the repository where there is none.
+    """Uploads files and a card in one commit; makes the repository where there is none.
 
     Args:
         repo_id: `owner/name`.
@@ -40,11 +40,6 @@ def upload(
         message: of the commit.
         card: takes the card on the Hub, None where there is none, and returns the one to upload; without it the card
             on the Hub stays as it is.
-        repo_type: "model" or "dataset".
-        private: whether a repository that is created is private.
-        token: a Hub token; the one stored by `hf auth login` by default.
-        create_pr: whether to open a pull request instead of committing to the main branch.
-        tag: a git tag to set on the commit.
         replaced: folder inside the repository; its files that are not in `files` are deleted.
 
     Returns:
@@ -97,16 +92,9 @@ def prepare_repository(
     private: bool = True,
     tag: str | None = None,
 ) -> None:
-    """Make a repository and check that it can be written to before hours of work depend on it.
+    """Makes a repository and checks that it can be written to before hours of work depend on it.
 
     Every process of a run calls this; the first one talks to the Hub.
-
-    Args:
-        repo_id: `owner/name`, the setting `push_to_hub`.
-        accelerator: of the run.
-        repo_type: "model" or "dataset".
-        private: whether a repository that is created is private.
-        tag: a git tag that has to be free.
 
     Raises:
         ValueError: the Hub cannot be reached, rejects the token or does not let it write there; or the tag is taken.
@@ -127,13 +115,9 @@ def prepare_repository(
 
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """Words a refusal of the Hub, or a failed connection, in one line.
+    """Words a refusal of the Hub, a failed connection or a missing token in one line of a ValueError.
 
-    Args:
-        what: did not happen, for instance "out/model was not published to owner/name".
-
-    Raises:
-        ValueError: the Hub refused or cannot be reached, or there is no token.
+    `what` did not happen, for instance "out/model was not published to owner/name".
     """
     # The client does not wrap connection errors of its HTTP library, and has changed that library before.
     http_error: Any = HfHubHTTPError.__bases__[0]

@@ -179,14 +179,7 @@ def _checked(what: str, values: Any, shape: tuple[int, int]) -> np.ndarray:
 
 
 def largest(shares: np.ndarray) -> np.ndarray:
-    """Finds the name with the largest share of each row, the first of those that share it.
-
-    Args:
-        shares: (N, C).
-
-    Returns:
-        (N,) places.
-    """
+    """(N, C) shares -> (N,) places of the largest share of each row, the first of those that share it."""
     return (shares >= shares.max(1, keepdims=True) - _STEP).argmax(1)
 
 

@@ -20,18 +20,13 @@ MANIFEST_FILE = "manifest.json"
 
 
 class Checkpoints:
-    """Checkpoints of one phase of a run.
-
-    All processes make one together.
+    """Checkpoints of one phase of a run, which all processes make together in a folder that they share.
 
     Args:
         accelerator: saves and restores models, optimizer, random state and registered objects.
         folder: of this phase; `None` writes none.
         every: epochs or steps between checkpoints; 0 writes none.
         unit: name of the counted unit, with which names of checkpoints begin.
-
-    Raises:
-        ValueError: the processes do not share the folder.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path | None, every: int, unit: str = "epoch"):
@@ -75,10 +70,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def restore(self, at_most: int) -> int:
-        """Restores the newest whole checkpoint of a training of some length, on all processes the same.
-
-        Args:
-            at_most: epochs or steps of the training; later checkpoints are ignored.
+        """Restores the newest whole checkpoint that is not after `at_most` epochs or steps, on all processes the same.
 
         Returns:
             The epoch or step it was saved after; 0 without a checkpoint.

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hashes content, alike on every machine.
-
-    Args:
-        parts: bytes, arrays and tensors, each with its type and shape; anything else as JSON.
+    """Hashes content, alike on every machine: bytes, arrays and tensors, each with its type and shape; anything else
+    as JSON.
 
     Returns:
         32 hexadecimal digits (XXH3, which notices accidents, not forgeries).

@@ -103,12 +103,7 @@ def of_first(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
 def check_same(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:
     """Refuses processes that know different things, which would wait for each other or mix two runs.
 
-    Args:
-        accelerator: of the run.
-        facts: name -> what has to be the same on all processes and has a `repr` that says what it is.
-
-    Raises:
-        ValueError: it is not; the message names a process and both values.
+    What has to be the same has a `repr` that says what it is; the message names a process and both values.
     """
     if accelerator.num_processes == 1:
         return
@@ -125,12 +120,7 @@ def check_same(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:
 def check_shared(accelerator: Accelerator, folder: Path) -> None:
     """Refuses a folder that is not the same one on all machines, where what one process writes others do not find.
 
-    Args:
-        accelerator: of the run.
-        folder: where all processes read and write; made if missing.
-
-    Raises:
-        ValueError: a process does not see what the first one writes there; the message names it.
+    It is made if missing; the message names a process that does not see what the first one writes there.
     """
     if accelerator.num_processes == 1:
         return

@@ -52,8 +52,7 @@ class Progress:
     Args:
         description: of the job, at the start of bar or line.
         unit: counted unit, in the singular.
-        total: how many there are; None where that is not known.
-        done: how many were done before.
+        total, done: how many there are, None where that is not known, and how many were done before.
         shown: whether to show anything; False on all processes but the first.
         holds: what each unit holds and how many of it, for instance `("pairs", 64)`, whose speed is shown as well.
     """
@@ -82,12 +81,7 @@ class Progress:
             quiet_libraries()
 
     def update(self, count: int = 1, **values: Any) -> None:
-        """Counts what has been done since the last call.
-
-        Args:
-            count: how many.
-            values: name -> value to show beside the numbers from now on.
-        """
+        """Counts what has been done since the last call, and shows values beside the numbers from now on."""
         self.done += count
         self._values |= values
         if self._bar is not None:

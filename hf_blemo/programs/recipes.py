@@ -18,31 +18,14 @@ def recipes() -> dict[str, Path]:
 
 
 def described(path: Path) -> tuple[str, str]:
-    """What a recipe says of itself.
-
-    Args:
-        path: of a recipe.
-
-    Returns:
-        The command that it is for, and its first line.
-    """
+    """What a recipe says of itself: the command that it is for, and its first line."""
     text = path.read_text(encoding="utf-8")
     command = _COMMAND.search(text)
     return command[1] if command else "", text.partition("\n")[0].lstrip("# ")
 
 
 def find_settings(text: str) -> Path:
-    """The file that `--config` names.
-
-    Args:
-        text: the path of a file, or the name of a recipe.
-
-    Returns:
-        Its path.
-
-    Raises:
-        FileNotFoundError: there is neither such a file nor such a recipe.
-    """
+    """The file that `--config` names by its path or as a recipe."""
     path, known = Path(text), recipes()
     if path.is_file():
         return path

@@ -21,21 +21,11 @@ _INPUTS = "inputs"
 def check_output(
     folder: str | Path, overwrite: bool, resume: bool, results: Sequence[str] = _MARKERS, work: str = CHECKPOINTS
 ) -> Path:
-    """Refuses a folder with an earlier run's work that this run would replace.
+    """Refuses a folder with an earlier run's work that this run would neither resume nor replace, or that is a file.
 
     Args:
-        folder: of the run.
-        overwrite: replace an earlier result.
-        resume: resume an earlier run from its work.
         results: files of which one means a result.
         work: file or folder inside from which a run resumes.
-
-    Returns:
-        Its path.
-
-    Raises:
-        FileExistsError: there is an earlier run's work, and it is neither to be resumed nor replaced.
-        NotADirectoryError: a file has the name of the folder.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -63,8 +53,7 @@ def _check_same_run(
     """Refuses to resume a run of other settings or inputs.
 
     Args:
-        settings: of this run.
-        earlier: those of the run that was interrupted, with its `inputs`.
+        earlier: settings of the run that was interrupted, with its `inputs`.
         free: names of settings that the result does not depend on.
         output_dir: where the earlier run left its work, for the message.
         inputs: of this run: what they are -> fingerprint of their content.
@@ -95,15 +84,7 @@ def earlier_result(
 ) -> dict[str, Any]:
     """Reads the result of an earlier run that this one goes on with, and refuses one of other settings or inputs.
 
-    Args:
-        record: a JSON file with `settings`, `inputs` and whatever else the run depends on.
-        settings: of this run, with what else it depends on.
-        free: names of settings that the result does not depend on.
-        inputs: what they are -> fingerprint of their content.
-
-    Raises:
-        ValueError: a setting that the result depends on has another value now, or the content of an input has
-            changed; the message names it.
+    The record is a JSON file with `settings`, `inputs` and whatever else the run depends on; see [`_check_same_run`].
     """
     earlier = read_json(record)
     _check_same_run(settings, {**earlier, **earlier["settings"]}, free, record.parent, inputs)
@@ -113,17 +94,8 @@ def earlier_result(
 def check_resumable(
     output: Path, settings: Mapping[str, Any], free: Collection[str], inputs: Mapping[str, Any]
 ) -> bool:
-    """Whether a training resumes from checkpoints in its folder; refuses those of another one.
-
-    Args:
-        output: folder of the run.
-        settings: of the run, with `resume`.
-        free: names of settings that the result does not depend on.
-        inputs: what they are -> fingerprint of their content.
-
-    Raises:
-        ValueError: as in [`earlier_result`].
-    """
+    """Whether a training resumes from checkpoints in its folder; refuses those of another one, see
+    [`_check_same_run`]."""
     record = output / CHECKPOINTS / SETTINGS_FILE
     if not settings["resume"] or not record.parent.is_dir() or not any(record.parent.iterdir()):
         return False
@@ -144,15 +116,8 @@ def begin_run(
 ) -> Iterator[None]:
     """Holds the folder of a training, whose checkpoints of an earlier run go unless they are resumed.
 
-    Args:
-        output: folder of the run.
-        settings: of the run, with `resume`, `overwrite` and `checkpoint_every`.
-        free: names of settings that the result does not depend on.
-        inputs: what they are -> fingerprint of their content; written before the first work.
-
-    Raises:
-        ValueError: as in [`earlier_result`].
-        FileExistsError: as in [`check_output`], or another run holds the folder.
+    The settings are those with `resume`, `overwrite` and `checkpoint_every`; the inputs are written before the
+    first work.
     """
     with held(output):
         check_output(output, settings["overwrite"], settings["resume"])
@@ -169,9 +134,6 @@ def whole_results(output: Path) -> Iterator[Path]:
 
     What an earlier run left as its results goes then, and all else stays. The card in the folder is there to be
     merged. A kill in between leaves a folder that does not load, never one of two runs.
-
-    Args:
-        output: folder of the run.
     """
     staging, replaced = output / _STAGING, output / f"{_STAGING}.replaced"
     for leftover in (staging, replaced):

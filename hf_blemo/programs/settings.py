@@ -118,9 +118,6 @@ def parse_settings(
         description: what the program does, shown by `--help`.
         program: its name in messages; by default that of the running script.
 
-    Returns:
-        An instance of `settings_class`.
-
     Raises:
         SystemExit: code 0 after `--help`, code 2 after an error.
     """
@@ -135,12 +132,8 @@ def parse_settings(
 
 
 def command_line(arguments: Sequence[str], program: str) -> str:
-    """The command that started a program, as it would be typed again, without folders of this machine.
-
-    Args:
-        arguments: that it got.
-        program: its script, or a command such as `hf-blemo train`.
-    """
+    """The command that started a program (a script, or `hf-blemo train`), as it would be typed again, without
+    folders of this machine."""
     script = program.endswith(".py")
     # Accelerate sets it for what it launches.
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
@@ -159,15 +152,7 @@ def check_overwrite(resume: bool, overwrite: bool) -> None:
 
 
 def settings_of(settings_class: type[Settings], entries: Mapping[str, Any], where: str) -> Settings:
-    """Makes settings from a dict.
-
-    Args:
-        settings_class: the dataclass.
-        entries: its values by name.
-        where: they were found, for messages.
-
-    Returns:
-        An instance of `settings_class`.
+    """Makes settings from a dict of values by name, found at `where`.
 
     Raises:
         ValueError: an unknown name, or a value that its field or the dataclass refuses.
@@ -183,19 +168,7 @@ def settings_of(settings_class: type[Settings], entries: Mapping[str, Any], wher
 
 
 def read_settings(settings_class: type[Settings], arguments: Sequence[str]) -> Settings:
-    """Reads settings from arguments, as `parse_settings` does, with errors that a caller can catch.
-
-    Args:
-        settings_class: the dataclass.
-        arguments: of the command line, without the program's name.
-
-    Returns:
-        An instance of `settings_class`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: an unknown key, or a value that its field or the dataclass refuses.
-    """
+    """Reads settings from arguments, as `parse_settings` does, with errors that a caller can catch."""
     known = _fields(settings_class)
     # Short forms of its own.
     overrides = _overrides(getattr(settings_class, "spelled_out", list)(arguments))
@@ -239,14 +212,8 @@ def settings_help(settings_class: type, description: str | None = None, program:
 
 
 def described_settings(settings_class: type) -> list[tuple[str, str, str, str]]:
-    """Every setting of a program.
-
-    Args:
-        settings_class: the dataclass.
-
-    Returns:
-        Its name, type, default (`required` or `default: ...`), and text in the docstring of the class.
-    """
+    """Of every setting its name, type, default (`required` or `default: ...`), and text in the docstring of the
+    class."""
     texts, found = documentation(settings_class), []
     for name, field in _fields(settings_class).items():
         default = _default(field)
@@ -518,14 +485,7 @@ def _shown(default: Any) -> str:
 
 
 def documentation(settings_class: type) -> dict[str, str]:
-    """Reads what the docstring of a dataclass says of its fields.
-
-    Args:
-        settings_class: the dataclass.
-
-    Returns:
-        Field -> its text in the Args, those of parent classes included.
-    """
+    """Field -> its text in the Args of the docstring of a dataclass, those of parent classes included."""
     texts: dict[str, str] = {}
     for parent in reversed(settings_class.__mro__):
         arguments = _ARGUMENTS.search(inspect.cleandoc(parent.__doc__ or ""))

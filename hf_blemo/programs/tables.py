@@ -9,13 +9,8 @@ from hf_blemo.programs.markdown import text
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], padded: bool = True) -> str:
-    """A Markdown table: the first column left-aligned, the others right-aligned.
-
-    Args:
-        header: names of the columns.
-        rows: their cells, which are taken as text.
-        padded: whether columns are padded to their width, for reading in a terminal.
-    """
+    """A Markdown table of cells that are taken as text: the first column left-aligned, the others right-aligned
+    and, for a terminal, padded."""
     header, rows = list(map(text, header)), [list(map(text, row)) for row in rows]
     widths = [max(map(len, column)) if padded else 1 for column in zip(header, *rows, strict=True)]
 
@@ -33,12 +28,6 @@ def mean_and_std(values: Sequence[float]) -> dict[str, Any]:
 
 
 def plus_minus(entry: Mapping[str, Any], decimals: int = 4, sign: str = "") -> str:
-    """`mean ± std`, with a dash for the deviation of a single value.
-
-    Args:
-        entry: as [`mean_and_std`] returns it.
-        decimals: of each.
-        sign: "+" to write that of a positive mean too.
-    """
+    """`mean ± std` of what [`mean_and_std`] returns, with a dash for the deviation of a single value."""
     std = "–" if entry["std"] is None else f"{entry['std']:.{decimals}f}"
     return f"{entry['mean']:{sign}.{decimals}f} ± {std}"
