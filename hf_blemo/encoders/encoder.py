@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_blemo.encoders.layers import HiddenLayers
 from hf_blemo.media import Audio, Frame, MediaError, MediaFile
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,9 @@ class EncoderSource:
 class Encoder(ABC):
     """A pre-trained network that turns clips into features; one subclass per family.
 
+    With `layer` or `layers` among the options, rows come from the hidden states of these layers in every family, and
+    where a row stands for a picture, a segment or a window, it is the mean over their tokens.
+
     Args:
         model: of transformers, in evaluation mode.
         processor: its processor.
@@ -101,7 +105,7 @@ class Encoder(ABC):
         batch_size: pieces at once; halved for good when the device runs out of memory.
 
     Raises:
-        ValueError: the batch size is not a positive whole number.
+        ValueError: the batch size is not a positive whole number, or `layer` or `layers` have an invalid value.
     """
 
     modality: str
@@ -113,7 +117,7 @@ class Encoder(ABC):
     # Pieces that keep a core busy; on the CPU, such parts of a batch run side by side. None if they cannot.
     part_size: int | None = None
     # Options of `extraction` that the family supports, with their defaults.
-    extraction_defaults: dict[str, Any] = {}
+    extraction_defaults: dict[str, Any] = {"layer": None, "layers": None}
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         self.model: Any = model
@@ -123,6 +127,8 @@ class Encoder(ABC):
                 setattr(model, name, None)
         self.processor = processor
         self.source = source
+        # Rows of the network's last hidden states, or of the layers that the source's options name.
+        self.rows_of = HiddenLayers(source.extraction, source.model_id)
         if batch_size is None:
             batch_size = self.default_batch_size
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:

@@ -1,5 +1,6 @@
 """Values that settings and configs may give for an encoder; importable without torch."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ DTYPES = get_args(Dtype)
 # Backends that resize frames, in transformers' names.
 ImageBackend = Literal["pil", "torchvision"]
 IMAGE_BACKENDS = get_args(ImageBackend)
+_RANGE = re.compile(r"([0-9]{1,4})-([0-9]{1,4})", re.ASCII)
 
 
 def encoders_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +45,42 @@ def encoder_source(folder: str | Path, model_id: str) -> str:
     """
     beside = Path(folder, model_id).absolute()
     return str(beside) if model_id.startswith("./") and (beside.is_dir() or not Path(model_id).exists()) else model_id
+
+
+def asked_layers(extraction: Mapping[str, Any], where: str) -> tuple[tuple[int, ...], bool]:
+    """Reads the layers that the options of an encoder name.
+
+    Args:
+        extraction: options, with `layer` (a number), `layers` (a range such as `6-12`, or a list) or neither.
+        where: name of the model in errors.
+
+    Returns:
+        Their numbers, none for the model's own output; and whether their mean is wanted rather than all side by side.
+
+    Raises:
+        ValueError: both options are given, or one has another value.
+    """
+    layer, layers = extraction.get("layer"), extraction.get("layers")
+    if layer is None and layers is None:
+        return (), False
+    if layer is not None and layers is not None:
+        raise ValueError(f"{where}: found both layer {layer!r} and layers {layers!r}, expected one of them")
+    if layer is not None:
+        if not _is_layer(layer):
+            raise ValueError(f"{where}: layer must be a whole number from 0 or null, found {layer!r}")
+        return (layer,), False
+    if isinstance(layers, str) and (ends := _RANGE.fullmatch(layers)) and int(ends[1]) <= int(ends[2]):
+        return tuple(range(int(ends[1]), int(ends[2]) + 1)), True
+    if isinstance(layers, list | tuple) and layers and all(map(_is_layer, layers)) and len(set(layers)) == len(layers):
+        return tuple(layers), False
+    raise ValueError(
+        f"{where}: layers must be a range such as 6-12 (their mean) or a list of different whole numbers such as "
+        f"[6, 9, 12] (side by side), found {layers!r}"
+    )
+
+
+def _is_layer(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
 def check_encoders(entries: Mapping[str, Mapping[str, Any]], folder: str | Path = ".") -> None:

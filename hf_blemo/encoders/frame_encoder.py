@@ -54,7 +54,7 @@ class FrameEncoder(Encoder):
     """
 
     modality = "video"
-    extraction_defaults = {"frames_per_second": None, "image_backend": "pil"}
+    extraction_defaults = {"frames_per_second": None, "image_backend": "pil", **Encoder.extraction_defaults}
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         super().__init__(model, processor, source, batch_size)

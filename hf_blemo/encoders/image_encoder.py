@@ -58,21 +58,25 @@ class ImageEncoder(FrameEncoder):
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """(1, D) of each frame."""
-        output = self._network(pixel_values=self.pixels_of(pieces))
-        return list(self._rows(output).float().cpu().numpy()[:, None])
+        pixels = self.pixels_of(pieces)
+        rows = self.rows_of(self._tower, _mean, pixel_values=pixels) if self.rows_of else self._rows(pixels)
+        return list(rows.float().cpu().numpy()[:, None])
 
     @property
-    def _network(self) -> Any:
+    def _tower(self) -> Any:
+        """The network that has layers."""
         return self.model
 
-    def _rows(self, output: Any) -> torch.Tensor:
+    def _rows(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, D) of the network's output."""
+        output = self.model(pixel_values=pixels)
         pooled = getattr(output, "pooler_output", None) if self.has_pooler else None
-        if pooled is not None:
-            return pooled.flatten(1)
-        hidden = output.last_hidden_state
-        # (B, tokens, D) of transformers, (B, D, h, w) of convolutional networks.
-        return hidden.mean(1) if hidden.dim() == 3 else hidden.flatten(2).mean(-1)
+        return _mean(output.last_hidden_state) if pooled is None else pooled.flatten(1)
+
+
+def _mean(hidden: torch.Tensor) -> torch.Tensor:
+    """(B, D) of (B, tokens, D) of transformers or (B, D, h, w) of convolutional networks."""
+    return hidden.mean(1) if hidden.dim() == 3 else hidden.flatten(2).mean(-1)
 
 
 class ClipEncoder(ImageEncoder):
@@ -82,9 +86,10 @@ class ClipEncoder(ImageEncoder):
     """
 
     @property
-    def _network(self) -> Any:
-        return self.model.get_image_features
+    def _tower(self) -> Any:
+        return self.model.vision_model
 
-    def _rows(self, output: Any) -> torch.Tensor:
+    def _rows(self, pixels: torch.Tensor) -> torch.Tensor:
+        output = self.model.get_image_features(pixel_values=pixels)
         # transformers' own models return the tower's whole output, with the embeddings as the pooled one.
         return output if isinstance(output, torch.Tensor) else output.pooler_output

@@ -53,8 +53,9 @@ def load_encoder(
             its weights only as a pickle and no revision is given, the Hub's conversion to safetensors is loaded.
         extraction: `frames_per_second` (image and video models: frames to sample; default: every frame),
             `image_backend` (image and video models: how to resize; `pil`, the default, or `torchvision`, which is
-            several times as fast and differs by one level of 255 in few pixels), `layer` (speech models: number of
-            the hidden states; default: the last).
+            several times as fast and differs by one level of 255 in few pixels), `layer` or `layers` (all: hidden
+            states to take instead of the model's own output, 0 for what enters the first block; a number, or a range
+            such as `6-12` for their mean, or a list such as `[6, 9, 12]` for all side by side).
         device: device of the model (default: a GPU if there is one).
         dtype: `float32`, `bfloat16` or `float16` (on a GPU); features are always float32.
         batch_size: pieces at once (default: the family's).

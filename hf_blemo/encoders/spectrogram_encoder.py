@@ -58,6 +58,7 @@ class SpectrogramEncoder(Encoder):
         self.step = self.window
         if self.is_whisper:
             self.step = round(self.window / self.model.config.max_source_positions)
+        if self.is_whisper and not self.rows_of:
             # All its windows are of full length, which takes too long for a trial.
             self.feature_size = int(self.model.config.d_model)
         else:
@@ -77,15 +78,20 @@ class SpectrogramEncoder(Encoder):
             # One at a time, since extractors differ in how they pad short ones in a batch.
             inputs = self.processor(piece.values, sampling_rate=self.audio_rate, return_tensors="pt")
             inputs = {name: self._placed(values) for name, values in inputs.items()}
-            if hasattr(self.model, "get_audio_features"):
-                output = self.model.get_audio_features(**inputs)
-                values = output if isinstance(output, torch.Tensor) else output.pooler_output
-            elif self.is_whisper:
-                values = self.model(inputs["input_features"]).last_hidden_state[0]
-            else:
-                values = self._mean(self.model(**inputs).last_hidden_state, inputs.get("attention_mask"))
-            rows.append(values.float().cpu().numpy())
+            rows.append(self._rows(inputs).float().cpu().numpy())
         return rows
+
+    def _rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(rows, D) of a window."""
+        if self.is_whisper:
+            return self.rows_of(self.model, lambda hidden: hidden[0], input_features=inputs["input_features"])
+        is_clap = hasattr(self.model, "get_audio_features")
+        if is_clap and not self.rows_of:
+            output = self.model.get_audio_features(**inputs)
+            return output if isinstance(output, torch.Tensor) else output.pooler_output
+        mask = None if is_clap else inputs.get("attention_mask")
+        tower = self.model.audio_model if is_clap else self.model
+        return self.rows_of(tower, lambda hidden: self._mean(hidden, mask), **inputs)
 
     def _placed(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self.device, self.model.dtype if values.is_floating_point() else None)

@@ -66,7 +66,7 @@ class _ChunkedConvolutions:
 
 
 class SpeechEncoder(Encoder):
-    """One row per step of the network (20 ms), from the last layer or another.
+    """One row per step of the network (20 ms), from the last layer or others.
 
     Clips of up to 30 seconds are heard whole, longer ones in windows of 30 seconds that overlap by 4.
 
@@ -81,7 +81,6 @@ class SpeechEncoder(Encoder):
 
     modality = "audio"
     default_batch_size = 16
-    extraction_defaults = {"layer": None}
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         super().__init__(model, processor, source, batch_size)
@@ -94,11 +93,6 @@ class SpeechEncoder(Encoder):
         self.reach = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             self.reach = (self.reach - 1) * stride + kernel
-        self.layer = source.extraction.get("layer")
-        if self.layer is not None:
-            layers = config.num_hidden_layers
-            if isinstance(self.layer, bool) or not isinstance(self.layer, int) or not 0 <= self.layer <= layers:
-                raise ValueError(f"{source.model_id}: layer must be from 0 to {layers} or null, found {self.layer!r}")
         # Where the first layer normalises over the window's whole time, padding would change every step.
         is_local = getattr(config, "feat_extract_norm", None) == "layer" and config.model_type in _MASKED_MODELS
         self.pads = bool(getattr(processor, "return_attention_mask", False)) and is_local
@@ -133,8 +127,7 @@ class SpeechEncoder(Encoder):
             with warnings.catch_warnings():
                 # WavLM gives torch its mask and its bias in two types.
                 warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
-                output = self.model(**inputs, output_hidden_states=self.layer is not None)
-            hidden = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
+                hidden = self.rows_of(self.model, lambda states: states, **inputs)
             for number, window, steps in zip(group, windows, hidden.float().cpu().numpy(), strict=True):
                 rows[number] = steps[: (len(window) - self.reach) // self.stride + 1]
         return [rows[number] for number in range(len(pieces))]

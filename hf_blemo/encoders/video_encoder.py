@@ -54,6 +54,9 @@ class VideoEncoder(FrameEncoder):
         super().__init__(model, processor, source, batch_size)
         self.length = self.segment_length(self.model.config)
         self.feature_size = int(self.model.config.hidden_size)
+        if self.rows_of:
+            blank = self.frames.pixels(np.zeros((64, 64, 3), np.uint8))
+            self.feature_size = self.forward([Piece(np.stack([blank] * self.length), np.zeros(1))])[0].shape[-1]
 
     @staticmethod
     def segment_length(config: Any) -> int:
@@ -68,5 +71,6 @@ class VideoEncoder(FrameEncoder):
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """(1, D) of each segment."""
-        output = self.model(**{self.model.main_input_name: self.pixels_of(pieces)})
-        return list(output.last_hidden_state.mean(1, keepdim=True).float().cpu().numpy())
+        inputs = {self.model.main_input_name: self.pixels_of(pieces)}
+        rows = self.rows_of(self.model, lambda hidden: hidden.mean(1, keepdim=True), **inputs)
+        return list(rows.float().cpu().numpy())

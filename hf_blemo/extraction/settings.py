@@ -38,7 +38,8 @@ class ExtractionSettings:
             id, or `synthetic`. A folder with BlEmoRE's `train_metadata.csv` also gives labels and folds.
         output_dir: data set of features to write; an interrupted run of the same settings resumes.
         encoders: name -> `model_id` (Hub id or folder), and optionally `revision`, `extraction` (`frames_per_second`
-            and `image_backend` of image and video models, `layer` of speech models) and `batch_size`.
+            and `image_backend` of image and video models; `layer`, such as 9, or `layers`, such as `6-12` for their
+            mean or `[6, 9, 12]` for all side by side) and `batch_size`.
         model: folder or Hub id of a fusion; uses the fusion's encoders instead of `encoders`.
         imported: name -> folder with features of other programs, one `.npy` or `.csv` per clip.
         frames_per_second: frames sampled per second by image and video models without their own setting (default:

@@ -76,14 +76,16 @@ def test_models_of_texts_or_of_more_than_one_piece_are_refused(tmp_path):
 
 def test_invalid_options_are_refused(checkpoint):
     for name, options, message in (
-        ("vit", {"extraction": {"layer": 2}}, "vit has no option 'layer' of extraction, it has: frames_per_second, "),
-        ("hubert", {"extraction": {"image_backend": "pil"}}, "no option 'image_backend' of extraction, it has: layer"),
-        ("ast", {"extraction": {"layer": 1}}, "has no option 'layer' of extraction, it has: none"),
+        ("vit", {"extraction": {"late": 2}}, "vit has no option 'late' of extraction, it has: frames_per_second, "),
+        (
+            "hubert",
+            {"extraction": {"image_backend": "pil"}},
+            "no option 'image_backend' of extraction, it has: layer, l",
+        ),
         ("hubert", {"extraction": "layer"}, "extraction must be options by name, found 'layer'"),
         ("vit", {"extraction": {"image_backend": "fast"}}, "image_backend must be one of pil, torchvision, found 'f"),
         ("vit", {"dtype": "float8"}, "dtype 'float8' is not one of float32, bfloat16, float16"),
         ("vit", {"revision": "main"}, "a folder has no revisions, found revision 'main'"),
-        *(("hubert", {"extraction": {"layer": layer}}, "layer must be from 0 to 2") for layer in (3, -1, 1.0, True)),
         *(("vit", {"batch_size": size}, "batch_size must be a positive whole number") for size in (0, 2.0, True)),
     ):
         with pytest.raises(ValueError) as caught:
@@ -116,16 +118,16 @@ def test_several_encoders(checkpoint, capfd):
     }
     options = {"device": "cpu", "dtype": "bfloat16"}
     capfd.readouterr()
-    found = load_encoders(entries, **options, defaults={"layer": 0, "frames_per_second": 2})
+    found = load_encoders(entries, **options, defaults={"frames_per_second": 2})
     assert capfd.readouterr() == ("", "")
     source = {"model_id": checkpoint("vit"), "extraction": {"frames_per_second": 2}}
     assert found["face"].source.options() == source
     assert list(found) == ["face", "voice"] and found["face"].batch_size == 5
     # What an entry says wins over the defaults.
-    assert found["voice"].layer == 1 and found["face"].frames_per_second == 2
+    assert found["voice"].rows_of.numbers == (1,) and found["face"].frames_per_second == 2
     assert all(encoder.model.dtype == torch.bfloat16 for encoder in found.values())
-    with pytest.raises(ValueError, match="layer: found for face, none of which knows it"):
-        load_encoders({"face": entries["face"]}, **options, defaults={"layer": 0})
+    with pytest.raises(ValueError, match="image_backend: found for voice, none of which knows it"):
+        load_encoders({"voice": entries["voice"]}, **options, defaults={"image_backend": "pil"})
 
 
 def test_errors_name_the_encoder(checkpoint):
@@ -133,7 +135,7 @@ def test_errors_name_the_encoder(checkpoint):
     for entry, kind, message in (
         ({}, ValueError, "found no model_id, expected the model that extracts its features"),
         ({"model_id": "nowhere"}, FileNotFoundError, "nowhere: not a file, folder or Hub id"),
-        ({"model_id": vit, "extraction": {"layer": 1}}, ValueError, "vit has no option 'layer'"),
+        ({"model_id": vit, "extraction": {"late": 1}}, ValueError, "vit has no option 'late'"),
         ({"model_id": vit, "feature_size": 768}, ValueError, "gives features of width 16, expected 768"),
     ):
         with pytest.raises(kind, match=f"^encoder 'face': .*{message}"):

@@ -24,14 +24,21 @@ def sound_parts(folder: Path):
     return hf.AutoModel.from_pretrained(folder).eval(), hf.AutoFeatureExtractor.from_pretrained(folder)
 
 
+def _hidden(output, layer):
+    return output.last_hidden_state if layer is None else output.hidden_states[layer]
+
+
 @torch.no_grad()
-def frame_features(folder: Path, frames: np.ndarray, use_pooler: bool = True) -> np.ndarray:
+def frame_features(folder: Path, frames: np.ndarray, use_pooler: bool = True, layer: int | None = None) -> np.ndarray:
     """(T, D) of frames (T, H, W, 3), one after another."""
     model, processor = image_parts(folder)
     rows = []
     for frame in frames:
         inputs = processor(images=frame, return_tensors="pt")
-        if hasattr(model, "get_image_features"):
+        if layer is not None:
+            hidden = _hidden(getattr(model, "vision_model", model)(**inputs, output_hidden_states=True), layer)
+            row = hidden.mean(1) if hidden.dim() == 3 else hidden.mean((2, 3))
+        elif hasattr(model, "get_image_features"):
             row = model.get_image_features(**inputs)
             row = row if isinstance(row, torch.Tensor) else row.pooler_output
         else:
@@ -43,15 +50,15 @@ def frame_features(folder: Path, frames: np.ndarray, use_pooler: bool = True) ->
 
 
 @torch.no_grad()
-def segment_features(folder: Path, frames: np.ndarray, length: int) -> np.ndarray:
+def segment_features(folder: Path, frames: np.ndarray, length: int, layer: int | None = None) -> np.ndarray:
     """(segments, D) of frames (T, H, W, 3); the last segment is filled up with the last frame."""
     model, processor = image_parts(folder)
     rows = []
     for start in range(0, len(frames), length):
         segment = list(frames[start : start + length])
         segment += [segment[-1]] * (length - len(segment))
-        output = model(**processor(segment, return_tensors="pt"))
-        rows.append(output.last_hidden_state[0].mean(0).numpy())
+        output = model(**processor(segment, return_tensors="pt"), output_hidden_states=True)
+        rows.append(_hidden(output, layer)[0].mean(0).numpy())
     return np.stack(rows)
 
 
@@ -61,11 +68,13 @@ def speech_features(folder: Path, samples: np.ndarray, layer: int | None = None)
     model, processor = sound_parts(folder)
     inputs = processor(samples, sampling_rate=processor.sampling_rate, return_tensors="pt")
     output = model(inputs["input_values"], output_hidden_states=True)
-    return (output.last_hidden_state if layer is None else output.hidden_states[layer])[0].numpy()
+    return _hidden(output, layer)[0].numpy()
 
 
 @torch.no_grad()
-def spectrogram_features(folder: Path, samples: np.ndarray, window: int, step: int | None = None) -> np.ndarray:
+def spectrogram_features(
+    folder: Path, samples: np.ndarray, window: int, step: int | None = None, layer: int | None = None
+) -> np.ndarray:
     """(rows, D) of a waveform in windows: with a step, a row for each begun one; without, a row for each window."""
     model, processor = sound_parts(folder)
     rows = []
@@ -73,12 +82,13 @@ def spectrogram_features(folder: Path, samples: np.ndarray, window: int, step: i
         part = samples[start : start + window]
         inputs = processor(part, sampling_rate=processor.sampling_rate, return_tensors="pt")
         if step is not None:
-            hidden = model.get_encoder()(inputs["input_features"]).last_hidden_state[0]
+            output = model.get_encoder()(inputs["input_features"], output_hidden_states=True)
+            hidden = _hidden(output, layer)[0]
             rows.append(hidden[: -(-len(part) // step)].numpy())
         elif hasattr(model, "get_audio_features"):
             rows.append(model.get_audio_features(**inputs).pooler_output.numpy())
         else:
-            hidden = model(**inputs).last_hidden_state
+            hidden = _hidden(model(**inputs, output_hidden_states=True), layer)
             # w2v-BERT's windows may be filled up to an even length.
             kept = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else hidden.shape[1]
             rows.append(hidden[:, :kept].mean(1).numpy())
