@@ -12,7 +12,8 @@ from .losses_clip_rd import MAXIMAL_LOG_SCALE, CLIPRDLoss, CLIPRDLossOutput, che
 
 _OWN = ("pixel_values", "input_ids", "attention_mask")
 _IDS = ("image_ids", "text_ids")
-INPUTS = (*_OWN, *(f"teacher_{name}" for name in _OWN), "teacher_image_embeds", "teacher_text_embeds", *_IDS)
+_OF_TEACHERS = (*_OWN, "image_embeds", "text_embeds")
+INPUTS = (*_OWN, *(f"teacher_{name}" for name in _OF_TEACHERS), *_IDS)
 Schedule = Sequence[tuple[int, float]]
 
 logger = logging.get_logger(__name__)
@@ -21,6 +22,16 @@ logger = logging.get_logger(__name__)
 def features_of(output: Any) -> torch.Tensor:
     """Returns the embeddings (n, d) in the output of a CLIP-like model's feature methods, tensor or model output."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+def _scale_of(model: Any) -> torch.Tensor:
+    """A CLIP's scale, exponentiated."""
+    return _at_least_float32(model.logit_scale.detach()).exp()
+
+
+def teacher_prefix(number: int) -> str:
+    """Beginning of the names of a teacher's inputs: `teacher_`, and of further ones `teacher_2_`, `teacher_3_`, ..."""
+    return f"teacher_{number + 1}_" if number else "teacher_"
 
 
 def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
@@ -36,10 +47,12 @@ class CLIPRDDistiller(nn.Module):
 
     Args:
         student: a [`CLIPRDModel`] or another model with `get_image_features`, `get_text_features` and `logit_scale`.
-        teacher: any CLIP-like model with the same three; None if batches bring stored teacher embeddings, or if the
-            loss is `task` alone (no distillation).
-        loss: its widths must be those of the two models' embeddings.
+        teacher: any CLIP-like model with the same three, or several; None if batches bring stored teacher embeddings,
+            or if the loss is `task` alone (no distillation).
+        loss: its widths must be those of the models' embeddings.
         teacher_logit_scale: the teacher's CLIP scale, exponentiated; that of `teacher` by default, needed without it.
+            A sequence for several. Theirs are part of the `state_dict`, as the buffer `teacher_scales`, since
+            [`set_teacher_scales`] may choose others.
         weight_schedule: term -> [(step, weight), ...] by rising step, linear in between and constant outside; terms
             that are left out keep the loss's weight. The step is set by [`set_step`].
         images_alone: whether there are no captions. The teacher's embedding of each image then stands for its text,
@@ -48,7 +61,8 @@ class CLIPRDDistiller(nn.Module):
             teacher's, whose text tower serves the student.
 
     Raises:
-        ValueError: neither a teacher nor its scale, or a schedule that does not rise or names an unknown term.
+        ValueError: neither a teacher nor its scale, another number of teachers than the loss has widths, several with
+            images alone, or a schedule that does not rise or names an unknown term.
 
     Source: arXiv 2603.25383.
     """
@@ -56,13 +70,21 @@ class CLIPRDDistiller(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | None,
+        teacher: nn.Module | Sequence[nn.Module] | None,
         loss: CLIPRDLoss,
-        teacher_logit_scale: float | None = None,
+        teacher_logit_scale: float | Sequence[float] | None = None,
         weight_schedule: Mapping[str, Schedule] | None = None,
         images_alone: bool = False,
     ):
         super().__init__()
+        count = len(loss.teacher_dims)
+        given = (None,) * count if teacher is None else teacher if isinstance(teacher, list | tuple) else (teacher,)
+        scales = teacher_logit_scale if isinstance(teacher_logit_scale, list | tuple) else None
+        if len(given) != count or (scales is not None and len(scales) != count):
+            found = len(given) if len(given) != count or scales is None else len(scales)
+            raise ValueError(f"expected as many teachers and scales as the loss has widths, {count}, found {found}")
+        if images_alone and count > 1:
+            raise ValueError(f"images_alone: expected one teacher, found {count}")
         if images_alone and loss.student_dim != loss.teacher_dim:
             raise ValueError(
                 f"images_alone: expected a student as wide as its teacher, found {loss.student_dim} and "
@@ -77,13 +99,17 @@ class CLIPRDDistiller(nn.Module):
             raise ValueError("expected a teacher or, with stored teacher embeddings, its teacher_logit_scale")
         self.student = student
         self.loss = loss
-        # A tuple hides it from the registration of submodules.
-        self._teacher: tuple[Any] = (teacher,)
-        if teacher is not None:
-            if {id(value) for value in teacher.parameters()} & {id(value) for value in student.parameters()}:
+        # A tuple hides them from the registration of submodules.
+        self._teachers: tuple[Any, ...] = tuple(given)
+        for model in self._running:
+            if {id(value) for value in model.parameters()} & {id(value) for value in student.parameters()}:
                 raise ValueError("teacher and student share parameters; expected two models")
-            teacher.eval().requires_grad_(False)
+            model.eval().requires_grad_(False)
         self.teacher_logit_scale = teacher_logit_scale
+        self.teacher_scales: torch.Tensor | None
+        own = [1.0 if model is None else _scale_of(model).item() for model in self._teachers]
+        several = torch.tensor(own if scales is None else scales) if count > 1 else None
+        self.register_buffer("teacher_scales", several)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_post_hook(_resume_schedule)
         # A model's identity -> its two feature methods, compiled.
@@ -92,8 +118,19 @@ class CLIPRDDistiller(nn.Module):
 
     @property
     def teacher(self) -> Any:
-        """The teacher, in evaluation mode, or None."""
-        return self._teacher[0]
+        """The teacher, in evaluation mode, or None; of several, the first."""
+        return self._teachers[0]
+
+    @property
+    def _running(self) -> list[Any]:
+        """The teachers that run beside the student."""
+        return [model for model in self._teachers if model is not None]
+
+    def set_teacher_scales(self, scales: Sequence[float]) -> None:
+        """Sets the scales of several teachers, exponentiated."""
+        assert self.teacher_scales is not None
+        with torch.no_grad():
+            self.teacher_scales.copy_(torch.as_tensor(scales))
 
     @property
     def config(self) -> Any:
@@ -101,8 +138,8 @@ class CLIPRDDistiller(nn.Module):
         return getattr(self.student, "config", None)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "CLIPRDDistiller":
-        if self.teacher is not None:
-            self.teacher._apply(fn, recurse)
+        for model in self._running:
+            model._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def compile_towers(self, **options: Any) -> None:
@@ -114,12 +151,11 @@ class CLIPRDDistiller(nn.Module):
         Args:
             options: of `torch.compile`.
         """
-        for model in (self.student, self.teacher):
-            if model is not None:
-                self._compiled[id(model)] = (
-                    _Compiled(model.get_image_features, options),
-                    _Compiled(model.get_text_features, options),
-                )
+        for model in (self.student, *self._running):
+            self._compiled[id(model)] = (
+                _Compiled(model.get_image_features, options),
+                _Compiled(model.get_text_features, options),
+            )
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recomputes the student's activations in the backward pass; options as `PreTrainedModel` takes them."""
@@ -165,6 +201,7 @@ class CLIPRDDistiller(nn.Module):
         text_ids: torch.Tensor | None = None,
         cached_gradients: "_CachedGradients | None" = None,
         return_loss: bool = True,
+        **more: torch.Tensor | None,
     ) -> Any:
         """Computes the loss of this process's pairs among those of all processes.
 
@@ -180,16 +217,17 @@ class CLIPRDDistiller(nn.Module):
                 ([`CLIPRDLoss.forward`]).
             cached_gradients: of [`cached_backward`].
             return_loss: False returns the embeddings of student and teacher instead.
+            more: the same inputs of further teachers, `teacher_2_pixel_values` and so on.
 
         Returns:
-            [`CLIPRDLossOutput`]. Without `return_loss` the four embeddings, (n, d_s) and (n, d); with
-            `cached_gradients` a scalar whose gradient is the loss's.
+            [`CLIPRDLossOutput`]. Without `return_loss` the four embeddings, (n, d_s) and (n, d), two more for each
+            further teacher; with `cached_gradients` a scalar whose gradient is the loss's.
 
         Raises:
             ValueError: inputs are missing, or [`CLIPRDLoss`] refuses them. If a process fails before the loss, the
                 others raise as well instead of waiting for it.
         """
-        given = (
+        values = (
             pixel_values,
             input_ids,
             attention_mask,
@@ -201,24 +239,21 @@ class CLIPRDDistiller(nn.Module):
             image_ids,
             text_ids,
         )
+        given = {**dict(zip(INPUTS, values, strict=True)), **more, **(batch or {})}
         if cached_gradients is not None or not return_loss:
-            return self._embed(batch, given, cached_gradients)
+            return self._embed(given, cached_gradients)
         try:
-            embeddings = self._embed(batch, given)
+            embeddings = self._embed(given)
         except Exception:
             self.loss.report_failure(self.step.device)
             raise
-        return self._terms(embeddings, {"image_ids": image_ids, "text_ids": text_ids, **(batch or {})})
+        return self._terms(embeddings, given)
 
-    def _embed(
-        self,
-        batch: Mapping[str, Any] | None,
-        given: Sequence[torch.Tensor | None],
-        cached_gradients: "_CachedGradients | None" = None,
-    ) -> Any:
-        """Returns the four embeddings, or the surrogate of cached gradients."""
-        inputs = dict(zip(INPUTS, given, strict=True))
-        for name, value in (batch or {}).items():
+    def _embed(self, given: Mapping[str, Any], cached_gradients: "_CachedGradients | None" = None) -> Any:
+        """Returns the embeddings of student and teachers, or the surrogate of cached gradients."""
+        further = [teacher_prefix(number) for number in range(1, len(self._teachers))]
+        inputs = dict.fromkeys([*INPUTS, *(f"{prefix}{name}" for prefix in further for name in _OF_TEACHERS)])
+        for name, value in given.items():
             if name not in inputs:
                 raise ValueError(f"unknown input {name!r}: expected some of {', '.join(inputs)}")
             inputs[name] = value
@@ -235,15 +270,20 @@ class CLIPRDDistiller(nn.Module):
         image, text = self._embed_student(inputs)
         if cached_gradients is not None:
             return cached_gradients.surrogate(image, text, self._loss_parameters())
-        return image, text, *self._embed_teacher(inputs)
+        taught = [self._embed_teacher(inputs, number) for number in range(len(self._teachers))]
+        return image, text, *(values for pair in taught for values in pair)
 
     def _terms(self, embeddings: Sequence[torch.Tensor | None], ids: Mapping[str, Any]) -> CLIPRDLossOutput:
-        """The loss of the four embeddings; `ids` may hold more than the ids."""
+        """The loss of the embeddings; `ids` may hold more than the ids."""
+        image, text = embeddings[:2]
+        taught: Any = embeddings[2:]
         scale: Any = self.teacher_logit_scale
-        if scale is None and self.teacher is not None:
-            scale = _at_least_float32(self.teacher.logit_scale.detach()).exp()
+        if self.teacher_scales is not None:
+            taught, scale = (list(taught[::2]), list(taught[1::2])), self.teacher_scales.unbind()
+        elif scale is None and self.teacher is not None:
+            scale = _scale_of(self.teacher)
         student_scale = _at_least_float32(self.student.logit_scale).exp()
-        return self.loss(*embeddings, student_scale, scale, **{name: ids.get(name) for name in _IDS})
+        return self.loss(image, text, *taught, student_scale, scale, **{name: ids.get(name) for name in _IDS})
 
     def _loss_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters that the loss trains beside the towers."""
@@ -275,28 +315,27 @@ class CLIPRDDistiller(nn.Module):
         return features_of(found[0]), features_of(found[1])
 
     @torch.no_grad()
-    def _embed_teacher(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _embed_teacher(
+        self, inputs: Mapping[str, Any], number: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if not self.loss.needs_teacher:
             return None, None
-        stored = inputs["teacher_image_embeds"], inputs["teacher_text_embeds"]
+        prefix, model = teacher_prefix(number), self._teachers[number]
+        own = {name: inputs[f"{prefix}{name}"] for name in _OF_TEACHERS}
+        stored = own["image_embeds"], own["text_embeds"]
         if stored[0] is not None and stored[1] is not None:
             return stored
         for one, other in (("image_embeds", "text_embeds"), ("text_embeds", "image_embeds")):
-            if inputs[f"teacher_{one}"] is not None:
-                raise ValueError(f"the batch has teacher_{one} without teacher_{other}")
-        if self.teacher is None:
-            raise ValueError("no teacher: the batch needs teacher_image_embeds and teacher_text_embeds")
-        given = {
-            name: inputs[name] if inputs[f"teacher_{name}"] is None else inputs[f"teacher_{name}"]
-            for name in ("pixel_values", "input_ids")
-        }
-        if inputs["teacher_attention_mask"] is not None and inputs["teacher_input_ids"] is None:
-            raise ValueError("the batch has teacher_attention_mask without teacher_input_ids")
+            if own[one] is not None:
+                raise ValueError(f"the batch has {prefix}{one} without {prefix}{other}")
+        if model is None:
+            raise ValueError(f"no teacher: the batch needs {prefix}image_embeds and {prefix}text_embeds")
+        if own["attention_mask"] is not None and own["input_ids"] is None:
+            raise ValueError(f"the batch has {prefix}attention_mask without {prefix}input_ids")
+        pixels = inputs["pixel_values"] if own["pixel_values"] is None else own["pixel_values"]
         # A mask belongs to its tokens.
-        prefix = "" if inputs["teacher_input_ids"] is None else "teacher_"
-        return self._features(
-            self.teacher, given["pixel_values"], given["input_ids"], inputs[f"{prefix}attention_mask"]
-        )
+        tokens = inputs if own["input_ids"] is None else own
+        return self._features(model, pixels, tokens["input_ids"], tokens["attention_mask"])
 
 
 class _Compiled:

@@ -4,6 +4,8 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,8 +37,9 @@ _PROBLEMS = (
     "the teacher has a gradient: compute it under torch.no_grad()",
     "its embeddings could not be computed",
     "image_ids and text_ids are not one whole number for each pair",
+    "the teachers' embeddings and scales are not as many as teacher_dim has widths",
 )
-_ROWS, _STUDENT, _TEACHER, _TYPE, _FINITE, _ZERO, _SCALE, _NO_TEACHER, _GRADIENT, _ELSEWHERE, _IDS = range(
+_ROWS, _STUDENT, _TEACHER, _TYPE, _FINITE, _ZERO, _SCALE, _NO_TEACHER, _GRADIENT, _ELSEWHERE, _IDS, _COUNT = range(
     1, len(_PROBLEMS)
 )
 # Those that only the numbers on the device tell.
@@ -67,11 +70,19 @@ class CLIPRDLossOutput(ModelOutput):
 class CLIPRDLoss(nn.Module):
     """Distils a CLIP into another by matching relations across pairs, modalities and models.
 
+    With several teachers, the targets of `hrd`, `vrd` and `xrd` are the means of the teachers' softmax distributions,
+    and all else is the mean over teachers. What the student compares to a mean of distributions p_1, ..., p_T has the
+    gradient of the mean of its divergences from each, KL(mean p ‖ q) = mean KL(p_t ‖ q) - what the teachers differ
+    among themselves, which no gradient moves. So `hrd` is the mean over teachers; `vrd` and `xrd`, where the student's
+    side q_t too is a teacher's, are the means over all pairs of a target's teacher and a student's side. The values of
+    the three terms include that difference.
+
     Args:
         student_dim: d_s, width of the student's embeddings.
         teacher_dim: d, width of the teacher's; that of the student by default. Where they differ, a linear map takes
             the student's embeddings to the teacher's width for all terms but `task` and `hrd`, which live in the
-            student's own space.
+            student's own space. A sequence of widths means several teachers, each with its own map, equal widths or
+            not, and with the learned scales in common.
         weights: term -> weight; those of CLIP-RD's recipe by default. Terms that are left out have weight 0 and cost
             nothing. `fd` is a mean over entries, so its weight of 2,000 is tied to d = 512.
         scales: how the learned scales are read. `released`: the parameters are the multipliers, as in the released
@@ -79,7 +90,8 @@ class CLIPRDLoss(nn.Module):
             [`clamp_scales`], as CLIP keeps its own (ours).
         tile_size: rows and columns of a tile; 512 on a CPU, 2,048 elsewhere by default. Where kernels compute whole
             rows, how many of them. It changes speed and memory, not the result.
-        dense: whether to compute the same by plain N x N matrices and autograd, on one process; for checking.
+        dense: whether to compute the same by plain N x N matrices and autograd, on one process with one teacher; for
+            checking.
         process_group: the processes that share a batch; all of them by default.
         precision: of the products. `exact`: that of the embeddings, float32 at least. `fast`: what enters a product is
             rounded to 11 bits and summed up in float32, which moves the gradient by 0.1 %; one process never waits
@@ -88,10 +100,12 @@ class CLIPRDLoss(nn.Module):
 
     Attributes:
         cross_scale, image_scale, text_scale: parameters, scalars, starting at ln(1 / 0.07).
-        visual_projection, text_projection: `nn.Linear(d_s, d)`, or None where the widths are equal.
+        visual_projection, text_projection: `nn.Linear(d_s, d)`, or None where the widths are equal; with several
+            teachers an `nn.ModuleList` of one for each.
 
     Raises:
-        ValueError: an unknown term, a weight below 0, none above 0, sizes below 1, or `dense` with `fast`.
+        ValueError: an unknown term, a weight below 0, none above 0, sizes below 1, or `dense` with `fast` or several
+            teachers.
 
     Source: "CLIP-RD: Relational Distillation for Efficient CLIP Knowledge Distillation", arXiv 2603.25383; with
     `CLIP_KD_WEIGHTS` the losses of CLIP-KD (CVPR 2024).
@@ -100,7 +114,7 @@ class CLIPRDLoss(nn.Module):
     def __init__(
         self,
         student_dim: int,
-        teacher_dim: int | None = None,
+        teacher_dim: int | Sequence[int] | None = None,
         weights: Mapping[str, float] | None = None,
         scales: str = "released",
         tile_size: int | None = None,
@@ -110,8 +124,8 @@ class CLIPRDLoss(nn.Module):
     ):
         super().__init__()
         self.student_dim = student_dim
-        self.teacher_dim = student_dim if teacher_dim is None else teacher_dim
-        if min(self.student_dim, self.teacher_dim) < 1 or (tile_size is not None and tile_size < 1):
+        self.teacher_dims: list[int] = _listed(student_dim if teacher_dim is None else teacher_dim)
+        if min([student_dim, *self.teacher_dims], default=0) < 1 or (tile_size is not None and tile_size < 1):
             raise ValueError(
                 f"student_dim, teacher_dim and tile_size must be at least 1, found {student_dim}, {teacher_dim} and "
                 f"{tile_size}"
@@ -122,6 +136,8 @@ class CLIPRDLoss(nn.Module):
             raise ValueError(f"precision {precision!r} is not one of exact, fast")
         if dense and precision == "fast":
             raise ValueError("dense computes exactly; expected no precision beside it, found 'fast'")
+        if dense and len(self.teacher_dims) > 1:
+            raise ValueError(f"dense computes for one teacher, found {len(self.teacher_dims)}")
         self.scales = scales
         self.tile_size = tile_size
         self.dense = dense
@@ -135,9 +151,8 @@ class CLIPRDLoss(nn.Module):
         self.cross_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
         self.image_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
         self.text_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
-        same = self.student_dim == self.teacher_dim
-        self.visual_projection = None if same else nn.Linear(self.student_dim, self.teacher_dim)
-        self.text_projection = None if same else nn.Linear(self.student_dim, self.teacher_dim)
+        self.visual_projection = _maps(student_dim, self.teacher_dims)
+        self.text_projection = _maps(student_dim, self.teacher_dims)
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Replaces all weights; terms that are left out get 0.
@@ -148,13 +163,19 @@ class CLIPRDLoss(nn.Module):
         self.weights = check_weights(weights)
 
     @property
+    def teacher_dim(self) -> int:
+        """Width of the teacher's embeddings; of several, the first one's."""
+        return self.teacher_dims[0]
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether any term with a weight reads the teacher; `task` alone does not."""
         return any(self.weights[name] for name in TERMS if name != "task")
 
     def extra_repr(self) -> str:
         weights = ", ".join(f"{name}={weight:g}" for name, weight in self.weights.items() if weight)
-        return f"{self.student_dim}, {self.teacher_dim}, {weights}, scales={self.scales}"
+        dims = self.teacher_dim if len(self.teacher_dims) == 1 else self.teacher_dims
+        return f"{self.student_dim}, {dims}, {weights}, scales={self.scales}"
 
     def multipliers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The cross, image and text scales as they multiply the similarities."""
@@ -170,10 +191,10 @@ class CLIPRDLoss(nn.Module):
         self,
         student_image: torch.Tensor,
         student_text: torch.Tensor,
-        teacher_image: torch.Tensor | None,
-        teacher_text: torch.Tensor | None,
+        teacher_image: torch.Tensor | Sequence[torch.Tensor | None] | None,
+        teacher_text: torch.Tensor | Sequence[torch.Tensor | None] | None,
         student_logit_scale: torch.Tensor | float,
-        teacher_logit_scale: torch.Tensor | float | None,
+        teacher_logit_scale: torch.Tensor | float | Sequence[torch.Tensor | float] | None,
         image_ids: torch.Tensor | None = None,
         text_ids: torch.Tensor | None = None,
     ) -> CLIPRDLossOutput:
@@ -185,9 +206,9 @@ class CLIPRDLoss(nn.Module):
         Args:
             student_image, student_text: (n, d_s), this process's pairs, not normalised.
             teacher_image, teacher_text: (n, d), without gradient; normalised here. They and their scale may be None
-                where `task` alone has a weight.
+                where `task` alone has a weight. Of several teachers a sequence, (n, d) of each.
             student_logit_scale: the student's CLIP scale, exponentiated.
-            teacher_logit_scale: the teacher's CLIP scale, exponentiated; constant.
+            teacher_logit_scale: the teacher's CLIP scale, exponentiated; constant. Of several teachers a sequence.
             image_ids, text_ids: (n,) integers; equal ones mark the same picture, the same caption, on any process.
                 Such pairs share the targets of the contrastive terms evenly instead of pushing each other apart: an
                 image and a text match if their pairs share either, two images if the picture is the same, two texts
@@ -203,20 +224,20 @@ class CLIPRDLoss(nn.Module):
                 not in order with NaN instead.
         """
         problem = 0
-        if teacher_image is None or teacher_text is None or teacher_logit_scale is None:
+        images, texts, theirs = _listed(teacher_image), _listed(teacher_text), _listed(teacher_logit_scale)
+        if any(value is None for value in (*images, *texts, *theirs)):
             problem = _NO_TEACHER if self.needs_teacher else 0
-            teacher_image = teacher_text = student_image.detach().new_ones(len(student_image), self.teacher_dim)
-            teacher_logit_scale = 1.0
-        if teacher_image.requires_grad or teacher_text.requires_grad:
+            images = texts = [student_image.detach().new_ones(len(student_image), self.teacher_dim)]
+            theirs = [1.0]
+        elif not len(images) == len(texts) == len(theirs) == len(self.teacher_dims):
+            problem = _COUNT
+        if any(values.requires_grad for values in (*images, *texts)):
             problem = _GRADIENT
-        if isinstance(teacher_logit_scale, torch.Tensor):
-            teacher_logit_scale = teacher_logit_scale.detach()
+        theirs = [scale.detach() if isinstance(scale, torch.Tensor) else scale for scale in theirs]
         device = student_image.device
         group = Processes(self.process_group)
-        embeddings = (student_image, student_text, teacher_image, teacher_text)
-        scales = [
-            _on_device(scale, device) for scale in (student_logit_scale, teacher_logit_scale, *self.multipliers())
-        ]
+        embeddings = (student_image, student_text, *images, *texts)
+        scales = [_on_device(scale, device) for scale in (student_logit_scale, *theirs, *self.multipliers())]
         dtype = computing_dtype(student_image)
         fast = self._is_fast(dtype, device)
         ids = (image_ids, text_ids)
@@ -239,26 +260,37 @@ class CLIPRDLoss(nn.Module):
             projects = self.visual_projection is not None and any(
                 self.weights[name] for name in TERMS if name not in ("task", "hrd")
             )
-            if projects:
-                image = F.normalize(_linear(self.visual_projection, own_image), dim=-1)
-                text = F.normalize(_linear(self.text_projection, own_text), dim=-1)
+            spaces = []
+            for number in range(len(images) if projects else 0):
+                layers = (_map_of(layer, number) for layer in (self.visual_projection, self.text_projection))
+                pair = zip(layers, (own_image, own_text), strict=True)
+                spaces.append([F.normalize(_linear(layer, values), dim=-1) for layer, values in pair])
             own_image, own_text = F.normalize(own_image, dim=-1), F.normalize(own_text, dim=-1)
-            if not projects:
-                image, text = own_image, own_text
-            targets = [F.normalize(part.to(dtype), dim=-1) for part in (teacher_image, teacher_text)]
-            multipliers = torch.stack([scale.to(dtype).reshape(()) for scale in scales])
+            targets = [
+                [F.normalize(part.to(dtype), dim=-1) for part in pair] for pair in zip(images, texts, strict=True)
+            ]
+            numbers = [scale.to(dtype).reshape(()) for scale in scales]
             if self.dense:
                 if group.size > 1:
                     raise ValueError("dense computes on one process; leave it out for several")
+                image, text = spaces[0] if projects else (own_image, own_text)
+                multipliers = torch.stack(numbers)
                 terms = _dense_terms(
-                    own_image, own_text, image, text, targets[0], targets[1], multipliers, self.weights, matches
+                    own_image, own_text, image, text, targets[0][0], targets[0][1], multipliers, self.weights, matches
                 )
                 loss = sum((self.weights[name] * value for name, value in terms.items()), multipliers.sum() * 0)
                 return CLIPRDLossOutput(loss=loss, **{name: value.detach() for name, value in terms.items()})
-            call = TilesCall(self.weights, self.tile_size, group, rows, fast, matches)
-            # Without projections the towers' embeddings serve all terms: passed once, their gradients come once.
-            projected = (image, text) if projects else (None, None)
-            loss, found = TiledTerms.apply(own_image, own_text, *projected, *targets, multipliers, call)
+            parts = []
+            for weights, of_images, of_texts, to_images, to_texts in self._parts(len(images)):
+                call = TilesCall(weights, self.tile_size, group, rows, fast, matches)
+                # Without projections the towers' embeddings serve all terms: passed once, their gradients come once.
+                projected = (spaces[of_images][0], spaces[of_texts][1]) if projects else (None, None)
+                taught = targets[to_images][0], targets[to_texts][1]
+                multipliers = torch.stack([numbers[0], numbers[1 + to_images], *numbers[-3:]])
+                parts.append(TiledTerms.apply(own_image, own_text, *projected, *taught, multipliers, call))
+            loss, found = (
+                parts[0] if len(parts) == 1 else (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
+            )
             if not projects:
                 # Gradients of zero: distributed training waits for those of every parameter.
                 loss = loss + sum((value.sum() * 0 for value in self._projection_parameters()), 0.0)
@@ -270,7 +302,28 @@ class CLIPRDLoss(nn.Module):
                     flags = torch.where(self._flags.any(), self._flags, flags)
                 self._flags = flags
         terms = {name: found[index] for index, name in enumerate(TERMS) if self.weights[name]}
+        if len(images) > 1:
+            terms = {name: value / _divisor(name, len(images)) for name, value in terms.items()}
         return CLIPRDLossOutput(loss=loss, **terms)
+
+    def _parts(self, count: int) -> list[tuple[dict[str, float], int, int, int, int]]:
+        """The calls of the tiles that make up the loss of so many teachers.
+
+        Returns:
+            Weights of each call, and the numbers of the teachers whose space its student images and texts are in and
+            whose images and texts it takes.
+        """
+        shares = {name: weight / _divisor(name, count) for name, weight in self.weights.items()}
+        parts = [
+            ({**shares, "task": 0.0 if number else shares["task"]}, number, number, number, number)
+            for number in range(count)
+        ]
+        for one, other in permutations(range(count), 2):
+            parts += [
+                (check_weights({"vrd": shares["vrd"]}), one, other, one, other),
+                (check_weights({"xrd": shares["xrd"]}), other, one, one, other),
+            ]
+        return [parts[0], *(part for part in parts[1:] if any(part[0].values()))]
 
     def _is_fast(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether embeddings of a dtype on a device are computed in the fast precision."""
@@ -316,13 +369,36 @@ class CLIPRDLoss(nn.Module):
             return _ROWS
         if any(values.shape[1] != self.student_dim for values in embeddings[:2]):
             return _STUDENT
-        if any(values.shape[1] != self.teacher_dim for values in embeddings[2:]):
+        count = len(embeddings) // 2 - 1
+        widths = self.teacher_dims[:count] * 2
+        if any(values.shape[1] != width for values, width in zip(embeddings[2:], widths, strict=True)):
             return _TEACHER
         if not all(values.is_floating_point() for values in embeddings):
             return _TYPE
         if any(scale.numel() != 1 for scale in scales):
             return _SCALE
         return 0
+
+
+def _divisor(name: str, count: int) -> int:
+    """Over how much a term of so many teachers is a mean; the student's own loss is no teacher's."""
+    return 1 if name == "task" else count**2 if name in ("vrd", "xrd") else count
+
+
+def _listed(value: Any) -> list[Any]:
+    """One value, or several, as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _maps(student_dim: int, teacher_dims: Sequence[int]) -> nn.Module | None:
+    """The linear maps to the teachers' spaces; of several teachers, each has its own."""
+    if len(teacher_dims) > 1:
+        return nn.ModuleList(nn.Linear(student_dim, dim) for dim in teacher_dims)
+    return None if teacher_dims[0] == student_dim else nn.Linear(student_dim, teacher_dims[0])
+
+
+def _map_of(layer: nn.Module | None, number: int) -> Any:
+    return layer[number] if isinstance(layer, nn.ModuleList) else layer
 
 
 def _flags(embeddings: tuple[torch.Tensor, ...], scales: list[torch.Tensor]) -> torch.Tensor:

@@ -43,7 +43,9 @@ def test_processes_give_the_loss_and_gradients_of_one(case, world, results):
     names = [name for name in alone if name.startswith(f"{case}/")]
     for part in ("student.logit_scale", "loss.cross_scale", "student.text.bias"):
         assert f"{case}/gradient/{part}" in names
-    assert (f"{case}/gradient/loss.visual_projection.weight" in names) == (case != "equal widths")
+    one = case != "equal widths" and not case.endswith("teachers")
+    assert (f"{case}/gradient/loss.visual_projection.weight" in names) == one
+    assert (f"{case}/gradient/loss.text_projection.1.weight" in names) == case.endswith("teachers")
     for found in results(world):
         for name in names:
             assert alone[name].abs().max() > 1e-5, f"{name} shows nothing"
@@ -55,7 +57,7 @@ def test_cached_gradients_are_those_of_the_whole_batch(results):
     for name in found:
         if name.startswith("cached/"):
             assert_equal_to_rounding(found[name], found[name.replace("cached/", "plain/")], name)
-        if name.startswith("cached, duplicates/"):
+        if name.startswith(("cached, duplicates/", "cached, teachers/")):
             assert_equal_to_rounding(found[name], found[name.removeprefix("cached, ")], name)
 
 

@@ -24,6 +24,8 @@ CASES = (
     "equal widths",
     "duplicates",
     "cached, duplicates",
+    "teachers",
+    "cached, teachers",
 )
 BROKEN = ("NaN", "rows", "gradient", "no teacher", "weights", "input", "chunks", "ids")
 NUM_PAIRS = 12
@@ -54,6 +56,15 @@ def make_distiller(dropout: float = 0.0, widths: tuple[int, int] = WIDTHS, **opt
     return CLIPRDDistiller(student, teacher, CLIPRDLoss(*widths, tile_size=4, scales="exponentiated"), **options)
 
 
+def make_taught_by_two() -> CLIPRDDistiller:
+    """The student of `make_distiller` with a second teacher, narrower than itself and with a scale of its own."""
+    plain, second = make_distiller(), TinyClip(4, 4)
+    second.logit_scale.data.fill_(3.0)
+    torch.manual_seed(2)
+    loss = CLIPRDLoss(WIDTHS[0], [WIDTHS[1], 4], tile_size=4, scales="exponentiated")
+    return CLIPRDDistiller(plain.student, [plain.teacher, second], loss)
+
+
 def make_batch(num_pairs: int = NUM_PAIRS) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     return {
@@ -74,7 +85,8 @@ def sizes_of(case: str, world: int) -> list[int]:
 
 def work(case: str, world: int, rank: int) -> dict[str, torch.Tensor]:
     """Loss, terms and parameter gradients of one global batch, or of two under accumulation."""
-    distiller = make_distiller(widths=(6, 6)) if case == "equal widths" else make_distiller()
+    make = make_taught_by_two if case.endswith("teachers") else make_distiller
+    distiller = make_distiller(widths=(6, 6)) if case == "equal widths" else make()
     model = distiller if world == 1 else DistributedDataParallel(distiller)
     sizes = sizes_of(case, world)
     if case == "accumulated":
@@ -89,6 +101,9 @@ def work(case: str, world: int, rank: int) -> dict[str, torch.Tensor]:
         if case.endswith("duplicates"):
             numbers = torch.arange(NUM_PAIRS)
             batch |= {"image_ids": numbers % 5, "text_ids": numbers // 3 % 3}
+        if case.endswith("teachers"):
+            # The second one's own pixels and tokens.
+            batch |= {f"teacher_2_{name}": values + 0.3 for name, values in batch.items()}
         batch = share_of(batch, sizes, rank)
     if case.startswith("cached"):
         terms = cached_backward(model, batch, 2)
