@@ -10,17 +10,14 @@ retrieval.
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from measuring import PeakMemory, apart, interleaved, make_parser
 from torch.nn import functional as F
 
 from hf_blemo.clip_evaluation.retrieval import retrieval_recall
@@ -100,33 +97,18 @@ def step(loss: torch.nn.Module, embeddings: list[torch.Tensor]) -> float:
     return value.item()
 
 
-def timed(run, *arguments) -> float:
-    start = time.perf_counter()
-    run(*arguments)
-    return time.perf_counter() - start
-
-
 def bench_loss_time(num_pairs: int, rounds: int) -> None:
     embeddings = make_embeddings(num_pairs)
-    losses = CLIPRDLoss(WIDTH), TwelveProducts()
-    values = [step(loss, embeddings) for loss in losses]
-    assert abs(values[0] - values[1]) < 1e-4 * abs(values[1]), f"the two losses disagree: {values}"
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for loss, seconds in zip(losses, times, strict=True):
-            seconds.append(timed(step, loss, embeddings))
-    ours, baseline = map(statistics.median, times)
+    sides = {type(loss): partial(step, loss, embeddings) for loss in (CLIPRDLoss(WIDTH), TwelveProducts())}
+    times, values = interleaved(sides, rounds)
+    [[one, *_], [other, *_]], (ours, baseline) = values.values(), times.values()
+    assert abs(one - other) < 1e-4 * abs(other), f"the two losses disagree: {one} and {other}"
     threads = torch.get_num_threads()
     print(
         f"loss, N = {num_pairs:,}, d = {WIDTH}, {threads} threads: {ours:.2f} s, twelve products {baseline:.2f} s, "
         f"ratio {ours / baseline:.3f}",
         flush=True,
     )
-
-
-def resident() -> int:
-    """Resident memory of this process in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def peak_above_inputs(side: str, num_pairs: int) -> int:
@@ -145,34 +127,20 @@ def peak_above_inputs(side: str, num_pairs: int) -> int:
 
     # Libraries load code and start threads on first use; exclude that memory.
     run(16)
-    before, highest, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.is_set():
-            highest = max(highest, resident())
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run(num_pairs)
-    done.set()
-    watcher.join()
-    return highest - before
+    with PeakMemory() as memory:
+        run(num_pairs)
+    return memory.peak
 
 
-def measured_apart(*arguments: str) -> dict:
-    """Run a part of this file in its own process."""
+def peak_apart(side: str, num_pairs: int) -> dict:
+    """The same of a process of its own, with its seconds."""
     # Return freed memory at once, so that the peak measures the arrays and not the allocator's cache.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    found = subprocess.run(
-        [sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True, check=True
-    )
-    return json.loads(found.stdout.splitlines()[-1])
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    return apart(__file__, "--peak", side, "--pairs", num_pairs, **environment)
 
 
 def bench_loss_memory(num_pairs: int) -> None:
-    ours, baseline = (measured_apart("--peak", side, "--pairs", str(num_pairs))["bytes"] for side in ("ours", "dense"))
+    ours, baseline = (peak_apart(side, num_pairs)["bytes"] for side in ("ours", "dense"))
     print(
         f"loss, N = {num_pairs:,}, peak above the inputs: {ours / MEBIBYTE:,.0f} MiB, twelve products "
         f"{baseline / MEBIBYTE:,.0f} MiB, ratio {ours / baseline:.3f}",
@@ -181,7 +149,7 @@ def bench_loss_memory(num_pairs: int) -> None:
 
 
 def bench_large_batch(num_pairs: int) -> None:
-    found = measured_apart("--peak", "ours", "--pairs", str(num_pairs))
+    found = peak_apart("ours", num_pairs)
     print(
         f"loss, N = {num_pairs:,}: {found['seconds']:.1f} s, peak above the inputs "
         f"{found['bytes'] / MEBIBYTE:,.0f} MiB; "
@@ -191,7 +159,7 @@ def bench_large_batch(num_pairs: int) -> None:
 
 
 def bench_retrieval(num_pairs: int) -> None:
-    found = measured_apart("--peak", "retrieval", "--pairs", str(num_pairs))
+    found = peak_apart("retrieval", num_pairs)
     print(
         f"retrieval, {num_pairs:,} x {num_pairs:,} at width {WIDTH}: peak above the embeddings "
         f"{found['bytes'] / MEBIBYTE:,.0f} MiB; one full matrix {4 * num_pairs**2 / 2**30:.1f} GiB",
@@ -211,7 +179,9 @@ def run_process(rank: int, world: int, num_pairs: int, rounds: int, folder: str)
     step(loss, embeddings)
     for _ in range(rounds):
         torch.distributed.barrier()
-        seconds.append(timed(step, loss, embeddings))
+        start = time.perf_counter()
+        step(loss, embeddings)
+        seconds.append(time.perf_counter() - start)
     if rank == 0:
         Path(folder, "seconds.json").write_text(json.dumps(statistics.median(seconds)))
     torch.distributed.destroy_process_group()
@@ -235,15 +205,10 @@ def bench_towers(batch_size: int, rounds: int) -> None:
     from hf_blemo import CLIPRDConfig, CLIPRDModel
 
     images = torch.randn(batch_size, 3, 224, 224)
-    towers = [CLIPRDModel(CLIPRDConfig.from_preset(name)).eval() for name in ("vit-t-16", "vit-b-16")]
-    times: tuple[list[float], list[float]] = ([], [])
+    models = {name: CLIPRDModel(CLIPRDConfig.from_preset(name)).eval() for name in ("vit-t-16", "vit-b-16")}
     with torch.inference_mode():
-        for repetition in range(rounds + 1):
-            for tower, seconds in zip(towers, times, strict=True):
-                elapsed = timed(tower.get_image_features, images)
-                if repetition:
-                    seconds.append(elapsed)
-    student, teacher = (batch_size / statistics.median(seconds) for seconds in times)
+        sides = {name: partial(model.get_image_features, images) for name, model in models.items()}
+        student, teacher = (batch_size / seconds for seconds in interleaved(sides, rounds)[0].values())
     print(
         f"vision tower, {batch_size} images: ViT-T/16 {student:.0f} images/s, ViT-B/16 {teacher:.0f} images/s, "
         f"{student / teacher:.1f} times",
@@ -252,10 +217,8 @@ def bench_towers(batch_size: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, pairs=(4096, "pairs per batch"), rounds=(3, "repetitions of each side"))
     parser.add_argument("--peak", choices=("ours", "dense", "retrieval"), help=argparse.SUPPRESS)
-    parser.add_argument("--pairs", type=int, default=4096, help="pairs per batch (default: 4096)")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each side (default: 3)")
     options = parser.parse_args()
     if options.peak:
         started = time.perf_counter()

@@ -13,19 +13,15 @@ thread each and without their start.
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import PeakMemory, apart, interleaved, make_parser
 
 MEBIBYTE = 2**20
 ROWS = ("speed", "swap", "memory", "processes")
@@ -128,13 +124,8 @@ def bench_swap(folder: Path, seconds: float, rounds: int) -> None:
     clip = hd_clip(folder, seconds)
     presets = {"ViT-T/16": "vit-t-16", "ViT-B/16": "vit-b-16"}
     encoders = {name: load_encoder(str(save_student(folder / preset, preset))) for name, preset in presets.items()}
-    times: dict[str, list[float]] = {name: [] for name in encoders}
-    for _ in range(rounds):
-        for name, encoder in encoders.items():
-            start = time.perf_counter()
-            encoder.encode(clip)
-            times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    sides = {name: partial(encoder.encode, clip) for name, encoder in encoders.items()}
+    medians, _ = interleaved(sides, rounds, warm_up=0)
     print(
         f"student instead of teacher, decoding included: {medians['ViT-T/16']:.1f} s against "
         f"{medians['ViT-B/16']:.1f} s, ratio {medians['ViT-B/16'] / medians['ViT-T/16']:.2f}",
@@ -147,20 +138,15 @@ def bench_speed(folder: Path, seconds: float, batch_size: int, rounds: int) -> N
     student = save_student(folder / "student")
     official = ("float32", "bfloat16")
     ours = [(dtype, backend) for dtype in official for backend in ("pil", "torchvision")]
-    times: dict[Any, list[float]] = {side: [] for side in (*official, *ours)}
-    found: dict[Any, np.ndarray] = {}
-    for _ in range(rounds):
-        for side, values in times.items():
-            start = time.perf_counter()
-            if isinstance(side, str):
-                found[side] = encode_officially(clip, student, side, batch_size)
-            else:
-                found[side] = encode_here(clip, student, side[0], batch_size, side[1])
-            values.append(time.perf_counter() - start)
-    rates = {side: len(found[side]) / statistics.median(values) for side, values in times.items()}
-    expected = found["float32"]
+    sides: dict[Any, Any] = {dtype: partial(encode_officially, clip, student, dtype, batch_size) for dtype in official}
+    sides |= {
+        (dtype, backend): partial(encode_here, clip, student, dtype, batch_size, backend) for dtype, backend in ours
+    }
+    times, found = interleaved(sides, rounds, warm_up=0)
+    rates = {side: len(found[side][-1]) / seconds for side, seconds in times.items()}
+    expected = found["float32"][-1]
     for dtype, backend in ours:
-        features = found[dtype, backend]
+        features = found[dtype, backend][-1]
         difference = np.abs(features - expected).max() / np.abs(expected).max()
         most = 5e-2 if dtype == "bfloat16" else 1e-4 if backend == "pil" else 1e-3
         assert features.shape == expected.shape and difference < most, (dtype, backend, difference)
@@ -172,30 +158,6 @@ def bench_speed(folder: Path, seconds: float, batch_size: int, rounds: int) -> N
             f"differ by {difference:.0e} of the largest ({len(features)} frames, batches of {batch_size})",
             flush=True,
         )
-
-
-class PeakMemory:
-    """Peak growth of this process's resident memory since entering, in bytes."""
-
-    def __enter__(self) -> "PeakMemory":
-        self._pages = os.sysconf("SC_PAGE_SIZE")
-        self.before = self._now()
-        self.peak = 0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _now(self) -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * self._pages
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(0.01):
-            self.peak = max(self.peak, self._now() - self.before)
 
 
 def measure_memory(side: str, clip: str, student: str) -> None:
@@ -212,16 +174,14 @@ def measure_memory(side: str, clip: str, student: str) -> None:
         with PeakMemory() as memory, av.open(clip) as container:
             container.streams.video[0].thread_type = "AUTO"
             rows = len([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    print(json.dumps({"peak": memory.peak, "rows": rows, "whole": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    print(json.dumps({"peak": memory.peak, "rows": rows}))
 
 
 def bench_memory(folder: Path, minutes: float) -> None:
     clip = write_clip(folder / "long.mp4", 60 * minutes, 320, 240, 25)
     student = save_student(folder / "tiny", None)
-    found = {}
-    for side in ("the whole clip", "hf_blemo"):
-        command = [sys.executable, __file__, "--measure_memory", side, str(clip), str(student)]
-        found[side] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    sides = ("the whole clip", "hf_blemo")
+    found = {side: apart(__file__, "--measure_memory", side, clip, student) for side in sides}
     assert found["hf_blemo"]["rows"] == found["the whole clip"]["rows"]
     ours, whole = found["hf_blemo"]["peak"], found["the whole clip"]["peak"]
     print(
@@ -252,16 +212,12 @@ def bench_processes(folder: Path, num_clips: int, seconds: float, rounds: int) -
         write_clip(clips / f"clip_{number:02d}.mp4", seconds, 640, 360, 25, sound=True)
     student = save_student(folder / "short_student")
     times: dict[int, list[float]] = {1: [], 2: []}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     for repetition in range(rounds):
         for world, values in times.items():
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if world == 2 else []
             output = folder / f"features_{world}_{repetition}"
-            command = [sys.executable, *launcher, __file__, "--measure_processes", str(clips), str(output)]
-            done = subprocess.run(
-                [*command, str(student)], env=environment, capture_output=True, text=True, check=True
-            )
-            found = json.loads(done.stdout.strip().splitlines()[-1])
+            found = apart(*launcher, __file__, "--measure_processes", clips, output, student, **environment)
             assert found["clips"] == num_clips
             values.append(found["seconds"])
     one, two = (statistics.median(times[world]) for world in (1, 2))
@@ -273,13 +229,15 @@ def bench_processes(folder: Path, num_clips: int, seconds: float, rounds: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of the 720p clip")
-    parser.add_argument("--batch_size", type=int, default=32, help="frames per batch")
-    parser.add_argument("--minutes", type=float, default=10.0, help="length of the long clip")
-    parser.add_argument("--num_clips", type=int, default=32)
-    parser.add_argument("--clip_seconds", type=float, default=2.0, help="length of each short clip")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = make_parser(
+        __doc__,
+        seconds=(10.0, "length of the 720p clip"),
+        batch_size=(32, "frames per batch"),
+        minutes=(10.0, "length of the long clip"),
+        num_clips=(32, "short clips"),
+        clip_seconds=(2.0, "length of each short clip"),
+        rounds=(3, "repetitions of each side"),
+    )
     parser.add_argument("--only", choices=ROWS, nargs="+", default=ROWS, help="rows to measure")
     parser.add_argument("--measure_memory", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--measure_processes", nargs=3, help=argparse.SUPPRESS)

@@ -6,14 +6,14 @@ tokens, trimmed to the longest of the batch against padded to 77. Weights are ra
 interleaved, and medians reported.
 """
 
-import argparse
-import statistics
+import itertools
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from measuring import interleaved, make_parser
 from transformers import CLIPImageProcessorPil
 
 from hf_blemo import CLIPRDConfig, CLIPRDDistiller, CLIPRDLoss, CLIPRDModel
@@ -39,19 +39,6 @@ def training_step(distiller: CLIPRDDistiller, optimizer: torch.optim.Optimizer, 
     return terms.loss.item()
 
 
-def interleaved(sides: list[Callable[[int], float]], rounds: int) -> tuple[list[float], list[list[float]]]:
-    """Median seconds of each side, and its results by round; the first round is not timed."""
-    times: list[list[float]] = [[] for _ in sides]
-    found: list[list[float]] = [[] for _ in sides]
-    for repetition in range(rounds + 1):
-        for side, seconds, values in zip(sides, times, found, strict=True):
-            start = time.perf_counter()
-            values.append(side(repetition))
-            if repetition:
-                seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds) for seconds in times], found
-
-
 def bench_stored_teacher(batch_size: int, rounds: int, folder: Path) -> None:
     teacher_folder, store_folder = str(folder / "teacher"), str(folder / "store")
     config = CLIPRDConfig.from_preset("vit-b-16", **FULL_VOCABULARY)
@@ -66,7 +53,7 @@ def bench_stored_teacher(batch_size: int, rounds: int, folder: Path) -> None:
     }
     embed(EmbeddingSettings(output_dir=store_folder, teachers={"teacher": teacher_folder}, **data))
 
-    def step_of(**taught: str) -> Callable[[int], float]:
+    def step_of(**taught: str) -> Callable[[], float]:
         settings = DistillationSettings(
             student_config=FULL_VOCABULARY,
             batch_size=batch_size,
@@ -83,17 +70,17 @@ def bench_stored_teacher(batch_size: int, rounds: int, folder: Path) -> None:
         batches = PairBatches(settings, sources, processor, teacher)
         distiller = CLIPRDDistiller(student, teacher.model, CLIPRDLoss(512), teacher_logit_scale=teacher.logit_scale)
         optimizer = make_optimizer(distiller, settings)
-        return lambda step: training_step(distiller, optimizer, batches[step])
+        steps = itertools.count()
+        return lambda: training_step(distiller, optimizer, batches[next(steps)])
 
-    (ours, baseline), losses = interleaved(
-        [step_of(teacher_store=store_folder), step_of(teacher=teacher_folder)], rounds
-    )
+    sides = {"stored": step_of(teacher_store=store_folder), "live": step_of(teacher=teacher_folder)}
+    times, losses = interleaved(sides, rounds)
     # The weights are frozen, so that both sides see the same student at every step.
-    for mine, theirs in zip(*losses, strict=True):
+    for mine, theirs in zip(*losses.values(), strict=True):
         assert abs(mine - theirs) < 2e-3 * abs(theirs), f"stored and live teacher disagree: {mine} and {theirs}"
     print(
-        f"training step, ViT-T/16 from ViT-B/16, {batch_size} pairs: stored teacher {ours:.2f} s, live teacher "
-        f"{baseline:.2f} s, ratio {ours / baseline:.3f}",
+        f"training step, ViT-T/16 from ViT-B/16, {batch_size} pairs: stored teacher {times['stored']:.2f} s, "
+        f"live teacher {times['live']:.2f} s, ratio {times['stored'] / times['live']:.3f}",
         flush=True,
     )
 
@@ -115,22 +102,24 @@ def bench_trimmed_captions(batch_size: int, num_tokens: int, rounds: int) -> Non
         "teacher_image_embeds": torch.randn(batch_size, 512),
         "teacher_text_embeds": torch.randn(batch_size, 512),
     }
-    trimmed = {**common, "input_ids": ids, "attention_mask": mask[:, :num_tokens]}
-    padded = {**common, "input_ids": full, "attention_mask": mask}
-    sides = [lambda _, batch=batch: training_step(distiller, optimizer, batch) for batch in (trimmed, padded)]
-    (ours, baseline), losses = interleaved(sides, rounds)
-    assert abs(losses[0][0] - losses[1][0]) < 1e-4 * abs(losses[1][0]), f"padding changes the loss: {losses}"
+    batches = {
+        "trimmed": {**common, "input_ids": ids, "attention_mask": mask[:, :num_tokens]},
+        "padded": {**common, "input_ids": full, "attention_mask": mask},
+    }
+    sides = {name: partial(training_step, distiller, optimizer, batch) for name, batch in batches.items()}
+    times, losses = interleaved(sides, rounds)
+    one, other = losses["trimmed"][0], losses["padded"][0]
+    assert abs(one - other) < 1e-4 * abs(other), f"padding changes the loss: {losses}"
     print(
-        f"training step of the student, {batch_size} pairs, captions of {num_tokens} tokens: trimmed {ours:.2f} s, "
-        f"padded to 77 {baseline:.2f} s, ratio {ours / baseline:.3f}",
+        f"training step of the student, {batch_size} pairs, captions of {num_tokens} tokens: trimmed "
+        f"{times['trimmed']:.2f} s, padded to 77 {times['padded']:.2f} s, "
+        f"ratio {times['trimmed'] / times['padded']:.3f}",
         flush=True,
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, default=32, help="pairs per step (default: 32)")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each side (default: 5)")
+    parser = make_parser(__doc__, batch_size=(32, "pairs per step"), rounds=(5, "repetitions of each side"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         bench_stored_teacher(options.batch_size, options.rounds, Path(temporary))

@@ -5,19 +5,17 @@ PyTorch, with onnxruntime in float32 and with onnxruntime in int8. Each uses one
 medians reported.
 """
 
-import argparse
 import contextlib
 import io
-import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 import yaml
+from measuring import interleaved, make_parser
 from torch import nn
 
 from hf_blemo import blemore, feature_sets
@@ -57,18 +55,6 @@ class OnnxStudent(nn.Module):
         return torch.from_numpy(self.text.run(None, feed)[0])
 
 
-def interleaved(sides: dict[str, Any], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each side."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for repetition in range(rounds + 1):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side()
-            if repetition:
-                times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def mebibytes(*paths: Path) -> float:
     return sum(path.stat().st_size for path in paths) / 2**20
 
@@ -94,19 +80,17 @@ def bench_fusion(folder: Path, num_clips: int, rounds: int) -> None:
     for name, session in sessions.items():
         sides[name] = lambda session=session: session.run(["joint_probabilities"], feed)[0]
     labels = np.array(test["labels"][:])
-    times = interleaved(sides, rounds)
-    reference = by_torch()
+    times, found = interleaved(sides, rounds)
     sizes = {
         "PyTorch": mebibytes(folder / "model.safetensors"),
         "onnx float32": mebibytes(path),
         "onnx int8": mebibytes(small),
     }
-    for name, side in sides.items():
-        joint = side()
+    for name, [joint, *_] in found.items():
         score = blemore.score(blemore.decode_expected_score(joint), labels)
         print(
             f"fusion, {name}: Score {score:.4f} on {num_clips} clips, largest difference of a probability "
-            f"{np.abs(joint - reference).max():.1e}, {times[name] / num_clips * 1000:.0f} us per clip, "
+            f"{np.abs(joint - found['PyTorch'][0]).max():.1e}, {times[name] / num_clips * 1e6:.0f} us per clip, "
             f"{sizes[name]:.2f} MiB",
             flush=True,
         )
@@ -125,34 +109,33 @@ def bench_student(folder: Path, num_steps: int, images: int, rounds: int) -> Non
     evaluator = ClipEvaluator(synthetic_tasks(images=images))
     models = {"PyTorch": clip.model, "onnx float32": OnnxStudent(*paths), "onnx int8": OnnxStudent(*small)}
     pixels = torch.randn(64, 3, 32, 32)
-    sides = {}
-    for name, model in models.items():
-        sides[name] = torch.inference_mode()(lambda model=model: model.get_image_features(pixel_values=pixels))
-    times = interleaved(sides, rounds)
+    with torch.inference_mode():
+        sides = {name: partial(model.get_image_features, pixel_values=pixels) for name, model in models.items()}
+        times, _ = interleaved(sides, rounds)
     sizes = {
         "PyTorch": mebibytes(folder / "model.safetensors"),
         "onnx float32": mebibytes(*paths),
         "onnx int8": mebibytes(*small),
     }
     for name, model in models.items():
-        tasks = evaluator.evaluate(model, clip.processor)
-        found = {task: values for task, values in tasks.items()}
+        found = evaluator.evaluate(model, clip.processor)
         print(
             f"student, {name}: zero-shot {found['zero_shot']['top_1']:.4f}, held out "
             f"{found['held_out_zero_shot']['top_1']:.4f}, image to text R@1 "
-            f"{found['retrieval']['image_to_text_r@1']:.4f}, {times[name] / 64 * 1000:.0f} us per image, "
+            f"{found['retrieval']['image_to_text_r@1']:.4f}, {times[name] / 64 * 1e6:.0f} us per image, "
             f"{sizes[name]:.2f} MiB",
             flush=True,
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_clips", type=int, default=1000)
-    parser.add_argument("--num_steps", type=int, default=600)
-    parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
+    arguments = make_parser(
+        __doc__,
+        num_clips=(1000, "clips of the fusion"),
+        num_steps=(600, "steps of the student's training"),
+        images=(500, "images of each of the student's tasks"),
+        rounds=(15, "repetitions of each side"),
+    ).parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         bench_fusion(Path(folder) / "fusion", arguments.num_clips, arguments.rounds)

@@ -5,13 +5,12 @@ other through the same class; building batches from the memory-mapped data set a
 """
 
 import itertools
-import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from measuring import interleaved
 
 from hf_blemo import blemore, feature_sets
 from hf_blemo.built_in import SYNTHETIC_ENCODERS, make_synthetic_blends
@@ -24,19 +23,8 @@ from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAware
 NUM_CLIPS = 2456
 
 
-def interleaved(ours: Callable[[], object], baseline: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median seconds of both sides, measured in turn after a warm-up round."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for repetition in range(rounds + 1):
-        for position, run in enumerate((ours, baseline)):
-            start = time.perf_counter()
-            run()
-            if repetition:
-                times[position].append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
-def report(name: str, ours: float, baseline: float) -> None:
+def report(name: str, rounds: int, **sides: Callable[[], object]) -> None:
+    ours, baseline = interleaved(sides, rounds)[0].values()
     print(f"{name:<66} {ours * 1000:9.1f} ms {baseline * 1000:9.1f} ms   ratio {ours / baseline:.4f}", flush=True)
 
 
@@ -80,10 +68,12 @@ def bench_search() -> None:
     }
     found = blemore.fit_thresholds(probabilities, rows)
     assert loop_search(clips, probabilities, labels)[1:] == (found.alpha, found.beta), "the two searches disagree"
-    ours, baseline = interleaved(
-        lambda: blemore.fit_thresholds(probabilities, rows), lambda: loop_search(clips, probabilities, labels), 3
+    report(
+        f"threshold search, {NUM_CLIPS} clips (vs official loop)",
+        3,
+        ours=lambda: blemore.fit_thresholds(probabilities, rows),
+        baseline=lambda: loop_search(clips, probabilities, labels),
     )
-    report(f"threshold search, {NUM_CLIPS} clips (vs official loop)", ours, baseline)
 
 
 def bench_lockstep() -> None:
@@ -98,20 +88,24 @@ def bench_lockstep() -> None:
         Lockstep(accelerator, group, store, settings).train_epoch(Progress("benchmark", "step", shown=False))
         accelerator.free_memory()
 
-    ours, baseline = interleaved(lambda: train(members), lambda: [train([member]) for member in members], 3)
-    report("training, 15 models, one epoch (vs one model after the other)", ours, baseline)
+    report(
+        "training, 15 models, one epoch (vs one model after the other)",
+        3,
+        ours=lambda: train(members),
+        baseline=lambda: [train([member]) for member in members],
+    )
 
 
 def bench_reading() -> None:
     data = make_synthetic_blends(num_clips=1000, seed=0)
     arrays = data.with_format("numpy")
     rows = np.random.default_rng(0).permutation(1000)
-    ours, baseline = interleaved(
-        lambda: [feature_sets.read_features(data, part.tolist()) for part in rows.reshape(-1, 50)],
-        lambda: [arrays[part.tolist()]["features"] for part in rows.reshape(-1, 50)],
+    report(
+        "reading 1,000 shuffled clips in batches of 50 (vs numpy format)",
         5,
+        ours=lambda: [feature_sets.read_features(data, part.tolist()) for part in rows.reshape(-1, 50)],
+        baseline=lambda: [arrays[part.tolist()]["features"] for part in rows.reshape(-1, 50)],
     )
-    report("reading 1,000 shuffled clips in batches of 50 (vs numpy format)", ours, baseline)
 
 
 if __name__ == "__main__":

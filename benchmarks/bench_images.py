@@ -4,13 +4,13 @@ The baseline decodes the whole picture with Pillow, crops it, resizes it with th
 the same way. Both sides get the same crops. Repetitions are interleaved, and medians reported.
 """
 
-import argparse
 import io
-import statistics
-import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from measuring import interleaved, make_parser
 from PIL import Image
 
 from hf_blemo.pairs.images import Augmentation, Crop, normalized, open_image, read_crop
@@ -48,18 +48,15 @@ def bench_images(num_images: int, size: tuple[int, int], crop_size: int, rounds:
     generator = np.random.default_rng(0)
     photographs = [make_photograph(generator, size) for _ in range(num_images)]
     crops = [Augmentation().crop_of(size, generator) for _ in photographs]
-    sides = (read_reduced, read_in_full)
-    times: tuple[list[float], list[float]] = ([], [])
-    for repetition in range(rounds + 1):
-        pixels = []
-        for side, seconds in zip(sides, times, strict=True):
-            start = time.perf_counter()
-            found = [side(data, crop, crop_size) for data, crop in zip(photographs, crops, strict=True)]
-            normalized(found, MEAN, STD)
-            if repetition:
-                seconds.append(time.perf_counter() - start)
-            pixels.append(np.stack(found).astype(np.float64))
-    ours, baseline = (num_images / statistics.median(seconds) for seconds in times)
+
+    def read(side: Callable[[bytes, Crop, int], np.ndarray]) -> list[np.ndarray]:
+        found = [side(data, crop, crop_size) for data, crop in zip(photographs, crops, strict=True)]
+        normalized(found, MEAN, STD)
+        return found
+
+    times, found = interleaved({side: partial(read, side) for side in (read_reduced, read_in_full)}, rounds)
+    ours, baseline = (num_images / seconds for seconds in times.values())
+    pixels = [np.stack(rounds[-1]).astype(np.float64) for rounds in found.values()]
     print(
         f"{size[0]} x {size[1]} JPEGs of {sum(map(len, photographs)) / num_images / 1024:.0f} KiB to {crop_size} x "
         f"{crop_size}, one thread: {ours:.0f} images/s, full decode {baseline:.0f} images/s, "
@@ -69,12 +66,13 @@ def bench_images(num_images: int, size: tuple[int, int], crop_size: int, rounds:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32, help="pictures per round (default: 32)")
-    parser.add_argument("--width", type=int, default=1024, help="picture width in pixels (default: 1024)")
-    parser.add_argument("--height", type=int, default=768, help="picture height in pixels (default: 768)")
-    parser.add_argument("--size", type=int, default=224, help="crop size in pixels (default: 224)")
-    parser.add_argument("--rounds", type=int, default=9, help="repetitions of each side (default: 9)")
-    options = parser.parse_args()
+    options = make_parser(
+        __doc__,
+        images=(32, "pictures per round"),
+        width=(1024, "picture width in pixels"),
+        height=(768, "picture height in pixels"),
+        size=(224, "crop size in pixels"),
+        rounds=(9, "repetitions of each side"),
+    ).parse_args()
     torch.set_num_threads(1)
     bench_images(options.images, (options.width, options.height), options.size, options.rounds)

@@ -4,12 +4,13 @@ Example:
     python benchmarks/bench_start.py
 """
 
-import argparse
 import resource
 import statistics
 import subprocess
 import sys
 import time
+
+from measuring import make_parser
 
 from hf_blemo.built_in import CLIPS
 
@@ -35,9 +36,7 @@ def measured(arguments: list[str], expected: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="starts of each command, interleaved (default: 5)")
-    rounds = parser.parse_args().rounds
+    rounds = make_parser(__doc__, rounds=(5, "starts of each command, interleaved")).parse_args().rounds
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     for _ in range(rounds):
         for name, command in COMMANDS.items():
