@@ -68,7 +68,10 @@ _EXTRAS = {
     "emoji": ("data 'emoji'", {"emoji": "emoji"}),
     "completion": ("completion", {"shtab": "shtab"}),
     "openclip": ("open_clip", {"open_clip": "open_clip_torch"}),
+    "sets": ("standard zero-shot sets", {"clip_benchmark": "clip_benchmark"}),
 }
+# Of which only files are read, and whose own needs are large.
+_FILES_ALONE = ("sets",)
 
 
 @contextmanager
@@ -276,7 +279,7 @@ def check_extra(extra: str, needed_by: str = "", load: bool = True) -> None:
     """Checks that the packages of an extra are installed.
 
     Args:
-        extra: `media`, `onnx`, `demo`, `emoji`, `completion` or `openclip`.
+        extra: `media`, `onnx`, `demo`, `emoji`, `completion`, `openclip` or `sets`.
         needed_by: what messages say needs it; by default the extra's feature.
         load: also import them, which says whether what they need is there, too, but takes time.
 
@@ -310,7 +313,9 @@ def _install_line(extra: str, packages: Iterable[str]) -> str:
         for need, marker in wanted
         if marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
     ]
-    return "pip install " + " ".join(f'"{name}"' for name in names or packages)
+    return f"pip install {'--no-deps ' * (extra in _FILES_ALONE)}" + " ".join(
+        f'"{name}"' for name in names or packages
+    )
 
 
 def readable(name: str) -> str:

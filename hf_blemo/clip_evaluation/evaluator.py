@@ -27,12 +27,14 @@ class ZeroShotTask:
         labels: class number of each.
         prompts: of every class.
         data: name of the data set.
+        per_class: whether to tell the mean recall of the classes as well.
     """
 
     images: Sequence[Any]
     labels: Sequence[int]
     prompts: Sequence[Sequence[str]]
     data: str = ""
+    per_class: bool = False
 
 
 @dataclass
@@ -157,7 +159,8 @@ class ClipEvaluator:
 
 def _zero_shot(task: ZeroShotTask, images: torch.Tensor, rows: Sequence[int], classes: torch.Tensor) -> dict[str, Any]:
     described = {"kind": "zero_shot", "data": task.data, "images": len(rows), "classes": len(classes)}
-    return {**described, **zero_shot_accuracy(images, classes, [task.labels[row] for row in rows])}
+    labels = [task.labels[row] for row in rows]
+    return {**described, **zero_shot_accuracy(images, classes, labels, per_class=task.per_class)}
 
 
 def _retrieval(

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from hf_blemo.built_in import PAIRS, SYNTHETIC
+from hf_blemo.clip_evaluation.standard_sets import STANDARD_SETS, standard_name
+from hf_blemo.errors import check_extra, did_you_mean, listed
 from hf_blemo.pairs.settings import PairSourceSettings
 from hf_blemo.programs.settings import not_negative, settings_of
-
-IMAGENET = "imagenet"
 
 
 @strict
@@ -24,8 +24,8 @@ class TaskSettings:
             several built-in tasks.
         data, split, name, revision: as for a source of pairs.
         image_column, caption_column, label_column: of the data; labels are class numbers or class names.
-        classes: for `zero_shot`: a JSON file with `classes` and optionally `templates`; or `imagenet`, the 1,000
-            names and 80 templates that open_clip ships; by default the names of the data's own labels.
+        classes: for `zero_shot`: a JSON file with `classes` and optionally `templates`, or a standard set, such as
+            `food101`, whose names and templates clip_benchmark has; by default the names of the data's own labels.
         templates: prompts with `{}` for the class name; by default those of `classes`, or a few plain ones.
         limit: most images; 0 takes all.
         streaming: whether to read the first `limit` images from the shards instead of fetching the whole data set.
@@ -65,14 +65,16 @@ class TaskSettings:
 
         Raises:
             FileNotFoundError, ValueError: as [`PairSourceSettings.check_place`]; there is no such table.
+        MissingExtraError: `classes` is a standard set's name, and clip_benchmark is missing.
         """
         if self.kind in PAIRS:
             return
         self.source().check_place()
-        if self.classes not in (None, IMAGENET) and not Path(str(self.classes)).is_file():
-            raise FileNotFoundError(
-                f"classes {self.classes!r}: no such file, expected JSON with 'classes', or {IMAGENET!r}"
-            )
+        if standard_name(self.classes) is not None:
+            check_extra("sets", f"classes {self.classes!r}")
+        elif self.classes is not None and not Path(self.classes).is_file():
+            hint = did_you_mean(self.classes, STANDARD_SETS) or f", expected {listed(STANDARD_SETS)}"
+            raise FileNotFoundError(f"classes {self.classes!r}: neither a JSON file nor a standard set{hint}")
 
 
 def check_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskSettings]:

@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from transformers.utils import logging
 
 from hf_blemo.built_in import EMOJI, SYNTHETIC
 from hf_blemo.clip_evaluation.built_in_tasks import emoji_tasks, synthetic_tasks
 from hf_blemo.clip_evaluation.evaluator import RetrievalTask, Task, ZeroShotTask
-from hf_blemo.clip_evaluation.settings import IMAGENET, TaskSettings, check_tasks
-from hf_blemo.errors import check_extra
+from hf_blemo.clip_evaluation.settings import TaskSettings, check_tasks
+from hf_blemo.clip_evaluation.standard_sets import NamedClasses, classes_of_data, standard_name
 from hf_blemo.files import read_json
 from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
 from hf_blemo.pairs.settings import PairSourceSettings
+
+logger = logging.get_logger(__name__)
 
 # Fit any class names that name something visible.
 TEMPLATES = (
@@ -39,7 +42,7 @@ def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     Raises:
         FileNotFoundError: data or class table cannot be found.
         ValueError: an unknown setting, a missing column, a label that is not a class, or two tasks of one name.
-        MissingExtraError: `classes: imagenet` without open_clip.
+        MissingExtraError: `classes` is a standard set's name, and clip_benchmark is missing.
     """
     tasks: dict[str, Task] = {}
     for name, task_settings in check_tasks(settings).items():
@@ -102,19 +105,17 @@ class StoredImages(Sequence):
         return table.pairs([row])[0]["image"]
 
 
-def _opened(settings: TaskSettings, source: PairSourceSettings) -> tuple[Sequence[Any], list[Any], Any]:
-    """Opens the images, the caption or label of each, and the feature of that column."""
-    data = open_source(source)
-    feature = (data.data.features or {}).get("caption")
+def _opened(data: PairTable | PairStream, settings: TaskSettings) -> tuple[Sequence[Any], list[Any]]:
+    """Opens the images, and the caption or label of each."""
     if isinstance(data, PairStream):
         pairs = data.first(settings.limit)
-        return [pair["image"] for pair in pairs], [pair["caption"] for pair in pairs], feature
+        return [pair["image"] for pair in pairs], [pair["caption"] for pair in pairs]
     count = min(len(data), settings.limit or len(data))
-    return StoredImages([(data, row) for row in range(count)]), data.data["caption"][:count], feature
+    return StoredImages([(data, row) for row in range(count)]), data.data["caption"][:count]
 
 
 def _retrieval_task(name: str, settings: TaskSettings, source: PairSourceSettings) -> RetrievalTask:
-    images, column, _ = _opened(settings, source)
+    images, column = _opened(open_source(source), settings)
     captions = [found if isinstance(found, list) else [found] for found in column]
     for row, found in enumerate(captions):
         if not found or not all(isinstance(caption, str) for caption in found):
@@ -125,42 +126,51 @@ def _retrieval_task(name: str, settings: TaskSettings, source: PairSourceSetting
 
 
 def _zero_shot_task(name: str, settings: TaskSettings, source: PairSourceSettings) -> ZeroShotTask:
-    images, found, feature = _opened(settings, source)
-    names, templates = _load_class_table(settings.classes) if settings.classes else (None, None)
-    if names is None:
-        if isinstance(feature, datasets.ClassLabel):
-            names = [label.replace("_", " ") for label in feature.names]
+    data = open_source(source)
+    images, found = _opened(data, settings)
+    feature = (data.data.features or {}).get("caption")
+    named = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    standard = standard_name(settings.classes)
+    if standard is not None:
+        # A table's labels are all looked at, since the first of them may be of few classes.
+        column = found if isinstance(data, PairStream) else data.data["caption"]
+        where = f"evaluation.{name}: {settings.data} column {settings.label_column!r}"
+        classes = classes_of_data(standard, named, column, where)
+        if len(used := set(classes.numbers.values())) < len(classes.names):
+            logger.warning(f"{where}: holds {len(used)} of the {len(classes.names)} classes of {standard!r}")
+    else:
+        if settings.classes:
+            names, templates = _load_class_table(settings.classes)
+        elif named:
+            names, templates = [label.replace("_", " ") for label in named], list(TEMPLATES)
         elif found and isinstance(found[0], str):
-            names = sorted(set(found))
+            names, templates = sorted(set(found)), list(TEMPLATES)
         else:
             raise ValueError(
                 f"evaluation.{name}: {settings.data} column {settings.label_column!r} holds no class names; "
-                "expected classes, a table of them"
+                "expected classes, a table of them or the name of a standard set"
             )
-    numbers = {label: number for number, label in enumerate(names)}
+        numbers = {key: number for number, label in enumerate(names) for key in (label, number)}
+        classes = NamedClasses(names, templates, numbers)
     labels = []
     for row, label in enumerate(found):
-        number = numbers.get(label) if isinstance(label, str) else label
-        if not isinstance(number, int) or not 0 <= number < len(names):
+        number = classes.numbers.get(label) if isinstance(label, str | int) else None
+        if number is None:
             raise ValueError(
-                f"evaluation.{name}: {settings.data} row {row}: label {label!r} is not one of {len(names)} classes"
+                f"evaluation.{name}: {settings.data} row {row}: label {label!r} is not one of {len(classes.names)} "
+                "classes"
             )
         labels.append(number)
-    chosen = settings.templates or templates or TEMPLATES
+    chosen = settings.templates or classes.templates
     for template in chosen:
         if template.count("{}") != 1:
             raise ValueError(f"evaluation.{name}: template {template!r}: expected one {{}} for the class name")
-    prompts = [[template.replace("{}", label) for template in chosen] for label in names]
-    return ZeroShotTask(images, labels, prompts, settings.data)
+    prompts = [[template.replace("{}", label) for template in chosen] for label in classes.names]
+    return ZeroShotTask(images, labels, prompts, settings.data, classes.per_class)
 
 
-def _load_class_table(source: str) -> tuple[list[str], list[str] | None]:
-    """Reads class names, and templates where there are any, from a JSON file or from open_clip."""
-    if source == IMAGENET:
-        check_extra("openclip", f"classes {source!r}")
-        from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
-
-        return list(IMAGENET_CLASSNAMES), [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+def _load_class_table(source: str) -> tuple[list[str], list[str]]:
+    """Reads class names, and templates where there are any, from a JSON file."""
     path = Path(source)
     content = read_json(path)
     for key, needed in (("classes", True), ("templates", False)):
@@ -169,4 +179,4 @@ def _load_class_table(source: str) -> tuple[list[str], list[str] | None]:
             isinstance(entries, list) and entries and all(isinstance(entry, str) for entry in entries)
         ):
             raise ValueError(f"{path}: expected {key!r}, a list of texts, found {entries!r}")
-    return content["classes"], content.get("templates")
+    return content["classes"], content.get("templates") or list(TEMPLATES)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
+from hf_blemo.clip_evaluation.standard_sets import PER_CLASS
+
 CUTOFFS = (1, 5)
 PROMPTS_AT_ONCE = 256
 
@@ -43,6 +45,7 @@ def zero_shot_accuracy(
     class_embeds: torch.Tensor,
     labels: Sequence[int] | torch.Tensor,
     cutoffs: Sequence[int] = CUTOFFS,
+    per_class: bool = False,
 ) -> dict[str, float]:
     """Share of images with the right class among the k nearest.
 
@@ -51,9 +54,11 @@ def zero_shot_accuracy(
         class_embeds: (C, d), of [`class_embeddings`].
         labels: (I,) class numbers.
         cutoffs: values of k; those above the number of classes are skipped.
+        per_class: whether to average the recall of the classes that have images, too.
 
     Returns:
-        `top_k` for every k, between 0 and 1. Equal scores are ranked in the order of the classes.
+        `top_k` for every k, and `mean_per_class_recall` where asked for, between 0 and 1. Equal scores are ranked in
+        the order of the classes.
 
     Raises:
         ValueError: sizes that do not match, a label that is not a class, or embeddings that are not finite.
@@ -73,4 +78,9 @@ def zero_shot_accuracy(
         raise ValueError("embeddings hold NaN or infinite values")
     order = scores.argsort(dim=1, descending=True, stable=True)
     ranks = (order == truth.unsqueeze(1)).int().argmax(1)
-    return {f"top_{k}": (ranks < k).float().mean().item() for k in cutoffs if k <= len(class_embeds)}
+    found = {f"top_{k}": (ranks < k).float().mean().item() for k in cutoffs if k <= len(class_embeds)}
+    if per_class:
+        right = (ranks == 0).float()
+        recalls = [right[truth == number].mean() for number in truth.unique()]
+        found[PER_CLASS] = torch.stack(recalls).mean().item()
+    return found

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_blemo.built_in import PAIRS
+from hf_blemo.clip_evaluation.standard_sets import PER_CLASS, STANDARD_SETS
 from hf_blemo.commands.parsing import add_command, output_path, positive
 from hf_blemo.errors import check_once, say
 from hf_blemo.files import read_json, write_json
@@ -52,6 +53,7 @@ image counts; where images have several, results for the first caption alone are
 Examples:
   hf-blemo evaluate --predictions out/fusion/predictions.json --labels out/blemore
   hf-blemo evaluate --model out/student --benchmark synthetic --card
+  hf-blemo evaluate --model out/student --zero-shot ethz/food101 --split validation --classes food101
   hf-blemo evaluate --model out/student --retrieval out/flickr30k --caption-column captions --output flickr.json""",
     )
     evaluated = parser.add_mutually_exclusive_group(required=True)
@@ -71,9 +73,9 @@ Examples:
     group.add_argument("--label-column", metavar="NAME", help="class numbers or class names (default: label)")
     group.add_argument(
         "--classes",
-        metavar="FILE.json|imagenet",
-        help="a table of 'classes' and 'templates', or ImageNet's 1,000 names and 80 templates as open_clip has them "
-        "(default: the names of the data's labels)",
+        metavar="SET|FILE.json",
+        help=f"a standard set ({', '.join(STANDARD_SETS)}), or a table of 'classes' and 'templates' (default: the "
+        "names of the data's labels)",
     )
     group.add_argument("--template", nargs="+", help="prompts with {} in place of the class name")
     group.add_argument("--limit", type=positive, metavar="N", help="take only the first N images")
@@ -274,11 +276,14 @@ def _tables(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     zero_shot = {name: found for name, found in tasks.items() if found["kind"] == "zero_shot"}
     if zero_shot:
+        measures = {"top_1": "top-1", "top_5": "top-5"}
+        if any(PER_CLASS in found for found in zero_shot.values()):
+            measures[PER_CLASS] = "mean per class"
         rows = [
-            [name, f"{found['images']:,}", f"{found['classes']:,}", shown(found["top_1"]), shown(found.get("top_5"))]
+            [name, f"{found['images']:,}", f"{found['classes']:,}", *(shown(found.get(key)) for key in measures)]
             for name, found in zero_shot.items()
         ]
-        parts.append(table(["zero-shot", "images", "classes", "top-1", "top-5"], rows))
+        parts.append(table(["zero-shot", "images", "classes", *measures.values()], rows))
     retrieval = {name: found for name, found in tasks.items() if found["kind"] == "retrieval"}
     if retrieval:
         rows = []

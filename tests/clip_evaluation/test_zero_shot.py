@@ -29,6 +29,11 @@ def test_accuracy_by_hand():
     images = torch.tensor([[9.0, 1, 0], [1.0, 9, 0], [1.0, 2, 0], [0.0, 0, 0.1]])
     found = zero_shot_accuracy(images, classes, [0, 0, 1, 2], (1, 2, 3, 5))
     assert found == {"top_1": 0.75, "top_2": 1.0, "top_3": 1.0}
+    # Half of one class, all of another; the classes without images count for nothing.
+    found = zero_shot_accuracy(images, torch.eye(3), [0, 0, 1, 1], (1,), per_class=True)
+    assert found == {"top_1": 0.5, "mean_per_class_recall": 0.5}
+    found = zero_shot_accuracy(images, torch.eye(3), [0, 1, 1, 1], (1,), per_class=True)
+    assert found == {"top_1": 0.75, "mean_per_class_recall": pytest.approx((1 + 2 / 3) / 2)}
     # A model that cannot tell classes apart is right by chance.
     found = zero_shot_accuracy(torch.ones(4, 3), torch.ones(4, 3), [0, 1, 2, 3], (1, 2))
     assert found == {"top_1": 0.25, "top_2": 0.5}
