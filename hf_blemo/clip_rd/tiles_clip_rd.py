@@ -27,7 +27,7 @@ from .weights_clip_rd import TERMS
 logger = logging.get_logger(__name__)
 
 # Sides of a square tile: one stays in the cache of a core, an accelerator wants few and large ones.
-CPU_TILE_SIZE = 512
+CPU_TILE_SIZE = 640
 ACCELERATOR_TILE_SIZE = 2048
 # Entries of a strip of whole rows: the kernels' buffers of the six products and five slopes take 1.1 GiB.
 STRIP_ENTRIES = 2**25
@@ -286,7 +286,9 @@ class _Tiles:
         student = own if self.shared or not gradients else [torch.zeros_like(values) for values in self.student]
         all_texts = None
         if gradients and _OWN in self.used:
-            all_texts = self.own[1].new_zeros(self.right[_OWN].shape)
+            # A process alone whose other gradients are apart needs no buffer of its own.
+            alone = self.group.size == 1 and not self.shared
+            all_texts = own[1] if alone else self.own[1].new_zeros(self.right[_OWN].shape)
         scale_gradients = [zero] * 5
         # Product -> whose rows its slopes move, the weight of its targets, and the largest slope: weights times sums
         # of probabilities.
@@ -328,7 +330,8 @@ class _Tiles:
                     placed[self.first_row : self.first_row + self.num_rows] = self.left[_OWN]
                     picked = self._targets(_OWN, placed).sub_(placed)
                     all_texts.addcmul_(picked, self.scale[_OWN], value=-weights["task"])
-                own[1].add_(all_texts if self.group.size == 1 else self.group.scatter_sum(all_texts, self.rows))
+                if all_texts is not own[1]:
+                    own[1].add_(all_texts if self.group.size == 1 else self.group.scatter_sum(all_texts, self.rows))
             self._finish(own, student, torch.stack(scale_gradients))
         return torch.stack([sums[name] for name in TERMS])
 
