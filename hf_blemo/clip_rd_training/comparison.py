@@ -19,9 +19,10 @@ from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.pairs.pair_sources import open_source
 from hf_blemo.programs.processes import check_shared, of_first, together
 from hf_blemo.programs.run_folder import earlier_result, named_inputs
-from hf_blemo.programs.tables import mean_and_std, plus_minus, table
+from hf_blemo.programs.tables import mean_and_interval, mean_and_std, plus_minus, table
 
-REFERENCE = "CLIP-KD"
+# What other methods are compared with.
+REFERENCES = ("CLIP-KD", "CLIP-RD")
 # Columns of the tables: metric of each kind of task, and suffix of its name.
 SHOWN = {
     "zero_shot": (("top_1", ""),),
@@ -152,28 +153,24 @@ def _scores(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The comparison as two tables: mean ± sample standard deviation over seeds, and paired differences to CLIP-KD."""
+    """The comparison as tables: mean ± sample standard deviation over seeds, and paired differences, with their 95 %
+    intervals, to CLIP-KD and to CLIP-RD."""
     columns = list(result["teacher"])
-
-    def cells(rows: Sequence[dict[str, float]], reference: Sequence[dict[str, float]] | None = None) -> list[str]:
-        texts = []
-        for name in columns:
-            values = [row[name] for row in rows]
-            if reference is not None:
-                values = [value - row[name] for value, row in zip(values, reference, strict=True)]
-            texts.append(plus_minus(mean_and_std(values), sign="" if reference is None else "+"))
-        return texts
-
     students = {name: rows for name, rows in result["students"].items() if rows}
     teacher = [f"{result['teacher'][name]:.4f}" for name in columns]
-    methods = [["teacher", *teacher], *([name, *cells(rows)] for name, rows in students.items())]
+    methods = [["teacher", *teacher]]
+    for name, rows in students.items():
+        methods.append([name, *(plus_minus(mean_and_std([row[column] for row in rows])) for column in columns)])
     tables = [table(["method", *columns], methods, padded=False)]
-    reference = {row["seed"]: row for row in students.get(REFERENCE, [])}
-    paired = [
-        [name, *cells(shared, [reference[row["seed"]] for row in shared])]
-        for name, rows in students.items()
-        if name != REFERENCE and (shared := [row for row in rows if row["seed"] in reference])
-    ]
-    if paired:
-        tables.append(table([f"difference to {REFERENCE}, seed by seed", *columns], paired, padded=False))
+    for reference in REFERENCES:
+        theirs = {row["seed"]: row for row in students.get(reference, [])}
+        paired = []
+        for name, rows in students.items():
+            shared = [(row, theirs[row["seed"]]) for row in rows if row["seed"] in theirs]
+            if name != reference and shared:
+                differences = ([row[column] - other[column] for row, other in shared] for column in columns)
+                paired.append([name, *map(mean_and_interval, differences)])
+        if paired:
+            head = f"difference to {reference}, seed by seed, with its 95 % interval"
+            tables.append(table([head, *columns], paired, padded=False))
     return "\n\n".join(tables) + "\n"

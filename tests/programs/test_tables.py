@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_blemo.programs.tables import mean_and_std, plus_minus, table
+from hf_blemo.programs.tables import mean_and_interval, mean_and_std, plus_minus, table
 
 
 def test_a_name_is_one_cell_of_text():
@@ -22,3 +22,14 @@ def test_the_deviation_is_that_of_a_sample_and_a_dash_for_one_value():
         found = mean_and_std(values)
         assert found["mean"] == 2.0 and found["std"] == (std and pytest.approx(std))
         assert plus_minus(found, decimals) == text and plus_minus(found, decimals, "+") == f"+{text}"
+
+
+def test_the_interval_is_that_of_student_and_a_dash_for_one_value():
+    for values, text in (
+        # Quantiles 12.706, 4.303 and 2.262 of 1, 2 and 9 degrees of freedom.
+        ([0.0, 2.0], "+1.00 (-11.71 to +13.71)"),
+        ([0.0, 3.0, 6.0], "+3.00 (-4.45 to +10.45)"),
+        ([-1.0, 1.0] * 5, "+0.00 (-0.75 to +0.75)"),
+        ([2.0], "+2.00 (–)"),
+    ):
+        assert mean_and_interval(values, 2) == text
