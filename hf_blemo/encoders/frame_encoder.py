@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from hf_blemo.encoders.encoder import Encoder, EncoderSource, Piece, Session
+from hf_blemo.encoders.face_cropping import CROP_DEFAULTS, face_crop
 from hf_blemo.encoders.frame_processing import FrameProcessor
 
 # Containers round times to their tick, often a millisecond, so a frame may be marked slightly too early.
@@ -44,20 +46,28 @@ class FrameSession(Session):
 
 
 class FrameEncoder(Encoder):
-    """An encoder that looks at frames, one by one or in segments.
+    """An encoder that looks at frames or at the faces in them, one by one or in segments.
 
     Args:
         model, processor, source, batch_size: see [`Encoder`]; the processor is an image processor.
 
     Raises:
         ValueError: the processor does not make pictures of one size, or an option has an invalid value.
+        FileNotFoundError, MissingExtraError: the detector of faces, or OpenCV, is missing.
     """
 
     modality = "video"
-    extraction_defaults = {"frames_per_second": None, "image_backend": "pil", **Encoder.extraction_defaults}
+    extraction_defaults = {
+        "frames_per_second": None,
+        "image_backend": "pil",
+        **Encoder.extraction_defaults,
+        **CROP_DEFAULTS,
+    }
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
+        source = replace(source, extraction=dict(source.extraction))
         super().__init__(model, processor, source, batch_size)
+        self.face_crop = face_crop(source.extraction, source.model_id)
         options = self.extraction_defaults | source.extraction
         self.frames = FrameProcessor(processor, source.model_id, options["image_backend"])
         self.frames_per_second = rate = options["frames_per_second"]

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_blemo.encoders.encoder import Encoder, Piece, Session
+from hf_blemo.encoders.clip_sessions import ClipSessions
+from hf_blemo.encoders.encoder import Encoder, Piece
 from hf_blemo.errors import MissingExtraError, one_line
 from hf_blemo.extraction.clip_sources import as_clip
-from hf_blemo.media import Frame, MediaError, MediaFile, Thumbnails
+from hf_blemo.media import MediaError, MediaFile, Thumbnails
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class ClipFeatures:
         duration: seconds, where known.
         notes: sentences on anything unusual about the file.
         thumbnails: JPEG files in the order of time, if requested.
+        persons: their numbers, with thumbnails of each, where encoders look at each of them.
         error: why there are no features; a line that names the clip.
     """
 
@@ -45,6 +47,7 @@ class ClipFeatures:
     duration: float | None = None
     notes: list[str] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
+    persons: dict[int, list[bytes]] = field(default_factory=dict)
     error: Exception | None = None
 
     @property
@@ -158,31 +161,22 @@ class ClipDecoder:
         self._queue.put((number, "", result))
 
     def _cut(self, media: MediaFile, number: int, modalities: Iterable[str], result: ClipFeatures) -> None:
-        sessions: dict[str, list[tuple[str, Session]]] = {"video": [], "audio": []}
         present = {kind for kind, there in (("video", media.has_video), ("audio", media.has_audio)) if there}
-        present &= set(modalities)
-        for name, encoder in self._encoders.items():
-            if encoder.modality in present:
-                sessions[encoder.modality].append((name, encoder.session()))
-        thumbnails = Thumbnails(self._num_thumbnails) if self._num_thumbnails and "video" in present else None
-        rates = {self._encoders[name].audio_rate for name, _ in sessions["audio"]}
-        with_video = bool(sessions["video"]) or thumbnails is not None
-        for item in media.read(with_video, sorted(rate for rate in rates if rate is not None)):
-            rate = getattr(item, "rate", None)
-            for name, session in sessions["video" if rate is None else "audio"]:
-                if rate == self._encoders[name].audio_rate:
-                    self._send(number, name, session.push(item))
-            if thumbnails is not None and isinstance(item, Frame):
-                thumbnails.add(item)
+        thumbnails = Thumbnails(self._num_thumbnails) if self._num_thumbnails else None
+        sessions = ClipSessions(self._encoders, present & set(modalities), thumbnails)
+        for item in media.read(sessions.with_video, sessions.audio_rates):
+            self._send(number, sessions.push(item))
             if self._stopped.is_set():
                 return
-        for name, session in (*sessions["video"], *sessions["audio"]):
-            self._send(number, name, session.finish())
-        if thumbnails is not None:
+        self._send(number, sessions.finish())
+        result.notes += sessions.notes()
+        for person in sessions.persons():
+            result.persons[person] = [] if thumbnails is None else thumbnails.chosen(person)
+        if thumbnails is not None and sessions.with_video:
             result.thumbnails = thumbnails.chosen()
 
-    def _send(self, number: int, name: str, pieces: Iterator[Piece]) -> None:
-        for piece in pieces:
+    def _send(self, number: int, pieces: Iterator[tuple[str, Piece]]) -> None:
+        for name, piece in pieces:
             if not self._queue.put((number, name, piece), piece.values.nbytes):
                 return
 

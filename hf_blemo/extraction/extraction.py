@@ -1,7 +1,9 @@
 """Clips to features: encoders run on decoded batches while decoding continues."""
 
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sized
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,6 @@ from hf_blemo.extraction.batching import Batches
 from hf_blemo.extraction.decoding import CLIPS_AHEAD, ClipDecoder, ClipFeatures
 from hf_blemo.media import MediaError
 
-_MODALITY_WORDS = {"video": "picture", "audio": "sound"}
 # Larger blocks are not carved out of a common heap, where blocks that stay leave holes between those that go.
 _LARGEST_BLOCK = 2**26
 
@@ -35,7 +36,7 @@ def encode_clips(
         num_thumbnails: pictures of each clip to keep, at most; they come from the same decoding.
 
     Yields:
-        Features of each clip, in order.
+        Features of each clip, in order. Where an encoder looks at all persons, one for each, named `CLIP person N`.
 
     Raises:
         MissingExtraError: PyAV is not installed.
@@ -67,13 +68,13 @@ def encode_clips(
                 batches.run([name], decoder.is_ahead)
             batches.collect()
             while next_number in under_way and under_way[next_number].is_complete:
-                yield under_way.pop(next_number).finish()
+                yield from under_way.pop(next_number).finish()
                 next_number += 1
                 decoder.release()
         batches.run(encoders)
         batches.collect(wait=True)
         while under_way:
-            yield under_way.pop(next_number).finish()
+            yield from under_way.pop(next_number).finish()
             next_number += 1
     finally:
         decoder.stop()
@@ -86,8 +87,9 @@ class _ClipRows:
     def __init__(self, encoders: Mapping[str, Encoder]):
         self.result: ClipFeatures | None = None
         self._encoders = encoders
-        self._rows = {name: _RowBuffer() for name in encoders}
-        self._times: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
+        # (encoder, person)
+        self._rows: defaultdict[tuple[str, int], _RowBuffer] = defaultdict(_RowBuffer)
+        self._times: defaultdict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
         self._waiting = 0
 
     @property
@@ -99,27 +101,43 @@ class _ClipRows:
         self._waiting += 1
 
         def receive(rows: np.ndarray) -> None:
-            self._rows[name].append(rows)
-            self._times[name].append(piece.times)
+            self._rows[name, piece.person].append(rows)
+            self._times[name, piece.person].append(piece.times)
             self._waiting -= 1
 
         return receive
 
-    def finish(self) -> ClipFeatures:
+    def finish(self) -> Iterator[ClipFeatures]:
+        """The features of the clip, or of each person in it with what they share, such as the sound."""
         result = self.result
         assert result is not None
         if result.error is not None:
-            return result
-        for name in self._encoders:
-            if len(self._rows[name]):
-                result.features[name] = self._rows.pop(name).take()
-                result.times[name] = np.concatenate(self._times.pop(name))
-        if not result.features:
-            wanted = " or ".join(sorted({_MODALITY_WORDS[encoder.modality] for encoder in self._encoders.values()}))
+            yield result
+            return
+        self._fill(result, 0)
+        if not result.persons and not result.features:
+            wanted = " or ".join(sorted({encoder.sight for encoder in self._encoders.values()}))
             names = ", ".join(self._encoders)
             found = "; ".join([f"found no {wanted}", *result.notes])
             result.error = MediaError(f"{result.name}: {found}, expected some for {names}")
-        return result
+        if not result.persons:
+            yield result
+        for person, thumbnails in result.persons.items():
+            own = replace(result, name=f"{result.name} person {person}", thumbnails=thumbnails, persons={})
+            self._fill(own, person)
+            yield own
+
+    def _fill(self, result: ClipFeatures, person: int) -> None:
+        """Adds the features of a person, in the order of the encoders."""
+        features, times = result.features, result.times
+        result.features, result.times = {}, {}
+        for name in self._encoders:
+            rows = self._rows.pop((name, person), None)
+            if rows:
+                result.features[name] = rows.take()
+                result.times[name] = np.concatenate(self._times.pop((name, person)))
+            elif name in features:
+                result.features[name], result.times[name] = features[name], times[name]
 
 
 class _RowBuffer:

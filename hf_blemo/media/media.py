@@ -1,7 +1,7 @@
 """Clips of any kind, decoded once to pictures and mono audio with their times. Needs the extra `media`."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ _VIDEO_SUFFIXES = "3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv
 _AUDIO_SUFFIXES = "aac aif aiff amr au caf flac m4a mp3 oga ogg opus wav wma"
 # Of a thumbnail, by its height.
 _WIDEST = 8
+# Times as dark where encoders do not look.
+_DARKER = 3
 MEDIA_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_VIDEO_SUFFIXES} {_AUDIO_SUFFIXES}".split())
 """Suffixes by which a folder is searched for clips."""
 
@@ -183,11 +185,15 @@ class Thumbnails:
         if count < 1 or height < 1:
             raise ValueError(f"expected a count and a height of at least 1, found {count} and {height}")
         self._count, self._height = count, height
-        self._kept: list[Image.Image] = []
+        self._kept: list[tuple[Image.Image, dict[int, tuple[float, ...]]]] = []
         self._seen, self._every = 0, 1
 
-    def add(self, frame: Frame) -> None:
+    def add(self, frame: Frame, squares: Mapping[int, tuple[int, int, int]] | None = None) -> None:
         """Takes the next frame; of every second, fourth ... one, at most twice `count` are kept.
+
+        Args:
+            frame: of the clip.
+            squares: what encoders see of it, by person: left, top and side in pixels; 0 is the only one.
 
         Raises:
             MediaError: its pixels cannot be converted.
@@ -197,17 +203,31 @@ class Thumbnails:
             # A narrow picture is as wide as it may be instead of as high.
             scale = min(self._height / picture.height, _WIDEST * self._height / picture.width)
             size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-            self._kept.append(picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+            small = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+            scaled = {who: tuple(scale * number for number in square) for who, square in (squares or {}).items()}
+            self._kept.append((small, scaled))
             if len(self._kept) > 2 * self._count:
                 self._kept, self._every = self._kept[::2], 2 * self._every
         self._seen += 1
 
-    def chosen(self) -> list[bytes]:
-        """Gives the pictures as JPEG files in the order of time."""
+    def chosen(self, person: int = 0) -> list[bytes]:
+        """Gives the pictures as JPEG files in the order of time; around the square of a person they are dark.
+
+        Args:
+            person: pictures of whom, as `add` got them; of 0 all, and of others those that show them.
+        """
+        kept = [entry for entry in self._kept if not person or person in entry[1]] or self._kept
         files = []
-        for place in np.linspace(0, len(self._kept) - 1, min(self._count, len(self._kept))).round().astype(int):
+        for place in np.linspace(0, len(kept) - 1, min(self._count, len(kept))).round().astype(int):
+            picture, squares = kept[place]
+            if person in squares:
+                left, top, side = squares[person]
+                corners = tuple(round(number) for number in (left, top, left + side, top + side))
+                shown = picture.crop(corners)
+                picture = Image.eval(picture, lambda level: level // _DARKER)
+                picture.paste(shown, corners[:2])
             buffer = io.BytesIO()
-            self._kept[place].save(buffer, "JPEG", quality=85)
+            picture.save(buffer, "JPEG", quality=85)
             files.append(buffer.getvalue())
         return files
 
