@@ -13,7 +13,7 @@ from .losses_clip_rd import MAXIMAL_LOG_SCALE, CLIPRDLoss, CLIPRDLossOutput, che
 _OWN = ("pixel_values", "input_ids", "attention_mask")
 _IDS = ("image_ids", "text_ids")
 _OF_TEACHERS = (*_OWN, "image_embeds", "text_embeds")
-INPUTS = (*_OWN, *(f"teacher_{name}" for name in _OF_TEACHERS), *_IDS)
+INPUTS = (*_OWN, *(f"teacher_{name}" for name in _OF_TEACHERS), "text_outputs", *_IDS)
 Schedule = Sequence[tuple[int, float]]
 
 logger = logging.get_logger(__name__)
@@ -197,6 +197,7 @@ class CLIPRDDistiller(nn.Module):
         teacher_attention_mask: torch.Tensor | None = None,
         teacher_image_embeds: torch.Tensor | None = None,
         teacher_text_embeds: torch.Tensor | None = None,
+        text_outputs: torch.Tensor | None = None,
         image_ids: torch.Tensor | None = None,
         text_ids: torch.Tensor | None = None,
         cached_gradients: "_CachedGradients | None" = None,
@@ -212,7 +213,9 @@ class CLIPRDDistiller(nn.Module):
             teacher_pixel_values: (n, 3, H', W'), the same images as the teacher takes them; the student's by default.
             teacher_input_ids, teacher_attention_mask: (n, L'), the same captions in the teacher's tokens; the
                 student's by default.
-            teacher_image_embeds, teacher_text_embeds: (n, d), stored embeddings; the teacher is not run then.
+            teacher_image_embeds, teacher_text_embeds: (n, d), stored embeddings; the teacher runs for what has none.
+            text_outputs: (n, w), what the student's text tower, frozen, made of the captions before; with
+                `teacher_text_embeds`, neither model reads them again.
             image_ids, text_ids: (n,) integers; pairs with equal ones are no negatives of each other
                 ([`CLIPRDLoss.forward`]).
             cached_gradients: of [`cached_backward`].
@@ -236,6 +239,7 @@ class CLIPRDDistiller(nn.Module):
             teacher_attention_mask,
             teacher_image_embeds,
             teacher_text_embeds,
+            text_outputs,
             image_ids,
             text_ids,
         )
@@ -257,13 +261,14 @@ class CLIPRDDistiller(nn.Module):
             if name not in inputs:
                 raise ValueError(f"unknown input {name!r}: expected some of {', '.join(inputs)}")
             inputs[name] = value
-        for name in ("pixel_values",) if self.images_alone else ("pixel_values", "input_ids"):
+        given_texts = self.images_alone or inputs["text_outputs"] is not None
+        for name in ("pixel_values",) if given_texts else ("pixel_values", "input_ids"):
             if inputs[name] is None:
                 raise ValueError(f"the batch has no {name}")
         if self.training:
             self.clamp_scales()
         if self.images_alone:
-            image, targets = self._embed_images(inputs)
+            image, targets = self._images(self.student, inputs["pixel_values"]), self._teacher_images(inputs)
             if cached_gradients is not None:
                 return cached_gradients.surrogate(image, targets, self._loss_parameters())
             return image, targets, targets, targets
@@ -291,28 +296,28 @@ class CLIPRDDistiller(nn.Module):
         return [parameter for parameter in every if parameter.requires_grad]
 
     def _embed_student(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._features(self.student, inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"])
+        image, made = self._images(self.student, inputs["pixel_values"]), inputs["text_outputs"]
+        if made is not None:
+            return image, self.student.text_projection(made)
+        return image, self._texts(self.student, inputs["input_ids"], inputs["attention_mask"])
 
-    def _embed_images(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The student's and the teacher's embeddings of images."""
-        pixels = inputs["pixel_values"]
-        image = self._compiled.get(id(self.student), (self.student.get_image_features,))[0](pixel_values=pixels)
-        targets = inputs["teacher_image_embeds"]
-        if targets is None:
-            if self.teacher is None:
-                raise ValueError("no teacher: the batch needs teacher_image_embeds")
-            own = inputs["teacher_pixel_values"]
-            embed = self._compiled.get(id(self.teacher), (self.teacher.get_image_features,))[0]
-            with torch.no_grad():
-                targets = features_of(embed(pixel_values=pixels if own is None else own))
-        return features_of(image), targets.detach()
+    def _images(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        embed = self._compiled.get(id(model), (model.get_image_features,))[0]
+        return features_of(embed(pixel_values=pixel_values))
 
-    def _features(
-        self, model: Any, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        image, text = self._compiled.get(id(model)) or (model.get_image_features, model.get_text_features)
-        found = image(pixel_values=pixel_values), text(input_ids=input_ids, attention_mask=attention_mask)
-        return features_of(found[0]), features_of(found[1])
+    def _texts(self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        embed = self._compiled.get(id(model), (None, model.get_text_features))[1]
+        return features_of(embed(input_ids=input_ids, attention_mask=attention_mask))
+
+    @torch.no_grad()
+    def _teacher_images(self, inputs: Mapping[str, Any], number: int = 0) -> torch.Tensor:
+        prefix, model = teacher_prefix(number), self._teachers[number]
+        if inputs[f"{prefix}image_embeds"] is not None:
+            return inputs[f"{prefix}image_embeds"]
+        if model is None:
+            raise ValueError(f"no teacher: the batch needs {prefix}image_embeds")
+        own = inputs[f"{prefix}pixel_values"]
+        return self._images(model, inputs["pixel_values"] if own is None else own)
 
     @torch.no_grad()
     def _embed_teacher(
@@ -322,20 +327,19 @@ class CLIPRDDistiller(nn.Module):
             return None, None
         prefix, model = teacher_prefix(number), self._teachers[number]
         own = {name: inputs[f"{prefix}{name}"] for name in _OF_TEACHERS}
-        stored = own["image_embeds"], own["text_embeds"]
-        if stored[0] is not None and stored[1] is not None:
-            return stored
-        for one, other in (("image_embeds", "text_embeds"), ("text_embeds", "image_embeds")):
-            if own[one] is not None:
-                raise ValueError(f"the batch has {prefix}{one} without {prefix}{other}")
-        if model is None:
+        if model is None and (own["image_embeds"] is None or own["text_embeds"] is None):
+            for one, other in (("image_embeds", "text_embeds"), ("text_embeds", "image_embeds")):
+                if own[one] is not None:
+                    raise ValueError(f"the batch has {prefix}{one} without {prefix}{other}")
             raise ValueError(f"no teacher: the batch needs {prefix}image_embeds and {prefix}text_embeds")
-        if own["attention_mask"] is not None and own["input_ids"] is None:
-            raise ValueError(f"the batch has {prefix}attention_mask without {prefix}input_ids")
-        pixels = inputs["pixel_values"] if own["pixel_values"] is None else own["pixel_values"]
-        # A mask belongs to its tokens.
-        tokens = inputs if own["input_ids"] is None else own
-        return self._features(model, pixels, tokens["input_ids"], tokens["attention_mask"])
+        text = own["text_embeds"]
+        if text is None:
+            if own["attention_mask"] is not None and own["input_ids"] is None:
+                raise ValueError(f"the batch has {prefix}attention_mask without {prefix}input_ids")
+            # A mask belongs to its tokens.
+            tokens = inputs if own["input_ids"] is None else own
+            text = self._texts(model, tokens["input_ids"], tokens["attention_mask"])
+        return self._teacher_images(inputs, number), text
 
 
 class _Compiled:

@@ -64,6 +64,7 @@ class PairBatches(torch.utils.data.IterableDataset):
         self.reader = teacher.reader(student, settings.augmentation)
         self.images_alone = settings.images_alone
         self.share_duplicates = settings.duplicates == "share"
+        self.frozen_text = settings.frozen_text
         self.begin = 0
         # Per consumer of this process, the position in every stream.
         self.states: dict[int, list[dict[str, int]]] = {}
@@ -74,8 +75,9 @@ class PairBatches(torch.utils.data.IterableDataset):
         self.begin, self.states = begin, dict(states)
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
-        """Yields batches, each with a report: pairs `seen`, how many of them were `broken`, `examples` of those, and
-        the `consumer` with its `states` after it. A worker that cannot read on sends an `error` as its last report."""
+        """Yields batches, each with a report: pairs `seen`, how many of them were `broken`, `examples` of those, the
+        numbers of its `captions` if a frozen text tower reads them, and the `consumer` with its `states` after it. A
+        worker that cannot read on sends an `error` as its last report."""
         worker = torch.utils.data.get_worker_info()
         number = 0 if worker is None else worker.id
         # The loader asks its workers in turn, beginning with the first.
@@ -138,13 +140,15 @@ class PairBatches(torch.utils.data.IterableDataset):
                 read.append(found)
                 places.append(self.teacher.place(index, pair, found))
         captions = {} if self.images_alone else self.student.captions([pair.caption for pair in read])
+        numbers = [content_id(pair.caption) for pair in read] if self.share_duplicates or self.frozen_text else []
         if self.share_duplicates:
             captions["image_ids"] = torch.tensor([pair.image_id for pair in read])
             if not self.images_alone:
-                captions["text_ids"] = torch.tensor([content_id(pair.caption) for pair in read])
+                captions["text_ids"] = torch.tensor(numbers)
         batch = {"pixel_values": self.reader.stacked(read, 0), **captions}
         batch |= self.teacher.inputs(self.reader, read, places)
-        return batch, {"seen": len(read) + len(problems), "broken": len(problems), "examples": problems[:SHOWN]}
+        report = {"seen": len(read) + len(problems), "broken": len(problems), "examples": problems[:SHOWN]}
+        return batch, report | ({"captions": numbers} if self.frozen_text else {})
 
     def _candidates(self, index: int, step: int, slot: int, pair: dict[str, Any]) -> Iterator[tuple[dict, dict]]:
         """Yields the pair of a slot and then, in case it is broken, others of its table."""

@@ -18,10 +18,11 @@ from transformers import set_seed
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks, tasks_of_training_data
 from hf_blemo.clip_rd.checked_weights_clip_rd import not_finite
-from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
+from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward, features_of
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.data_position import DataPosition
+from hf_blemo.clip_rd_training.frozen_texts import FrozenTexts
 from hf_blemo.clip_rd_training.held_out import TASK, hold_out, retrieval_task
 from hf_blemo.clip_rd_training.results import SimilarityMaps, write_results
 from hf_blemo.clip_rd_training.settings import DistillationSettings
@@ -306,6 +307,8 @@ class _Training:
         self.history = _History(self.distiller.loss.cause)
         self.position = DataPosition(accelerator, settings.max_broken_share)
         self.evaluations = _Evaluations(evaluator, batches.student)
+        # Input of the distiller -> its values of each caption, where the text tower is frozen.
+        self.texts: dict[str, FrozenTexts] = self._frozen_texts() if settings.frozen_text else {}
         for part in (self.history, self.position, self.evaluations):
             accelerator.register_for_checkpointing(part)
 
@@ -391,15 +394,40 @@ class _Training:
         if "error" in report:
             raise ValueError(report["error"])
         self.position.take(report)
-        return {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
+        batch = {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
+        texts = {}
+        for name, frozen in self.texts.items():
+            prefix = "teacher_" if name.startswith("teacher_") and "teacher_input_ids" in batch else ""
+            texts[name] = frozen(report["captions"], batch[f"{prefix}input_ids"], batch.get(f"{prefix}attention_mask"))
+        return batch | texts
+
+    def _frozen_texts(self) -> dict[str, FrozenTexts]:
+        """Keeps what the frozen text tower of the student makes of each caption and, if it runs, the teacher."""
+        student, teacher = self.distiller.student, self.distiller.teacher
+
+        def encode(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            with self.accelerator.autocast():
+                # Without its projection, which may be trained.
+                return student.text_model(**inputs, return_dict=True).pooler_output
+
+        def encode_teacher(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+            with self.accelerator.autocast():
+                return features_of(teacher.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
+
+        found = {"text_outputs": FrozenTexts(encode, self.batches.student.max_length)}
+        processor = self.batches.teacher.processor
+        if teacher is not None and processor is not None:
+            found["teacher_text_embeds"] = FrozenTexts(encode_teacher, processor.max_length)
+        return found
 
     def _step(self, step: int, batch: dict[str, torch.Tensor]) -> Any:
         settings, accelerator = self.settings, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(step, settings, group["part"])
-        for side, released in settings.release.items():
-            # Evaluation mode: until then its batch statistics stay as well.
-            getattr(self.distiller.student, f"{side}_model").train(step >= released)
+        for side in settings.freeze:
+            # Evaluation mode: until its release, its batch statistics stay and nothing is dropped.
+            getattr(self.distiller.student, f"{side}_model").train(step >= settings.release.get(side, math.inf))
         if settings.chunk_size:
             terms = cached_backward(self.model, batch, settings.chunk_size, accelerator.backward)
         else:

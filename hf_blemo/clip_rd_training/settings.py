@@ -160,7 +160,8 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         vision_weights, text_weights: where towers of a new student come from instead of random weights: a folder or
             Hub id of any tower, or of an image-text model with one, or `teacher`. They bring config, projection (where
             its width fits), tokenizer and image processor.
-        freeze: towers that are not trained, of `vision` and `text`; a projection that came with one stays as well.
+        freeze: towers that are not trained, of `vision` and `text`; a projection that came with one stays as well. A
+            text tower that is never released reads each caption once, as does the teacher's then.
         release: frozen tower -> step, or share of the steps, from which it is trained after all, with a warm-up of its
             own.
         learning_rates: tower -> its highest rate, where it differs from `learning_rate`.
@@ -360,6 +361,11 @@ class DistillationSettings(PushSettings, _PairDataSettings):
     def images_alone(self) -> bool:
         """Whether the data has no captions."""
         return all(source.caption_column is None for source in self.pair_sources())
+
+    @property
+    def frozen_text(self) -> bool:
+        """Whether captions are read by a text tower that never changes."""
+        return "text" in self.freeze and "text" not in self.release and not self.images_alone
 
     def check_places(self) -> None:
         """Checks that pairs, models and tasks are there, and that the output may be written.

@@ -141,9 +141,10 @@ def test_missing_and_unknown_inputs_are_named():
     distiller, batch = make_distiller(), make_batch()
     with pytest.raises(ValueError, match="the batch has no input_ids"):
         distiller({"pixel_values": batch["pixel_values"]})
-    for name, other in (("text_embeds", "image_embeds"), ("attention_mask", "input_ids")):
+    stored = CLIPRDDistiller(TinyClip(0, 6), None, CLIPRDLoss(6), teacher_logit_scale=1.0)
+    for name, other, one in (("text_embeds", "image_embeds", stored), ("attention_mask", "input_ids", distiller)):
         with pytest.raises(ValueError, match=f"the batch has teacher_{name} without teacher_{other}"):
-            distiller({**batch, f"teacher_{name}": torch.ones(12, 6)})
+            one({**batch, f"teacher_{name}": torch.ones(12, 6)})
     with pytest.raises(ValueError, match="unknown input 'images': expected some of pixel_values"):
         distiller({**batch, "images": batch["pixel_values"]})
     with pytest.raises(ValueError, match="not as wide as teacher_dim"):
