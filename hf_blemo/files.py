@@ -36,15 +36,7 @@ _LOCK_FILE = ".lock"
 
 
 def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-        path: of the file.
-        where: what messages call it; its path by default.
-
-    Raises:
-        ValueError: the file is not JSON, holds something other than an object, or a key twice.
-    """
+    """Reads a JSON object without a key that comes twice; messages call it `where`, by default its path."""
     with reading(where or str(path), "JSON"):
         check_regular(path, "JSON")
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
@@ -79,13 +71,8 @@ def _without_nan(content: Any) -> Any:
 def within(folder: Path, name: str, where: str | None = None) -> Path:
     """The path of a file or folder whose name was not chosen here, such as one from a config.
 
-    Args:
-        folder: that holds it.
-        name: of the file or folder; slashes make it one of a folder inside.
-        where: what messages call the place that gave the name; the folder by default.
-
-    Raises:
-        ValueError: the name could lead out of the folder.
+    Slashes make it one of a folder inside; a name that could lead out of the folder is refused. Messages call the
+    place that gave it `where`, by default the folder.
     """
     if not isinstance(name, str) or not _INSIDE.fullmatch(name):
         raise ValueError(f"{where or folder}: found the name {name!r}, expected one inside the folder")
@@ -102,10 +89,8 @@ def write_text(path: Path, text: str) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, and moves the file to its place unless an error was raised.
 
-    A link stays one, and the file that it names is replaced. A device or pipe takes what is written as it comes.
-
-    Args:
-        path: of the file; its folder is created if missing.
+    Its folder is created if missing. A link stays one, and the file that it names is replaced. A device or pipe takes
+    what is written as it comes.
     """
     target = _target(path)
     if target.exists() and not target.is_file() and not target.is_dir():
@@ -130,12 +115,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def held(folder: Path, beside: bool = False) -> Iterator[None]:
     """Holds a folder for this process: another that wants to hold it is refused until this one ends, however it ends.
 
-    Args:
-        folder: to hold; made if missing.
-        beside: keep the lock beside the folder, which is not made and may be deleted; else in it.
-
-    Raises:
-        FileExistsError: another process holds it; the message names it.
+    The lock is in the folder, which is made if missing; or beside it, where the folder is not made and may be
+    deleted. The message names the process that holds it.
     """
     path = folder.with_name(f".{folder.name}{_LOCK_FILE}") if beside else folder / _LOCK_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,11 +164,10 @@ def file_digest(path: Path) -> str:
 
 
 def replace_folder(made: Path, output: Path) -> None:
-    """Moves a finished folder to its place; the folder that was there is deleted only after that.
+    """Moves a finished folder, best on the same file system, to its place; the one that was there is deleted only
+    after that.
 
-    Args:
-        made: the finished folder, best on the same file system.
-        output: its place; a link stays one, and the folder that it names is replaced.
+    A link stays one, and the folder that it names is replaced.
     """
     output = _target(output)
     replaced, beside = _sibling(output), _sibling(output)
@@ -240,13 +220,7 @@ class Limits:
     max_inflation: float = 100
 
     def excess(self, where: str, found: str, name: str) -> str:
-        """Says in a line that something is beyond a limit.
-
-        Args:
-            where: the file.
-            found: in it, in words.
-            name: of the limit.
-        """
+        """Says in a line that something was found in a file beyond the limit of a name."""
         kind, value = ("least", "lowers") if name.startswith("min") else ("most", "raises")
         bound = getattr(self, name)
         return f"{where}: found {found}, expected at {kind} {bound:,.10g} (limits.{name} {value} it)"
@@ -262,14 +236,7 @@ def limits() -> Limits:
 
 @contextmanager
 def limited(changes: Mapping[str, float]) -> Iterator[None]:
-    """Sets other bounds for a while, in all threads.
-
-    Args:
-        changes: fields of `Limits`.
-
-    Raises:
-        ValueError: there is no such field, or a value is not a positive number.
-    """
+    """Sets other bounds, fields of `Limits`, for a while, in all threads."""
     global _current
     check_known("limits", changes, asdict(_current))
     for name, value in changes.items():

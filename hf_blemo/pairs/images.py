@@ -89,14 +89,8 @@ def open_image(source: Any, where: str = "image") -> Image.Image:
 def content_id(content: str | Image.Image) -> int:
     """A number that equal captions or pictures share, and different ones do not but by a chance of 2**-64.
 
-    Args:
-        content: text, or an image as [`open_image`] returns it; files are told apart by their bytes.
-
-    Returns:
-        A signed integer of 64 bits, alike on every machine.
-
-    Raises:
-        BrokenImageError: an image that did not come from a file cannot be decoded.
+    It is a signed integer of 64 bits, alike on every machine. Images are as [`open_image`] returns them; files are
+    told apart by their bytes.
     """
     if isinstance(content, str):
         stored = content.encode()
@@ -186,12 +180,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     not define white: it is the least of 255, 65535 and (floats only) 1 that no pixel exceeds, or else the brightest
     pixel. An animation gives its current frame, which is the first one after opening. Colour profiles are ignored, as
     in CLIP's preprocessing.
-
-    Args:
-        image: not changed.
-
-    Raises:
-        BrokenImageError: some pixels cannot be decoded.
     """
     with _decoding(image):
         own = _undecoded(image) or image
@@ -207,11 +195,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def oriented_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of the upright image in pixels. Decodes only a PNG whose EXIF data follow its pixels.
-
-    Raises:
-        BrokenImageError: such a PNG cannot be decoded.
-    """
+    """Width and height of the upright image in pixels. Decodes only a PNG whose EXIF data follow its pixels."""
     with _decoding(image):
         _, (swap, _, _) = _TURNS.get(_orientation(image), _UPRIGHT)
     return (image.height, image.width) if swap else image.size
@@ -219,12 +203,7 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of an image.
-
-    Args:
-        left, top, width, height: in pixels of the upright image at full size.
-        flip: whether to mirror the part, left to right.
-    """
+    """A part of an upright image, in its pixels at full size, mirrored left to right or not."""
 
     left: int
     top: int
@@ -273,14 +252,7 @@ class Augmentation:
 
         After ten draws that do not fit, the crop is the largest one in the middle with an allowed ratio. A 16:9
         photograph has no crop of nine tenths of its area with a ratio up to 4:3, so with the defaults it always gets
-        that crop.
-
-        Args:
-            size: width and height of the upright image in pixels.
-            generator: always gives 23 numbers, used or not.
-
-        Raises:
-            ValueError: the image has no pixels.
+        that crop. `size` is that of the upright image; the generator always gives 23 numbers, used or not.
         """
         width, height = size
         if width < 1 or height < 1:
@@ -392,9 +364,6 @@ def normalized(
 
     Returns:
         (n, 3, H, W) float32, contiguous.
-
-    Raises:
-        ValueError: there are no pixels, or they have another type, several sizes, or not three channels.
     """
     found = sorted({f"{values.dtype} {values.shape}" for values in pixels})
     if len(found) != 1 or pixels[0].dtype != np.uint8 or pixels[0].shape[2:] != (3,):

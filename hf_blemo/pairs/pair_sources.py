@@ -33,7 +33,6 @@ class PairTable:
     """Pairs that are read by row number.
 
     Args:
-        settings: of the source.
         data: columns `image` (not decoded, or the path of a file) and `caption`.
         root: where relative paths begin.
         rows: of the data, if not all; pairs are counted among these, and keep the keys of their rows.
@@ -84,7 +83,6 @@ class PairStream:
     consumer depend only on the seed, the number of consumers and its own number.
 
     Args:
-        settings: of the source.
         data: columns `image` (not decoded, or the path of a file) and `caption`.
         block_size: pairs that are shuffled together.
         seed: of both orders.
@@ -107,11 +105,7 @@ class PairStream:
         return {"shards": self.data.num_shards, "first pairs": fingerprint(*parts)}
 
     def first(self, count: int) -> list[dict[str, Any]]:
-        """The first pairs in the order of the shards.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """The first pairs in the order of the shards, of which there is at least one."""
         with reading(f"data {self.settings.data!r}", "images with captions"):
             pairs = [
                 _located(pair, self.root, f"{self.settings.data}, row {row}")
@@ -124,14 +118,9 @@ class PairStream:
     def read(self, consumer: int, consumers: int, state: Mapping[str, int]) -> Iterator[tuple[dict, dict[str, int]]]:
         """Yields pairs without end, each with the state to resume from after it.
 
-        The pairs hold what a table's pairs hold, and the number of the pass as `visit`.
-
-        Args:
-            consumer, consumers: number of this one, and of all.
-            state: that came with the last pair taken; empty at the start.
-
-        Raises:
-            ValueError: a whole pass has no pair for this consumer.
+        The pairs hold what a table's pairs hold, and the number of the pass as `visit`. The state is that which
+        came with the last pair taken, empty at the start. A whole pass without a pair for this consumer is an
+        error.
         """
         state = {"pass": 0, "shard": 0, "row": 0, "taken": 0, **state}
         rows = self._rows(consumer, consumers, state["pass"], state["shard"], state["row"])

@@ -34,15 +34,10 @@ class _InferredTask(dict):
 
 
 def complete_encoders(encoders: dict[str, Any], order: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Checks the entries of `encoders` and fills in their defaults.
+    """Checks the entries of `encoders` and fills in their defaults; returns them in order.
 
-    Args:
-        encoders: as of [`RankAwareFusionConfig`].
-        order: their names in order; as they stand by default. Files are saved with sorted keys: without such a list
-            the encoders would change places on reload.
-
-    Returns:
-        The complete entries in that order.
+    `order` has their names; as they stand by default. Files are saved with sorted keys: without such a list the
+    encoders would change places on reload.
 
     Raises:
         ValueError: `order` names other encoders, a name leads out of a folder, or an entry has no positive

@@ -25,16 +25,8 @@ def default_blend_share(space: LabelSpace) -> float:
 
 
 def check_finite(name: str, values: Any, clips: Sequence[str] | None = None) -> None:
-    """Checks what a model returned.
-
-    Args:
-        name: of the values, for the message.
-        values: (B, ...), numpy's or torch's.
-        clips: names of the B samples; their numbers by default.
-
-    Raises:
-        ValueError: a value is NaN or infinite; the message names the sample.
-    """
+    """Refuses values (B, ...), numpy's or torch's, that are not finite; the message names the sample, by number or
+    `clips`."""
     finite = torch.as_tensor(values).flatten(1).isfinite().all(1)
     if not finite.all():
         row = int(finite.long().argmin())
@@ -139,15 +131,7 @@ def decode_expected_score(
 
 
 def decode_soft(probabilities: np.ndarray, space: LabelSpace = BLEMORE_SPACE) -> list[Blend]:
-    """The distribution itself: every name with its share in per cent.
-
-    Args:
-        probabilities: (B, C), rows that sum to 1.
-        space: the names.
-
-    Raises:
-        ValueError: a probability is not finite.
-    """
+    """The distributions (B, C) themselves: every name with its share in per cent."""
     check_finite("probabilities", probabilities)
     return [
         [{"emotion": name, "salience": 100 * value} for name, value in zip(space.names, row, strict=True)]
@@ -156,18 +140,11 @@ def decode_soft(probabilities: np.ndarray, space: LabelSpace = BLEMORE_SPACE) ->
 
 
 def output_probabilities(output: Mapping[str, Any], clips: Sequence[str] | None = None) -> dict[str, Any]:
-    """Turns a model's outputs into probabilities.
-
-    Args:
-        output: of a [`RankAwareFusionModel`].
-        clips: names of the samples, for messages.
+    """Turns the outputs of a [`RankAwareFusionModel`] into probabilities, which have to be finite.
 
     Returns:
         float32: `probabilities`, and `presence` and `salience` of each head alone, (B, C); `joint_probabilities`
         (B, L); `encoder_weights` (B, E); `novelty` (B, E) of a model that knows it.
-
-    Raises:
-        ValueError: one of them is not finite.
     """
     found = {
         "probabilities": output["probabilities"].float(),

@@ -19,9 +19,6 @@ class RankAwareFusionDomainAdaptation(nn.ModuleList):
     Holds the discriminators of `domain_adaptation="adversarial"`, one per place: the fused features or, at the level
     `encoders`, the latents of every encoder. The other kinds have no weights.
 
-    Args:
-        config: of the model.
-
     Source: `mmd`: Long et al., "Learning Transferable Features with Deep Adaptation Networks", ICML 2015 (multi-kernel
     MMD, the biased estimate; the bandwidths are ours). `coral`: Sun and Saenko, "Deep CORAL", ECCV 2016 (the mean term
     is ours, as CORAL assumes centred features). `adversarial`: Ganin et al., "Domain-Adversarial Training", JMLR 2016.
@@ -38,16 +35,13 @@ class RankAwareFusionDomainAdaptation(nn.ModuleList):
     def forward(
         self, fused: torch.Tensor, latents: torch.Tensor, present: torch.Tensor, labelled: torch.Tensor
     ) -> torch.Tensor:
-        """Measures the distance.
+        """The mean distance over the places, a scalar; zero where one domain has no row.
 
         Args:
             fused: (B, H).
             latents: (B, E, H).
             present: (B, E) bool.
             labelled: (B,) bool, true for source rows.
-
-        Returns:
-            Scalar, the mean over the places; zero where one domain has no row.
         """
         if self.kind == "none":
             return fused.new_zeros((), dtype=torch.float32)

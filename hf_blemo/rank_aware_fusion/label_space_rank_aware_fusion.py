@@ -159,27 +159,18 @@ class LabelSpace:
         return self._index[tuple(places), tuple(split)]
 
     def nearest(self, shares: np.ndarray) -> np.ndarray:
-        """The valid labels nearest to some distributions by absolute difference, the first on a tie.
-
-        Args:
-            shares: (N, C), rows that sum to 1.
-
-        Returns:
-            (N,) int64.
-        """
+        """(N, C) rows that sum to 1 -> (N,) int64, the valid labels nearest to them by absolute difference, the
+        first on a tie."""
         # In whole thousandths of a per cent, so that a tie is one in float32 too.
         return np.abs(np.rint(shares * 1e5)[:, None, :] - self.percent * 1000).sum(-1).argmin(-1)
 
     def shares(self, label: Any, kind: str = "valid") -> np.ndarray:
-        """Reads the label of one sample.
+        """Reads the label of one sample as (C,) float64 shares, or -100 everywhere without a label.
 
         Args:
             label: a name; a class index; a set or list of names, which share equally; a mapping of names to shares; a
                 blend as `blend` returns it; a row of C shares that sum to 1; None or C times -100 for none.
             kind: `valid`: it must be a valid label; `soft`: it may be any distribution.
-
-        Returns:
-            (C,) float64 shares, or -100 everywhere without a label.
 
         Raises:
             ValueError: it is none of these.
@@ -245,15 +236,7 @@ class LabelSpace:
 
 
 def same_space(found: LabelSpace, expected: LabelSpace, found_in: str, expected_in: str) -> None:
-    """Refuses two spaces that differ.
-
-    Args:
-        found, expected: the two.
-        found_in, expected_in: what they belong to, for the message.
-
-    Raises:
-        ValueError: names, their order or number, or the blends differ; the message lists both.
-    """
+    """Refuses two spaces that differ in names, their order or number, or blends; the message lists both."""
     if found == expected:
         return
     what = "blends differ"
@@ -267,14 +250,7 @@ BLEMORE_SPACE = LabelSpace(EMOTIONS, BLEND_PERCENTS, UNBLENDED)
 
 
 def label_names(id2label: Any) -> list[str]:
-    """Lists the names of labels in order.
-
-    Args:
-        id2label: place -> name; the places may be words, as they are in files.
-
-    Raises:
-        ValueError: the places are not 0, 1, 2, ...
-    """
+    """The names of `id2label` in order of their places 0, 1, 2, ..., which may be words, as they are in files."""
     try:
         names = {int(place): name for place, name in id2label.items()}
     except (AttributeError, TypeError, ValueError):
@@ -285,14 +261,7 @@ def label_names(id2label: Any) -> list[str]:
 
 
 def space_of(config: Mapping[str, Any]) -> LabelSpace:
-    """The label space that a config states, without the class of the config.
-
-    Args:
-        config: content of its file; what it does not state is as by default.
-
-    Raises:
-        ValueError: names, splits and unblended names do not fit together.
-    """
+    """The label space that the content of a config's file states; what it does not state is as by default."""
     names = EMOTIONS if config.get("id2label") is None else tuple(label_names(config["id2label"]))
     percents, unblended = (BLEND_PERCENTS, UNBLENDED) if names == EMOTIONS else ((), ())
     given = [config.get(name) for name in ("blend_percents", "unblended")]

@@ -5,14 +5,11 @@ from torch import nn
 
 
 def described(mean: torch.Tensor, spread: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
-    """What a clip is compared by: where its features lie, and how much they move, of which the logarithm.
+    """What a clip is compared by, (N, 2 D): where its features lie, and how much they move, of which the logarithm.
 
     Args:
         mean, spread: (N, D) mean and standard deviation of a clip's features over time.
         floor: (D,) what is no movement any more.
-
-    Returns:
-        (N, 2 D).
     """
     return torch.cat([mean, (spread + floor).log()], -1)
 
@@ -49,14 +46,11 @@ class RankAwareFusionNovelty(nn.Module):
         self.register_buffer("precision", torch.zeros(count + 1))
 
     def forward(self, mean: torch.Tensor, spread: torch.Tensor, moves: torch.Tensor) -> torch.Tensor:
-        """Measures clips.
+        """Distances (N,) of clips; above 1 a clip is unlike the training clips.
 
         Args:
             mean, spread: (N, D) mean and standard deviation over time.
             moves: (N,) bool, false where a clip has one step, whose movement nobody knows; it then counts as usual.
-
-        Returns:
-            (N,) distances; above 1 a clip is unlike the training clips.
         """
         standard = (described(mean, spread, self.floor.to(mean)) - self.centre.to(mean)) / self.scale.to(mean)
         known = torch.cat([torch.ones_like(mean, dtype=torch.bool), moves.unsqueeze(-1).expand_as(mean)], -1)

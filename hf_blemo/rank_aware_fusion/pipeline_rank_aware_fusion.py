@@ -167,19 +167,14 @@ def result_of_row(
     space: LabelSpace,
     top_labels: int | None = None,
 ) -> dict[str, Any]:
-    """Makes the result of one clip of a batch.
+    """The result of one clip of a batch, as of [`BlendedEmotionRecognitionPipeline`], numbers as Python has them.
 
     Args:
         values: `probabilities`, `presence`, `salience` (B, C), `encoder_weights` (B, E), `selected_encoders` (B, n),
             `joint_probabilities` (B, L); optionally `novelty` (B, E).
-        row: of the clip.
-        found: its blend.
+        row, found: number of the clip, and its blend.
         encoders: names of the columns of `encoder_weights`.
-        space: the names and the valid labels.
         top_labels: how many of the valid labels to list.
-
-    Returns:
-        A result as of [`BlendedEmotionRecognitionPipeline`], numbers as Python has them.
     """
     result: dict[str, Any] = {"blend": found}
     heads = {

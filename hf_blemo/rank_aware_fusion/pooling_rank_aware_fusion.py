@@ -81,12 +81,8 @@ class RankAwareFusionPooling(nn.Module):
     def pool(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Applies the transform and, for `mean` and `statistics`, the pooling; without standardisation.
 
-        Args:
-            values: (B, T, D).
-            mask: (B, T) bool.
-
-        Returns:
-            (B, D) for `mean`, (B, 7 * D) for `statistics`, the transformed (B, T, D) for `attention`.
+        (B, T, D) with a mask (B, T) -> (B, D) for `mean`, (B, 7 * D) for `statistics`, the transformed (B, T, D) for
+        `attention`.
         """
         values = values.float()
         if self.transform == "log_softmax":
@@ -98,15 +94,8 @@ class RankAwareFusionPooling(nn.Module):
         return values
 
     def moments(self, values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation over time, without standardisation.
-
-        Args:
-            values: (B, T, D), or what [`pool`] returned for them.
-            mask: (B, T) bool.
-
-        Returns:
-            (B, D) and (B, D), and (B,) bool, false where a sample has no two steps known of it.
-        """
+        """Mean and standard deviation over time, (B, D) each, without standardisation, of (B, T, D) or what
+        [`pool`] returned; and (B,) bool, false where a sample has no two steps known of it."""
         size = self.feature_size
         if values.dim() == 2:
             pooled = values.float()
@@ -122,15 +111,8 @@ class RankAwareFusionPooling(nn.Module):
         return mean, variance.sqrt(), mask.sum(1) > 1
 
     def forward(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Pools one encoder.
-
-        Args:
-            values: (B, T, D), or what [`pool`] returned for them.
-            mask: (B, T) bool.
-
-        Returns:
-            (B, output_size), standardised; zeros for a sample without a valid step.
-        """
+        """(B, T, D), or what [`pool`] returned for them -> (B, output_size), standardised; zeros for a sample
+        without a valid step."""
         if self.pooling == "attention" and values.dim() == 2:
             # One step, pooled like any other, so that every parameter takes part.
             values = values.unsqueeze(1)
