@@ -29,14 +29,15 @@ class SimilarityMaps:
 
     @torch.no_grad()
     def now(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the cosines (n, n) of images (rows) and texts: the student's and the teacher's."""
+        """Returns the cosines (n, n) of images (rows) and texts: the student's, and the mean of the teachers'."""
         training = self.distiller.training
         self.distiller.eval()
         device = self.distiller.step.device
         embeds = self.distiller({name: values.to(device) for name, values in self.batch.items()}, return_loss=False)
         self.distiller.train(training)
         image, text, *teacher = (functional.normalize(values.double(), dim=-1).cpu() for values in embeds)
-        return (image @ text.T).numpy(), (teacher[0] @ teacher[1].T).numpy()
+        theirs = [images @ texts.T for images, texts in zip(teacher[::2], teacher[1::2], strict=True)]
+        return (image @ text.T).numpy(), torch.stack(theirs).mean(0).numpy()
 
 
 def summary(metrics: Mapping[str, Any]) -> list[str]:

@@ -207,7 +207,7 @@ def _distill(
     start_trackers(accelerator, settings, "hf_blemo-clip_rd")
     distiller = CLIPRDDistiller(
         student,
-        teacher.model,
+        teacher.models,
         loss,
         teacher_logit_scale=teacher.logit_scale,
         weight_schedule=settings.weight_schedule if teacher.dim is not None else {},
@@ -228,6 +228,7 @@ def _distill(
     if settings.evaluate_teacher and teacher.model is not None and evaluator is not None:
         assert teacher.processor is not None
         teacher_tasks = evaluator.evaluate(teacher.model, teacher.processor, accelerator.device)
+    teacher.tune(training.distiller, batches, settings.chunk_size)
     maps = before = None
     if teacher.dim is not None and accelerator.is_main_process and loss.needs_teacher and not settings.images_alone:
         maps = SimilarityMaps(training.distiller, batches)
@@ -241,13 +242,15 @@ def _distill(
             # Trained between images; between an image and a text it is the teacher's.
             with torch.no_grad():
                 training.student.logit_scale.copy_(teacher.model.logit_scale)
+        described = teacher.described(training.distiller)
         metrics = {
             "schema_version": 1,
             "model_type": student.config.model_type,
             "student": settings.student,
             "inherited": inherited,
             "images_alone": settings.images_alone,
-            "teacher": teacher.description,
+            "teacher": described[0] if len(described) == 1 else None,
+            "teachers": described,
             "data": {**training.position.description(split.training), "held_out": split.description()},
             "num_parameters": student.num_parameters(),
             "num_parameters_vision": student.vision_model.num_parameters(),
@@ -280,8 +283,9 @@ def _inputs(sources: Sequence[PairTable | PairStream], teacher: Teacher) -> dict
     inputs: dict[str, Any] = {}
     for source in sources:
         inputs |= named_inputs(f"{source.settings.data!r}", source.fingerprint())
-    if teacher.description is not None:
-        inputs |= named_inputs("the teacher", {"weights": teacher.description["fingerprint"]})
+    for number, description in enumerate(teacher.descriptions):
+        name = f"the teacher {description['source']!r}" if number else "the teacher"
+        inputs |= named_inputs(name, {"weights": description["fingerprint"]})
     return inputs
 
 

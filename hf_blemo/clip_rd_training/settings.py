@@ -26,6 +26,7 @@ from hf_blemo.programs.settings import (
 
 COMPARISON_FILE = "comparison.json"
 CUSTOM, INHERIT, TEACHER = "custom", "inherit", "teacher"
+OWN_SCALE = "own"
 # The presets of `CLIPRDConfig`, which is not light, and the student whose config is given.
 STUDENTS = (
     *("vit-t-16", "vit-b-16", "vit-l-14", "mobilevit-s", "swin-t", "efficientnet-b0", "mobilenet-v3-s", "resnet-18"),
@@ -140,6 +141,27 @@ class _PairDataSettings:
 
 @strict
 @dataclass
+class TeacherSettings:
+    """One of several teachers.
+
+    Args:
+        teacher: as [`DistillationSettings`] takes it; with a `teacher_store`, its name in the store.
+        revision: commit, branch or tag of a teacher on the Hub.
+        scale: of its logits, exponentiated; `own` for the one it was trained with. By default the best for the pairs
+            of the first batches, no sharper than its own.
+    """
+
+    teacher: str
+    revision: str | None = None
+    scale: float | int | Literal["own"] | None = None
+
+    def __post_init__(self):
+        if isinstance(self.scale, float | int) and not 0 < self.scale < math.inf:
+            raise ValueError(f"scale of teacher {self.teacher!r}: expected a number above 0, found {self.scale!r}")
+
+
+@strict
+@dataclass
 class DistillationSettings(PushSettings, _PairDataSettings):
     """Settings of `hf-blemo distill`.
 
@@ -148,6 +170,11 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         teacher: a folder or Hub id of any CLIP-like model of transformers, with its tokenizer and image processor, or
             `open_clip:NAME/PRETRAINED`; without one the student learns from the contrastive loss alone.
         teacher_revision: commit, branch or tag of a teacher on the Hub.
+        teachers: several instead of `teacher`, each as it is named there or a dict with `teacher` and, as needed,
+            `revision` and `scale`: of its logits, or `own`; by default the best for the first batches' pairs, no
+            sharper than its own. With a `teacher_store`, their names in the store. Targets of relations are averaged
+            as distributions, and features are distilled through a projection for each. Where a setting means one
+            teacher, as `student: inherit` or `text_weights: teacher`, it is the first.
         teacher_store: a folder or Hub id written by `hf-blemo embed`. The teacher is then not loaded, and
             `teacher` may be omitted; if given, it must be the embedded one.
         teacher_name: name of the teacher, if the store holds several.
@@ -208,6 +235,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
     output_dir: str = "out/clip_rd"
     teacher: str | None = None
     teacher_revision: str | None = None
+    teachers: list[str | dict[str, Any]] = field(default_factory=list)
     teacher_store: str | None = None
     teacher_name: str | None = None
     student: str = "vit-t-16"
@@ -275,6 +303,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
                 )
         if self.teacher_store is None and self.teacher_name is not None:
             raise ValueError("teacher_name needs teacher_store")
+        self._check_teachers()
         if self.evaluation_share >= 1:
             raise ValueError(f"evaluation_share: expected a number below 1, found {self.evaluation_share}")
         if self.evaluation_share and "held_out" in self.evaluation:
@@ -284,7 +313,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
             raise ValueError("evaluate_teacher needs an evaluation, and a teacher without teacher_store")
         if self.evaluate_every and not evaluated:
             raise ValueError("evaluate_every needs tasks: evaluation_share or evaluation")
-        if self.teacher is None and self.teacher_store is None:
+        if self.teacher is None and self.teacher_store is None and not self.teachers:
             # Without a teacher there is one term to train with.
             self.weights = {"task": weights["task"]}
         if self.images_alone:
@@ -293,6 +322,34 @@ class DistillationSettings(PushSettings, _PairDataSettings):
             raise ValueError("sources: expected captions in all of them or in none")
         if not any(self.weights.values()):
             raise ValueError(f"weights: expected a weight above 0 for some term, found {self.weights}")
+
+    def _check_teachers(self) -> None:
+        """Refuses several teachers beside one, fewer than two, one twice, or what is for one alone."""
+        if not self.teachers:
+            return
+        for name in ("teacher", "teacher_revision", "teacher_name"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r}: found {len(self.teachers)} teachers as well, expected one "
+                    "of these (--teachers '[]' drops those of a config)"
+                )
+        known = [(entry.teacher, entry.revision) for entry in self.teacher_entries()]
+        if len(known) < 2:
+            raise ValueError(
+                f"teachers: expected at least two, found {known[0][0]!r} alone; one is named by --teacher"
+            )
+        for teacher, revision in known:
+            if known.count((teacher, revision)) > 1:
+                raise ValueError(f"teachers: found {teacher!r} twice, expected different ones")
+        if self.evaluate_teacher:
+            raise ValueError("evaluate_teacher is for one teacher; measure several by hf-blemo evaluate")
+
+    def teacher_entries(self) -> list[TeacherSettings]:
+        """The settings of several teachers; none where there is one, or no one."""
+        return [
+            settings_of(TeacherSettings, {"teacher": entry} if isinstance(entry, str) else entry, "teachers")
+            for entry in self.teachers
+        ]
 
     @property
     def steps(self) -> int:
@@ -337,6 +394,8 @@ class DistillationSettings(PushSettings, _PairDataSettings):
 
     def _check_images_alone(self) -> None:
         """Sets what pictures without captions need; refuses what needs captions."""
+        if self.teachers:
+            raise ValueError("caption_column null: pictures alone have one teacher; pass --teacher")
         if self.teacher is None or self.teacher_store is not None:
             raise ValueError("caption_column null: pictures alone need a teacher that runs; pass --teacher")
         if self.weights == CLIP_RD_WEIGHTS:
@@ -384,6 +443,8 @@ class DistillationSettings(PushSettings, _PairDataSettings):
                 raise FileNotFoundError(f"{where}: found no {STORE_FILE} there")
         elif self.teacher is not None:
             check_clip(self.teacher, "teacher", self.teacher_revision)
+        for entry in self.teacher_entries() if self.teacher_store is None else ():
+            check_clip(entry.teacher, "teacher", entry.revision)
         if self.student not in (*STUDENTS, INHERIT):
             local_path(self.student, f"student {self.student!r}", names=STUDENTS)
             check_clip(self.student, "student")
@@ -488,6 +549,8 @@ class ComparisonSettings(DistillationSettings):
         self.weights = weights
         for name in self.methods:
             check_choice("methods", name, METHODS)
+        if self.teachers:
+            raise ValueError("teachers: all methods are compared with one; pass --teacher")
         if not (self.evaluation or self.evaluation_share or self.data in built_in.PAIRS):
             raise ValueError(
                 f"data {self.data!r}: expected evaluation, tasks, or an evaluation_share (--evaluation_share 0.1)"

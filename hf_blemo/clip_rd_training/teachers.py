@@ -1,15 +1,17 @@
 """The teacher of a distillation: a model that runs beside the student, a store of its embeddings, or none."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hf_blemo.clip_rd.losses_clip_rd import MAXIMAL_LOG_SCALE, CLIPRDLoss
+from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, teacher_prefix
+from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
 from hf_blemo.clip_rd_training.reading import PairReader, ReadPair
-from hf_blemo.clip_rd_training.settings import DistillationSettings
+from hf_blemo.clip_rd_training.settings import OWN_SCALE, DistillationSettings
 from hf_blemo.files import within
 from hf_blemo.loading import download_errors, load_part, local_path
 from hf_blemo.pairs.clip_models import Clip, load_clip
@@ -17,26 +19,31 @@ from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable
 from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, TeacherStore
 
-# Of the search for a scale: it ends within 0.2 %.
-_STEPS = 15
+# Of the search for a scale, which ends within 0.2 %, and batches that it looks at.
+_STEPS, _BATCHES = 15, 4
 
 
 class Teacher:
     """No teacher: the student learns from the contrastive loss alone. The other two kinds override their parts.
 
     Attributes:
-        dim: width of the embeddings; None without a teacher.
+        dim: width of the embeddings; None without a teacher, of several a list.
         processor: of the teacher's pairs; None without one. That of a store has a tokenizer and no image processor.
         model: runs beside the student; None without one.
-        logit_scale: CLIP scale, exponentiated; None without a teacher, or if `model` has it.
-        description: entry of `metrics.json`.
+        models: what [`CLIPRDDistiller`] takes as its teacher.
+        logit_scale: CLIP scale, exponentiated; None without a teacher, or if `model` has it. Of several a list.
+        descriptions: entries of `metrics.json`, one a teacher.
     """
 
-    dim: int | None = None
+    dim: Any = None
     processor: PairProcessor | None = None
     model: Any = None
-    logit_scale: float | None = None
-    description: dict[str, Any] | None = None
+    logit_scale: Any = None
+    descriptions: Sequence[dict[str, Any]] = ()
+
+    @property
+    def models(self) -> Any:
+        return self.model
 
     def check(
         self, settings: DistillationSettings, sources: Sequence[PairTable | PairStream], student: PairProcessor
@@ -59,6 +66,13 @@ class Teacher:
         """Returns the teacher's part of a batch."""
         return {}
 
+    def tune(self, distiller: CLIPRDDistiller, batches: Iterable[Any], chunk_size: int) -> None:
+        """Chooses the scales of several teachers on the first batches."""
+
+    def described(self, distiller: CLIPRDDistiller) -> list[dict[str, Any]]:
+        """Entries of `metrics.json`, one a teacher."""
+        return list(self.descriptions)
+
 
 class _LiveTeacher(Teacher):
     """A model that runs beside the student."""
@@ -66,22 +80,32 @@ class _LiveTeacher(Teacher):
     def __init__(self, clip: Clip, description: dict[str, Any]):
         self.model, self.processor, self.dim = clip
         self.own_tokens = True
-        self.description = description
+        # Number of its processor in the reader; the first is the student's.
+        self.number = 0
+        self.descriptions = [description]
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers that read batches need no weights.
         return {**vars(self), "model": None}
 
-    def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
+    def join(self, processors: list[PairProcessor]) -> None:
+        """Adds its processor to the reader's, unless one of those gives the same pixels."""
         assert self.processor is not None
-        self.own_tokens = not self.processor.same_tokens(student)
-        processors = [student] if self.processor.same_images(student) else [student, self.processor]
+        self.own_tokens = not self.processor.same_tokens(processors[0])
+        same = [number for number, other in enumerate(processors) if self.processor.same_images(other)]
+        self.number = same[0] if same else len(processors)
+        if not same:
+            processors.append(self.processor)
+
+    def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
+        processors = [student]
+        self.join(processors)
         return PairReader(processors, augmentation)
 
     def inputs(self, reader: PairReader, read: Sequence[ReadPair], places: Sequence[Any]) -> dict[str, torch.Tensor]:
         inputs: dict[str, torch.Tensor] = {}
-        if len(reader.processors) > 1:
-            inputs["teacher_pixel_values"] = reader.stacked(read, 1)
+        if self.number:
+            inputs["teacher_pixel_values"] = reader.stacked(read, self.number)
         if self.own_tokens and self.processor is not None and any(pair.caption for pair in read):
             tokens = self.processor.captions([pair.caption for pair in read])
             inputs |= {f"teacher_{name}": values for name, values in tokens.items()}
@@ -95,7 +119,7 @@ class _StoredTeacher(Teacher):
         self.store, self.processor = store, processor
         self.dim, self.logit_scale = store.teacher["dim"], store.teacher["logit_scale"]
         kept = ("source", "fingerprint", "parameters", "logit_scale")
-        self.description = {**{key: store.teacher[key] for key in kept}, "stored": True}
+        self.descriptions = [{**{key: store.teacher[key] for key in kept}, "stored": True}]
 
     def check(
         self, settings: DistillationSettings, sources: Sequence[PairTable | PairStream], student: PairProcessor
@@ -104,11 +128,6 @@ class _StoredTeacher(Teacher):
         made = self.store.teacher
         if settings.teacher is not None and settings.teacher != made["source"]:
             raise ValueError(f"{where}: made with teacher {made['source']!r}, the run names {settings.teacher!r}")
-        if settings.teacher_revision not in (None, made["revision"], made["fingerprint"]):
-            raise ValueError(
-                f"{where}: made with revision {made['revision']!r} of the teacher, the run names "
-                f"{settings.teacher_revision!r}"
-            )
         described = []
         for entry, source in zip(settings.described_sources(), sources, strict=True):
             if isinstance(source, PairStream):
@@ -129,22 +148,119 @@ class _StoredTeacher(Teacher):
         return self.store.embeddings(places)
 
 
+class _Teachers(Teacher):
+    """Several of a kind, all live or all of one store; where one alone is asked for, it is the first."""
+
+    def __init__(self, members: Sequence[Any], scales: Sequence[float | str | None]):
+        self.members, self.scales = members, scales
+        self.dim, self.processor, self.model = [one.dim for one in members], members[0].processor, members[0].model
+        self.descriptions = [description for one in members for description in one.descriptions]
+        own = (description["logit_scale"] for description in self.descriptions)
+        self.logit_scale = [
+            scale if isinstance(scale, float | int) else mine for scale, mine in zip(scales, own, strict=True)
+        ]
+
+    @property
+    def models(self) -> Any:
+        return None if self.model is None else [one.model for one in self.members]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "model": None}
+
+    def check(
+        self, settings: DistillationSettings, sources: Sequence[PairTable | PairStream], student: PairProcessor
+    ) -> None:
+        for one in self.members[:1]:
+            one.check(settings, sources, student)
+
+    def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
+        if isinstance(self.members[0], _StoredTeacher):
+            return self.members[0].reader(student, augmentation)
+        processors = [student]
+        for one in self.members:
+            one.join(processors)
+        return PairReader(processors, augmentation)
+
+    def place(self, source: int, pair: Mapping[str, Any], read: ReadPair) -> Any:
+        return self.members[0].place(source, pair, read)
+
+    def inputs(self, reader: PairReader, read: Sequence[ReadPair], places: Sequence[Any]) -> dict[str, torch.Tensor]:
+        return {
+            name.replace("teacher_", teacher_prefix(number), 1): values
+            for number, one in enumerate(self.members)
+            for name, values in one.inputs(reader, read, places).items()
+        }
+
+    def tune(self, distiller: CLIPRDDistiller, batches: Iterable[Any], chunk_size: int) -> None:
+        assert distiller.teacher_scales is not None
+        scales = list(self.logit_scale)
+        if distiller.loss.needs_teacher and not all(self.scales):
+            embeds = list(_first_embeddings(distiller, batches, chunk_size))
+            for number, asked in enumerate(self.scales):
+                if asked is None:
+                    pairs = [(*taught[2 * number : 2 * number + 2], ids) for taught, ids in embeds]
+                    scales[number] = tuned_scale(pairs, scales[number])
+            distiller.set_teacher_scales(scales)
+
+    def described(self, distiller: CLIPRDDistiller) -> list[dict[str, Any]]:
+        assert distiller.teacher_scales is not None
+        how = ["tuned" if asked is None else "own" if asked == OWN_SCALE else "given" for asked in self.scales]
+        scales = distiller.teacher_scales.tolist()
+        return [
+            {**description, "scale": round(scale, 4), "scale_is": word}
+            for description, scale, word in zip(self.descriptions, scales, how, strict=True)
+        ]
+
+
+@torch.no_grad()
+def _first_embeddings(
+    distiller: CLIPRDDistiller, batches: Iterable[Any], chunk_size: int
+) -> Iterator[tuple[list[torch.Tensor], dict[str, torch.Tensor]]]:
+    """The teachers' embeddings of the first batches, and the ids of their pairs."""
+    training, device = distiller.training, distiller.step.device
+    distiller.eval()
+    for batch, _ in islice(batches, _BATCHES):
+        size = chunk_size or len(batch["pixel_values"])
+        parts = [
+            distiller(
+                {name: values[start : start + size].to(device) for name, values in batch.items()}, return_loss=False
+            )
+            for start in range(0, len(batch["pixel_values"]), size)
+        ]
+        ids = {name: batch[name].to(device) for name in ("image_ids", "text_ids") if name in batch}
+        yield [torch.cat(column) for column in list(zip(*parts, strict=True))[2:]], ids
+    distiller.train(training)
+
+
 def open_teacher(settings: DistillationSettings) -> Teacher:
-    """Loads the teacher, or opens the store, that the settings name; a store on the Hub is downloaded.
+    """Loads the teachers, or opens the store, that the settings name; a store on the Hub is downloaded.
 
     Raises:
         FileNotFoundError: there is no such model or store.
-        ValueError: the model is not a CLIP, or the store has no such teacher.
+        ValueError: a model is not a CLIP, the store has no such teacher, or has it from another revision.
     """
+    entries = settings.teacher_entries()
     if settings.teacher_store is not None:
-        return _open_store(settings.teacher_store, settings.teacher_name)
-    if settings.teacher is None:
-        return Teacher()
-    clip = load_clip(settings.teacher, "teacher", settings.teacher_revision)
-    return _LiveTeacher(clip, {"source": settings.teacher, **clip.description(), "stored": False})
+        folder = _store_folder(settings.teacher_store)
+        if entries:
+            return _Teachers(
+                [_open_store(folder, settings, entry.teacher, entry.revision) for entry in entries],
+                [entry.scale for entry in entries],
+            )
+        return _open_store(folder, settings, settings.teacher_name, settings.teacher_revision)
+    if entries:
+        return _Teachers(
+            [_open_live(entry.teacher, entry.revision) for entry in entries], [entry.scale for entry in entries]
+        )
+    return Teacher() if settings.teacher is None else _open_live(settings.teacher, settings.teacher_revision)
 
 
-def _open_store(source: str, teacher: str | None) -> Teacher:
+def _open_live(source: str, revision: str | None) -> Teacher:
+    clip = load_clip(source, "teacher", revision)
+    return _LiveTeacher(clip, {"source": source, **clip.description(), "stored": False})
+
+
+def _store_folder(source: str) -> Path:
     where = f"teacher_store {source!r}"
     folder = local_path(source, where)
     if folder is None:
@@ -154,7 +270,17 @@ def _open_store(source: str, teacher: str | None) -> Teacher:
             folder = Path(snapshot_download(source, repo_type="dataset"))
     if not (folder / STORE_FILE).is_file():
         raise FileNotFoundError(f"{where}: found no {STORE_FILE} there")
+    return folder
+
+
+def _open_store(folder: Path, settings: DistillationSettings, teacher: str | None, revision: str | None) -> Teacher:
+    where = f"teacher_store {settings.teacher_store!r}"
     store = TeacherStore(folder, teacher)
+    made = store.teacher
+    if revision not in (None, made["revision"], made["fingerprint"]):
+        raise ValueError(
+            f"{where}: made with revision {made['revision']!r} of the teacher, the run names {revision!r}"
+        )
     tokenizer = within(folder / TOKENIZERS, store.name, where)
     processor = None
     if tokenizer.is_dir():
@@ -164,34 +290,32 @@ def _open_store(source: str, teacher: str | None) -> Teacher:
     return _StoredTeacher(store, processor)
 
 
-def tuned_scale(batches: Sequence[tuple[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]]]) -> float:
+def tuned_scale(batches: Sequence[tuple[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]]], own: float) -> float:
     """The scale at which a teacher's softmax over a batch tells best which text belongs to which image.
 
-    The least mean of CLIP's contrastive loss over the batches, by a golden-section search from 1 to 100: the loss is
-    convex in the scale. Every process finds the same, since the loss is that of all pairs.
+    The least mean of CLIP's contrastive loss over the batches, which is convex in the scale, by a golden-section
+    search from 1 to the teacher's own: on pairs that it knows by heart, a sharper softmax would leave no relations to
+    learn. Every process finds the same, since the loss is that of all pairs.
 
     Args:
         batches: the teacher's embeddings of this process's images and texts, (n, d) each, and `image_ids` and
             `text_ids` where duplicates share their targets.
+        own: the teacher's CLIP scale, exponentiated.
     """
-    dim = batches[0][0].shape[1]
-    loss = CLIPRDLoss(dim, dim, {"task": 1.0}, precision="exact").to(batches[0][0].device)
+    dim, device = batches[0][0].shape[1], batches[0][0].device
+    loss = CLIPRDLoss(dim, dim, {"task": 1.0}, precision="exact").to(device)
 
     @torch.no_grad()
     def mean(exponent: float) -> float:
         found = [loss(image, text, None, None, math.exp(exponent), None, **ids).loss for image, text, ids in batches]
         return torch.stack(found).double().mean().item()
 
-    low, high, ratio = 0.0, MAXIMAL_LOG_SCALE, (math.sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = mean(left), mean(right)
+    ratio, low, high = (math.sqrt(5) - 1) / 2, 0.0, math.log(max(own, 1.0))
     for _ in range(_STEPS):
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = mean(left)
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if mean(left) <= mean(right):
+            high = right
         else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = mean(right)
-    return math.exp((low + high) / 2)
+            low = left
+    found = (low + high) / 2
+    return own if mean(math.log(own)) <= mean(found) else math.exp(found)

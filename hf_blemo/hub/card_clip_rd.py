@@ -60,12 +60,15 @@ def card_values(
         ValueError: the data names no sources, or an evaluated task is of an unknown kind.
     """
     _check(metrics)
-    teacher = metrics.get("teacher")
+    one = metrics.get("teacher")
+    # Runs of earlier versions name one.
+    teachers = metrics.get("teachers") or ([one] if one else [])
     sources = metrics["data"]["sources"]
     total = sum(source.get("weight", 1.0) for source in sources) or 1.0
     tasks, teacher_tasks = _tasks(metrics, "evaluation"), _tasks(metrics, "teacher_evaluation")
     built_in = {source["data"] for source in sources if source["data"] in _BUILT_IN_DATA}
-    origin = teacher["source"] if teacher else metrics["student"]
+    origins = [teacher["source"] for teacher in teachers] or [metrics["student"]]
+    known = [origin for origin in origins if _is_hub_id(origin, metrics)]
     datasets = [source["data"] for source in sources if _is_hub_id(source["data"], metrics)]
     settings = metrics["config"].get("evaluation") or {}
     results = [
@@ -87,16 +90,15 @@ def card_values(
         for metric_name, value in _measured(task).items()
     ]
     metadata = {
-        "base_model": origin if _is_hub_id(origin, metrics) else None,
+        "base_model": known[0] if len(known) == 1 else known or None,
         "pipeline_tag": PIPELINE_TAG,
-        "tags": [tag for tag in TAGS if teacher or tag != "distillation"],
+        "tags": [tag for tag in TAGS if teachers or tag != "distillation"],
         "datasets": list(dict.fromkeys(datasets)) or None,
         "metrics": list(dict.fromkeys(result.metric_type for result in results)) or None,
         "eval_results": results or None,
     }
     return metadata, {
-        "teacher": teacher,
-        "teacher_name": _model_name(teacher["source"], metrics) if teacher else None,
+        "teachers": [{**teacher, "name": _model_name(teacher["source"], metrics)} for teacher in teachers],
         "start": _model_name(metrics["student"], metrics) if _is_model(metrics["student"]) else None,
         "inherited": metrics.get("inherited") or {},
         "towers": [

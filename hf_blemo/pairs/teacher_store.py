@@ -157,7 +157,10 @@ class TeacherStore:
         self.description = StoreDescription.load(self.folder)
         teachers = self.description.teachers
         if teacher is None and len(teachers) > 1:
-            raise ValueError(f"teacher_store {str(folder)!r}: name one of its teachers: {', '.join(teachers)}")
+            raise ValueError(
+                f"teacher_store {str(folder)!r}: name one of its teachers, {', '.join(teachers)} (--teacher_name), or "
+                "several (--teachers)"
+            )
         self.name = next(iter(teachers)) if teacher is None else teacher
         if self.name not in teachers:
             raise ValueError(f"teacher_store {str(folder)!r}: no teacher {teacher!r}, found {', '.join(teachers)}")

@@ -279,7 +279,7 @@ def test_a_store_may_hold_several_teachers(teacher, tmp_path, settings_for):
     row = rows_of(tmp_path / "store")[0]
     assert (len(row["tiny_text_embeds"]), len(row["small_text_embeds"])) == (48, 24)
     data = ("--synthetic.num_pairs", 40, "--augmentation", json.dumps(CROPS), "--teacher_store", tmp_path / "store")
-    with pytest.raises(ValueError, match="name one of its teachers: tiny, small"):
+    with pytest.raises(ValueError, match="name one of its teachers, tiny, small .--teacher_name., or several"):
         distill(settings_for(tmp_path / "student", *data))
     with pytest.raises(ValueError, match="no teacher 'large', found tiny, small"):
         distill(settings_for(tmp_path / "student", *data, "--teacher_name", "large"))
