@@ -52,6 +52,9 @@ def summary(metrics: Mapping[str, Any]) -> list[str]:
         rows = [row for row in metrics["history"] if name in row]
         shown = [f"{row[name]:10.4g} after {row['step']} steps" for row in (rows[0], rows[-1])]
         lines.append(f"{name:<13} {' '.join(shown)}")
+    for teacher in metrics["teachers"]:
+        if "scale" in teacher:
+            lines.append(f"teacher {teacher['source']}: scale {teacher['scale']:.4g} ({teacher['scale_is']})")
     epochs = metrics["epochs"]
     passes = "" if epochs is None else f", {epochs:.3g} times the {metrics['data']['pairs']:,} pairs"
     size, pace = metrics["batch_size"], metrics["seconds_per_step"]
