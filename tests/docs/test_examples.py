@@ -199,6 +199,9 @@ assert loaded.config.encoders["text"]["modality"] == "text"
     "docs/notebooks/fusion.ipynb": Example(after="assert found['eval_score'] > 0.3 and np.mean(hits) > 0.8"),
     "docs/publishing.md": Example(prepare.trained_folder, check=published),
     "docs/sentence_transformers.md": Example(prepare.student_and_pictures, needs=("sentence_transformers",)),
+    "docs/pictures_alone.md": Example(
+        prepare.pictures_alone, options={"distill": ("--batch_size", "4", "--num_workers", "0", "--epochs", "1")}
+    ),
     "docs/start_pairs.md": Example(prepare.own_student),
     "docs/start_pipeline.md": Example(needs=("av",)),
     "docs/using_elsewhere.md": Example(prepare.both_families, needs=("onnxruntime", "onnxscript")),

@@ -136,6 +136,16 @@ def teacher_and_pictures(hub: Any, work: Path, scratch: Path) -> None:
     write_pictures(work / "pictures")
 
 
+def pictures_alone(hub: Any, work: Path, scratch: Path) -> None:
+    """A teacher on the Hub, and pictures without captions, in folders of their own."""
+    save_teacher(scratch / "teacher")
+    hub.put("openai/clip-vit-base-patch16", scratch / "teacher")
+    for number in range(16):
+        folder = work / ("pictures" if number < 8 else "new_pictures") / str(number % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(number).save(folder / f"{number}.png")
+
+
 def trained_folder(hub: Any, work: Path, scratch: Path) -> None:
     """A fusion in the folder that fine-tuning leaves, and features."""
     save_fusion(work / "out" / "fine-tuned")
