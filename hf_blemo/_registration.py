@@ -6,7 +6,7 @@ family's class. Python calls the registrar when one of these modules is imported
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -52,7 +52,37 @@ def lazy_names(module_name: str, definers: Mapping[str, str]) -> tuple[Callable[
     return load, names
 
 
-class AutoClassRegistrar:
+class ImportWatcher:
+    """A finder on `sys.meta_path` that calls back once a module has been imported, before its importer goes on.
+
+    Args:
+        awaited: full names of the modules.
+        notify: called with the name of each.
+    """
+
+    def __init__(self, awaited: Iterable[str], notify: Callable[[str], None]) -> None:
+        self.awaited = set(awaited)
+        self.notify = notify
+
+    def install(self) -> None:
+        """Awaits the modules from now on."""
+        sys.meta_path.insert(0, self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Finds an awaited module as the finders after this one do, and calls back after its import."""
+        if fullname not in self.awaited:
+            return None
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                spec.loader = cast("Loader", _NotifyingLoader(spec, self.notify))
+                return spec
+        return None
+
+
+class AutoClassRegistrar(ImportWatcher):
     """Registers each family's classes with the auto classes once the auto classes are imported.
 
     Args:
@@ -81,30 +111,17 @@ class AutoClassRegistrar:
         self.pipeline_modules = {*(classes[name] for name in self.pipelines.values()), *self.bases.values()}
         if self.pipelines:
             self.pipeline_modules.add(PIPELINES_MODULE)
-        self.awaited = {*self.pipeline_modules}
+        super().__init__(self.pipeline_modules, self.register)
         for family in families.values():
             for auto_class, family_class in family.items():
                 self.awaited |= {auto_modules[auto_class], classes[family_class]}
 
     def install(self) -> None:
         """Registers with the auto classes that are imported already, and with the others when they are imported."""
-        sys.meta_path.insert(0, self)
+        super().install()
         for module_name in (*self.auto_modules.values(), PIPELINES_MODULE):
             if module_name in sys.modules:
                 self.register(module_name)
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Finds an awaited module as the finders after this one do, and registers after its import."""
-        if fullname not in self.awaited:
-            return None
-        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                spec.loader = cast("Loader", _NotifyingLoader(spec, self.register))
-                return spec
-        return None
 
     def register(self, module_name: str) -> None:
         """Makes the registrations that wait for a module, where the other side can be had.

@@ -26,7 +26,7 @@ _TABLE = {
     "loading": "errors files",
     "media": "errors files",
     "metrics": "_registration blemore rank_aware_fusion",
-    "programs": "errors files",
+    "programs": "_registration errors files",
     "encoders": "_registration errors loading media",
     "pairs": "_registration built_in clip_rd errors files loading programs",
     "clip_evaluation": "built_in clip_rd errors files pairs programs",
