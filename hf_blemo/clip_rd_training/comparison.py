@@ -54,7 +54,6 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
     result: dict[str, Any] = {"settings": asdict(settings), "students": {name: [] for name in settings.methods}}
 
     def begin() -> dict[str, list[dict[str, Any]]]:
-        settings.check_output()
         result["inputs"] = _inputs(settings)
         earlier = {}
         if settings.resume and (output / COMPARISON_FILE).is_file():
@@ -65,20 +64,12 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
         write_json({output / COMPARISON_FILE: {**result, "students": {**result["students"], **earlier}}})
         return earlier
 
-    # Later, what the first process writes may be there.
-    earlier = of_first(accelerator, begin)
-    check_shared(accelerator, output)
+    # All checks come before any change to an earlier run.
+    of_first(accelerator, settings.check_output)
     sources = [open_source(entry) for entry in settings.pair_sources()]
     split = hold_out(accelerator, settings.evaluation_share, sources)
     held_out = {TASK: retrieval_task(sources, split.pictures)} if split.pictures else {}
     evaluator = ClipEvaluator({**make_tasks(settings.comparison_tasks()), **held_out})
-
-    def evaluate(folder: str) -> dict[str, float]:
-        if not accelerator.is_main_process:
-            return {}
-        clip = load_clip(folder)
-        return _scores(evaluator.evaluate(clip.model, clip.processor))
-
     own = {entry.name: getattr(settings, entry.name) for entry in fields(DistillationSettings)}
     # Resuming is done student by student, evaluation once for all of them.
     without: dict[str, Any] = {
@@ -90,6 +81,16 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
     }
     without |= {"weight_schedule": {}, "teacher_revision": None}
     base = DistillationSettings(**{**own, **without, "evaluate_teacher": False, "weights": {"task": 1.0}})
+    # Later, what the first process writes may be there.
+    earlier = of_first(accelerator, begin)
+    check_shared(accelerator, output)
+
+    def evaluate(folder: str) -> dict[str, float]:
+        if not accelerator.is_main_process:
+            return {}
+        clip = load_clip(folder)
+        return _scores(evaluator.evaluate(clip.model, clip.processor))
+
     teacher = settings.teacher or str(output / "teacher")
     if settings.teacher is None and not (earlier and (output / "teacher" / "model.safetensors").is_file()):
         wider = _merged(settings.student_config, settings.teacher_config)

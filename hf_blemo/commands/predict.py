@@ -159,7 +159,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             # A submission is of all clips.
             written = [path for path in outputs if path.suffix != ".zip"] if done else []
             _write(written, models, members, decoding, inputs, results)
-            if written or not done:
+            if outputs and (written or not done):
                 _journal_path(outputs).unlink(missing_ok=True)
             if isinstance(error, KeyboardInterrupt):
                 kept = f", kept in {', '.join(map(str, written))}" if written else ""
@@ -316,6 +316,8 @@ def _write(
     results: Sequence[Mapping[str, Any]],
 ) -> None:
     """Writes all outputs, or none."""
+    if not outputs:
+        return
     from hf_blemo import blemore
     from hf_blemo.commands.prediction_files import described, true_labels
     from hf_blemo.prediction.clip_report import write_report

@@ -55,6 +55,10 @@ def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
 def _ablate_encoders(accelerator: Accelerator, settings: EncoderAblationSettings, stack: ExitStack) -> dict[str, Any]:
     output = Path(settings.output_dir)
     features, record = output / "features", output / "encoders.json"
+    # Settings that do not fit are refused before anything is written.
+    fusion = AblationSettings(
+        **{**settings.fusion, "data": str(features), "seeds": settings.seeds, "output_dir": str(output)}
+    )
     encoders = load_encoders(settings.encoders, dtype=settings.dtype)
     result: dict[str, Any] = {"settings": asdict(settings), "inputs": _inputs(settings, encoders), "rows": []}
     earlier: dict[str, Any] = {"rows": []}
@@ -76,9 +80,6 @@ def _ablate_encoders(accelerator: Accelerator, settings: EncoderAblationSettings
     accelerator.wait_for_everyone()
     if not features.exists():
         extract_features(settings.extraction())
-    fusion = AblationSettings(
-        **{**settings.fusion, "data": str(features), "seeds": settings.seeds, "output_dir": str(output)}
-    )
     data = load_data(str(features), {})
     measured = {row["name"]: row for row in earlier["rows"]}
     missing = [name for name in settings.sets if name not in measured]

@@ -48,7 +48,8 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False, processor: A
         folder: created if missing.
         int8: whether to write each file once more as `NAME_int8.onnx`, its matrix products quantised dynamically:
             weights when it is written, activations when it runs.
-        processor: of a student, to be saved beside the files: `tokenizer.json` and `processor_config.json`.
+        processor: of a student, to be saved beside the files: `tokenizer.json`, which pads and cuts texts as the text
+            tower needs it, and `processor_config.json`.
 
     Returns:
         The ONNX files, those in int8 last.
@@ -91,8 +92,23 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False, processor: A
         }
     if processor is not None:
         processor.save_pretrained(folder)
+        _set_up_tokenizer(folder / "tokenizer.json", processor)
     write_json({folder / "onnx.json": {"model_type": model.config.model_type, "opset": _OPSET, **description}})
     return paths + [_quantized(path) for path in paths if int8]
+
+
+def _set_up_tokenizer(path: Path, processor: Any) -> None:
+    """Writes padding and truncation into the file, where transformers keeps them for itself."""
+    if not path.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    tokenizer, own = Tokenizer.from_file(str(path)), processor.tokenizer
+    if processor.max_length is not None:
+        tokenizer.enable_truncation(processor.max_length)
+    length = processor.max_length if processor.padding == "max_length" else None
+    tokenizer.enable_padding(pad_id=own.pad_token_id, pad_token=own.pad_token, length=length)
+    tokenizer.save(str(path))
 
 
 def onnx_inputs(batch: Mapping[str, Any], encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:

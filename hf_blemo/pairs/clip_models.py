@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil
 
-from hf_blemo.clip_rd.checked_weights_clip_rd import not_finite
+from hf_blemo.clip_rd.checked_weights_clip_rd import CheckedWeights, not_finite
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.errors import check_extra
 from hf_blemo.loading import load_part
@@ -71,7 +71,8 @@ def load_clip(source: str, what: str = "model", revision: str | None = None) -> 
                 raise ValueError(f"{what} {source!r}: {type(model).__name__} has no {name}; expected a CLIP")
         processor = load_processor(source, what, getattr(model.config, "text_config", None), revision)
     model = model.eval()
-    broken = not_finite(model.state_dict())
+    # Those of this package's own family are loaded finite.
+    broken = None if isinstance(model, CheckedWeights) else not_finite(model.state_dict())
     if broken is not None:
         raise ValueError(
             f"{what} {source!r}: the weights {broken} hold NaN or infinite values, expected finite numbers"

@@ -69,10 +69,16 @@ def together(accelerator: Accelerator, settings: Any) -> Iterator[ExitStack]:
         A stack for what is to be closed at the end.
 
     Raises:
-        ValueError: the processes have different settings.
+        ValueError: the processes have different settings, or do not know of each other.
         SystemExit: another process failed; with its code.
     """
     global _active
+    started = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if _active is None and started > 1 == accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started (WORLD_SIZE), each of which would run alone; without an accelerator for "
+            "each, start them as ACCELERATE_USE_CPU=true torchrun ..."
+        )
     if _active is not None or accelerator.num_processes == 1:
         with ExitStack() as stack:
             yield stack

@@ -187,11 +187,19 @@ class RankAwareFusionProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors must be 'pt', found {return_tensors!r}")
         if isinstance(samples, Mapping):
             samples = [samples]
-        if not samples:
+        try:
+            num_samples = len(samples)
+        except TypeError:
+            found = type(samples).__name__
+            raise ValueError(
+                f"expected a mapping of encoder names to arrays, or a list of such mappings, found {found}"
+            ) from None
+        # Arrays have no truth.
+        if num_samples == 0:
             raise ValueError("found no samples, expected at least one")
-        if clips is not None and len(clips) != len(samples):
-            raise ValueError(f"expected one name per sample, found {len(clips)} clips for {len(samples)} samples")
-        names = [f"sample {index}" if clips is None else str(clips[index]) for index in range(len(samples))]
+        if clips is not None and len(clips) != num_samples:
+            raise ValueError(f"expected one name per sample, found {len(clips)} clips for {num_samples} samples")
+        names = [f"sample {index}" if clips is None else str(clips[index]) for index in range(num_samples)]
         checked: list[dict[str, np.ndarray]] = []
         for where, sample in zip(names, samples, strict=True):
             if not isinstance(sample, Mapping):

@@ -124,6 +124,19 @@ def test_bad_settings_are_named(changes, message, tmp_path):
         settings_for(tmp_path, **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluation": {"mine": {"kind": "retrieval", "data": "gone"}}}, "gone"),
+        ({"data": "gone", "evaluation_share": 0.5}, "gone"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_written(changes, message, tmp_path):
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        compare(settings_for(tmp_path / "out", **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_processes_compare_as_one(evaluation, tmp_path):
     settings = {"methods": ["CLIP-RD"], "seeds": [3], "evaluation": evaluation, "dtype": "float64"}
     program = (

@@ -108,6 +108,17 @@ def test_what_is_done_is_printed_and_kept_when_a_run_ends(predict, capsys, paths
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
+def test_a_run_without_outputs_may_be_interrupted_before_its_first_clip(predict, paths, monkeypatch):
+    def ending(*given, **options):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(clip_prediction, "predict_clips", ending)
+    code, _, err = predict(paths)
+    assert code == 130
+    assert err.splitlines()[-1] == "hf-blemo predict: interrupted: 0 of 4 clips are predicted"
+
+
 def odd_clips(folder, path):
     """Copies of a clip under names that are hard to write, and what is no clip."""
     folder.mkdir()

@@ -1,6 +1,8 @@
 """The processes of a run agree before they begin, and end together; see also `tests/fuzzing`."""
 
 import weakref
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +61,16 @@ def test_processes_agree_and_end_together(before, inside, line, tmp_path):
     lines = [text for text in done.stderr.splitlines() if text.startswith("program: error: ") or " error: pr" in text]
     assert len(lines) == 2 and all(line in text for text in lines), done.stderr
     assert "all are done" not in done.stdout
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    """As torchrun starts them where there is no GPU, unless a variable tells Accelerate so."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    alone: Any = SimpleNamespace(num_processes=1)
+    with pytest.raises(ValueError, match="^2 processes were started .* start them as ACCELERATE_USE_CPU=true torchrun"):
+        with processes.together(alone, None):
+            raise AssertionError("they run alone")
 
 
 def test_processes_share_what_the_first_makes_and_a_folder(tmp_path):

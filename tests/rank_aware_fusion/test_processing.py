@@ -39,12 +39,14 @@ def test_what_no_clip_has_is_left_out_and_a_vector_is_one_step(processor):
     assert steps.sum() == 12, "the caller's array was changed"
 
 
-def test_a_single_clip_needs_no_list(processor, encoders, make_samples):
+def test_a_single_clip_needs_no_list_and_several_may_be_an_array(processor, encoders, make_samples):
     sample = dict(reversed(make_samples(1)[0].items()))
-    single, listed = processor(sample), processor([sample])
+    single, listed = processor(sample), processor([sample, sample])
+    array = processor(np.array([sample, sample]))
     assert list(single["features"]) == list(encoders)
     for name in sample:
-        torch.testing.assert_close(single["features"][name], listed["features"][name], rtol=0, atol=0)
+        torch.testing.assert_close(single["features"][name], listed["features"][name][:1], rtol=0, atol=0)
+        torch.testing.assert_close(array["features"][name], listed["features"][name], rtol=0, atol=0)
 
 
 def test_steps_of_any_kind_become_float32(processor):
@@ -128,6 +130,10 @@ def test_a_bad_clip_is_refused_with_its_name_what_was_found_and_what_was_expecte
         ({"clips": ["A1"]}, "2 samples"),
         ({"return_tensors": "np"}, "return_tensors must be 'pt', found 'np'"),
         ({"samples": []}, "expected at least one"),
+        ({"samples": np.array([])}, "expected at least one"),
+        ({"samples": np.zeros((2, 4))}, "sample 0: expected a mapping of encoder names to arrays, found ndarray"),
+        ({"samples": np.array({"clip": np.zeros(4)})}, "or a list of such mappings, found ndarray"),
+        ({"samples": None}, "or a list of such mappings, found NoneType"),
     ],
     ids=str,
 )
