@@ -48,7 +48,8 @@ class Program:
         examples = "\n".join(f"  hf-blemo {name} {example}" for example in self.examples)
         return (
             f"{self.summary[0].upper()}{self.summary[1:]}.\n\n{self.details}\n\nExamples:\n{examples}\n\n"
-            f"On several accelerators or processes: accelerate launch -m hf_blemo.cli {name} ..."
+            f"On several GPUs: accelerate launch -m hf_blemo.cli {name} ...\n"
+            f"On processors: ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m hf_blemo.cli {name} ..."
         )
 
 

@@ -76,8 +76,8 @@ def together(accelerator: Accelerator, settings: Any) -> Iterator[ExitStack]:
     started = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
     if _active is None and started > 1 == accelerator.num_processes:
         raise ValueError(
-            f"{started} processes were started (WORLD_SIZE), each of which would run alone; without an accelerator for "
-            "each, start them as ACCELERATE_USE_CPU=true torchrun ..."
+            f"{started} processes were started (WORLD_SIZE), each of which would run alone; without a GPU for each, "
+            "start them as ACCELERATE_USE_CPU=true torchrun ..."
         )
     if _active is not None or accelerator.num_processes == 1:
         with ExitStack() as stack:

@@ -68,9 +68,9 @@ def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     alone: Any = SimpleNamespace(num_processes=1)
-    with pytest.raises(ValueError, match="^2 processes were started .* start them as ACCELERATE_USE_CPU=true torchrun"):
-        with processes.together(alone, None):
-            raise AssertionError("they run alone")
+    message = "^2 processes were started .* start them as ACCELERATE_USE_CPU=true torchrun"
+    with pytest.raises(ValueError, match=message), processes.together(alone, None):
+        raise AssertionError("they run alone")
 
 
 def test_processes_share_what_the_first_makes_and_a_folder(tmp_path):
