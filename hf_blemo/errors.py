@@ -68,6 +68,7 @@ _EXTRAS = {
     "demo": ("the demo page", {"gradio": "gradio"}),
     "emoji": ("data 'emoji'", {"emoji": "emoji"}),
     "completion": ("completion", {"shtab": "shtab"}),
+    "opensmile": ("openSMILE", {"opensmile": "opensmile"}),
     "openclip": ("open_clip", {"open_clip": "open_clip_torch"}),
     "sets": ("standard zero-shot sets", {"clip_benchmark": "clip_benchmark"}),
 }
@@ -280,7 +281,7 @@ def check_extra(extra: str, needed_by: str = "", load: bool = True) -> None:
     """Checks that the packages of an extra are installed.
 
     Args:
-        extra: `media`, `face`, `onnx`, `demo`, `emoji`, `completion`, `openclip` or `sets`.
+        extra: `media`, `face`, `onnx`, `demo`, `emoji`, `completion`, `opensmile`, `openclip` or `sets`.
         needed_by: what messages say needs it; by default the extra's feature.
         load: also import them, which says whether what they need is there, too, but takes time.
 

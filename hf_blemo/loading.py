@@ -27,6 +27,10 @@ _CODE_FILES: dict[str, Any] = {
 }
 
 
+# How the name of an encoder begins that is a feature set of the package opensmile.
+OPENSMILE = "opensmile:"
+
+
 def is_hub_id(source: str) -> bool:
     """Whether a source is not on this machine and could be the id of a Hub repository (`owner/name`)."""
     return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()

@@ -49,13 +49,13 @@ def test_every_public_name_loads_and_is_listed():
 
 
 def test_the_lowest_versions_that_are_tested_are_those_that_are_declared():
-    """Without the extras that pull in torchvision, and what only the developers use."""
+    """Without extras that pull in torchvision or are licensed for research only, and what only developers use."""
     declared = {}
     for line in importlib.metadata.requires("hf_blemo") or []:
         requirement = Requirement(line)
         extra = re.search(r"extra == .(\w+)", str(requirement.marker))
         if canonicalize_name(requirement.name) != "hf-blemo" and (
-            extra is None or extra[1] not in {"dev", "openclip", "sets", "timm"}
+            extra is None or extra[1] not in {"dev", "openclip", "opensmile", "sets", "timm"}
         ):
             [bound] = requirement.specifier
             declared.setdefault(canonicalize_name(requirement.name), set()).add(bound.version)

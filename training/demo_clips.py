@@ -22,11 +22,14 @@ class DemoSettings:
     Args:
         student: a CLIP trained on drawn scenes that encodes the frames; `training/demo_clip_rd.py` makes one.
         output_dir: output folder; the files of an earlier demo are replaced.
+        voice: the audio encoder (default: the built-in HuBERT); `opensmile:eGeMAPSv02` needs the package opensmile,
+            which is licensed for research only.
         num_clips: number of training clips.
     """
 
     student: str = "out/demo/clip_student"
     output_dir: str = "out/demo"
+    voice: str = ""
     num_clips: int = 216
 
 
@@ -53,10 +56,10 @@ def main() -> None:
     make_synthetic_clips(clips, num_clips=settings.num_clips, seed=0)
     print(f"{settings.num_clips} clips in {clips}", flush=True)
 
-    print(
-        "\n2. Extract features: the student encodes every frame, the built-in HuBERT every 20 ms of sound", flush=True
-    )
-    encoders = {"picture": {"model_id": settings.student}, "voice": {"model_id": str(Path(MODEL) / "voice")}}
+    hears = f"{settings.voice} the sound" if settings.voice else "the built-in HuBERT every 20 ms of sound"
+    print(f"\n2. Extract features: the student encodes every frame, {hears}", flush=True)
+    voice = settings.voice or str(Path(MODEL) / "voice")
+    encoders = {"picture": {"model_id": settings.student}, "voice": {"model_id": voice}}
     made = extract_features(
         ExtractionSettings(data=str(clips), output_dir=str(features), encoders=encoders),
         report_line=lambda line: print(line, file=sys.stderr),

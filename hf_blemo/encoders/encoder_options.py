@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from hf_blemo.loading import local_path, read_config
+from hf_blemo.errors import check_choice, check_extra
+from hf_blemo.loading import OPENSMILE, local_path, read_config
 
 # Keys of an entry that names an encoder to load; the first three travel with the models trained on its features.
 ENCODER_KEYS = ("model_id", "revision", "extraction", "batch_size")
@@ -15,6 +16,11 @@ DTYPES = get_args(Dtype)
 # Backends that resize frames, in transformers' names.
 ImageBackend = Literal["pil", "torchvision"]
 IMAGE_BACKENDS = get_args(ImageBackend)
+# Feature sets of openSMILE, without those that it calls superseded.
+OPENSMILE_SETS = (
+    *("eGeMAPSv02", "GeMAPSv01b", "ComParE_2016", "emobase"),
+    *("IS09", "IS10", "IS11", "IS12", "IS13"),
+)
 _RANGE = re.compile(r"([0-9]{1,4})-([0-9]{1,4})", re.ASCII)
 
 
@@ -83,6 +89,21 @@ def _is_layer(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
+def check_opensmile(model_id: str, where: str = "") -> None:
+    """Checks that a feature set of openSMILE can be had.
+
+    Args:
+        model_id: begins with `opensmile:`.
+        where: beginning of messages.
+
+    Raises:
+        ValueError: there is no such set.
+        MissingExtraError: the package is not installed.
+    """
+    check_choice(f"{where}feature set of openSMILE", model_id.removeprefix(OPENSMILE), OPENSMILE_SETS)
+    check_extra("opensmile", f"{where}{model_id} (licensed for research only)", load=False)
+
+
 def check_encoders(entries: Mapping[str, Mapping[str, Any]], folder: str | Path = ".") -> None:
     """Checks that the folders of encoders hold models.
 
@@ -92,11 +113,14 @@ def check_encoders(entries: Mapping[str, Mapping[str, Any]], folder: str | Path 
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no config.
-        ValueError: the config is damaged, or a folder got a `revision`.
+        ValueError: the config is damaged, a folder got a `revision`, or openSMILE has no such feature set.
+        MissingExtraError: the package of openSMILE is not installed.
     """
     for name, entry in entries.items():
         model = entry.get("model_id")
-        if isinstance(model, str) and model:
+        if isinstance(model, str) and model.startswith(OPENSMILE):
+            check_opensmile(model, f"encoder {name!r}: ")
+        elif isinstance(model, str) and model:
             source = encoder_source(folder, model)
             where = f"encoder {name!r}: {source}"
             found = local_path(source, where, entry.get("revision"))

@@ -10,11 +10,12 @@ import torch
 from hf_blemo.encoders.encoder import Encoder, EncoderMemoryError, EncoderSource
 from hf_blemo.encoders.encoder_options import DTYPES, ENCODER_KEYS
 from hf_blemo.encoders.image_encoder import ClipEncoder, ImageEncoder
+from hf_blemo.encoders.opensmile_encoder import OpenSmileEncoder, load_opensmile
 from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
 from hf_blemo.encoders.video_encoder import VideoEncoder
 from hf_blemo.errors import one_line
-from hf_blemo.loading import load_part, local_path, quiet_loading, refuse_code_of_others
+from hf_blemo.loading import OPENSMILE, load_part, local_path, quiet_loading, refuse_code_of_others
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +47,18 @@ def load_encoder(
     | VideoMAE, TimeSformer, ViViT | [`VideoEncoder`] | a segment of 16 frames, or as many as the model takes |
     | HuBERT, WavLM, wav2vec 2.0, data2vec | [`SpeechEncoder`] | a step of 20 ms |
     | Whisper, AST, CLAP and other audio models | [`SpectrogramEncoder`] | a step of 20 ms of Whisper, else a window |
+    | `opensmile:eGeMAPSv02` and other sets | [`OpenSmileEncoder`] | a window, or a step of 10 ms |
 
     Args:
-        model_id: Hub id (`owner/name`), or a folder with the model and its processor.
+        model_id: Hub id (`owner/name`), a folder with the model and its processor, or `opensmile:SET`.
         revision: commit, branch or tag of the Hub repository; the encoder remembers the commit. If a repository has
             its weights only as a pickle and no revision is given, the Hub's conversion to safetensors is loaded.
         extraction: `frames_per_second` (image and video models: frames to sample; default: every frame),
             `image_backend` (image and video models: how to resize; `pil`, the default, or `torchvision`, which is
             several times as fast and differs by one level of 255 in few pixels), `layer` or `layers` (all: hidden
             states to take instead of the model's own output, 0 for what enters the first block; a number, or a range
-            such as `6-12` for their mean, or a list such as `[6, 9, 12]` for all side by side).
+            such as `6-12` for their mean, or a list such as `[6, 9, 12]` for all side by side), `level` (openSMILE:
+            `functionals`, the default, or `lld`), `window_seconds` and `hop_seconds` (functionals; default: 2 and 1).
         device: device of the model (default: a GPU if there is one).
         dtype: `float32`, `bfloat16` or `float16` (on a GPU); features are always float32.
         batch_size: pieces at once (default: the family's).
@@ -69,6 +72,7 @@ def load_encoder(
         FileNotFoundError: there is no such folder, repository or revision, or a file is missing from it.
         ValueError: the model belongs to no family above or lacks weights, or an option or its value is unknown.
         EncoderMemoryError: the device is out of memory for the model.
+        MissingExtraError: openSMILE is asked for and not installed.
     """
     from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
@@ -78,6 +82,9 @@ def load_encoder(
     if extraction is not None and not isinstance(extraction, Mapping):
         raise ValueError(f"{where}: extraction must be options by name, found {extraction!r}")
     extraction = dict(extraction or {})
+    if model_id.startswith(OPENSMILE):
+        extraction = _options(OpenSmileEncoder, "openSMILE", extraction, defaults, where)
+        return load_opensmile(model_id, revision, extraction, batch_size)
     is_folder = local_path(model_id, revision=revision) is not None
     if not is_folder and trust_remote_code and not _COMMIT.fullmatch(revision or ""):
         raise ValueError(f"{where}: remote code is only run at a commit, expected 40 hexadecimal digits as revision")
@@ -93,12 +100,7 @@ def load_encoder(
         options["revision"] = commit or revision
         config = load_part(AutoConfig, model_id, where, **options)
         family = _family(config, _modalities(config, model_id, options), where)
-        for key in extraction:
-            if key not in family.extraction_defaults:
-                known = ", ".join(family.extraction_defaults) or "none"
-                raise ValueError(f"{where}: {config.model_type} has no option {key!r} of extraction, it has: {known}")
-        known_defaults = {key: value for key, value in (defaults or {}).items() if key in family.extraction_defaults}
-        extraction = known_defaults | extraction
+        extraction = _options(family, config.model_type, extraction, defaults, where)
         weights = {"dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
         try:
             model, report = load_part(AutoModel, model_id, where, **options, **weights)
@@ -161,6 +163,18 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
         if not any(key in encoder.extraction_defaults for encoder in encoders.values()):
             raise ValueError(f"{key}: found for {', '.join(encoders)}, none of which knows it")
     return encoders
+
+
+def _options(
+    family: type[Encoder], kind: str, extraction: Mapping[str, Any], defaults: Mapping[str, Any] | None, where: str
+) -> dict[str, Any]:
+    """Options of an encoder, with the defaults that its family knows."""
+    for key in extraction:
+        if key not in family.extraction_defaults:
+            known = ", ".join(family.extraction_defaults)
+            raise ValueError(f"{where}: {kind} has no option {key!r} of extraction, it has: {known}")
+    known_defaults = {key: value for key, value in (defaults or {}).items() if key in family.extraction_defaults}
+    return {**known_defaults, **extraction}
 
 
 def _family(config: Any, modalities: Collection[str], where: str) -> type[Encoder]:

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from hf_blemo.files import read_json
-from hf_blemo.loading import is_hub_id
+from hf_blemo.loading import OPENSMILE, is_hub_id
 from hf_blemo.programs.markdown import code
 
 PROVENANCE_FILE = "encoders.json"
@@ -16,6 +16,7 @@ PROVENANCE_FILE = "encoders.json"
 _PROVENANCE_KEYS = ("feature_size", "modality", "model_id", "revision", "extraction")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT_DIGITS = 40
+_OPENSMILE = "https://github.com/audeering/opensmile-python"
 _SHOWN_DIGITS = 7
 
 
@@ -58,6 +59,8 @@ def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         model, revision = entry["model_id"], str(entry.get("revision") or "")
         published = is_hub_id(model) and _HUB_ID.fullmatch(model) is not None
         link = Markup(f"[{model}](https://huggingface.co/{model})")
+        if model.startswith(OPENSMILE):
+            published, link = True, Markup(f"{code(model)} of [openSMILE]({_OPENSMILE}), licensed for research only")
         shown = revision[:_SHOWN_DIGITS] if len(revision) == _COMMIT_DIGITS else revision
         options = ", ".join(f"{key} {value}" for key, value in (entry.get("extraction") or {}).items())
         rows.append(

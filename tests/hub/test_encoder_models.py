@@ -27,18 +27,22 @@ CONFIG = {
         "folder": {"model_id": "/home/someone/students/small"},
         "given": {"feature_size": 3},
         "branch": {"model_id": "you/voice", "revision": "v1|x"},
+        "prosody": {"model_id": "opensmile:eGeMAPSv02", "revision": "2.6.0"},
     },
-    "encoder_order": ["given", "folder", "clip", "branch"],
+    "encoder_order": ["given", "folder", "clip", "branch", "prosody"],
 }
 
 
 def test_rows_name_model_and_revision():
-    folder, clip, branch = encoder_rows(CONFIG)
+    folder, clip, branch, prosody = encoder_rows(CONFIG)
     assert folder["model"] == "`small`, a folder that is not published" and not folder["published"]
     assert folder["revision"] == folder["options"] == "–"
     assert clip["model"] == "[you/student](https://huggingface.co/you/student)" and clip["published"]
     assert clip["revision"] == "`0123456`" and clip["options"] == "frames_per_second 5.0"
     assert branch["revision"] == r"`v1\|x`"
+    assert (
+        prosody["published"] and prosody["revision"] == "`2.6.0`" and "licensed for research only" in prosody["model"]
+    )
     assert encoder_rows({}) == [] == encoder_rows({"encoders": {"a": {"feature_size": 2}}})
     shown = without_local_paths(CONFIG)
     assert shown["encoders"] == CONFIG["encoders"] | {"folder": {"model_id": "small"}}
