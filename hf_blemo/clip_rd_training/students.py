@@ -15,7 +15,7 @@ from hf_blemo.clip_rd_training.inheritance import inherit
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
 from hf_blemo.clip_rd_training.settings import CUSTOM, INHERIT, SIDES, STUDENTS, DistillationSettings
 from hf_blemo.clip_rd_training.teachers import Teacher
-from hf_blemo.clip_rd_training.towers import Tower, check_tokens, fill_towers, freeze_towers, open_towers
+from hf_blemo.clip_rd_training.towers import Tower, check_tokens, fill_towers, freeze_towers, open_towers, pooled_width
 from hf_blemo.errors import check_known, one_line
 from hf_blemo.loading import load_part, local_path
 from hf_blemo.pairs.clip_models import load_clip, load_model, load_processor
@@ -164,7 +164,7 @@ def _new_student(
         if settings.student_config.get(f"{side}_config"):
             raise ValueError(f"student_config.{side}_config: {side}_weights brings the config of its tower")
         # The preset's, if its tower's config did not state it.
-        given |= {f"{side}_config": tower.model.config, f"{side}_hidden_size": None}
+        given |= {f"{side}_config": tower.model.config, f"{side}_hidden_size": pooled_width(tower)}
     widths = {len(tower.projection) for tower in towers.values() if tower.projection is not None}
     if len(widths) == 1:
         given.setdefault("projection_dim", *widths)

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from transformers import AutoImageProcessor, CLIPImageProcessorPil
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, CLIPImageProcessorPil
 from transformers.utils import logging
 
 from hf_blemo.clip_rd_training.inheritance import PROJECTIONS
@@ -50,12 +52,16 @@ def _open_tower(side: str, source: str, teacher: Teacher) -> Tower:
             raise ValueError(f"{where}: expected a teacher of transformers with a {side}_model, found {found}")
         part = processor.tokenizer if side == "text" else processor.image_processor
         return Tower(getattr(model, f"{side}_model"), _projection(side, model), part)
-    model = load_model(source, where)
+    config = load_part(AutoConfig, source, where)
+    if config.model_type == "timm_wrapper" and config.model_args:
+        # Where timm writes the number of classes into its arguments, the wrapper, which takes none, states it twice.
+        config.model_args = {name: value for name, value in config.model_args.items() if name != "num_classes"}
+    model = load_model(source, where, config=config)
     tower = getattr(model, f"{side}_model", model)
     inputs = "input_ids" if side == "text" else "pixel_values"
     if tower.main_input_name != inputs:
         raise ValueError(f"{where}: expected a {side} tower, found {type(model).__name__}")
-    part = load_tokenizer(source, where) if side == "text" else _image_processor(source, tower.config, where)
+    part = load_tokenizer(source, where) if side == "text" else _image_processor(source, tower, where)
     return Tower(tower, _projection(side, model), part)
 
 
@@ -66,14 +72,18 @@ def _projection(side: str, model: Any) -> torch.Tensor | None:
     return layer.weight.detach()
 
 
-def _image_processor(source: str, config: Any, where: str) -> Any:
+def _image_processor(source: str, tower: Any, where: str) -> Any:
+    config = tower.config
     if config.model_type == "timm_wrapper":
-        # Its own image processor needs torchvision.
-        known = config.pretrained_cfg or {}
-        _, height, width = known.get("input_size", (3, 224, 224))
+        # Its own image processor needs torchvision. Only a config that timm wrote says what the model knows.
+        known = {**tower.timm_model.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {})}
+        height, width = known["input_size"][1:]
+        if "img_size" in (arguments := config.model_args or {}):
+            height, width = np.broadcast_to(arguments["img_size"], 2).tolist()
         options: dict[str, Any] = {
             "size": {"shortest_edge": min(height, width)},
             "crop_size": {"height": height, "width": width},
+            "resample": Image.Resampling[known.get("interpolation", "bicubic").upper()],
         }
         options |= {f"image_{name}": list(known[name]) for name in ("mean", "std")}
         return CLIPImageProcessorPil(**options)
@@ -85,6 +95,15 @@ def _image_processor(source: str, config: Any, where: str) -> Any:
             raise
         logger.warning(f"{where}: no image processor beside the weights; images are normalised as CLIP's")
         return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+
+@torch.no_grad()
+def pooled_width(tower: Tower) -> int | None:
+    """The width of what a tower of timm pools, which its config does not say; None for other towers."""
+    if tower.model.config.model_type != "timm_wrapper":
+        return None
+    size = tower.part.crop_size
+    return tower.model(torch.zeros(1, 3, size["height"], size["width"])).pooler_output.shape[-1]
 
 
 def fill_towers(student: Any, towers: Mapping[str, Tower], settings: DistillationSettings) -> None:

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from pair_files import picture
 from tiny_models import make_student, save_tiny_model
-from transformers import AutoModel, ViTConfig
+from transformers import AutoModel, TimmWrapperConfig, TimmWrapperModel, ViTConfig
 
+from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.clip_rd_training.run import _Training, distill
 from hf_blemo.clip_rd_training.students import make_student as new_student
 from hf_blemo.clip_rd_training.teachers import open_teacher
+from hf_blemo.pairs.clip_models import load_clip
 
 PRESET = ("--student", "vit-t-16", "--student_config", "{}", "--synthetic.image_size", "20")
 
@@ -91,6 +94,50 @@ def test_the_projections_of_an_image_text_model_come_along_where_they_fit(traine
     student = new_student(towers_of(*arguments, "--student_config.projection_dim", 12))[0]
     assert torch.equal(student.visual_projection.weight, clip.visual_projection.weight)
     assert new_student(towers_of(*arguments, "--student_config.projection_dim", 10))[0].config.projection_dim == 10
+
+
+# Architecture, its arguments, pixels that its images have, and whether timm writes the folder, as on the Hub.
+TIMM = {
+    "a transformer": (
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 8, "num_heads": 2, "embed_dim": 16, "depth": 1},
+        32,
+        0,
+    ),
+    "a network of convolutions": ("test_efficientnet", {}, 160, 1),
+    "a head that widens": ("mobilenetv3_small_050", {}, 224, 0),
+}
+
+
+@pytest.mark.parametrize(("architecture", "arguments", "size", "by_timm"), TIMM.values(), ids=TIMM.keys())
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_tower_of_timm_is_trained_or_frozen(architecture, arguments, size, by_timm, frozen, towers_of, tmp_path):
+    timm = pytest.importorskip("timm", reason="needs the extra timm, and torchvision", exc_type=ImportError)
+    torch.manual_seed(0)
+    config = TimmWrapperConfig(architecture=architecture, model_args={**arguments}, num_labels=0)
+    tower = TimmWrapperModel(config)
+    if by_timm:
+        whole = timm.create_model(architecture)
+        timm.models.save_for_hf(whole, tmp_path / "timm", safe_serialization=True)
+        tower.timm_model.load_state_dict(whole.state_dict(), strict=False)
+    else:
+        tower.save_pretrained(tmp_path / "timm")
+    settings = towers_of(
+        *("--vision_weights", tmp_path / "timm", "--student_config.vision_config", "{}", "--num_steps", 3),
+        *(("--freeze", "vision") if frozen else ()),
+    )
+    start, processor, _ = new_student(settings)
+    assert processor.image_size == (size, size) and same(start.vision_model, tower)
+    distill(settings)
+    student = AutoModel.from_pretrained(settings.output_dir)
+    learned = dict(student.vision_model.named_parameters())
+    moved = [not torch.equal(value, learned[name]) for name, value in tower.named_parameters()]
+    assert same(student.vision_model, tower) if frozen else all(moved)
+    assert not torch.equal(student.visual_projection.weight, start.visual_projection.weight)
+    clip = load_clip(settings.output_dir)
+    features = clip.model.get_image_features(clip.processor.images([picture(0)]))
+    assert features_of(features).shape == (1, student.config.projection_dim)
+    assert clip.processor.image_size == (size, size)
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,9 @@ assert loaded.config.encoders["text"]["modality"] == "text"
     "docs/pictures_alone.md": Example(
         prepare.pictures_alone, options={"distill": ("--batch_size", "4", "--num_workers", "0", "--epochs", "1")}
     ),
+    "docs/start_from_what_you_have.md": Example(
+        prepare.starts, options={"distill": ("--batch_size", "4", "--num_workers", "0", "--epochs", "1")}
+    ),
     "docs/start_pairs.md": Example(prepare.own_student),
     "docs/start_pipeline.md": Example(needs=("av",)),
     "docs/using_elsewhere.md": Example(prepare.both_families, needs=("onnxruntime", "onnxscript")),

@@ -10,7 +10,7 @@ from pair_files import picture
 from tiny_encoders import save_encoder
 from tiny_models import save_tiny_model
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, Dinov2Config, Dinov2Model
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor
@@ -49,7 +49,7 @@ def write_pictures(folder: Path, count: int = 8) -> None:
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
 
 
-def save_teacher(folder: Path) -> None:
+def save_teacher(folder: Path, layers: int = 1) -> None:
     """Saves a CLIP with few weights that takes the images and tokens of OpenAI's."""
     torch.manual_seed(0)
     symbols = sorted(ByteLevel.alphabet())
@@ -57,7 +57,7 @@ def save_teacher(folder: Path) -> None:
     tokens += [f"<unused{number}>" for number in range(CLIP_VOCABULARY - len(tokens) - 2)]
     vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
-    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": layers, "num_attention_heads": 1}
     config = CLIPConfig(
         vision_config={**tower, "image_size": 224, "patch_size": 112},
         text_config={**tower, "vocab_size": CLIP_VOCABULARY, "max_position_embeddings": 77},
@@ -144,6 +144,19 @@ def pictures_alone(hub: Any, work: Path, scratch: Path) -> None:
         folder = work / ("pictures" if number < 8 else "new_pictures") / str(number % 2)
         folder.mkdir(parents=True, exist_ok=True)
         picture(number).save(folder / f"{number}.png")
+
+
+def starts(hub: Any, work: Path, scratch: Path) -> None:
+    """A deep teacher, a student to start from and an image tower on the Hub, and captioned pictures."""
+    for name, layers in (("openai/clip-vit-base-patch16", 12), ("wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M", 1)):
+        save_teacher(scratch / name, layers)
+        hub.put(name, scratch / name)
+    write_pictures(work / "pictures")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 12, "num_attention_heads": 1, "mlp_ratio": 1}
+    Dinov2Model(Dinov2Config(**sizes, image_size=224, patch_size=112)).save_pretrained(scratch / "tower")
+    CLIPImageProcessorPil().save_pretrained(scratch / "tower")
+    hub.put("facebook/dinov2-small", scratch / "tower")
 
 
 def trained_folder(hub: Any, work: Path, scratch: Path) -> None:
