@@ -17,9 +17,9 @@ from hf_blemo import feature_sets
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.errors import did_you_mean, listed, say
 from hf_blemo.files import held, within, write_json, write_text
-from hf_blemo.fusion_training.adaptation import adapt_to_folds, each_adaptation, folds_table
-from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
-from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
+from hf_blemo.fusion_training.adaptation import adapt_to_folds, adapt_to_shift, adaptation_table
+from hf_blemo.fusion_training.cross_validation import cross_validate
+from hf_blemo.fusion_training.data import load_data, model_config
 from hf_blemo.fusion_training.explanation import explain, explanation_table
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.judging import better
@@ -29,9 +29,8 @@ from hf_blemo.fusion_training.results import CrossValidationResults
 from hf_blemo.fusion_training.settings import ABLATION_FILE, AblationSettings, ExperimentSettings
 from hf_blemo.programs.processes import check_same, check_shared, together
 from hf_blemo.programs.run_folder import CHECKPOINTS, earlier_result, named_inputs
-from hf_blemo.programs.tables import mean_and_std, plus_minus, table
+from hf_blemo.programs.tables import interval, mean_and_std, plus_minus, table
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
-from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,7 @@ def ablate(settings: AblationSettings) -> dict[str, Any]:
         The content of `ablation.json`: `settings`, `labels`, `columns`; `rows`, one per variant as of
         [`measure_variant`], with `against_naive`, the paired difference to the best naive fusion of each measure;
         `comparisons` of rows; and, where they are asked for, `explanations` as of [`explain`] and `adaptation`. On the
-        built-in data that is, for no domain adaptation and for every kind and level, the Score on shifted clips
-        (`score`, per seed), on the same clips unshifted (`unshifted`), and `recovered`, the share of the loss without
-        adaptation that is won back, empty where nothing was lost; on other data, rows as of [`adapt_to_folds`].
+        built-in data that has rows as of [`adapt_to_shift`], on other data as of [`adapt_to_folds`].
 
     Raises:
         ValueError: `only` asks for rows that do not exist, another setting or the data is not usable, or the run to be
@@ -215,7 +212,7 @@ def _ablate(accelerator: Accelerator, settings: AblationSettings, stack: ExitSta
     if adapts:
         result["adaptation"] = []
         found = (
-            _compare_adaptations(accelerator, settings, data)
+            adapt_to_shift(accelerator, settings, data)
             if settings.data == SYNTHETIC
             else adapt_to_folds(accelerator, settings, data, store, truth, labelled)
         )
@@ -436,66 +433,8 @@ def _table_row(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     against = row.get("against_naive") or {}
     for name in ("accuracy", _loss_name(result)):
         entry = against.get(name)
-        cells.append("the best" if entry and entry["against"] == row["name"] else _interval(entry))
-    return cells
-
-
-def _interval(entry: dict[str, Any] | None) -> str:
-    """A difference with its 95 % interval."""
-    return "" if entry is None else f"{entry['difference']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
-
-
-def _compare_adaptations(
-    accelerator: Accelerator, settings: AblationSettings, source: datasets.Dataset
-) -> Iterator[dict[str, Any]]:
-    """Yields a row without adaptation, then one per kind and level, all with the same budget.
-
-    Trained on the source with its labels and on one set of target clips without theirs; scored on further target
-    clips, with the shift and, the same clips, without it. No label of the target chooses anything.
-    """
-    target = {**settings.synthetic, "domain": "target"}
-    seed = settings.synthetic.get("seed", 0)
-    both = with_unlabelled(source, load_data("synthetic", {**target, "seed": seed + 1}))
-    scored = {
-        "score": load_data("synthetic", {**target, "seed": seed + 2}),
-        "unshifted": load_data("synthetic", {**target, "seed": seed + 2, "domain": "source"}),
-    }
-    config = model_config(source, settings)
-    stores = {name: FeatureStore(clips, config, progress=False) for name, clips in scored.items()}
-    lost = unadapted = np.zeros(len(settings.seeds))
-    for kind, level, weight, own in each_adaptation(settings):
-        data = source if kind == "none" else both
-        store = FeatureStore(data, model_config(source, own), progress=False)
-        models = train_on_all(accelerator, store, own, settings.num_epochs)
-        row: dict[str, Any] = {"kind": kind, "level": level, "weight": weight}
-        for name, clips in stores.items():
-            row[name] = [_score(clips, model, store.blend_share) for model in models]
-        if kind == "none":
-            unadapted = np.array(row["score"])
-            lost = np.array(row["unshifted"]) - unadapted
-        row["recovered"] = ((np.array(row["score"]) - unadapted) / lost).tolist() if (lost > 0).all() else []
-        yield row
-
-
-def _score(store: FeatureStore, model: RankAwareFusionModel, blend_share: float) -> float:
-    """The Score of one model's predictions of all rows."""
-    found = {name: values.numpy() for name, values in store.predict([model]).items()}
-    blends = store.judge.decode(found, "expected_score", {"blend_share": blend_share})
-    return store.judge.measure(blends, store.labels.numpy(), found)["score"]
-
-
-_ADAPTATION_HEADER = (
-    "domain adaptation", "of", "weight", "Score, shifted", "Score, same clips unshifted", "recovered",
-)  # fmt: skip
-
-
-def _adaptation_row(row: dict[str, Any]) -> list[str]:
-    """Cells of a row; mean ± std over seeds."""
-    adapted = row["kind"] != "none"
-    cells = [row["kind"], row["level"] if adapted else "", f"{row['weight']:g}" if adapted else ""]
-    cells += [plus_minus(mean_and_std(row[name])) for name in ("score", "unshifted")]
-    recovered = row["recovered"]
-    cells.append(plus_minus(mean_and_std(recovered), 3) if adapted and recovered else "")
+        own = entry is not None and entry["against"] == row["name"]
+        cells.append("" if entry is None else "the best" if own else interval(entry))
     return cells
 
 
@@ -510,7 +449,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
             f"{result['resampled']}. ± is the sample standard deviation over the seeds."
         )
     for entry in result.get("comparisons", []):
-        notes.append(f"{entry['row']}, against {entry['against']}: {entry['measure']} {_interval(entry)}.")
+        notes.append(f"{entry['row']}, against {entry['against']}: {entry['measure']} {interval(entry)}.")
     return notes
 
 
@@ -521,10 +460,8 @@ def _tables(result: dict[str, Any]) -> list[str]:
         tables.append(table(_header(result), [_table_row(row, result) for row in result["rows"]], padded=False))
     if "explanations" in result:
         tables.append(explanation_table(result["explanations"]))
-    if "adaptation" in result and result["settings"]["data"] == SYNTHETIC:
-        tables.append(table(_ADAPTATION_HEADER, [*map(_adaptation_row, result["adaptation"])], padded=False))
-    elif "adaptation" in result:
-        tables.append(folds_table(result["adaptation"]))
+    if result.get("adaptation"):
+        tables.append(adaptation_table(result["adaptation"]))
     return tables
 
 

@@ -1,4 +1,4 @@
-"""Domain adaptation on real data: each fold in turn is the target, whose clips take part without their labels."""
+"""Domain adaptation to a target without labels: drawn clips with a shift, or on real data each fold in turn."""
 
 import copy
 import itertools
@@ -11,12 +11,13 @@ import numpy as np
 from accelerate import Accelerator
 
 from hf_blemo.fusion_training.cross_validation import train_on_all
-from hf_blemo.fusion_training.data import model_config
+from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.out_of_fold import OutOfFold, Truth, paired_bootstrap
 from hf_blemo.fusion_training.settings import AblationSettings
-from hf_blemo.programs.tables import plus_minus, table
+from hf_blemo.programs.tables import interval, mean_and_std, plus_minus, table
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED
+from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
 ADAPTATIONS = ("mmd", "coral", "adversarial")
 
@@ -31,6 +32,47 @@ def each_adaptation(settings: AblationSettings) -> Iterator[tuple[str, str, floa
             "domain_adaptation_weight": weight,
         }
         yield kind, level, weight, replace(settings, model={**settings.model, **changes})
+
+
+def adapt_to_shift(
+    accelerator: Accelerator, settings: AblationSettings, source: datasets.Dataset
+) -> Iterator[dict[str, Any]]:
+    """Yields a row of built-in data without adaptation, then one per kind and level, all with the same budget.
+
+    Trained on the source with its labels and on one set of target clips without theirs. No label of the target chooses
+    anything. A row has `kind`, `level`, `weight`; the Score of each seed on further target clips (`score`) and on the
+    same clips without the shift (`unshifted`); and `recovered`, the shares of the loss without adaptation that are won
+    back, empty where nothing was lost.
+    """
+    target = {**settings.synthetic, "domain": "target"}
+    seed = settings.synthetic.get("seed", 0)
+    both = with_unlabelled(source, load_data("synthetic", {**target, "seed": seed + 1}))
+    scored = {
+        "score": load_data("synthetic", {**target, "seed": seed + 2}),
+        "unshifted": load_data("synthetic", {**target, "seed": seed + 2, "domain": "source"}),
+    }
+    config = model_config(source, settings)
+    stores = {name: FeatureStore(clips, config, progress=False) for name, clips in scored.items()}
+    lost = unadapted = np.zeros(len(settings.seeds))
+    for kind, level, weight, own in each_adaptation(settings):
+        data = source if kind == "none" else both
+        store = FeatureStore(data, model_config(source, own), progress=False)
+        models = train_on_all(accelerator, store, own, settings.num_epochs)
+        row: dict[str, Any] = {"kind": kind, "level": level, "weight": weight}
+        for name, clips in stores.items():
+            row[name] = [_score(clips, model, store.blend_share) for model in models]
+        if kind == "none":
+            unadapted = np.array(row["score"])
+            lost = np.array(row["unshifted"]) - unadapted
+        row["recovered"] = ((np.array(row["score"]) - unadapted) / lost).tolist() if (lost > 0).all() else []
+        yield row
+
+
+def _score(store: FeatureStore, model: RankAwareFusionModel, blend_share: float) -> float:
+    """The Score of one model's predictions of all rows."""
+    found = {name: values.numpy() for name, values in store.predict([model]).items()}
+    blends = store.judge.decode(found, "expected_score", {"blend_share": blend_share})
+    return store.judge.measure(blends, store.labels.numpy(), found)["score"]
 
 
 def adapt_to_folds(
@@ -97,18 +139,23 @@ def _out_of_fold(
     return OutOfFold(probabilities, joint, np.zeros((len(settings.seeds), len(folds))))
 
 
-def folds_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    names = list(rows[0]["against_none"]) if rows else []
+_SHIFTED = ("Score, shifted", "Score, same clips unshifted", "recovered")
+
+
+def adaptation_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of [`adapt_to_shift`] or [`adapt_to_folds`], at least one, as Markdown; mean ± std over seeds."""
+    shifted, measures = "recovered" in rows[0], list(rows[0].get("against_none", ()))
+    header = _SHIFTED if shifted else (*measures, *(f"{name} - none" for name in measures))
     cells = []
     for row in rows:
         adapted = row["kind"] != "none"
-        line = [row["kind"], row["level"] if adapted else "", f"{row['weight']:g}" if adapted else ""]
-        line += [plus_minus(row["measures"][name]) for name in names]
-        for name in names:
-            entry = row["against_none"][name]
-            found = f"{entry['difference']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
-            line.append(found if adapted else "")
+        line = [row["kind"], *((row["level"], f"{row['weight']:g}") if adapted else ("", ""))]
+        if shifted:
+            line += [plus_minus(mean_and_std(row[name])) for name in ("score", "unshifted")]
+            line.append(plus_minus(mean_and_std(row["recovered"]), 3) if adapted and row["recovered"] else "")
+        else:
+            line += [plus_minus(row["measures"][name]) for name in measures]
+            line += [interval(row["against_none"][name]) if adapted else "" for name in measures]
         cells.append(line)
-    header = ["domain adaptation to the scored fold", "of", "weight", *names, *(f"{name} - none" for name in names)]
-    return table(header, cells, padded=False)
+    title = "domain adaptation" if shifted else "domain adaptation to the scored fold"
+    return table([title, "of", "weight", *header], cells, padded=False)

@@ -12,7 +12,7 @@ from hf_blemo.fusion_training.cross_validation import train_on_all
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.out_of_fold import Truth, paired_bootstrap
 from hf_blemo.fusion_training.settings import AblationSettings
-from hf_blemo.programs.tables import mean_and_std, plus_minus, table
+from hf_blemo.programs.tables import interval, mean_and_std, plus_minus, table
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
 
@@ -130,7 +130,5 @@ def explanation_table(found: dict[str, Any]) -> str:
     if found["top"] is not None:
         rows.append(["first-ranked encoder right alone", plus_minus(found["top"])])
         for key, name in (("against_random", "a random other"), ("against_best", "the best on average")):
-            entry = found[key]
-            cell = f"{entry['difference']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
-            rows.append([f"the same, minus {name}", cell])
+            rows.append([f"the same, minus {name}", interval(found[key])])
     return table(["explanations by the gate", ""], rows, padded=False)

@@ -88,7 +88,7 @@ def _plot_confusion(counts: np.ndarray, names: Sequence[str], num_singles: int, 
     for (row, column), count in np.ndenumerate(counts):
         if count:
             weight = "bold" if row == column else "normal"
-            _write_in_cell(axes, row, column, f"{count:,.0f}", image, 9.5, weight)
+            _write_in_cell(axes, row, column, f"{count:,.0f}", image, weight)
     for index in range(len(names)):
         axes.add_patch(Rectangle((index - 0.5, index - 0.5), 1, 1, fill=False, edgecolor="#777777", linewidth=0.7))
     if 0 < num_singles < len(names):
@@ -171,7 +171,7 @@ def _plot_gate(
         image = heat_map(axes, values, colours, Normalize(0, highest))
         for (row, encoder), value in np.ndenumerate(values):
             text = "–" if np.isnan(value) else (f"{value:.0%}" if column else f"{value:.2f}")
-            _write_in_cell(axes, row, encoder, text, image, 9.5)
+            _write_in_cell(axes, row, encoder, text, image)
         axes.set_xticks(
             range(shape[1]), list(encoder_names), rotation=35, ha="right", rotation_mode="anchor", fontsize=10
         )
@@ -182,9 +182,7 @@ def _plot_gate(
     save(figure, path)
 
 
-def _plot_learning_curves(
-    history: Iterable[Mapping[str, Any]], path: Path, title: str, measure: str = "validation_score"
-) -> None:
+def _plot_learning_curves(history: Iterable[Mapping[str, Any]], path: Path, title: str, measure: str) -> None:
     """Each run (seed and fold) faintly, their mean, a band of one standard deviation, and the selected epochs.
 
     Mean and band cover, at each epoch, the runs that reached it.
@@ -232,11 +230,9 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _write_in_cell(
-    axes: Axes, row: int, column: int, text: str, image: AxesImage, size: float, weight: str = "normal"
-) -> None:
+def _write_in_cell(axes: Axes, row: int, column: int, text: str, image: AxesImage, weight: str = "normal") -> None:
     """Write a value into its cell, in dark or white for contrast."""
     value = np.asarray(image.get_array())[row, column]
     red, green, blue, _ = image.to_rgba(value) if np.isfinite(value) else (1.0, 1.0, 1.0, 1.0)
     colour = "#1a1a1a" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-    axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, fontweight=weight)
+    axes.text(column, row, text, ha="center", va="center", fontsize=9.5, color=colour, fontweight=weight)

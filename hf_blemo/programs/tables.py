@@ -44,3 +44,8 @@ def mean_and_interval(values: Sequence[float], decimals: int = 4) -> str:
     quantile = np.sqrt(freedom) * np.tan(np.interp(0.95 * below[-1], below, angles[1:]))
     half = quantile * np.std(values, ddof=1) / np.sqrt(len(values))
     return f"{middle:+.{decimals}f} ({middle - half:+.{decimals}f} to {middle + half:+.{decimals}f})"
+
+
+def interval(entry: Mapping[str, Any]) -> str:
+    """A `difference` with its interval from `low` to `high`."""
+    return f"{entry['difference']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"

@@ -9,7 +9,7 @@ import pytest
 from accelerate import Accelerator
 
 from hf_blemo import RankAwareFusionConfig, feature_sets
-from hf_blemo.fusion_training import ablation
+from hf_blemo.fusion_training import ablation, adaptation
 from hf_blemo.fusion_training.ablation import CHOSEN, _chosen_variants, _markdown, _planted_share, _variants, ablate
 from hf_blemo.fusion_training.cross_validation import cross_validate
 from hf_blemo.fusion_training.data import model_config
@@ -206,7 +206,8 @@ def test_recovered_is_the_share_of_the_loss_won_back(monkeypatch, capsys, tmp_pa
             super().__init__(data, *arguments, **options)
 
     for name, replacement in (("train_on_all", train), ("FeatureStore", Store), ("_score", score)):
-        monkeypatch.setattr(ablation, name, replacement)
+        monkeypatch.setattr(adaptation, name, replacement)
+    monkeypatch.setattr(ablation, "FeatureStore", Store)
     settings = AblationSettings(
         data="synthetic",
         seeds=[0, 1],

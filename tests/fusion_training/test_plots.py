@@ -103,7 +103,7 @@ def run_rows(fold, losses, scores, chosen):
 def test_learning_curves_mean_band_and_selected_epochs(tmp_path, figures):
     # A selected epoch need not be the best one.
     history = run_rows(0, [3.0, 2.0, 1.0], [0.1, 0.3, 0.1], 1) + run_rows(1, [5.0, 4.0], [0.2, 0.3], 1)
-    plots._plot_learning_curves(history, tmp_path / "curves.png", "honest protocol")
+    plots._plot_learning_curves(history, tmp_path / "curves.png", "honest protocol", "validation_score")
     loss, score = figures[0].axes
 
     def line(axes, label):
