@@ -227,10 +227,9 @@ def _summary(dataset: "datasets.Dataset") -> list[str]:
     lines.append(f"labelled  {found.labelled}, {found.blends} of them {blends}{share}")
     folds = ", ".join(f"{fold}: {count}" for fold, count in found.folds.items())
     lines += [f"folds     {folds or 'none'}", f"groups    {found.groups}"]
-    lines += _table(
-        ("name", "share", "top"),
-        [(name, f"{share:.3f}", str(top)) for name, (share, top) in found.names.items()] if found.labelled else [],
-    )
+    if found.labelled:
+        shares = [(name, f"{share:.3f}", str(top)) for name, (share, top) in found.names.items()]
+        lines += _aligned([("name", "share", "top"), *shares], ">6", ">6")
     widths = feature_sets.encoder_widths(dataset)
     dtypes, clips = dict.fromkeys(widths, ""), dict.fromkeys(widths, 0)
     for batch in dataset.with_format("arrow", columns=["features"]).iter(batch_size=256):
@@ -240,16 +239,13 @@ def _summary(dataset: "datasets.Dataset") -> list[str]:
                 dtypes[field.name] = _number_type(field.type)
     encoders = [("encoder", "width", "dtype", "clips")]
     encoders += [(name, str(width), dtypes[name], str(clips[name])) for name, width in widths.items()]
-    longest = max(len(row[0]) for row in encoders)
-    rows = [f"{name:<{longest}}  {width:>6}  {dtype:<8}  {count:>6}" for name, width, dtype, count in encoders]
-    return [*lines, *rows]
+    return lines + _aligned(encoders, ">6", "<8", ">6")
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    if not rows:
-        return []
-    longest = max(len(row[0]) for row in (header, *rows))
-    return [f"{name:<{longest}}  {share:>6}  {top:>6}" for name, share, top in (header, *rows)]
+def _aligned(rows: list[tuple[str, ...]], *forms: str) -> list[str]:
+    """Rows in columns: names as wide as the longest, then cells in these forms."""
+    longest = max(len(name) for name, *_ in rows)
+    return ["  ".join([f"{name:<{longest}}", *map(format, cells, forms)]) for name, *cells in rows]
 
 
 def _number_type(arrow_type: Any) -> str:
