@@ -96,8 +96,6 @@ BAD = {
     "useless option": (["--model", "x", *SYNTHETIC, "--limit", "3"], "--limit is for --retrieval or"),
     "other task": (["--model", "x", "--retrieval", "y", "--classes", "z"], "--classes is for --zero-shot"),
     "twice": (["--model", "x", "--retrieval", "y", "y"], "there is a task 'y_retrieval' already"),
-    "no data": (["--model", "x", "--retrieval", "./y"], "data './y': not a file, folder or Hub id"),
-    "no model": (["--model", "./x", *SYNTHETIC], "--model './x': not a file, folder or Hub id"),
     "no card": (["--model", "./x", *SYNTHETIC, "--card"], "--card: ./x has no metrics.json"),
     "stream": (["--model", "x", "--retrieval", "y", "--streaming"], "streaming needs limit"),
     "suffix": (["--model", "x", *SYNTHETIC, "--output", "y.txt"], "expected the suffix .json"),

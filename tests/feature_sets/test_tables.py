@@ -122,7 +122,10 @@ def test_dtypes_and_chosen_encoders(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"video": CLIPS, "a": [[1.0]] * 3}, "expected one of clip, filename, filenames"),
+        (
+            {"video": CLIPS, "a": [[1.0]] * 3},
+            "expected one of clip, filename, filenames .*; --clip-column names another",
+        ),
         ({"clip": [CLIPS[0], CLIPS[0] + ".mov", CLIPS[1]], "a": [[1.0]] * 3}, f"'{CLIPS[0]}' comes more than once"),
         ({"clip": [CLIPS[0], None, CLIPS[1]], "a": [[1.0]] * 3}, "column 'clip': row 1 is None"),
         ({"clip": CLIPS}, "found no encoder"),

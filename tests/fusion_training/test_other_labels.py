@@ -10,7 +10,6 @@ from hf_blemo.fusion_training import run as run_module
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.results import results_table
 from hf_blemo.fusion_training.run import train_fusion
-from hf_blemo.fusion_training.settings import AblationSettings
 from hf_blemo.prediction.fusion import load_fusion
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
@@ -51,42 +50,22 @@ def test_a_run_speaks_of_the_names_of_its_data(make_data, make_settings, tmp_pat
             assert row[chosen] == min(alike)
 
 
-@pytest.mark.parametrize(
-    ("change", "changes", "message"),
-    [
-        (
-            {"num_labels": 2},
-            {"selection_metric": "score"},
-            "selection_metric for these labels: found 'score', expected loss, last, accuracy",
-        ),
-        ({}, {"decoding": "thresholds"}, "decoding 'thresholds' tells blends apart"),
-        (
-            {},
-            {"test_data": "other"},
-            "test_data: the names differ: the data has 3 names .*a, b, c.*the model has 4 names",
-        ),
-        ({}, {"model": {"id2label": {0: "x", 1: "y"}}}, "names differ: the setting model.id2label has 2 names"),
-        ({"alone": True}, {}, "'grey' is a label of clips of fold 1 alone"),
-        ({"num_folds": 1}, {}, "needs at least 3 folds, found 1"),
-        ({"unlabelled": True}, {}, "30 of 30 clips carry no label, for instance clip_000, clip_001"),
-    ],
-)
-def test_what_other_labels_cannot_do_is_refused(
-    make_data, make_settings, with_column, tmp_path, change, changes, message
+def test_names_of_one_fold_alone_and_test_data_of_other_names_are_refused(
+    make_data, make_settings, with_column, tmp_path
 ):
-    data = make_data(30, num_folds=change.get("num_folds", 3), num_labels=change.get("num_labels"), space=SINGLE)
-    if "alone" in change:
-        labels = np.eye(4)[np.arange(30) // 3 % 3]
-        labels[4] = [0, 0, 0, 1]
-        data = with_column(data, "labels", labels)
-    if "unlabelled" in change:
-        data = with_column(data, "labels", np.full((30, 4), -100.0))
+    data, labels = make_data(30, num_folds=3, space=SINGLE), np.eye(4)[np.arange(30) // 3 % 3]
     data.save_to_disk(str(tmp_path / "data"))
+    labels[4] = [0, 0, 0, 1]
+    with_column(data, "labels", labels).save_to_disk(str(tmp_path / "alone"))
     make_data(6, space=BLENDS).save_to_disk(str(tmp_path / "other"))
-    changes = {key: str(tmp_path / value) if key == "test_data" else value for key, value in changes.items()}
-    with pytest.raises(ValueError, match=message):
-        train_fusion(make_settings(data=str(tmp_path / "data"), output_dir=str(tmp_path / "out"), **changes))
-    assert not (tmp_path / "out").exists()
+    for changes, message in (
+        ({"test_data": "other"}, "test_data: the names differ: the data has 3 names .*a, b, c.*the model has 4 names"),
+        ({"data": "alone"}, "'grey' is a label of clips of fold 1 alone"),
+    ):
+        paths = {key: str(tmp_path / value) for key, value in {"data": "data", "output_dir": "out", **changes}.items()}
+        with pytest.raises(ValueError, match=message):
+            train_fusion(make_settings(**paths))
+        assert not (tmp_path / "out").exists()
 
 
 def test_test_clips_without_labels_are_predicted_whatever_their_labels_would_be(make_data, make_store, make_settings):
@@ -114,7 +93,3 @@ def test_a_run_of_other_labels_is_not_resumed(make_data, make_settings, tmp_path
     (tmp_path / "other").rename(tmp_path / "data")
     with pytest.raises(ValueError, match="resume: labels is '3 names .*was '4 names"):
         train_fusion(make_settings(**{**asdict(settings), "resume": True}))
-
-
-def test_an_ablation_names_its_selection_metric():
-    assert AblationSettings("synthetic", selection_metric="uar").selection_metric == "uar"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fresh_processes import run_code
-from huggingface_hub import HfApi, get_session, hf_hub_download, hf_hub_url
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 NAME = "you/server"
@@ -61,16 +61,6 @@ def test_the_clients_round_trip(hub, tmp_path):
     # Large objects come from another origin than the rest, as on the Hub.
     assert hub.storage != hub.endpoint
     assert all("/resolve/" in path for method, path in hub.requests if method == "HEAD")
-
-
-def test_a_range_of_a_file_is_served(hub):
-    HfApi().create_repo("you/ranges")
-    for name in ("large.bin", "small.txt"):
-        HfApi().upload_file(path_or_fileobj=b"0123456789", path_in_repo=name, repo_id="you/ranges")
-        url = hf_hub_url("you/ranges", name)
-        answer = get_session().get(url, headers={"Range": "bytes=3-5"}, follow_redirects=True)
-        assert (answer.status_code, answer.text) == (206, "345")
-        assert answer.headers["Content-Range"] == "bytes 3-5/10"
 
 
 def test_a_fresh_process_knows_only_this_hub_and_starts_with_an_empty_cache(hub, tmp_path):

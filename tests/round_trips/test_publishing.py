@@ -1,12 +1,7 @@
 """Publishing over HTTP: nothing is half-published, a retry succeeds, and refusals are said in one line."""
 
-import copy
-import json
-
 import pytest
-import yaml
 from huggingface_hub.utils import _http
-from sample_metrics import FUSION
 from tiny_models import MAKERS, save_tiny_model
 
 from hf_blemo.hub import publish
@@ -90,23 +85,3 @@ def test_a_card_with_broken_metadata_is_refused_before_anything_is_sent(hub, tmp
     with pytest.raises(ValueError, match="README.md.*YAML"):
         published(tmp_path / "model", "you/broken-card")
     assert hub.files("you/broken-card")["README.md"].endswith(b"By hand.")
-
-
-def test_results_go_to_files_of_their_own(hub, tmp_path):
-    """A run on a data set of the Hub leaves `.eval_results` beside the card's model index."""
-    save_tiny_model("rank_aware_fusion", tmp_path / "model")
-    metrics = copy.deepcopy(FUSION)
-    metrics["data"]["hub_id"] = "you/blemore"
-    (tmp_path / "model" / "metrics.json").write_text(json.dumps(metrics))
-    published(tmp_path / "model", "you/measured")
-    files = hub.files("you/measured")
-    entries = {
-        entry["dataset"]["task_id"]: entry for entry in yaml.safe_load(files[".eval_results/you--blemore.yaml"])
-    }
-    score = metrics["summary"]["score"]
-    assert set(entries) == {"acc_presence", "acc_salience", "score"}
-    assert entries["score"]["value"] == score["mean"] and entries["score"]["dataset"]["id"] == "you/blemore"
-    assert f"standard deviation {score['std']:.4f}" in entries["score"]["notes"]
-    index = yaml.safe_load(files["README.md"].decode().split("---")[1])["model-index"]
-    values = {metric["type"]: metric["value"] for result in index[0]["results"] for metric in result["metrics"]}
-    assert values["score"] == score["mean"]
