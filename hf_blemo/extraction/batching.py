@@ -22,11 +22,8 @@ class Batches:
 
     Torch's threads wait for each other after each of a network's many small steps, and for cores that are busy
     decoding. So on the CPU, a network that allows it runs several parts of a batch at once, each in a thread of its
-    own. Together they are no larger than a batch, and so is their memory.
-
-    Args:
-        encoders: name -> encoder.
-        num_decoding: threads that decode at the same time.
+    own. Together they are no larger than a batch, and so is their memory. `num_decoding` threads decode at the same
+    time.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder], num_decoding: int):
@@ -38,29 +35,18 @@ class Batches:
         self._running: deque[tuple[list[Receiver], Future]] = deque()
 
     def add(self, name: str, piece: Piece, receive: Receiver) -> bool:
-        """Takes a piece.
+        """Takes a piece for an encoder; returns whether that now has enough pieces to run.
 
-        Args:
-            name: of the encoder.
-            piece: of any clip.
-            receive: called with the piece's rows (t, D) by `run` or `collect`, after those of all earlier pieces of
-                the encoder.
-
-        Returns:
-            Whether the encoder now has enough pieces to run.
+        `receive` is called with the piece's rows (t, D) by `run` or `collect`, after those of all earlier pieces.
         """
         self._pending[name].append((piece, receive))
         return len(self._pending[name]) >= self._encoders[name].pieces_at_once
 
     def run(self, names: Iterable[str], is_ahead: bool = True) -> None:
-        """Runs the pieces that wait for some encoders.
+        """Runs the pieces that wait for some encoders; raises what an encoder does, for one of these pieces or an
+        earlier one.
 
-        Args:
-            names: of the encoders.
-            is_ahead: whether the decoding threads have ended, or will soon have to wait.
-
-        Raises:
-            Exception: of an encoder, for one of these pieces or an earlier one.
+        `is_ahead` says whether the decoding threads have ended, or will soon have to wait.
         """
         for name in names:
             encoder, pending = self._encoders[name], self._pending[name]
@@ -83,14 +69,7 @@ class Batches:
             _give(rows, receivers)
 
     def collect(self, wait: bool = False) -> None:
-        """Hands out the rows of batches that are done.
-
-        Args:
-            wait: whether to wait for all others.
-
-        Raises:
-            Exception: of an encoder.
-        """
+        """Hands out the rows of batches that are done, or waits for all; raises what an encoder does."""
         if wait:
             self._hand_out()
         while self._running and self._running[0][1].done():

@@ -57,14 +57,8 @@ class MediaClip:
             self.labels = blemore.soft_label(self.name, required=False)
 
     def files(self) -> list[tuple[Any, tuple[str, ...]]]:
-        """Gives the files to decode.
-
-        Returns:
-            Each source, and which of `video` and `audio` to take from it.
-
-        Raises:
-            Exception: of the function that gives the source.
-        """
+        """The sources to decode, and which of `video` and `audio` to take from each; raises what the function of a
+        source does."""
         source, sound = self.source() if callable(self.source) else self.source, self.sound
         if isinstance(source, tuple):
             source, sound = source
@@ -73,14 +67,8 @@ class MediaClip:
         return [(source, KINDS[:1]), (sound, KINDS[1:])]
 
     def identity(self) -> list[Any]:
-        """What tells its files from others of the same names.
-
-        Returns:
-            For each file its size and time, or a hash of bytes, or the address; None for a file that is gone.
-
-        Raises:
-            Exception: as in [`files`].
-        """
+        """What tells its files from others of the same names: for each file its size and time, or a hash of bytes,
+        or the address; None for a file that is gone."""
         found: list[Any] = []
         for source, _ in self.files():
             if isinstance(source, bytes):
@@ -99,11 +87,8 @@ def as_clip(item: Any, number: int = 0) -> MediaClip:
     Args:
         item: a [`MediaClip`], which is returned as it is; a path, an address, bytes or an open file; or a row of a
             data set with `video`, `audio` or both, and optionally `clip`, its name. A file in a row is its path, its
-            bytes, or a dictionary of the two.
+            bytes, or a dictionary of the two; a row without a file becomes a clip that cannot be read.
         number: place among the inputs; an item without a name is called `clip N`.
-
-    Returns:
-        The clip. A row without a file becomes a clip that cannot be read.
     """
     if isinstance(item, MediaClip):
         return item
@@ -145,19 +130,9 @@ def find_labelled_clips(
     video_column: str | None = None,
     audio_column: str | None = None,
 ) -> tuple[list[MediaClip], LabelSpace]:
-    """Lists clips with labels of any space, without opening any.
+    """Lists clips with labels of any space, without opening any, as `find_clips` lists others; and the label space.
 
-    Args:
-        source: a `.csv` or data set, as `find_clips` takes them, with the columns of labels.
-        reading: of the labels.
-        split, video_column, audio_column: as `find_clips` takes them.
-
-    Returns:
-        The clips with labels, folds and groups; and the label space.
-
-    Raises:
-        FileNotFoundError: as `find_clips`.
-        ValueError: as `find_clips`; the source has no columns, or as `feature_sets.build_table_dataset` of them.
+    The source is a `.csv` or data set with the columns of labels, which `feature_sets.build_table_dataset` could read.
     """
     wanted = wanted_columns(reading.options, group=reading.group)
     clips, table = _found(source, split, video_column, audio_column, wanted)
@@ -337,18 +312,14 @@ def _label(labels: Any, name: str, where: str) -> Any:
 def undecoded(
     dataset: Any, where: str = "data set", video_column: str | None = None, audio_column: str | None = None
 ) -> tuple[Any, dict[str, str]]:
-    """Finds the columns of a data set that hold clips, and keeps `datasets` from decoding them.
+    """Finds the columns of a data set, streamed or not, that hold clips, and keeps `datasets` from decoding them.
 
     Args:
-        dataset: of `datasets`, streamed or not.
         where: name of the data set in errors.
         video_column, audio_column: as `find_clips` takes them.
 
     Returns:
-        The data set, and its column for `video`, `audio` or both.
-
-    Raises:
-        ValueError: there is no such column.
+        The data set, and its column for `video`, `audio` or both, of which there is one at least.
     """
     import datasets
 

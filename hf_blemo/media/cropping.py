@@ -26,14 +26,9 @@ class Cropping(NamedTuple):
 
 
 def croppings(source: MediaSource, form: str) -> list[Cropping]:
-    """Reads the croppings of all video tracks, in the order of the file.
+    """The croppings of all video tracks of a Matroska or MP4, in the order of the file; none of other containers.
 
-    Args:
-        source: the file.
-        form: name of its container, as FFmpeg gives it.
-
-    Returns:
-        One for each video track; none for containers other than Matroska and MP4.
+    `form` is the name of the container, as FFmpeg gives it.
     """
     whole = (0, source.size)
     if "matroska" in form:

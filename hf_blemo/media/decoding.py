@@ -113,13 +113,10 @@ class MediaPass:
         return max(0.0, max(self._ends.values(), default=0.0) - self._start)
 
     def missing_end(self, indices: Collection[int]) -> str | None:
-        """Describes the end that the header promises and the file lacks, after all packets were read.
+        """One sentence on the end that the header promises and the file lacks, after all packets were read; None
+        without one.
 
-        Args:
-            indices: of the tracks to check; only some containers have a length for each.
-
-        Returns:
-            One sentence; None if nothing is missing.
+        Only some containers have a length for each of the tracks.
         """
         formats = self._formats
         # The header of a RIFF file has its size, but FFmpeg derives the length from the actual size.
@@ -178,16 +175,14 @@ class MediaPass:
     def decode(
         self, video: int | None, audio: int | None, origin: float, rates: Sequence[int], num_threads: int
     ) -> Iterator[Frame | Audio]:
-        """Decodes a video and an audio track.
+        """Decodes a video and an audio track, or one of them, into frames and pieces of audio in the order of the
+        file.
 
         Args:
             video, audio: indices of the tracks; None leaves one out.
             origin: time stamp at which the clip starts, in seconds.
             rates: samples per second of the audio to return.
             num_threads: of the video decoder; 0 is one per core.
-
-        Returns:
-            Frames and pieces of audio, in the order of the file.
         """
         tracks: dict[int, _VideoTrack | AudioTrack] = {}
         if video is not None:
@@ -214,13 +209,9 @@ class MediaPass:
                 yield from track.items(found, is_end=packet is None)
 
     def present(self, streams: Sequence[Any]) -> set[int]:
-        """Finds the streams that hold something, in the beginning of the file where the header does not say.
+        """The indices of the streams that hold something, and of those that may begin late.
 
-        Args:
-            streams: to look for.
-
-        Returns:
-            Their indices, with those of streams that may begin late.
+        It is looked for in the beginning of the file where the header does not say.
         """
         found = {stream.index for stream in streams if stream.frames > 0}
         missing = {stream.index for stream in streams} - found

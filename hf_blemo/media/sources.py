@@ -21,15 +21,7 @@ class MediaError(ValueError):
 
 
 def check_seconds(name: str, seconds: float) -> None:
-    """Refuses a clip that is too long; a single wrong time stamp can claim years.
-
-    Args:
-        name: of the clip.
-        seconds: from its start.
-
-    Raises:
-        MediaError: they are more than `Limits.max_seconds`.
-    """
+    """Refuses a clip that is longer than `Limits.max_seconds`; a single wrong time stamp can claim years."""
     if seconds > limits().max_seconds:
         raise MediaError(limits().excess(name, f"something {seconds:,.0f} s after its start", "max_seconds"))
 

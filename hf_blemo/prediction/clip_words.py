@@ -34,20 +34,12 @@ _SHARES = ("presence", "salience", "probabilities")
 
 
 def title(names: Sequence[str] = EMOTIONS) -> str:
-    """What a report is headed by.
-
-    Args:
-        names: what the model predicts, in order.
-    """
+    """What a report is headed by, given the names that the model predicts in order."""
     return "Blended emotions" if is_blemore(names) else "Predictions"
 
 
 def limits(names: Sequence[str] = EMOTIONS) -> str:
-    """Says what predictions are not good for.
-
-    Args:
-        names: what the model predicts, in order.
-    """
+    """Says what predictions of these names are not good for."""
     if is_blemore(names):
         return LIMITS
     return (
@@ -57,15 +49,9 @@ def limits(names: Sequence[str] = EMOTIONS) -> str:
 
 
 def blend_words(blend: Sequence[Mapping[str, Any]], names: Sequence[str] = EMOTIONS) -> str:
-    """Says a blend in words: "70 % happiness, 30 % sadness", or the name alone.
+    """Says a blend in words: "70 % happiness, 30 % sadness", the name alone, or "no emotion" for an empty one.
 
-    Args:
-        blend: parts with "emotion", one of the names, and "salience" in per cent. Of a whole distribution the largest
-            parts are said.
-        names: what the model predicts, in order; BlEmoRE's are written out, others are said as they are.
-
-    Returns:
-        The words; "no emotion" for an empty blend.
+    Of a whole distribution the largest parts are said. BlEmoRE's names are written out, others are said as they are.
     """
     spelled = EMOTION_NAMES if is_blemore(names) else {}
     if len(blend) < 2:
@@ -129,17 +115,8 @@ def fills(names: Sequence[str]) -> Sequence[tuple[str, str]]:
 
 
 def verdict(blend: Sequence[Mapping[str, Any]], truth: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Says whether a prediction is right.
-
-    Args:
-        blend: what was predicted.
-        truth: the true label.
-        names: what the model predicts, in order.
-
-    Returns:
-        "right", "shares differ" where the names alone are right, or "wrong". Of distributions the largest names are
-        compared.
-    """
+    """Whether a prediction is "right", "wrong", or "shares differ" where the names alone are right; of
+    distributions the largest names are compared."""
     if is_soft(blend, names) or is_soft(truth, names):
         largest = [max(label, key=lambda part: part["salience"])["emotion"] for label in (blend, truth)]
         return "right" if largest[0] == largest[1] else "wrong"

@@ -182,14 +182,7 @@ def results(
 
 
 def common_encoders(members: Sequence[FusionMember]) -> list[str]:
-    """Names the encoders that several models share, which must predict the same labels.
-
-    Args:
-        members: at least one model with its processor.
-
-    Raises:
-        ValueError: there is no model, or they have different encoders or labels.
-    """
+    """The encoders that several models share; refuses models with different encoders or labels."""
     if not members:
         raise ValueError("found no model, expected at least one")
     configs = [model.config for model, _ in members]

@@ -40,21 +40,14 @@ class FusionFiles:
 
     @property
     def label_space(self) -> LabelSpace:
-        """What is predicted.
-
-        Raises:
-            ValueError: the config is invalid.
-        """
+        """What is predicted."""
         try:
             return space_of(self.config)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.where}: {CONFIG_FILE} holds an invalid setting: {one_line(error)}") from None
 
     def with_weights(self) -> Path:
-        """Finds the weights, and fetches those of a repository.
-
-        Returns:
-            The folder that holds them.
+        """The folder that holds the weights; those of a repository are fetched.
 
         Raises:
             FileNotFoundError: there are none, or one of their files is missing.
@@ -92,13 +85,9 @@ def find_fusion(folder_or_repo: str | Path, revision: str | None = None) -> Fusi
 
 
 def check_averaged(models: Sequence[tuple[Mapping[str, Mapping[str, Any]], LabelSpace]]) -> None:
-    """Checks that models can be averaged.
+    """Refuses models that cannot be averaged: of other labels, or other encoders or these in another width or order.
 
-    Args:
-        models: of each its entries of `config.encoders` and its label space.
-
-    Raises:
-        ValueError: they have other labels, or other encoders or these in another width or order.
+    `models` are of each its entries of `config.encoders` and its label space.
     """
     first, space = models[0]
     for number, (encoders, found) in enumerate(models[1:], start=2):
