@@ -7,6 +7,7 @@ import datasets
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
+from hf_blemo.clip_rd.distillation_clip_rd import teacher_prefix
 from hf_blemo.errors import check_among
 from hf_blemo.feature_sets import label_space
 from hf_blemo.pairs.images import content_id, open_image
@@ -120,7 +121,7 @@ class PairCollator:
 
     Args:
         processor: of the student: a [`PairProcessor`], or a `CLIPProcessor` or the like of transformers.
-        teacher_processor: of a teacher that runs during training; None for a student alone.
+        teacher_processor: of a teacher that runs during training, or a list of several; None for a student alone.
         duplicates: `share` adds numbers to the batch by which pairs with the same picture or the same caption share
             their targets; `negative` leaves them each other's negatives.
 
@@ -133,7 +134,9 @@ class PairCollator:
             raise ValueError(f"duplicates: expected 'share' or 'negative', found {duplicates!r}")
         self.duplicates = duplicates
         self.processor = _pair_processor(processor)
-        self.teacher_processor = None if teacher_processor is None else _pair_processor(teacher_processor)
+        several = isinstance(teacher_processor, list | tuple)
+        given = teacher_processor if several else [] if teacher_processor is None else [teacher_processor]
+        self.teacher_processors = [_pair_processor(one) for one in given]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
@@ -144,8 +147,8 @@ class PairCollator:
 
         Returns:
             `pixel_values` (n, 3, H, W), `input_ids` and `attention_mask` (n, L); where the teacher's differ, also
-            `teacher_pixel_values`, `teacher_input_ids`, `teacher_attention_mask`; with shared duplicates, `image_ids`
-            and `text_ids` (n,).
+            `teacher_pixel_values`, `teacher_input_ids`, `teacher_attention_mask` (of further teachers
+            `teacher_2_pixel_values` and so on); with shared duplicates, `image_ids` and `text_ids` (n,).
 
         Raises:
             ValueError: a column is missing, a caption is not text, or an image cannot be read.
@@ -163,11 +166,12 @@ class PairCollator:
         if ids is not None:
             batch["image_ids"] = torch.tensor(ids)
             batch["text_ids"] = torch.tensor([content_id(caption) for caption in captions])
-        teacher = self.teacher_processor
-        if teacher is not None and not self.processor.same_images(teacher):
-            batch["teacher_pixel_values"] = teacher.images(images)
-        if teacher is not None and not self.processor.same_tokens(teacher):
-            batch |= {f"teacher_{name}": values for name, values in teacher.captions(captions).items()}
+        for number, teacher in enumerate(self.teacher_processors):
+            prefix = teacher_prefix(number)
+            if not self.processor.same_images(teacher):
+                batch[f"{prefix}pixel_values"] = teacher.images(images)
+            if not self.processor.same_tokens(teacher):
+                batch |= {f"{prefix}{name}": values for name, values in teacher.captions(captions).items()}
         return batch
 
 

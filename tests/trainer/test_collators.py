@@ -149,6 +149,9 @@ def test_a_teacher_of_other_pixels_and_tokens_gets_its_own():
     assert batch["pixel_values"].shape == (3, 3, 16, 16) and batch["teacher_pixel_values"].shape == (3, 3, 24, 24)
     assert batch["teacher_input_ids"].shape != batch["input_ids"].shape
     assert set(PairCollator(student, student)(rows)) == {"pixel_values", "input_ids", "attention_mask"}
+    both = PairCollator(student, [student, teacher])(rows)
+    assert torch.equal(both["teacher_2_pixel_values"], batch["teacher_pixel_values"])
+    assert torch.equal(both["teacher_2_input_ids"], batch["teacher_input_ids"]) and "teacher_input_ids" not in both
 
 
 def test_one_of_several_captions_is_drawn():
