@@ -56,12 +56,8 @@ Task = ZeroShotTask | RetrievalTask
 
 
 class ClipEvaluator:
-    """Evaluates models on tasks; images and prompts that several tasks share are embedded once.
-
-    Args:
-        tasks: name -> task.
-        batch_size: images or texts at once.
-    """
+    """Evaluates models on tasks; images and prompts that several tasks share are embedded once, `batch_size` at a
+    time."""
 
     def __init__(self, tasks: Mapping[str, Task], batch_size: int = BATCH_SIZE):
         self.tasks, self.batch_size = dict(tasks), batch_size
@@ -81,12 +77,6 @@ class ClipEvaluator:
         self, model: Any, processor: PairProcessor, device: Any = None, progress: bool = False
     ) -> dict[str, dict[str, Any]]:
         """Evaluates a model in evaluation mode, then restores its mode.
-
-        Args:
-            model: has `get_image_features` and `get_text_features`.
-            processor: of the model.
-            device: of the model; that of its first parameter by default.
-            progress: whether to show a bar.
 
         Returns:
             Task -> `kind`, `data`, `images` (how many were read), `broken` (how many could not be, if any), `classes`

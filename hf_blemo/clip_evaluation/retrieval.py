@@ -54,15 +54,10 @@ def one_caption_recall(
     image_of_text: Sequence[int] | torch.Tensor,
     cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, float]:
-    """Recall with only the first caption of every image, as CLIP-KD and CLIP-RD report it.
+    """As [`retrieval_recall`] with only the first caption of every image, as CLIP-KD and CLIP-RD report it.
 
-    Not comparable with [`retrieval_recall`]: there are fewer captions to hit and fewer to confuse them with.
-
-    Args:
-        image_embeds, text_embeds, image_of_text, cutoffs: as in [`retrieval_recall`].
-
-    Returns:
-        As [`retrieval_recall`], each name with the prefix `one_caption_`.
+    Each name gets the prefix `one_caption_`. Not comparable with [`retrieval_recall`]: there are fewer captions to
+    hit and fewer to confuse them with.
     """
     owners = torch.as_tensor(image_of_text, dtype=torch.int64)
     _check(image_embeds, text_embeds, owners.to(text_embeds.device))

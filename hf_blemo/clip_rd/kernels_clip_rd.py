@@ -121,14 +121,9 @@ def product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None = 
 
 
 def log_sums(left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-sum-exps of scale * left @ right.T over its columns and over its rows.
+    """Log-sum-exps (m,) and (n,) in float32 of scale * left @ right.T over its columns and over its rows.
 
-    Args:
-        left, right: (m, d) and (n, d) in float16, contiguous.
-        scale: scalar in float32.
-
-    Returns:
-        (m,) and (n,) in float32.
+    `left` and `right` are (m, d) and (n, d) in float16, contiguous; the scale is a scalar in float32.
     """
     (m, depth), n = left.shape, len(right)
     high, wide, deep, warps, stages = _config
@@ -196,9 +191,6 @@ def slopes(
 
 def prepare(device: torch.device) -> None:
     """Compiles both kernels, with the larger tiles that the device has room for, and checks them on a small case.
-
-    Args:
-        device: that will run them.
 
     Raises:
         RuntimeError: their numbers are not those of plain operations.

@@ -436,10 +436,8 @@ def _linear(layer: nn.Linear | None, values: torch.Tensor) -> torch.Tensor:
 
 
 def _agree(processes: Processes, problem: int, rows: int, digest: int, device: torch.device) -> list[int]:
-    """Exchanges the findings of all processes, before any of them waits for another's embeddings.
-
-    Returns:
-        Number of rows of every process.
+    """Exchanges the findings of all processes, before any of them waits for another's embeddings; returns the number
+    of rows of each.
 
     Raises:
         ValueError: a process has a problem, the processes have different weights or ids, or none has a row.

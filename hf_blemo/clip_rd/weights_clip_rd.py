@@ -9,17 +9,8 @@ CLIP_RD_WEIGHTS = {**dict.fromkeys(TERMS, 1.0), "fd": 2000.0}
 
 
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """Completes weights of the terms with zeros.
-
-    Args:
-        weights: term -> weight.
-
-    Returns:
-        The weight of every term of `TERMS`.
-
-    Raises:
-        ValueError: an unknown term, or a weight that is negative or not finite.
-    """
+    """The weight of every term of `TERMS`, zero by default; refuses unknown terms and weights below 0 or not
+    finite."""
     for name, weight in weights.items():
         if name not in TERMS:
             nearest = get_close_matches(str(name), TERMS, 1)

@@ -33,9 +33,6 @@ SHOWN = {
 def compare(settings: ComparisonSettings) -> dict[str, Any]:
     """Trains the teacher, then a student of every method and seed, and evaluates all of them alike.
 
-    Args:
-        settings: of the run.
-
     Returns:
         What `comparison.json` holds: `settings`, `teacher` (its metrics) and `students`: method -> metrics per seed.
         Empty on all processes but the first.

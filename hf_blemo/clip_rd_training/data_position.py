@@ -19,9 +19,7 @@ LEAST_SEEN = 100
 class DataPosition:
     """Counts the pairs that were read, and keeps every consumer's position; part of the checkpoint.
 
-    Args:
-        accelerator: of the run.
-        max_broken_share: largest share of broken pairs that does not end the run.
+    More than `max_broken_share` of broken pairs ends the run.
     """
 
     def __init__(self, accelerator: Accelerator, max_broken_share: float):
@@ -63,11 +61,8 @@ class DataPosition:
         }
 
     def share(self) -> None:
-        """Adds up the counts of all processes, which must call this together.
-
-        Raises:
-            ValueError: too many pairs are broken; on every process.
-        """
+        """Adds up the counts of all processes, which must call this together; refuses too many broken pairs on
+        every one."""
         own = {**self._new, "process": self.accelerator.process_index, "states": self.own_states()}
         reports = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
         broken = sum(report["broken"] for report in reports)
@@ -91,11 +86,7 @@ class DataPosition:
         return {"seen": self.seen, "broken": self.broken, "examples": self.examples, "states": self.states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores [`state_dict`].
-
-        Raises:
-            ValueError: another number of processes read the streams.
-        """
+        """Restores [`state_dict`] of as many processes."""
         found = self.accelerator.num_processes
         positions = [state for own in state["states"].values() for states in own.values() for state in states]
         if any(positions) and len(state["states"]) != found:

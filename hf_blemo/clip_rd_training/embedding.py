@@ -76,9 +76,6 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
 
     Shards are dealt to the processes, appear whole, and are kept when a run is started again.
 
-    Args:
-        settings: of the run.
-
     Returns:
         `pairs`, `rows` and `shards` of the store, and what this run did: `written` shards, `seen` and `broken` pairs
         with `examples`.

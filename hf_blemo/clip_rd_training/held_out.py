@@ -39,16 +39,11 @@ class Split(NamedTuple):
 
 
 def hold_out(accelerator: Accelerator, share: float, sources: Sequence[PairTable | PairStream]) -> Split:
-    """Holds out a share of the pairs of all sources together.
+    """Holds out a share, below 1, of the pairs of all sources together; 0 holds out none and reads nothing.
 
     The hashes of the pictures decide, so that neither the order of the rows nor a seed matters, and all rows of one
-    picture stay on one side. Every picture is read once, by the first process. Rows without a caption are trained on,
-    where they are counted as broken.
-
-    Args:
-        accelerator: of the run; all processes get what the first one chose.
-        share: of the pairs, below 1; 0 holds out none and reads nothing.
-        sources: of pairs.
+    picture stay on one side. Every picture is read once, by the first process, and all get what it chose. Rows without
+    a caption are trained on, where they are counted as broken.
 
     Raises:
         ValueError: a source is a stream, or no picture has so few rows that it could be held out.

@@ -38,10 +38,8 @@ def plot_distillation(
 ) -> None:
     """Draws `loss_terms.png`, with two or more evaluations `evaluations.png`, and with a teacher `similarity.png`.
 
-    Args:
-        metrics: of the run.
-        maps: (N, N) similarities of the teacher, and of the student before and after; None without a teacher.
-        folder: made where it is missing; plots of an earlier run there go.
+    `maps` are the (N, N) similarities of the teacher, and of the student before and after; None without a teacher.
+    Plots of an earlier run in the folder go.
     """
     folder.mkdir(exist_ok=True)
     for name in ("loss_terms", "evaluations", "similarity"):
@@ -55,16 +53,10 @@ def plot_distillation(
 
 
 def _plot_loss_terms(history: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw the total loss and every unweighted term over the steps, each in a panel of its own.
+    """The total loss and every unweighted term over the steps, each in a panel of its own.
 
-    A panel's axis is logarithmic if its values are positive and span more than a factor of 20.
-
-    Args:
-        history: rows with "step", "loss" and the terms computed at that step.
-        path: the PNG to write.
-
-    Returns:
-        The path written.
+    A panel's axis is logarithmic if its values are positive and span more than a factor of 20. The history has rows
+    with "step", "loss" and the terms computed at that step.
     """
     rows = sorted(history, key=itemgetter("step"))
     names = [name for name in TERMS if any(row.get(name) is not None for row in rows)]
@@ -96,16 +88,10 @@ def _plot_loss_terms(history: Iterable[Mapping[str, Any]], path: str | Path) -> 
 def _plot_evaluations(
     evaluations: Sequence[Mapping[str, Any]], path: str | Path, teacher: Mapping[str, Any] | None = None
 ) -> Path:
-    """Draw zero-shot accuracies and recalls of both directions over the steps, a panel per task and direction.
+    """Zero-shot accuracies and recalls of both directions over the steps, a panel per task and direction.
 
-    Args:
-        evaluations: each with "step" and "tasks", name -> metrics of `ClipEvaluator`. A task need not be in all of
-            them.
-        path: the PNG to write.
-        teacher: an evaluation of the teacher, drawn as dashed lines for the tasks that both hold.
-
-    Returns:
-        The path written.
+    An evaluation has "step" and "tasks", name -> metrics of `ClipEvaluator`; a task need not be in all of them.
+    That of the teacher is drawn as dashed lines for the tasks that both hold.
     """
     rows = sorted(evaluations, key=itemgetter("step"))
     teacher_tasks = teacher["tasks"] if teacher is not None else {}
@@ -161,19 +147,11 @@ def _plot_evaluations(
 
 
 def _plot_similarity(teacher: np.ndarray, before: np.ndarray, after: np.ndarray, path: str | Path) -> Path:
-    """Draw the image-caption cosines of teacher and student, before and after the distillation, in the same colours.
+    """The (N, N) cosines of N images (rows) and their captions, of teacher and student before and after, in the same
+    colours.
 
     Below each panel stands the share of rows with their largest entry on the diagonal and, for the student, Pearson's
     correlation of the entries off the diagonal with the teacher's.
-
-    Args:
-        teacher: (N, N) cosines of N images (rows) and their N captions (columns) in the same order.
-        before: (N, N), of the student before training.
-        after: (N, N), of the student after it.
-        path: the PNG to write.
-
-    Returns:
-        The path written.
     """
     named = {"teacher": teacher, "before": before, "after": after}
     titles = {"teacher": "teacher", "before": "student before training", "after": "student after training"}

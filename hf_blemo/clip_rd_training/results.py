@@ -41,11 +41,7 @@ class SimilarityMaps:
 
 
 def summary(metrics: Mapping[str, Any]) -> list[str]:
-    """Returns what a run came to, in lines: its terms at both ends, its pace, and what was measured.
-
-    Args:
-        metrics: of the run.
-    """
+    """What a run came to, in lines: its terms at both ends, its pace, and what was measured."""
     lines = []
     for name in [name for name in metrics["history"][-1] if name != "step"]:
         # A scheduled term may begin later.
@@ -78,13 +74,8 @@ def summary(metrics: Mapping[str, Any]) -> list[str]:
 def write_results(
     output: Path, metrics: dict[str, Any], maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None
 ) -> None:
-    """Writes `metrics.json`, the plots and the card.
-
-    Args:
-        output: the student's folder.
-        metrics: of the run.
-        maps: similarities of the teacher, of the student before and after; None without a teacher.
-    """
+    """Writes `metrics.json`, the plots, of which [`plot_distillation`] tells the maps, and the card into the
+    student's folder."""
     write_json({output / "metrics.json": metrics})
     plot_distillation(metrics, maps, output / "plots")
     write_card(output, metrics)

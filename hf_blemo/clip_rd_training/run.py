@@ -137,14 +137,7 @@ def distill(settings: DistillationSettings, command: str | None = None) -> dict[
 
     The folder then holds the student with its tokenizer and image processor, a card, plots and `metrics.json`:
     settings, parameters, data (pairs seen and broken), `history` (mean of every term over the steps since the last
-    entry), evaluations and seconds.
-
-    Args:
-        settings: of the run.
-        command: the command line.
-
-    Returns:
-        The content of `metrics.json`; empty on all processes but the first.
+    entry), evaluations and seconds. That content is returned; nothing on all processes but the first.
 
     Raises:
         ValueError, FileNotFoundError: settings or data are not usable; nothing is written then. During training: more

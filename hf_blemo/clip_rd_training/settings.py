@@ -116,11 +116,7 @@ class _PairDataSettings:
                 built_in.check_options(source.data, source.options or {})
 
     def check_places(self) -> None:
-        """Checks that the pairs are there.
-
-        Raises:
-            FileNotFoundError, ValueError: as `PairSourceSettings.check_place`.
-        """
+        """Checks that the pairs are there."""
         for source in self.pair_sources():
             source.check_place()
 
@@ -358,13 +354,9 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         return self.num_steps
 
     def for_pairs(self, pairs: int | None) -> "DistillationSettings":
-        """Returns these settings with `num_steps` for `epochs`, and with steps for shares of them.
+        """These settings with `num_steps` for `epochs`, and with steps for shares of them.
 
-        Args:
-            pairs: to train on, of all sources; None where a stream does not know them.
-
-        Raises:
-            ValueError: `epochs` of a stream.
+        `pairs` are those to train on, of all sources; None where a stream does not know them, which has no epochs.
         """
         steps = self.num_steps
         if self.epochs is not None:
@@ -427,12 +419,7 @@ class DistillationSettings(PushSettings, _PairDataSettings):
         return "text" in self.freeze and "text" not in self.release and not self.images_alone
 
     def check_places(self) -> None:
-        """Checks that pairs, models and tasks are there, and that the output may be written.
-
-        Raises:
-            FileNotFoundError, NotADirectoryError, ValueError, MissingExtraError: one is not there.
-            FileExistsError: as in [`check_output`].
-        """
+        """Checks that pairs, models and tasks are there, and that the output may be written."""
         self.check_output()
         super().check_places()
         check_tasks(self.evaluation)
@@ -509,11 +496,7 @@ class EmbeddingSettings(_PairDataSettings):
                 raise ValueError(f"data {source.data!r}: embeddings are found by row, which a stream does not have")
 
     def check_places(self) -> None:
-        """Checks that pairs and teachers are there.
-
-        Raises:
-            FileNotFoundError, ValueError, MissingExtraError: one is not.
-        """
+        """Checks that pairs and teachers are there."""
         super().check_places()
         for name, source in self.teachers.items():
             check_clip(source, f"teacher {name!r}", self.revisions.get(name))

@@ -197,11 +197,8 @@ def _new_student(
 
 @torch.no_grad()
 def _check_embeds(student: CLIPRDModel, processor: PairProcessor, settings: DistillationSettings) -> None:
-    """Embeds a picture and a word, so that towers that cannot are refused before the run.
-
-    Raises:
-        ValueError: a tower has no pooled output, or does not take what its processor makes.
-    """
+    """Embeds a picture and a word, so that towers without a pooled output, or that do not take what their processor
+    makes, are refused before the run."""
     student.eval()
     try:
         student.get_text_features(**processor.captions(["a"]))

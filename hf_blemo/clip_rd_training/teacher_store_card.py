@@ -12,17 +12,7 @@ from hf_blemo.pairs.teacher_store import SHARD_FOLDER, STORE_FILE, TOKENIZERS, S
 
 
 def store_card(folder: Path) -> str:
-    """Render the card of a store.
-
-    Args:
-        folder: of the store.
-
-    Returns:
-        Metadata and text of a README.md, without folders of this machine.
-
-    Raises:
-        ValueError, FileNotFoundError: the folder is not a store.
-    """
+    """Metadata and text of a store's README.md, without folders of this machine."""
     # No licence: the pairs' and the teachers' own decide, and neither is known here.
     data = DatasetCardData(
         tags=["hf_blemo", "clip", "embeddings", "distillation"],
@@ -34,20 +24,9 @@ def store_card(folder: Path) -> str:
 
 
 def push_store(folder: Path, repo_id: str, token: str | None = None) -> str:
-    """Upload a store in one commit to a data set; a new one is private.
+    """Uploads a store in one commit to a data set; a new one is private. Returns the address of the commit.
 
     Manual edits of the card on the Hub stay; shards that this store does not have are removed there.
-
-    Args:
-        folder: of the store.
-        repo_id: `owner/name`.
-        token: a Hub token; the one stored by `hf auth login` by default.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        ValueError: the card on the Hub has metadata that cannot be read.
     """
     paths = [folder / STORE_FILE, *(folder / SHARD_FOLDER).glob("*.parquet"), *(folder / TOKENIZERS).rglob("*")]
     card = store_card(folder)

@@ -48,11 +48,8 @@ class Teacher:
     def check(
         self, settings: DistillationSettings, sources: Sequence[PairTable | PairStream], student: PairProcessor
     ) -> None:
-        """Refuses a run for which this teacher has no embeddings.
-
-        Raises:
-            ValueError: a store made from other pairs, crops or sizes of images, or from another teacher.
-        """
+        """Refuses a run for which this teacher has no embeddings: a store made from other pairs, crops or sizes of
+        images, or from another teacher."""
 
     def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
         """Makes the reader of pairs for the student and this teacher."""

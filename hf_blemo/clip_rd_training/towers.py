@@ -107,11 +107,8 @@ def pooled_width(tower: Tower) -> int | None:
 
 
 def fill_towers(student: Any, towers: Mapping[str, Tower], settings: DistillationSettings) -> None:
-    """Copies trained towers, and projections that fit, into a student.
-
-    Raises:
-        ValueError: a tower of another shape than its config builds.
-    """
+    """Copies trained towers, which must have the shape that their config builds, and projections that fit, into a
+    student."""
     for side, tower in towers.items():
         try:
             getattr(student, f"{side}_model").load_state_dict(tower.model.state_dict())
@@ -137,11 +134,7 @@ def freeze_towers(student: Any, towers: Mapping[str, Tower], settings: Distillat
 
 
 def check_tokens(tower: Tower, processor: PairProcessor, settings: DistillationSettings) -> None:
-    """Refuses a frozen text tower that would read the tokens of another tokenizer.
-
-    Raises:
-        ValueError: it would.
-    """
+    """Refuses a frozen text tower that would read the tokens of another tokenizer."""
     own = PairProcessor(tower.part, None, tower.model.config)
     if "text" in settings.freeze and not own.same_tokens(processor):
         raise ValueError(

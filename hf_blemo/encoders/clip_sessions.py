@@ -23,10 +23,8 @@ class _Faces:
 class ClipSessions:
     """Cuts one clip into pieces for several encoders; its faces are looked for once for all of them.
 
-    Args:
-        encoders: name -> encoder.
-        modalities: of the clip that are to be read, `video` and `audio`.
-        thumbnails: gets every frame; with faces, their squares too.
+    Of `video` and `audio` the modalities that are to be read. Thumbnails get every frame; with faces, their squares
+    too.
     """
 
     def __init__(self, encoders: Mapping[str, Any], modalities: Iterable[str], thumbnails: Thumbnails | None = None):
@@ -60,11 +58,7 @@ class ClipSessions:
         return sorted({rate for encoder in self._encoders.values() if (rate := encoder.audio_rate) is not None})
 
     def push(self, item: Frame | Audio) -> Iterator[tuple[str, Piece]]:
-        """Takes the next frame or stretch of sound.
-
-        Returns:
-            (encoder, piece) of pieces that are complete now.
-        """
+        """Takes the next frame or stretch of sound; yields (encoder, piece) of pieces that are complete now."""
         if isinstance(item, Audio):
             for name, encoder in self._encoders.items():
                 if encoder.audio_rate == item.rate:
@@ -80,11 +74,7 @@ class ClipSessions:
                 yield from self._see(faces, seen)
 
     def finish(self) -> Iterator[tuple[str, Piece]]:
-        """Ends the clip.
-
-        Returns:
-            The remaining pieces.
-        """
+        """Ends the clip; yields the remaining pieces."""
         for faces in self._faces.values():
             for seen in faces.tracker.finish():
                 yield from self._see(faces, seen)

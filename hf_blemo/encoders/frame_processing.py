@@ -40,28 +40,14 @@ class FrameProcessor:
         self.scale: tuple[torch.Tensor, torch.Tensor] | None = self._split_scale()
 
     def pixels(self, frame: np.ndarray) -> np.ndarray:
-        """Runs the first half, or all of a processor that is not split.
-
-        Args:
-            frame: (H, W, 3) uint8.
-
-        Returns:
-            (3, h, w), uint8 where the work is split, else float32.
-        """
+        """Runs the first half on a frame (H, W, 3) uint8, or all of a processor that is not split: (3, h, w), uint8
+        or float32."""
         if self.scale is None:
             return self._processed(frame)
         return self._processed(frame, do_rescale=False, do_normalize=False).astype(np.uint8)
 
     def normalized(self, pixels: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """Runs the second half.
-
-        Args:
-            pixels: (..., 3, h, w) of any number of frames or stacks of frames, from `pixels`.
-            device, dtype: of the model.
-
-        Returns:
-            (B, ..., 3, h, w).
-        """
+        """Runs the second half: (..., 3, h, w) of B frames or stacks of frames, from `pixels` -> (B, ..., 3, h, w)."""
         values = torch.from_numpy(np.stack(pixels)).to(device)
         if self.scale is not None:
             factor, offset = (part.to(device) for part in self.scale)

@@ -31,19 +31,8 @@ class Session(ABC):
 
     @abstractmethod
     def push(self, item: Frame | Audio) -> Iterator[Piece]:
-        """Takes the next frame or stretch of sound.
-
-        Args:
-            item: of the encoder's own modality, in the order of the clip.
-
-        Returns:
-            Pieces that are complete now.
-        """
+        """Takes the next frame or stretch of sound of the encoder's modality; yields pieces that are complete now."""
 
     def finish(self) -> Iterator[Piece]:
-        """Ends the clip.
-
-        Returns:
-            The remaining pieces.
-        """
+        """Ends the clip; yields the remaining pieces."""
         yield from ()

@@ -81,13 +81,7 @@ class _SoundBuffer:
 
 
 class SoundSession(Session):
-    """Cuts the sound of one clip into windows.
-
-    Args:
-        rate: samples per second.
-        window: samples of a window.
-        context: samples of overlap on each side, less than half a window.
-    """
+    """Cuts the sound of one clip into windows of some samples, with `context` samples of overlap on each side."""
 
     def __init__(self, rate: int, window: int, context: int = 0):
         self.buffer = _SoundBuffer(rate)
