@@ -27,7 +27,7 @@ _TABLE = {
     "media": "errors files",
     "metrics": "_registration blemore rank_aware_fusion",
     "programs": "_registration errors files",
-    "encoders": "_registration errors loading media",
+    "encoders": "_registration errors files loading media programs",
     "pairs": "_registration built_in clip_rd errors files loading programs",
     "clip_evaluation": "built_in clip_rd errors files pairs programs",
     "hub": "_registration blemore clip_rd errors feature_sets files loading programs rank_aware_fusion",

@@ -5,8 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo import built_in
-from hf_blemo.commands.parsing import add_command, add_fusion_options, is_built_in, positive
-from hf_blemo.encoders.encoder_options import DTYPES, check_encoders
+from hf_blemo.commands.parsing import (
+    add_command,
+    add_encoder_options,
+    add_fusion_options,
+    encoder_options,
+    is_built_in,
+    positive,
+)
+from hf_blemo.encoders.encoder_options import check_encoders
 from hf_blemo.errors import check_extra
 from hf_blemo.programs.start import importing
 
@@ -32,10 +39,7 @@ Examples:
     parser.add_argument("--port", type=positive, metavar="N", help="default: first free port from 7860")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parser.add_argument("--example", metavar="CLIP", nargs="+", default=[], help="clips to offer on the page")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the encoders (default: float32)")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run code of an encoder's repository, pinned by a commit"
-    )
+    add_encoder_options(parser)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -61,7 +65,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         from hf_blemo.prediction.fusion import load_fusion
 
     member = load_fusion(files)
-    encoders = fusion_encoders([member], dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code)
+    encoders = fusion_encoders([member], **encoder_options(arguments))
 
     def recognise(path: str) -> dict[str, Any]:
         [result] = predict_clips([path], [member], encoders, num_thumbnails=NUM_THUMBNAILS)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo.built_in import MODEL
+from hf_blemo.encoders.encoder_options import BACKENDS, DTYPES
 from hf_blemo.errors import did_you_mean, listed, nearest_name, printable
 from hf_blemo.files import Limits
 from hf_blemo.loading import is_hub_id
@@ -178,6 +179,27 @@ def add_fusion_options(parser: argparse.ArgumentParser, several: bool = False) -
         help="the package's own small model, with two clips: it knows drawn clips and says nothing about people",
     )
     parser.add_argument("--revision", help="branch, tag or commit of models on the Hub")
+
+
+def add_encoder_options(parser: Any) -> None:
+    """Adds the options of loading the encoders of clips to a parser or a group of one."""
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the encoders (default: float32); int8 by onnxruntime"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="eager",
+        help="what runs the encoders: eager torch (default), torch's compiler, or onnxruntime (extra onnx) on the CPU",
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code of an encoder's repository, pinned by a commit"
+    )
+
+
+def encoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was given to the options of [`add_encoder_options`], as `load_encoders` takes it."""
+    return {name: getattr(arguments, name) for name in ("dtype", "backend", "trust_remote_code")}
 
 
 def is_built_in(arguments: argparse.Namespace) -> bool:

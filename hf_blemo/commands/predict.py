@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from hf_blemo import built_in
-from hf_blemo.commands.parsing import add_command, add_fusion_options, is_built_in, output_path, positive
-from hf_blemo.encoders.encoder_options import DTYPES, check_encoders
+from hf_blemo.commands.parsing import (
+    add_command,
+    add_encoder_options,
+    add_fusion_options,
+    encoder_options,
+    is_built_in,
+    output_path,
+    positive,
+)
+from hf_blemo.encoders.encoder_options import check_encoders
 from hf_blemo.errors import check_extra, check_once, say
 from hf_blemo.files import whole_file, write_json
 from hf_blemo.programs.progress import Progress
@@ -22,6 +30,7 @@ _CLIP_OPTIONS: dict[str, Any] = {
     "window": None,
     "hop": None,
     "dtype": "float32",
+    "backend": "eager",
     "threads": None,
     "trust_remote_code": False,
 }
@@ -81,11 +90,8 @@ Examples:
         "--window", type=float, metavar="SECONDS", help="windows of a timeline for clips of any length; 0 for none"
     )
     clips.add_argument("--hop", type=float, metavar="SECONDS", help="between windows (default: half a window)")
-    clips.add_argument("--dtype", choices=DTYPES, default="float32", help="of the encoders (default: float32)")
     clips.add_argument("--threads", type=positive, metavar="N", help="clips decoded at once (default: half the cores)")
-    clips.add_argument(
-        "--trust-remote-code", action="store_true", help="run code of an encoder's repository, pinned by a commit"
-    )
+    add_encoder_options(clips)
 
 
 def _share(text: str) -> float:
@@ -291,7 +297,7 @@ def _predict_clips(
     from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
 
     windows = None if arguments.window is None else Windows(arguments.window, arguments.hop, longer_than=0.0)
-    encoders = fusion_encoders(members, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code)
+    encoders = fusion_encoders(members, **encoder_options(arguments))
     for model, _ in members:
         model.to(device)
     num_thumbnails = NUM_THUMBNAILS if any(text.endswith(".html") for text in arguments.output) else 0

@@ -2,7 +2,8 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -81,6 +82,8 @@ class Encoder(ABC):
     largest_batch: int | None = None
     # Pieces that keep a core busy; on the CPU, such parts of a batch run side by side. None if they cannot.
     part_size: int | None = None
+    # Axes of the network's inputs whose lengths differ between batches.
+    free_axes: tuple[int, ...] = (0,)
     # Options of `extraction` that the family supports, with their defaults.
     extraction_defaults: dict[str, Any] = {"layer": None, "layers": None}
     # What it sees of frames; None for all of them.
@@ -101,6 +104,8 @@ class Encoder(ABC):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"{source.model_id}: batch_size must be a positive whole number, found {batch_size!r}")
         self.batch_size = batch_size
+        # What runs the network; see `backends`.
+        self.execute: Callable[..., torch.Tensor] = self.network
         if type(model).__module__.startswith("transformers_modules"):
             # Code from the Hub may not be safe in several threads.
             self.part_size = None
@@ -136,6 +141,26 @@ class Encoder(ABC):
         Returns:
             For each piece (rows, D) float32, rows to be skipped included.
         """
+
+    def network(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """The part of `forward` from tensors to tensors, which other backends than eager torch run, too.
+
+        Args:
+            inputs: of the model for a batch of pieces, by name; each name is of a batch's axis or axes alike.
+
+        Returns:
+            (B, ..., D) features.
+        """
+        raise NotImplementedError(f"{type(self).__name__} runs no network of torch")
+
+    def examples(self) -> list[dict[str, torch.Tensor]]:
+        """Inputs of `network`, one for each set of names that `forward` may give it; none without a network."""
+        return []
+
+    @contextmanager
+    def exportable(self) -> Iterator[None]:
+        """Makes `network` one that can be traced."""
+        yield
 
     def run(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """Features of any number of pieces, in batches that fit the device.

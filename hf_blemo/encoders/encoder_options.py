@@ -9,10 +9,14 @@ from hf_blemo.errors import check_choice, check_extra
 from hf_blemo.loading import OPENSMILE, local_path, read_config
 
 # Keys of an entry that names an encoder to load; the first three travel with the models trained on its features.
-ENCODER_KEYS = ("model_id", "revision", "extraction", "batch_size")
+ENCODER_KEYS = ("model_id", "revision", "extraction", "batch_size", "backend")
 # Precision of models, in torch's names.
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16", "float16", "int8"]
 DTYPES = get_args(Dtype)
+TORCH_DTYPES, ONNX_DTYPES = ("float32", "bfloat16", "float16"), ("float32", "int8")
+# What runs the networks.
+Backend = Literal["eager", "compile", "onnxruntime"]
+BACKENDS = get_args(Backend)
 # Backends that resize frames, in transformers' names.
 ImageBackend = Literal["pil", "torchvision"]
 IMAGE_BACKENDS = get_args(ImageBackend)

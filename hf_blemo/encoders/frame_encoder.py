@@ -78,3 +78,10 @@ class FrameEncoder(Encoder):
     def pixels_of(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """(B, ..., 3, h, w) of some pieces, normalised, on the model's device."""
         return self.frames.normalized([piece.values for piece in pieces], self.device, self.model.dtype)
+
+    def noise(self, stack: tuple[int, ...]) -> torch.Tensor:
+        """(2, *stack, 3, h, w) of two pieces of noise, as `pixels_of` gives them."""
+        frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        pixels = [self.frames.pixels(side) for side in (frame, frame[::-1].copy())]
+        pieces = [Piece(np.broadcast_to(side, (*stack, *side.shape)), np.zeros(1)) for side in pixels]
+        return self.pixels_of(pieces)

@@ -58,18 +58,25 @@ class ImageEncoder(FrameEncoder):
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """(1, D) of each frame."""
-        pixels = self.pixels_of(pieces)
-        rows = self.rows_of(self._tower, _mean, pixel_values=pixels) if self.rows_of else self._rows(pixels)
+        rows = self.execute(pixel_values=self.pixels_of(pieces))
         return list(rows.float().cpu().numpy()[:, None])
+
+    def network(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """(B, D) of `pixel_values` (B, 3, h, w)."""
+        return self.rows_of(self._tower, _mean, **inputs) if self.rows_of else self._rows(**inputs)
+
+    def examples(self) -> list[dict[str, torch.Tensor]]:
+        """Two frames of noise."""
+        return [{"pixel_values": self.noise(())}]
 
     @property
     def _tower(self) -> Any:
         """The network that has layers."""
         return self.model
 
-    def _rows(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _rows(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, D) of the network's output."""
-        output = self.model(pixel_values=pixels)
+        output = self.model(pixel_values=pixel_values)
         pooled = getattr(output, "pooler_output", None) if self.has_pooler else None
         return _mean(output.last_hidden_state) if pooled is None else pooled.flatten(1)
 
@@ -89,7 +96,7 @@ class ClipEncoder(ImageEncoder):
     def _tower(self) -> Any:
         return self.model.vision_model
 
-    def _rows(self, pixels: torch.Tensor) -> torch.Tensor:
-        output = self.model.get_image_features(pixel_values=pixels)
+    def _rows(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.model.get_image_features(pixel_values=pixel_values)
         # transformers' own models return the tower's whole output, with the embeddings as the pooled one.
         return output if isinstance(output, torch.Tensor) else output.pooler_output

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from hf_blemo.encoders.encoder import Encoder, EncoderMemoryError, EncoderSource
-from hf_blemo.encoders.encoder_options import DTYPES, ENCODER_KEYS
+from hf_blemo.encoders.encoder_options import BACKENDS, ENCODER_KEYS, ONNX_DTYPES, TORCH_DTYPES
 from hf_blemo.encoders.image_encoder import ClipEncoder, ImageEncoder
 from hf_blemo.encoders.opensmile_encoder import OpenSmileEncoder, load_opensmile
 from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
 from hf_blemo.encoders.video_encoder import VideoEncoder
-from hf_blemo.errors import one_line
+from hf_blemo.errors import check_extra, one_line
 from hf_blemo.loading import OPENSMILE, load_part, local_path, quiet_loading, refuse_code_of_others
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ def load_encoder(
     batch_size: int | None = None,
     trust_remote_code: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    backend: str = "eager",
 ) -> Encoder:
     """Loads a pre-trained network as an encoder of clips.
 
@@ -60,10 +61,13 @@ def load_encoder(
             such as `6-12` for their mean, or a list such as `[6, 9, 12]` for all side by side), `level` (openSMILE:
             `functionals`, the default, or `lld`), `window_seconds` and `hop_seconds` (functionals; default: 2 and 1).
         device: device of the model (default: a GPU if there is one).
-        dtype: `float32`, `bfloat16` or `float16` (on a GPU); features are always float32.
+        dtype: `float32`, `bfloat16` or `float16` (on a GPU), or `int8` (by the backend `onnxruntime`); features are
+            always float32.
         batch_size: pieces at once (default: the family's).
         trust_remote_code: run code of the repository if the model needs it; a commit must then pin the code.
         defaults: options used where `extraction` has none, if the model's family knows them.
+        backend: what runs the network: `eager` torch; `compile`, torch's compiler; or `onnxruntime` (extra `onnx`),
+            on the CPU, which exports the network once and keeps the graph in `huggingface_hub`'s cache of assets.
 
     Returns:
         The encoder.
@@ -72,13 +76,16 @@ def load_encoder(
         FileNotFoundError: there is no such folder, repository or revision, or a file is missing from it.
         ValueError: the model belongs to no family above or lacks weights, or an option or its value is unknown.
         EncoderMemoryError: the device is out of memory for the model.
-        MissingExtraError: openSMILE is asked for and not installed.
+        MissingExtraError: openSMILE is asked for and not installed, or the backend's packages are not.
     """
     from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
     where = model_id if revision is None else f"{model_id}, revision {revision}"
-    if dtype not in DTYPES:
-        raise ValueError(f"{where}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"{where}: backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    dtypes = ONNX_DTYPES if backend == "onnxruntime" else TORCH_DTYPES
+    if dtype not in dtypes:
+        raise ValueError(f"{where}: dtype {dtype!r} is not one of {', '.join(dtypes)}, those of backend {backend}")
     if extraction is not None and not isinstance(extraction, Mapping):
         raise ValueError(f"{where}: extraction must be options by name, found {extraction!r}")
     extraction = dict(extraction or {})
@@ -91,7 +98,13 @@ def load_encoder(
     # Without this argument, transformers asks on the terminal.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() and backend != "onnxruntime" else "cpu"
+    if backend == "onnxruntime":
+        check_extra("onnx", f"{where}: backend onnxruntime")
+        if torch.device(device).type != "cpu":
+            raise ValueError(
+                f"{where}: backend onnxruntime runs on the CPU, found device {device}; leave it out there"
+            )
     with quiet_loading():
         if trust_remote_code:
             refuse_code_of_others(model_id, where, revision)
@@ -101,7 +114,11 @@ def load_encoder(
         config = load_part(AutoConfig, model_id, where, **options)
         family = _family(config, _modalities(config, model_id, options), where)
         extraction = _options(family, config.model_type, extraction, defaults, where)
-        weights = {"dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
+        weights = {
+            "dtype": torch.float32 if dtype == "int8" else getattr(torch, dtype),
+            "use_safetensors": True,
+            "output_loading_info": True,
+        }
         try:
             model, report = load_part(AutoModel, model_id, where, **options, **weights)
         except FileNotFoundError:
@@ -111,6 +128,10 @@ def load_encoder(
             options["revision"] = commit = converted
             model, report = load_part(AutoModel, model_id, where, **options, **weights)
         _check_weights(report["missing_keys"], where)
+        for key, parameter in model.named_parameters():
+            if key in report["missing_keys"]:
+                # Unused, but drawn by chance, and part of what tells models apart.
+                parameter.data.zero_()
         if family in (SpeechEncoder, SpectrogramEncoder):
             processor = load_part(AutoFeatureExtractor, model_id, where, **options)
         else:
@@ -120,22 +141,28 @@ def load_encoder(
         settings["has_pooler"] = not any(_POOLER in key for key in report["missing_keys"])
     source = EncoderSource(model_id, commit, extraction)
     try:
-        return family(model.eval().to(device), processor, source, **settings)
+        encoder = family(model.eval().to(device), processor, source, **settings)
     except torch.OutOfMemoryError as error:
         raise EncoderMemoryError(f"{where}: {device} is out of memory for the model") from error
     # An untested architecture may fail its trial input in any of these ways.
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         message = f"{where}: {config.model_type} does not work as {family.__name__}: {one_line(error)}"
         raise ValueError(message) from error
+    if backend != "eager":
+        # The exporter takes long to import.
+        from hf_blemo.encoders.backends import use_backend
+
+        use_backend(encoder, backend, int8=dtype == "int8")
+    return encoder
 
 
 def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> dict[str, Encoder]:
     """Loads several encoders.
 
     Args:
-        entries: name -> `model_id` and optionally `revision`, `extraction`, `batch_size`; other keys of
-            `config.encoders` are ignored.
-        options: `device`, `dtype`, `trust_remote_code` and `defaults` of [`load_encoder`] for all.
+        entries: name -> `model_id` and optionally `revision`, `extraction`, `batch_size`, `backend`; other keys
+            of `config.encoders` are ignored.
+        options: `device`, `dtype`, `trust_remote_code`, `defaults` and `backend` of [`load_encoder`] for all.
 
     Returns:
         Name -> encoder.
@@ -151,7 +178,7 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
             raise ValueError(f"encoder {name!r}: found no model_id, expected the model that extracts its features")
         known = {key: entry[key] for key in ENCODER_KEYS if key in entry}
         try:
-            encoder = load_encoder(**known, **options)
+            encoder = load_encoder(**{**options, **known})
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"encoder {name!r}: {error}") from error
         expected = entry.get("feature_size")

@@ -40,6 +40,8 @@ class SpectrogramEncoder(Encoder):
 
     modality = "audio"
     default_batch_size = 4
+    # One window at a time, all filled up to one length.
+    free_axes = ()
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         self.is_whisper = hasattr(model, "get_encoder") and hasattr(model, "decoder")
@@ -76,13 +78,11 @@ class SpectrogramEncoder(Encoder):
         rows = []
         for piece in pieces:
             # One at a time, since extractors differ in how they pad short ones in a batch.
-            inputs = self.processor(piece.values, sampling_rate=self.audio_rate, return_tensors="pt")
-            inputs = {name: self._placed(values) for name, values in inputs.items()}
-            rows.append(self._rows(inputs).float().cpu().numpy())
+            rows.append(self.execute(**self._inputs(piece.values)).float().cpu().numpy())
         return rows
 
-    def _rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(rows, D) of a window."""
+    def network(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """(rows, D) of one window, of what the extractor makes of it."""
         if self.is_whisper:
             return self.rows_of(self.model, lambda hidden: hidden[0], input_features=inputs["input_features"])
         is_clap = hasattr(self.model, "get_audio_features")
@@ -92,6 +92,14 @@ class SpectrogramEncoder(Encoder):
         mask = None if is_clap else inputs.get("attention_mask")
         tower = self.model.audio_model if is_clap else self.model
         return self.rows_of(tower, lambda hidden: self._mean(hidden, mask), **inputs)
+
+    def examples(self) -> list[dict[str, torch.Tensor]]:
+        """A window of noise."""
+        return [self._inputs(np.random.default_rng(0).standard_normal(self.window).astype(np.float32))]
+
+    def _inputs(self, window: np.ndarray) -> dict[str, torch.Tensor]:
+        inputs = self.processor(window, sampling_rate=self.audio_rate, return_tensors="pt")
+        return {name: self._placed(values) for name, values in inputs.items()}
 
     def _placed(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self.device, self.model.dtype if values.is_floating_point() else None)

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,7 @@ class SpeechEncoder(Encoder):
 
     modality = "audio"
     default_batch_size = 16
+    free_axes = (0, 1)
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         super().__init__(model, processor, source, batch_size)
@@ -127,10 +129,31 @@ class SpeechEncoder(Encoder):
             with warnings.catch_warnings():
                 # WavLM gives torch its mask and its bias in two types.
                 warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
-                hidden = self.rows_of(self.model, lambda states: states, **inputs)
+                hidden = self.execute(**inputs)
             for number, window, steps in zip(group, windows, hidden.float().cpu().numpy(), strict=True):
                 rows[number] = steps[: (len(window) - self.reach) // self.stride + 1]
         return [rows[number] for number in range(len(pieces))]
+
+    def network(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """(B, steps, D) of `input_values` (B, samples), and where windows are padded their `attention_mask`."""
+        return self.rows_of(self.model, lambda states: states, **inputs)
+
+    def examples(self) -> list[dict[str, torch.Tensor]]:
+        """Two windows of noise, of one length and of two where windows are padded."""
+        noise = np.random.default_rng(0).standard_normal(self.reach + 40 * self.stride).astype(np.float32)
+        groups = [[noise, noise[::-1].copy()]] + ([[noise, noise[: -10 * self.stride]]] if self.pads else [])
+        return [self._inputs(windows) for windows in groups]
+
+    @contextmanager
+    def exportable(self) -> Iterator[None]:
+        """Runs the first layers on whole windows: how many stretches they have is not known beforehand."""
+        first = self.model.feature_extractor
+        chunked = vars(first).pop("forward", None)
+        try:
+            yield
+        finally:
+            if chunked is not None:
+                first.forward = chunked
 
     def _inputs(self, windows: list[np.ndarray]) -> dict[str, torch.Tensor]:
         # Without padding, no mask is needed.

@@ -71,6 +71,13 @@ class VideoEncoder(FrameEncoder):
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """(1, D) of each segment."""
-        inputs = {self.model.main_input_name: self.pixels_of(pieces)}
-        rows = self.rows_of(self.model, lambda hidden: hidden.mean(1, keepdim=True), **inputs)
-        return list(rows.float().cpu().numpy())
+        rows = self.execute(**{self.model.main_input_name: self.pixels_of(pieces)})
+        return list(rows.float().cpu().numpy()[:, None])
+
+    def network(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """(B, D) of segments (B, T, 3, h, w)."""
+        return self.rows_of(self.model, lambda hidden: hidden.mean(1), **inputs)
+
+    def examples(self) -> list[dict[str, torch.Tensor]]:
+        """Two segments of noise."""
+        return [{self.model.main_input_name: self.noise((self.length,))}]

@@ -97,6 +97,7 @@ def _run(
     encoders = load_encoders(
         settings.encoder_entries(),
         dtype=settings.dtype,
+        backend=settings.backend,
         device=accelerator.device,
         trust_remote_code=settings.trust_remote_code,
         defaults={name: value for name, value in defaults.items() if value is not None},

@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from hf_blemo.built_in import SYNTHETIC
 from hf_blemo.encoders.encoder_options import (
     ENCODER_KEYS,
+    Backend,
     Dtype,
     ImageBackend,
     check_encoders,
@@ -39,7 +40,7 @@ class ExtractionSettings:
         output_dir: data set of features to write; an interrupted run of the same settings resumes.
         encoders: name -> `model_id` (Hub id or folder), and optionally `revision`, `extraction` (`frames_per_second`
             and `image_backend` of image and video models; `layer`, such as 9, or `layers`, such as `6-12` for their
-            mean or `[6, 9, 12]` for all side by side) and `batch_size`.
+            mean or `[6, 9, 12]` for all side by side), `batch_size` and `backend`.
         model: folder or Hub id of a fusion; uses the fusion's encoders instead of `encoders`.
         imported: name -> folder with features of other programs, one `.npy` or `.csv` per clip.
         frames_per_second: frames sampled per second by image and video models without their own setting (default:
@@ -58,7 +59,9 @@ class ExtractionSettings:
             names, which carry BlEmoRE's label and actor.
         group: column of what stays in one fold, such as the actor; kept in the data set.
         seed: of the folds.
-        dtype: precision of the models: `float32`, `bfloat16` or `float16` (on a GPU).
+        dtype: precision of the models: `float32`, `bfloat16` or `float16` (on a GPU), or `int8` (by `onnxruntime`).
+        backend: what runs models without their own setting: `eager` torch, `compile`, torch's compiler, or
+            `onnxruntime` (extra `onnx`), on the CPU.
         feature_dtype: precision of stored features: `float16`, `float32`, or `auto` for float16 where it fits.
         num_threads: clips decoded at once per process; 0 for half of the cores, at most 8.
         overwrite: replace an existing data set at `output_dir`, and discard an unfinished run.
@@ -89,6 +92,7 @@ class ExtractionSettings:
     group: str | None = None
     seed: int = 0
     dtype: Dtype = "float32"
+    backend: Backend = "eager"
     feature_dtype: Literal["auto", "float16", "float32"] = "auto"
     num_threads: int = not_negative(0)
     overwrite: bool = False

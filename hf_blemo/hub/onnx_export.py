@@ -1,11 +1,7 @@
 """Export models to ONNX: a fusion as one graph, a student as one graph per tower, and both quantised."""
 
 import copy
-import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +15,9 @@ from hf_blemo.clip_rd.modeling_clip_rd import CLIPRDModel
 from hf_blemo.errors import check_extra
 from hf_blemo.feature_sets.label_spaces import space_entry
 from hf_blemo.files import write_json
+from hf_blemo.programs.onnx_graphs import OPSET, exported_program, quantized, write_graph
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
-_OPSET = 18
 _FUSION_OUTPUTS = (
     "probabilities",
     "joint_probabilities",
@@ -73,13 +69,13 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False, processor: A
         inputs = [f"{kind}.{name}" for kind in ("features", "feature_mask") for name in names]
         paths = [folder / "model.onnx"]
         labels = space_entry(model.config.label_space, model.config.label_kind)
-        _write(_fusion_program(exported), paths[0], inputs, _FUSION_OUTPUTS, labels)
+        write_graph(_fusion_program(exported), paths[0], inputs, _FUSION_OUTPUTS, labels)
         description = {"inputs": inputs, "outputs": list(_FUSION_OUTPUTS), "encoders": names, **labels}
     else:
         programs = _tower_programs(exported)
         paths = [folder / "image_model.onnx", folder / "text_model.onnx"]
-        _write(programs["image"], paths[0], ["pixel_values"], ["image_embeds"])
-        _write(programs["text"], paths[1], ["input_ids", "attention_mask"], ["text_embeds"])
+        write_graph(programs["image"], paths[0], ["pixel_values"], ["image_embeds"])
+        write_graph(programs["text"], paths[1], ["input_ids", "attention_mask"], ["text_embeds"])
         shape = [*programs["image"].example_inputs[0][0].shape[1:]]
         embeds, tokens = ["batch", model.config.projection_dim], ["batch", "length"]
         description = {
@@ -93,8 +89,8 @@ def export_onnx(model: Any, folder: str | Path, int8: bool = False, processor: A
     if processor is not None:
         processor.save_pretrained(folder)
         _set_up_tokenizer(folder / "tokenizer.json", processor)
-    write_json({folder / "onnx.json": {"model_type": model.config.model_type, "opset": _OPSET, **description}})
-    return paths + [_quantized(path) for path in paths if int8]
+    write_json({folder / "onnx.json": {"model_type": model.config.model_type, "opset": OPSET, **description}})
+    return paths + [quantized(path) for path in paths if int8]
 
 
 def _set_up_tokenizer(path: Path, processor: Any) -> None:
@@ -189,7 +185,7 @@ def _fusion_program(model: RankAwareFusionModel) -> torch.export.ExportedProgram
     features = [torch.zeros(3, 5 + place, options["feature_size"]) for place, options in enumerate(encoders)]
     masks = [torch.ones(values.shape[:2], dtype=torch.bool) for values in features]
     axes = tuple({0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for _ in (*features, *masks))
-    return _exported(_FusionGraph(model), (*features, *masks), (axes,))
+    return exported_program(_FusionGraph(model).eval(), (*features, *masks), (axes,))
 
 
 def _tower_programs(model: CLIPRDModel) -> dict[str, torch.export.ExportedProgram]:
@@ -205,86 +201,6 @@ def _tower_programs(model: CLIPRDModel) -> dict[str, torch.export.ExportedProgra
     for tower in towers:
         tower.set_attn_implementation("eager")
     return {
-        "image": _exported(_ImageGraph(model), (pixels,), ({0: Dim.DYNAMIC},)),
-        "text": _exported(_TextGraph(model), (tokens, torch.ones_like(tokens)), (both, both)),
+        "image": exported_program(_ImageGraph(model).eval(), (pixels,), ({0: Dim.DYNAMIC},)),
+        "text": exported_program(_TextGraph(model).eval(), (tokens, torch.ones_like(tokens)), (both, both)),
     }
-
-
-def _exported(graph: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
-    device = next(graph.parameters()).device
-    with torch.no_grad(), _quiet():
-        return torch.export.export(graph.eval(), tuple(value.to(device) for value in inputs), dynamic_shapes=shapes)
-
-
-def _write(
-    program: torch.export.ExportedProgram,
-    path: Path,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    metadata: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes a graph, with metadata as JSON, which quantising keeps."""
-    with _quiet():
-        torch.onnx.export(
-            program,
-            (),
-            str(path),
-            input_names=list(input_names),
-            output_names=list(output_names),
-            opset_version=_OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
-        )
-    if metadata is not None:
-        import onnx
-
-        graph = onnx.load(path)
-        onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in metadata.items()})
-        onnx.save(graph, path)
-
-
-def _quantized(path: Path) -> Path:
-    """Writes a float32 file once more in int8, beside it."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    output = path.with_name(f"{path.stem}_int8{path.suffix}")
-    graph = onnx.load(path)
-    # The exporter's shapes conflict with those of the quantiser.
-    del graph.graph.value_info[:]
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        # Convolutions have no fast dynamic kernel.
-        quantize_dynamic(graph, output, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
-    finally:
-        logger.setLevel(level)
-    return output
-
-
-def _stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """Replaces torch's stable sort, unknown to the exporter, by a TopK of everything; ties keep their order."""
-    from onnxscript import opset18
-
-    op: Any = opset18
-    size = op.Reshape(op.Gather(op.Shape(values), op.Constant(value_ints=[dim])), op.Constant(value_ints=[1]))
-    return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the log of torch's exporter off the terminal."""
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

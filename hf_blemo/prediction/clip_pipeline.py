@@ -29,8 +29,8 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
 
     Args:
         args, kwargs: as of any pipeline of transformers.
-        encoder_options: `device`, `dtype` and `trust_remote_code` of [`load_encoder`], for the encoders of clips,
-            which are loaded with the first clip.
+        encoder_options: `device`, `dtype`, `backend` and `trust_remote_code` of [`load_encoder`], for the encoders of
+            clips, which are loaded with the first clip.
 
     Args of a call:
         inputs: features, as the pipeline that travels with the models takes them, or clips: a path, an address

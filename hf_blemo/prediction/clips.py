@@ -81,7 +81,7 @@ def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str
 
     Args:
         members: the fusion, or several with the same encoders.
-        options: `device`, `dtype` and `trust_remote_code` of [`load_encoder`].
+        options: `device`, `dtype`, `backend` and `trust_remote_code` of [`load_encoder`].
 
     Returns:
         Name -> encoder. Encoders for which the config names no model, and those of text, which no clip holds, are

@@ -212,7 +212,7 @@ def test_the_model_is_exported_in_float32_and_left_as_it_was(tmp_path, monkeypat
     model = make_fusion()[0].to(torch.bfloat16).train()
     seen = []
     monkeypatch.setattr(onnx_export, "_fusion_program", lambda found: seen.append((found.training, found.dtype)))
-    monkeypatch.setattr(onnx_export, "_write", lambda *_: None)
+    monkeypatch.setattr(onnx_export, "write_graph", lambda *_: None)
     export_onnx(model, tmp_path)
     assert seen == [(False, torch.float32)] and model.training and model.dtype == torch.bfloat16
 
