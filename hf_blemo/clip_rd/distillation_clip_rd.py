@@ -316,7 +316,7 @@ class CLIPRDDistiller(nn.Module):
             return inputs[f"{prefix}image_embeds"]
         if model is None:
             raise ValueError(f"no teacher: the batch needs {prefix}image_embeds")
-        own = inputs[f"{prefix}pixel_values"]
+        own: Any = inputs[f"{prefix}pixel_values"]
         return self._images(model, inputs["pixel_values"] if own is None else own)
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """The teacher of a distillation: a model that runs beside the student, a store of its embeddings, or none."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, teacher_prefix
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
+from hf_blemo.clip_rd.weights_clip_rd import CLIP_RD_WEIGHTS
 from hf_blemo.clip_rd_training.reading import PairReader, ReadPair
 from hf_blemo.clip_rd_training.settings import OWN_SCALE, DistillationSettings
 from hf_blemo.files import within
@@ -167,8 +168,8 @@ class _Teachers(Teacher):
     def check(
         self, settings: DistillationSettings, sources: Sequence[PairTable | PairStream], student: PairProcessor
     ) -> None:
-        for one in self.members[:1]:
-            one.check(settings, sources, student)
+        # The others are of the same store.
+        self.members[0].check(settings, sources, student)
 
     def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
         if isinstance(self.members[0], _StoredTeacher):
@@ -191,11 +192,11 @@ class _Teachers(Teacher):
     def tune(self, distiller: CLIPRDDistiller, batches: Iterable[Any], chunk_size: int) -> None:
         assert distiller.teacher_scales is not None
         scales = list(self.logit_scale)
-        if distiller.loss.needs_teacher and not all(self.scales):
-            embeds = list(_first_embeddings(distiller, batches, chunk_size))
+        if not all(self.scales):
+            embeds = _first_embeddings(distiller, batches, chunk_size)
             for number, asked in enumerate(self.scales):
                 if asked is None:
-                    pairs = [(*taught[2 * number : 2 * number + 2], ids) for taught, ids in embeds]
+                    pairs = [(taught[2 * number], taught[2 * number + 1], ids) for taught, ids in embeds]
                     scales[number] = tuned_scale(pairs, scales[number])
             distiller.set_teacher_scales(scales)
 
@@ -212,10 +213,13 @@ class _Teachers(Teacher):
 @torch.no_grad()
 def _first_embeddings(
     distiller: CLIPRDDistiller, batches: Iterable[Any], chunk_size: int
-) -> Iterator[tuple[list[torch.Tensor], dict[str, torch.Tensor]]]:
+) -> list[tuple[list[torch.Tensor], dict[str, torch.Tensor]]]:
     """The teachers' embeddings of the first batches, and the ids of their pairs."""
-    training, device = distiller.training, distiller.step.device
+    training, weights, device = distiller.training, distiller.loss.weights, distiller.step.device
     distiller.eval()
+    # A schedule may begin without a term that reads them.
+    distiller.loss.set_weights(CLIP_RD_WEIGHTS)
+    found = []
     for batch, _ in islice(batches, _BATCHES):
         size = chunk_size or len(batch["pixel_values"])
         parts = [
@@ -225,8 +229,10 @@ def _first_embeddings(
             for start in range(0, len(batch["pixel_values"]), size)
         ]
         ids = {name: batch[name].to(device) for name in ("image_ids", "text_ids") if name in batch}
-        yield [torch.cat(column) for column in list(zip(*parts, strict=True))[2:]], ids
+        found.append(([torch.cat(column) for column in list(zip(*parts, strict=True))[2:]], ids))
+    distiller.loss.set_weights(weights)
     distiller.train(training)
+    return found
 
 
 def open_teacher(settings: DistillationSettings) -> Teacher:

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from losses_on_processes import make_batch, make_distiller
+from losses_on_processes import make_batch, make_distiller, make_taught_by_two
 from torch.nn import functional
 
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
@@ -54,10 +54,11 @@ def test_the_loss_never_waits_for_the_device():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_of_the_distiller_is_that_of_the_cpu(compiled):
+@pytest.mark.parametrize("make", [make_distiller, make_taught_by_two], ids=["one teacher", "two"])
+def test_a_step_of_the_distiller_is_that_of_the_cpu(make, compiled):
     batch, found = make_batch(), {}
     for device in ("cpu", "cuda"):
-        distiller = make_distiller()
+        distiller = make()
         distiller.loss.precision = "exact"
         distiller = distiller.to(device, torch.float32).train()
         if compiled and device == "cuda":

@@ -50,6 +50,9 @@ def test_a_store_of_two_teaches_as_both_do_without_it(teacher, small, store, tmp
         assert other["scale"] == pytest.approx(one["scale"], rel=5e-3)
         assert {**other, "stored": False, "scale": one["scale"]} == one and one["source"] == str(source)
         assert 1 <= one["scale"] <= one["logit_scale"] * 1.001 and one["scale_is"] == "tuned"
+    later = ("--num_steps", 2, "--weights", '{"task": 1}', "--weight_schedule", '{"hrd": [[1, 0], [2, 1]]}')
+    found = distill(settings_for(tmp_path / "later", *DATA, "--teachers", listed(teacher, small), *later))
+    assert found["teachers"] == live["teachers"]
     # The second one's relations are not the first's alone.
     alone = distill(settings_for(tmp_path / "alone", *DATA, "--teacher", teacher))
     assert abs(alone["history"][0]["hrd"] - live["history"][0]["hrd"]) > 0.01
