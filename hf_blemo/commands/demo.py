@@ -13,7 +13,7 @@ from hf_blemo.commands.parsing import (
     is_built_in,
     positive,
 )
-from hf_blemo.encoders.encoder_options import check_encoders
+from hf_blemo.encoders.encoder_options import check_encoders, with_faces
 from hf_blemo.errors import check_extra
 from hf_blemo.programs.start import importing
 
@@ -54,7 +54,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     from hf_blemo.prediction.fusion_files import find_fusion
 
     files = find_fusion(arguments.model, arguments.revision)
-    check_encoders(files.encoders, files.folder)
+    check_encoders(with_faces(files.encoders, arguments.person, arguments.detector), files.folder)
 
     from hf_blemo.prediction.demo_page import check_free, launch_demo, make_demo
 
@@ -67,9 +67,8 @@ def _demo(arguments: argparse.Namespace) -> None:
     member = load_fusion(files)
     encoders = fusion_encoders([member], **encoder_options(arguments))
 
-    def recognise(path: str) -> dict[str, Any]:
-        [result] = predict_clips([path], [member], encoders, num_thumbnails=NUM_THUMBNAILS)
-        return result
+    def recognise(path: str) -> list[dict[str, Any]]:
+        return list(predict_clips([path], [member], encoders, num_thumbnails=NUM_THUMBNAILS))
 
     demo = make_demo(recognise, name, examples, member[0].config.label_space.names)
     launch_demo(demo, arguments.host, arguments.port, arguments.open)

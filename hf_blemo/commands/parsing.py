@@ -195,11 +195,20 @@ def add_encoder_options(parser: Any) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code of an encoder's repository, pinned by a commit"
     )
+    parser.add_argument(
+        "--person", type=_person, metavar="WHO", help="of encoders of faces: largest, central, all, or a number from 1"
+    )
+    parser.add_argument("--detector", metavar="FILE", help="of encoders of faces: where the detector is now")
+
+
+def _person(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
 
 
 def encoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was given to the options of [`add_encoder_options`], as `load_encoders` takes it."""
-    return {name: getattr(arguments, name) for name in ("dtype", "backend", "trust_remote_code")}
+    """What was given to the options of [`add_encoder_options`], as `fusion_encoders` takes it."""
+    names = ("dtype", "backend", "trust_remote_code", "person", "detector")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def is_built_in(arguments: argparse.Namespace) -> bool:

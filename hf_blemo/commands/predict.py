@@ -17,7 +17,7 @@ from hf_blemo.commands.parsing import (
     output_path,
     positive,
 )
-from hf_blemo.encoders.encoder_options import check_encoders
+from hf_blemo.encoders.encoder_options import check_encoders, options_of, with_faces
 from hf_blemo.errors import check_extra, check_once, say
 from hf_blemo.files import whole_file, write_json
 from hf_blemo.programs.progress import Progress
@@ -33,6 +33,8 @@ _CLIP_OPTIONS: dict[str, Any] = {
     "backend": "eager",
     "threads": None,
     "trust_remote_code": False,
+    "person": None,
+    "detector": None,
 }
 
 
@@ -121,7 +123,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     from hf_blemo import feature_sets
 
     if arguments.features is None:
-        check_encoders(files[0].encoders, files[0].folder)
+        entries = with_faces(files[0].encoders, arguments.person, arguments.detector)
+        check_encoders(entries, files[0].folder)
+        if any(path.suffix == ".zip" for path in outputs) and "all" in (
+            options_of(entry).get("person") for entry in entries.values()
+        ):
+            raise ValueError("a submission needs one result for each clip, which person all does not give")
         inputs: Any = _clips(arguments.clips)
     else:
         feature_sets.check_features(arguments.features)

@@ -54,7 +54,7 @@ def encoder_source(folder: str | Path, model_id: str) -> str:
         The same; if it begins with `./`, its place in the fusion's folder, unless it lies only in the current one.
     """
     beside = Path(folder, model_id).absolute()
-    return str(beside) if model_id.startswith("./") and (beside.is_dir() or not Path(model_id).exists()) else model_id
+    return str(beside) if model_id.startswith("./") and (beside.exists() or not Path(model_id).exists()) else model_id
 
 
 def asked_layers(extraction: Mapping[str, Any], where: str) -> tuple[tuple[int, ...], bool]:
@@ -108,8 +108,48 @@ def check_opensmile(model_id: str, where: str = "") -> None:
     check_extra("opensmile", f"{where}{model_id} (licensed for research only)", load=False)
 
 
+def placed(folder: str | Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of an encoder with its model, and its detector of faces, where they are; see [`encoder_source`]."""
+    found = {**entry, "model_id": encoder_source(folder, entry["model_id"])}
+    detector = options_of(entry).get("detector")
+    if isinstance(detector, str):
+        found["extraction"] = {**options_of(entry), "detector": encoder_source(folder, detector)}
+    return found
+
+
+def options_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options of extraction in the entry of an encoder; none where they are something else, which loading refuses."""
+    extraction = entry.get("extraction")
+    return extraction if isinstance(extraction, Mapping) else {}
+
+
+def with_faces(
+    entries: Mapping[str, Mapping[str, Any]], person: str | int | None = None, detector: str | None = None
+) -> dict[str, Any]:
+    """Entries of encoders that look at other persons, or use a detector from elsewhere.
+
+    Args:
+        entries: name -> entry.
+        person, detector: as options of `extraction`, for the encoders with `crop: face`; None changes nothing.
+
+    Raises:
+        ValueError: one is given, and no encoder looks at faces.
+    """
+    given = {key: value for key, value in {"person": person, "detector": detector}.items() if value is not None}
+    changed = dict(entries)
+    looking = [name for name, entry in entries.items() if options_of(entry).get("crop") == "face"]
+    for name in looking if given else ():
+        changed[name] = {**entries[name], "extraction": {**options_of(entries[name]), **given}}
+    if given and not looking:
+        raise ValueError(
+            f"{' and '.join(given)}: found no encoder of the model that looks at faces, expected one with the option "
+            "crop: face of its extraction"
+        )
+    return changed
+
+
 def check_encoders(entries: Mapping[str, Mapping[str, Any]], folder: str | Path = ".") -> None:
-    """Checks that the folders of encoders hold models.
+    """Checks that the folders of encoders hold models, and what encoders of faces need.
 
     Args:
         entries: name -> `model_id` and optionally `revision`; entries without a model, and models on the Hub, pass.
@@ -117,9 +157,12 @@ def check_encoders(entries: Mapping[str, Mapping[str, Any]], folder: str | Path 
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no config.
-        ValueError: the config is damaged, a folder got a `revision`, or openSMILE has no such feature set.
-        MissingExtraError: the package of openSMILE is not installed.
+        ValueError: the config is damaged, a folder got a `revision`, openSMILE has no such feature set, or an option
+            of faces is wrong.
+        MissingExtraError: the package of openSMILE, or OpenCV, is not installed.
     """
+    from hf_blemo.encoders.face_cropping import check_crop
+
     for name, entry in entries.items():
         model = entry.get("model_id")
         if isinstance(model, str) and model.startswith(OPENSMILE):
@@ -130,3 +173,4 @@ def check_encoders(entries: Mapping[str, Mapping[str, Any]], folder: str | Path 
             found = local_path(source, where, entry.get("revision"))
             if found is not None:
                 read_config(found, where)
+            check_crop(options_of(placed(folder, entry)), where)

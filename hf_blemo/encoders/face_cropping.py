@@ -57,11 +57,10 @@ def face_crop(extraction: dict[str, Any], where: str) -> FaceCrop | None:
         FileNotFoundError: there is no such file, or the Hub cannot be reached.
         MissingExtraError: OpenCV is not installed.
     """
-    options = CROP_DEFAULTS | extraction
     check_crop(extraction, where)
+    options = CROP_DEFAULTS | extraction
     if options["crop"] is None:
         return None
-    check_extra("face", f"{where}: crop face")
     source = options["detector"]
     file = read_detector(_detector_path(source, f"{where}: detector {source}"), f"{where}: detector {source}")
     expected = options["detector_sha256"]
@@ -75,10 +74,10 @@ def face_crop(extraction: dict[str, Any], where: str) -> FaceCrop | None:
 
 
 def check_crop(extraction: Mapping[str, Any], where: str) -> None:
-    """Checks the values of the options.
+    """Checks the options, and that what they need is there, without loading it.
 
     Raises:
-        ValueError: as [`face_crop`].
+        ValueError, FileNotFoundError, MissingExtraError: as [`face_crop`].
     """
     options = CROP_DEFAULTS | dict(extraction)
     if options["crop"] not in (None, "face"):
@@ -87,6 +86,7 @@ def check_crop(extraction: Mapping[str, Any], where: str) -> None:
         for name in CROP_DEFAULTS:
             if extraction.get(name) is not None:
                 raise ValueError(f"{where}: {name} is for crop: face, found {name} {extraction[name]!r} without it")
+        return
     person = options["person"]
     is_number = isinstance(person, int) and not isinstance(person, bool) and person > 0
     if not is_number and person not in PERSONS:
@@ -98,6 +98,9 @@ def check_crop(extraction: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {name} must be a number {bounds}, found {value!r}")
     if not isinstance(options["detector"], str) or not options["detector"]:
         raise ValueError(f"{where}: detector must be a file or a Hub id, found {options['detector']!r}")
+    check_extra("face", f"{where}: crop face", load=False)
+    if not is_hub_id(options["detector"].partition("@")[0]):
+        local_path(options["detector"], f"{where}: detector {options['detector']}")
 
 
 def _detector_path(source: str, where: str) -> Path:

@@ -59,7 +59,11 @@ def load_encoder(
             several times as fast and differs by one level of 255 in few pixels), `layer` or `layers` (all: hidden
             states to take instead of the model's own output, 0 for what enters the first block; a number, or a range
             such as `6-12` for their mean, or a list such as `[6, 9, 12]` for all side by side), `level` (openSMILE:
-            `functionals`, the default, or `lld`), `window_seconds` and `hop_seconds` (functionals; default: 2 and 1).
+            `functionals`, the default, or `lld`), `window_seconds` and `hop_seconds` (functionals; default: 2 and 1),
+            `crop` (image and video models: `face` for squares around a face instead of whole frames), and with it
+            `person` (`largest`, the default, `central`, `all`, or the number of one), `margin` (at each side, by its
+            longer side; 0.25), `hold` (seconds for which the place of a lost face serves; 1) and `detector` (an ONNX
+            file of YuNet or CenterFace, or the Hub id of one, optionally with `@` and a revision; OpenCV's YuNet).
         device: device of the model (default: a GPU if there is one).
         dtype: `float32`, `bfloat16` or `float16` (on a GPU), or `int8` (by the backend `onnxruntime`); features are
             always float32.

@@ -38,6 +38,7 @@ class ClipFeatures:
         notes: sentences on anything unusual about the file.
         thumbnails: JPEG files in the order of time, if requested.
         persons: their numbers, with thumbnails of each, where encoders look at each of them.
+        person: number of the one whose features these are; 0 for a clip.
         error: why there are no features; a line that names the clip.
     """
 
@@ -48,6 +49,7 @@ class ClipFeatures:
     notes: list[str] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
     persons: dict[int, list[bytes]] = field(default_factory=dict)
+    person: int = 0
     error: Exception | None = None
 
     @property

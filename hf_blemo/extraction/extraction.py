@@ -123,7 +123,7 @@ class _ClipRows:
         if not result.persons:
             yield result
         for person, thumbnails in result.persons.items():
-            own = replace(result, name=f"{result.name} person {person}", thumbnails=thumbnails, persons={})
+            own = replace(result, name=f"{result.name} person {person}", thumbnails=thumbnails, person=person)
             self._fill(own, person)
             yield own
 

@@ -14,8 +14,9 @@ from hf_blemo.encoders.encoder_options import (
     Dtype,
     ImageBackend,
     check_encoders,
-    encoder_source,
     encoders_of,
+    options_of,
+    placed,
 )
 from hf_blemo.errors import check_extra, check_known, check_once
 from hf_blemo.loading import FUSION, find_config, local_path
@@ -38,9 +39,9 @@ class ExtractionSettings:
         data: clips: a folder, one file, a `.csv` with a column `video` or `audio` of paths, a saved data set, a Hub
             id, or `synthetic`. A folder with BlEmoRE's `train_metadata.csv` also gives labels and folds.
         output_dir: data set of features to write; an interrupted run of the same settings resumes.
-        encoders: name -> `model_id` (Hub id or folder), and optionally `revision`, `extraction` (`frames_per_second`
-            and `image_backend` of image and video models; `layer`, such as 9, or `layers`, such as `6-12` for their
-            mean or `[6, 9, 12]` for all side by side), `batch_size` and `backend`.
+        encoders: name -> `model_id` (Hub id or folder), and optionally `revision`, `extraction` (`frames_per_second`,
+            `image_backend` and `crop: face` of image and video models; `layer`, such as 9, or `layers`, such as `6-12`
+            for their mean or `[6, 9, 12]` for all side by side), `batch_size` and `backend`.
         model: folder or Hub id of a fusion; uses the fusion's encoders instead of `encoders`.
         imported: name -> folder with features of other programs, one `.npy` or `.csv` per clip.
         frames_per_second: frames sampled per second by image and video models without their own setting (default:
@@ -201,7 +202,14 @@ class ExtractionSettings:
             self.clips(self.data)
         elif self.data != SYNTHETIC:
             local_path(self.data)
-        check_encoders(self.encoder_entries())
+        entries = self.encoder_entries()
+        check_encoders(entries)
+        for name, entry in entries.items():
+            if options_of(entry).get("person") == "all":
+                raise ValueError(
+                    f"encoder {name!r}: found person all, expected largest, central or a number, as features are of "
+                    "clips; person all is for their prediction"
+                )
         imported_files(self.imported)
         check_extra("media", load=False)
 
@@ -258,10 +266,7 @@ class ExtractionSettings:
                 )
         if not entries:
             raise ValueError(f"{where}: all its encoders are imported, so there is nothing to extract")
-        return {
-            name: {**entry, "model_id": encoder_source(self.model, entry["model_id"])}
-            for name, entry in entries.items()
-        }
+        return {name: placed(self.model, entry) for name, entry in entries.items()}
 
 
 def imported_files(folders: Mapping[str, str]) -> dict[str, dict[str, Path]]:

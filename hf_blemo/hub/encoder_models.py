@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from hf_blemo.errors import without_paths
 from hf_blemo.files import read_json
 from hf_blemo.loading import OPENSMILE, is_hub_id
 from hf_blemo.programs.markdown import code
@@ -62,7 +63,8 @@ def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         if model.startswith(OPENSMILE):
             published, link = True, Markup(f"{code(model)} of [openSMILE]({_OPENSMILE}), licensed for research only")
         shown = revision[:_SHOWN_DIGITS] if len(revision) == _COMMIT_DIGITS else revision
-        options = ", ".join(f"{key} {value}" for key, value in (entry.get("extraction") or {}).items())
+        extraction = (entry.get("extraction") or {}).items()
+        options = ", ".join(f"{key} {without_paths(str(value))}" for key, value in extraction)
         rows.append(
             {
                 "name": name,

@@ -11,7 +11,7 @@ from hf_blemo.media.decoding import Frame
 from hf_blemo.media.face_detection import MULTIPLE, DetectorFile, overlaps, without_doubles
 
 # A detection after as many frames, or after as many seconds where there are fewer frames.
-_FRAMES_APART, _SECONDS_APART = 5, 0.2
+_FRAMES_APART, _SECONDS_APART = 6, 0.25
 # Whole pictures are searched, reduced to this longer side, only so often; detections between look where faces were.
 _WHOLE_SIDE, _WHOLE_APART, _FACELESS_APART = 640, 1.5, 0.6
 # A region is as many sizes of its face wide, and reduced or enlarged to this side.
@@ -93,7 +93,7 @@ def cropped(frame: Frame, box: np.ndarray, margin: float) -> Frame:
     def pixels() -> np.ndarray:
         height, width = frame.image.shape[:2]
         left, top, side = square_of(box, margin, (width, height))
-        return np.ascontiguousarray(frame.image[top : top + side, left : left + side])
+        return frame.image[top : top + side, left : left + side]
 
     return Frame(frame.time, pixels)
 
@@ -106,7 +106,7 @@ class _Track:
         # As detected, and smoothed; smoothed at the detection before.
         self.box, self.smooth, self.before = box, box, box
         self.velocity = np.zeros(2)
-        self.seen, self.was_found = time, True
+        self.born, self.seen, self.was_found = time, time, True
 
     @property
     def size(self) -> float:
@@ -155,9 +155,9 @@ def _followed(change: float, still: float) -> float:
 class FaceTracker:
     """Follows the faces of one clip; memory holds the frames from one detection to the next.
 
-    A detector looks at every fifth frame, or each 0.2 seconds: every 1.5 seconds at the whole picture, else around the
-    faces it knows. Between detections boxes are interpolated. A face that two detections in a row find is a person;
-    one that is lost keeps its place for a while, and is a new person when it comes back later than that.
+    A detector looks at every sixth frame, or each 0.25 seconds: every 1.5 seconds at the whole picture, else around
+    the faces it knows. Between detections boxes are interpolated. A face that two detections in a row find is a
+    person; one that is lost keeps its place for a while, and is a new person when it comes back later than that.
 
     Args:
         file: of the detector.
@@ -245,7 +245,7 @@ class FaceTracker:
         for track in sorted((track for track in tracks if track.person is None), key=lambda track: track.box[0]):
             self._num_persons += 1
             track.person = self._num_persons
-            self._seconds[track.person] = 0.0
+            self._seconds[track.person] = track.seen - track.born
 
     def _follow(self, picture: np.ndarray, time: float) -> list[np.ndarray]:
         """Moves the tracks to where their faces are now; returns the boxes of other faces."""
@@ -295,7 +295,8 @@ class FaceTracker:
         for box in found:
             if (overlaps(box, boxes) > _SAME).any():
                 continue
-            if box[4] >= self._detector.sure and scale * max(box[2:4]) >= _LARGE:
+            is_sure = box[4] >= self._detector.sure
+            if is_sure and (scale * max(box[2:4]) >= _LARGE or looks >= _MOST_LOOKS):
                 boxes = np.concatenate([boxes, box[None, :4]])
             elif looks < _MOST_LOOKS:
                 looks += 1
@@ -303,11 +304,14 @@ class FaceTracker:
         return boxes
 
     def _around(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """The faces around a place."""
+        """The faces around a place, without those that the region cuts off."""
         side = max(_SMALLEST_REGION, round(_REGION * float(max(box[2:]))))
-        left, top = (box[:2] + box[2:] / 2 - side / 2).round().astype(int)
-        found = self._search(picture, (int(left), int(top)), _REGION_SIDE / side, (side, side))
-        return found[found[:, 4] >= self._detector.sure, :4]
+        start = (box[:2] + box[2:] / 2 - side / 2).round().astype(int)
+        found = self._search(picture, (int(start[0]), int(start[1])), _REGION_SIDE / side, (side, side))
+        ends, size = found[:, :2] + found[:, 2:4], np.array(picture.shape[1::-1])
+        whole = (found[:, :2] > start + 1) | (start <= 0)
+        whole &= (ends < start + side - 1) | (start + side >= size)
+        return found[whole.all(1) & (found[:, 4] >= self._detector.sure), :4]
 
     def _search(self, picture: np.ndarray, start: tuple[int, int], scale: float, size: tuple[int, int]) -> np.ndarray:
         """The faces of a part of a picture, which may reach beyond its borders."""
@@ -352,9 +356,9 @@ class PersonChoice:
 
     def note(self) -> str | None:
         """A sentence on the frames without the face; None if there are none."""
-        whom = f"person {self._person}" if isinstance(self._person, int) else "a face"
+        whom = f"person {self._person}" if isinstance(self._person, int) else "the face"
         if self.num_missing == self.num_frames:
-            return f"none of {self.num_frames} frames shows {whom}"
+            return f"none of {self.num_frames} frames shows {whom.replace('the', 'a')}"
         missing, held = self.num_missing, self.num_held
         parts = [f"{missing} {'were' if missing > 1 else 'was'} left out"] if missing else []
         parts += [f"in {held} its last place was used"] if held else []

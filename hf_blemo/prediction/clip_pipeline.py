@@ -29,8 +29,8 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
 
     Args:
         args, kwargs: as of any pipeline of transformers.
-        encoder_options: `device`, `dtype`, `backend` and `trust_remote_code` of [`load_encoder`], for the encoders of
-            clips, which are loaded with the first clip.
+        encoder_options: `device`, `dtype`, `backend` and `trust_remote_code` of [`load_encoder`], and `person` and
+            `detector` of [`fusion_encoders`], for the encoders of clips, which are loaded with the first clip.
 
     Args of a call:
         inputs: features, as the pipeline that travels with the models takes them, or clips: a path, an address
@@ -44,7 +44,8 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
         decoding, alpha, beta, blend_share, top_labels: as of the pipeline that travels with the models.
 
     Returns of a call:
-        For a clip the result of [`predict_clips`]; in a list or an iterator a clip that cannot be read is
+        For a clip the result of [`predict_clips`], or a list of those of its persons where an encoder looks at all; in
+        a list or an iterator a clip that cannot be read is
         `{"clip": name, "error": line}`.
 
     Raises of a call:
@@ -99,10 +100,10 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
 
     def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> Any:
         """One clip."""
-        result = super().run_single(inputs, preprocess_params, forward_params, postprocess_params)
-        if "error" in result:
-            raise ValueError(result["error"])
-        return result
+        found = list(self._results([inputs], 1, postprocess_params))
+        if "error" in found[0]:
+            raise ValueError(found[0]["error"])
+        return found if "person" in found[0] else found[0]
 
     def _results(self, inputs: Iterable[Any], batch_size: int, parameters: dict) -> Iterator[dict[str, Any]]:
         """Clips and features in their order, neighbours of one kind together."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_blemo.encoders.encoder import Encoder
-from hf_blemo.encoders.encoder_options import encoder_source
+from hf_blemo.encoders.encoder_options import placed, with_faces
 from hf_blemo.encoders.loading import load_encoders
 from hf_blemo.errors import one_line
 from hf_blemo.extraction.decoding import ClipFeatures
@@ -76,11 +76,15 @@ class Windows:
         return [(start, min(start + self.seconds, duration)) for start in starts]
 
 
-def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str, Encoder]:
+def fusion_encoders(
+    members: Sequence[FusionMember], person: str | int | None = None, detector: str | None = None, **options: Any
+) -> dict[str, Encoder]:
     """Loads the encoders that the config of a fusion names.
 
     Args:
         members: the fusion, or several with the same encoders.
+        person, detector: whose faces encoders with `crop: face` look at, and where their detector is, if not as the
+            config says.
         options: `device`, `dtype`, `backend` and `trust_remote_code` of [`load_encoder`].
 
     Returns:
@@ -88,7 +92,8 @@ def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str
         skipped with a warning. A `model_id` that begins with `./` is looked for in the fusion's own folder first.
 
     Raises:
-        ValueError: the config names no model at all; else as [`load_encoders`].
+        ValueError: the config names no model at all, or no encoder looks at faces and there is a person or
+            detector; else as [`load_encoders`].
         FileNotFoundError: as [`load_encoders`].
     """
     config = members[0][0].config
@@ -106,11 +111,8 @@ def fusion_encoders(members: Sequence[FusionMember], **options: Any) -> dict[str
     ):
         if names:
             logger.warning("predicting without %s: %s", which, ", ".join(sorted(names)))
-    placed = {
-        name: {**entry, "model_id": encoder_source(str(config.name_or_path), entry["model_id"])}
-        for name, entry in known.items()
-    }
-    return load_encoders(placed, **options)
+    known = {name: placed(str(config.name_or_path), entry) for name, entry in known.items()}
+    return load_encoders(with_faces(known, person, detector), **options)
 
 
 def predict_clips(
@@ -135,7 +137,7 @@ def predict_clips(
         For each clip the entries of `results`, `duration` (seconds), `notes` (sentences about the clip), with
         `num_thumbnails` `thumbnails` (JPEG files), and for long clips `timeline`, whose entries have `start` and `end`
         (seconds) beside those of `results`. For a clip that cannot be read, or whose features are not finite, `clip`
-        and `error`.
+        and `error`. Where an encoder looks at all persons, each has an entry of its own with their number as `person`.
 
     Raises:
         ValueError: the models have different encoders, or a parameter is unknown; else as `results` and
@@ -167,6 +169,8 @@ def predict_clips(
                 raise
             yield {"clip": clip.name, "error": line}
             continue
+        if clip.person:
+            result["person"] = clip.person
         result |= {"duration": duration, "notes": [*result.get("notes", ()), *clip.notes]}
         if num_thumbnails:
             result["thumbnails"] = clip.thumbnails

@@ -32,6 +32,7 @@ _FIXED_FONTS = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monosp
 _DELETE_CACHE = (600, 3600)
 _HINT = "Drop or record a clip, then press Recognise. The result appears here."
 _NO_CLIP = "There is no clip yet: drop or record one, then press Recognise."
+Recognise = Callable[[str], Mapping[str, Any] | Sequence[Mapping[str, Any]]]
 _LIVE = """() => {
   const told = document.getElementById("demo-told");
   told.setAttribute("role", "status");
@@ -56,6 +57,7 @@ _STYLES = """
   background: var(--block-background-fill); border: 1px solid var(--border-color-primary); border-radius: 12px;
   padding: clamp(14px, 3vw, 26px);
 }
+.demo-shown + .demo-shown { margin-top: 14px; }
 .demo-download {
   display: inline-block; padding: 6px 14px; border-radius: 8px; border: 1px solid var(--border-color-primary);
   color: var(--body-text-color); font-size: 14px; font-weight: 600; text-decoration: none;
@@ -66,7 +68,7 @@ _STYLES = """
 
 
 def make_demo(
-    recognise: Callable[[str], Mapping[str, Any]],
+    recognise: Recognise,
     model: str,
     examples: Sequence[str] = (),
     names: Sequence[str] = EMOTIONS,
@@ -74,8 +76,8 @@ def make_demo(
     """Builds the page, where a visitor drops, records or chooses a clip and sees its result.
 
     Args:
-        recognise: path of a video or sound file -> its result, as `clip_report.result_html` takes it. An error of
-            `errors.USER_ERRORS` that it raises is shown in one line.
+        recognise: path of a video or sound file -> its result, as `clip_report.result_html` takes it, or those of its
+            persons. An error of `errors.USER_ERRORS` that it raises is shown in one line.
         model: name of the model.
         examples: paths of clips that the page offers.
         names: what the model predicts, in order.
@@ -248,23 +250,27 @@ def _gradio() -> ModuleType:
     return gradio
 
 
-def _shown(recognise: Callable[[str], Mapping[str, Any]], path: str | None) -> tuple[str, str, Any, str]:
+def _shown(recognise: Recognise, path: str | None) -> tuple[str, str, Any, str]:
     """The result for reading, its download, its raw form, and what a screen reader says of it."""
     if path is None:
         return _hint(_NO_CLIP), "", None, _told(_NO_CLIP)
-    result: Mapping[str, Any]
     try:
-        result = recognise(path)
+        found = recognise(path)
     except USER_ERRORS as error:
-        result = {"clip": Path(path).name, "error": one_line(error)}
-    result = _without_folders(result, [os.path.dirname(path), os.path.dirname(os.path.realpath(path))])
-    raw = {name: value for name, value in result.items() if name != "thumbnails"}
-    if "error" in result:
-        words = f"failed: {result['error']}"
-    else:
-        said = f"{result['clip']}: {blend_words(result['blend'], names_of([result]))}"
-        words = ". ".join([said, *result.get("notes", ())])
-    return f'<div class="demo-shown">{result_html(result)}</div>', _download(raw), raw, _told(words)
+        found = {"clip": Path(path).name, "error": one_line(error)}
+    folders = [os.path.dirname(path), os.path.dirname(os.path.realpath(path))]
+    results = [_without_folders(one, folders) for one in ([found] if isinstance(found, Mapping) else found)]
+    raw = [{name: value for name, value in result.items() if name != "thumbnails"} for result in results]
+    words = []
+    for result in results:
+        if "error" in result:
+            words.append(f"failed: {result['error']}")
+        else:
+            said = f"{result['clip']}: {blend_words(result['blend'], names_of([result]))}"
+            words.append(". ".join([said, *result.get("notes", ())]))
+    shown = "".join(f'<div class="demo-shown">{result_html(result)}</div>' for result in results)
+    one_or_all = raw[0] if len(raw) == 1 else raw
+    return shown, _download(one_or_all, raw[0]["clip"]), one_or_all, _told(". ".join(words))
 
 
 def _without_folders(value: Any, folders: Sequence[str]) -> Any:
@@ -285,9 +291,9 @@ def _told(text: str) -> str:
     return f"<p>{datetime.now():%H:%M:%S}, {escape(printable(text))}</p>"
 
 
-def _download(result: Mapping[str, Any]) -> str:
+def _download(result: Any, clip: str) -> str:
     """A link that contains the result, so that the server keeps no file of it."""
     content = base64.b64encode((json.dumps(result, indent=2) + "\n").encode()).decode("ascii")
-    name = escape(f"{Path(printable(result['clip'])).stem or 'result'}.json", quote=True)
+    name = escape(f"{Path(printable(clip)).stem or 'result'}.json", quote=True)
     address = f"data:application/json;base64,{content}"
     return f'<a class="demo-download" download="{name}" href="{address}">Download {name}</a>'

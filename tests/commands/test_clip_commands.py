@@ -284,7 +284,7 @@ def test_demo_serves_a_page_that_recognises_clips(capsys, paths, fusion, member,
     assert (model, examples, names) == (str(fusion), [str(paths[0])], member[0].config.label_space.names)
     assert served == [("page", "127.0.0.1", 7001, False)]
     [expected] = predict_clips(paths[:1], [member], fusion_encoders([member]))
-    found = recognise(str(paths[0]))
+    [found] = recognise(str(paths[0]))
     assert len(found.pop("thumbnails")) == 8 and set(found) == set(expected)
     assert found["blend"] == expected["blend"] and found["duration"] == expected["duration"]
 

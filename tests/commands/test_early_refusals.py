@@ -47,6 +47,7 @@ CASES = {
     "predict --model model --features table.npz --output x.txt": "expected the suffix .json",
     "predict --model model lost --features table.npz": "lost: found no weights, expected model.safetensors",
     "predict table.npz --model local": "encoder 'wavlm': nowhere: not a file",
+    "predict table.npz --model local --person 2": "person: found no encoder of the model that looks at faces",
     "demo --model nomodel": f"nomodel: {NOWHERE}",
     "demo --model model --port 70000": "port 70000: cannot serve there",
     "demo --model model --example gone.mp4": "--example gone.mp4: no such file",

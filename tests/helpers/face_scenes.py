@@ -148,3 +148,42 @@ def patches(*boxes: tuple[float, float, float, float] | None, width: int = 320, 
     for left, top, wide, high in (box for box in boxes if box is not None):
         frame[round(max(0, top)) : round(top + high), round(max(0, left)) : round(left + wide)] = 240
     return frame
+
+
+def save_yunet(path: Path, width: int, height: int) -> Path:
+    """A network of YuNet's form for pictures of one size: every red cell of 8 x 8 pixels is a face."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes, outputs, values = [], [], []
+
+    def constant(name: str, array: np.ndarray) -> str:
+        values.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    # Pictures are BGR, from 0 to 255.
+    weights = np.zeros((1, 3, 1, 1), np.float32)
+    weights[0, 2], weights[0, 0] = 1 / 255, -1 / 255
+    nodes.append(helper.make_node("Conv", ["input", constant("red", weights)], ["redness"]))
+    shape = constant("shape", np.array([1, -1, 1], np.int64))
+    for kind, columns in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
+        for stride in (8, 16, 32):
+            name, count = f"{kind}_{stride}", (height // stride) * (width // stride)
+            size = [stride, stride]
+            nodes.append(
+                helper.make_node("AveragePool", ["redness"], [f"{name}_mean"], kernel_shape=size, strides=size)
+            )
+            nodes.append(helper.make_node("Reshape", [f"{name}_mean", shape], [f"{name}_flat"]))
+            # Only the smallest cells count, and boxes are exactly their cells.
+            factor = np.full((1, 1, columns), float(stride == 8 and columns == 1), np.float32)
+            offset = np.zeros((1, 1, columns), np.float32)
+            if kind == "bbox":
+                offset[0, 0, :2] = 0.5
+            nodes.append(helper.make_node("Mul", [f"{name}_flat", constant(f"{name}_by", factor)], [f"{name}_scaled"]))
+            nodes.append(helper.make_node("Add", [f"{name}_scaled", constant(f"{name}_plus", offset)], [name]))
+            outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, count, columns]))
+    source = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, height, width])
+    graph = helper.make_graph(nodes, "yunet", [source], outputs, values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, path)
+    return path
