@@ -13,7 +13,7 @@ from hf_blemo.encoders.image_encoder import ClipEncoder, ImageEncoder
 from hf_blemo.encoders.opensmile_encoder import OpenSmileEncoder, load_opensmile
 from hf_blemo.encoders.spectrogram_encoder import SpectrogramEncoder
 from hf_blemo.encoders.speech_encoder import SpeechEncoder
-from hf_blemo.encoders.video_encoder import VideoEncoder
+from hf_blemo.encoders.video_encoder import FramesOfVideos, VideoEncoder
 from hf_blemo.errors import check_extra, one_line
 from hf_blemo.loading import OPENSMILE, load_part, local_path, quiet_loading, refuse_code_of_others
 
@@ -45,7 +45,7 @@ def load_encoder(
     |---|---|---|
     | CLIP and relatives, students of CLIP-RD | [`ClipEncoder`] | a frame's embedding |
     | any other image model | [`ImageEncoder`] | a frame's pooled output |
-    | VideoMAE, TimeSformer, ViViT | [`VideoEncoder`] | a segment of 16 frames, or as many as the model takes |
+    | VideoMAE, V-JEPA 2, TimeSformer, ViViT | [`VideoEncoder`] | a segment of as many frames as the model takes |
     | HuBERT, WavLM, wav2vec 2.0, data2vec | [`SpeechEncoder`] | a step of 20 ms |
     | Whisper, AST, CLAP and other audio models | [`SpectrogramEncoder`] | a step of 20 ms of Whisper, else a window |
     | `opensmile:eGeMAPSv02` and other sets | [`OpenSmileEncoder`] | a window, or a step of 10 ms |
@@ -82,7 +82,7 @@ def load_encoder(
         EncoderMemoryError: the device is out of memory for the model.
         MissingExtraError: openSMILE is asked for and not installed, or the backend's packages are not.
     """
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
     where = model_id if revision is None else f"{model_id}, revision {revision}"
     if backend not in BACKENDS:
@@ -139,7 +139,7 @@ def load_encoder(
         if family in (SpeechEncoder, SpectrogramEncoder):
             processor = load_part(AutoFeatureExtractor, model_id, where, **options)
         else:
-            processor = load_part(AutoImageProcessor, model_id, where, backend="pil", **options)
+            processor = _image_processor(family, model_id, where, options)
     settings: dict[str, Any] = {"batch_size": batch_size}
     if family is ImageEncoder:
         settings["has_pooler"] = not any(_POOLER in key for key in report["missing_keys"])
@@ -194,6 +194,23 @@ def load_encoders(entries: Mapping[str, Mapping[str, Any]], **options: Any) -> d
         if not any(key in encoder.extraction_defaults for encoder in encoders.values()):
             raise ValueError(f"{key}: found for {', '.join(encoders)}, none of which knows it")
     return encoders
+
+
+def _image_processor(family: type[Encoder], model_id: str, where: str, options: Mapping[str, Any]) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        return load_part(AutoImageProcessor, model_id, where, backend="pil", **options)
+    except FileNotFoundError as error:
+        if family is not VideoEncoder:
+            raise
+        try:
+            return load_part(FramesOfVideos, model_id, where, **options)
+        except FileNotFoundError as other:
+            if isinstance(other.__cause__, ValueError):
+                raise ValueError(f"{where}: {other.__cause__}") from other
+            # There is neither; the processor of images is the usual one.
+            raise error from other
 
 
 def _options(
