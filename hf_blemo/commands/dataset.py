@@ -242,7 +242,7 @@ def _summary(dataset: "datasets.Dataset") -> list[str]:
     return lines + _aligned(encoders, ">6", "<8", ">6")
 
 
-def _aligned(rows: list[tuple[str, ...]], *forms: str) -> list[str]:
+def _aligned(rows: Sequence[tuple[str, ...]], *forms: str) -> list[str]:
     """Rows in columns: names as wide as the longest, then cells in these forms."""
     longest = max(len(name) for name, *_ in rows)
     return ["  ".join([f"{name:<{longest}}", *map(format, cells, forms)]) for name, *cells in rows]

@@ -400,7 +400,7 @@ def measure_variant(
     }
 
 
-_OFFICIAL = {"score": "Score", "acc_presence": "presence", "acc_salience": "salience"}
+OFFICIAL = {"score": "Score", "acc_presence": "presence", "acc_salience": "salience"}
 
 
 def _header(result: dict[str, Any]) -> list[str]:
@@ -408,7 +408,7 @@ def _header(result: dict[str, Any]) -> list[str]:
     official = "score" in result["columns"]
     loss = _loss_name(result)
     if official:
-        names = [*_OFFICIAL.values(), "Score, thresholds", "Score, ensemble", "NLL", "gate = planted", "accuracy"]
+        names = [*OFFICIAL.values(), "Score, thresholds", "Score, ensemble", "NLL", "gate = planted", "accuracy"]
     else:
         names = [*result["columns"], "accuracy, ensemble"]
     return ["method", *names, "accuracy - best naive", f"{loss} - best naive"]
@@ -422,7 +422,7 @@ def _table_row(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     """Cells of a row; mean ± std over seeds, for BlEmoRE of the mean over folds."""
     cells = [row["name"].replace("  ", "&nbsp;&nbsp;")]
     if "score" in result["columns"]:
-        cells += [plus_minus(row["expected_score"][metric]) for metric in _OFFICIAL]
+        cells += [plus_minus(row["expected_score"][metric]) for metric in OFFICIAL]
         cells.append(plus_minus(row["thresholds"]["score"]) if "thresholds" in row else "")
         cells.append(f"{row['ensemble']['score']['mean']:.4f}" if "ensemble" in row else "")
         cells += [plus_minus(row["loss"]), "" if row["planted"] is None else f"{row['planted']:.3f}"]

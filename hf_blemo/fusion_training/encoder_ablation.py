@@ -21,15 +21,13 @@ from hf_blemo.extraction.clip_sources import find_clips
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.extraction.run import PATIENCE, extract_features
 from hf_blemo.files import held, write_json, write_text
-from hf_blemo.fusion_training.ablation import measure_variant
+from hf_blemo.fusion_training.ablation import OFFICIAL, measure_variant
 from hf_blemo.fusion_training.data import load_data
 from hf_blemo.fusion_training.settings import AblationSettings, EncoderAblationSettings
 from hf_blemo.programs.fingerprints import fingerprint, weights_fingerprint
 from hf_blemo.programs.processes import check_same, together
 from hf_blemo.programs.run_folder import earlier_result
 from hf_blemo.programs.tables import plus_minus, table
-
-_OFFICIAL = {"score": "Score", "acc_presence": "presence", "acc_salience": "salience"}
 
 
 def ablate_encoders(settings: EncoderAblationSettings) -> dict[str, Any]:
@@ -168,4 +166,4 @@ def _measures(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def _titles(row: Mapping[str, Any]) -> dict[str, str]:
     """Measure -> title of its column: the official three for BlEmoRE."""
     measures = _measures(row)
-    return _OFFICIAL if "score" in measures else {name: name for name in measures if name not in ("nll", "kl")}
+    return OFFICIAL if "score" in measures else {name: name for name in measures if name not in ("nll", "kl")}

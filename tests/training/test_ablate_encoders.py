@@ -84,10 +84,11 @@ def test_the_program_prints_the_table_that_is_done(config, monkeypatch, capsys, 
     assert (config.parent / "out" / "encoders.md").read_text() in capsys.readouterr().out
 
 
-def test_a_fusion_that_cannot_be_trained_is_refused_before_anything_is_written(config):
+def test_a_fusion_that_cannot_be_trained_is_refused_before_anything_is_written(config, tmp_path):
+    output = tmp_path / "out"
     with pytest.raises(ValueError, match="protocol 'none' scores nothing"):
-        ablated(config, "--fusion.protocol", "none")
-    assert not (config.parent / "out").exists()
+        ablated(config, "--fusion.protocol", "none", "--output_dir", str(output))
+    assert not output.exists()
 
 
 def test_bad_settings_are_refused(config):
