@@ -134,12 +134,13 @@ def by_thresholds(row, alpha, beta, space):
     while not space.splits(len(kept)):
         kept = kept[:-1]
     places = sorted(kept)
-    shares = [float(row[place]) / sum(float(row[place]) for place in places) for place in places]
+    # Python 3.12 sums floats with less error than before, which leaves ties that rounding breaks elsewhere.
+    shares = row[places].astype(np.float64) / row[places].sum(dtype=np.float64)
     splits = space.splits(len(places))
     even = [split for split in splits if max(split) - min(split) <= 1]
     if not (even and max(row[p] for p in places) - min(row[p] for p in places) <= beta):
         splits = [split for split in splits if split not in even] or splits
-        even = [min(splits, key=lambda split: sum(abs(s - part / 100) for s, part in zip(shares, split, strict=True)))]
+        even = [min(splits, key=lambda split: np.abs(shares - np.array(split) / 100).sum())]
     return [{"emotion": space.names[p], "salience": float(part)} for p, part in zip(places, even[0], strict=True)]
 
 
