@@ -15,6 +15,8 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -102,13 +104,17 @@ def encode_officially(path: Path, student: Path, dtype: str, batch_size: int) ->
     return np.concatenate(features)
 
 
-def encode_here(path: Path, student: Path, dtype: str, batch_size: int, image_backend: str) -> np.ndarray:
-    """This package: (T, D)."""
+def encode_here(
+    path: Path, student: Path, dtype: str, batch_size: int, image_backend: str, backend: str
+) -> np.ndarray:
+    """This package, on the way of its commands: (T, D)."""
     from hf_blemo.encoders import load_encoder
+    from hf_blemo.extraction.extraction import encode_clips
 
     extraction = {"image_backend": image_backend}
-    encoder = load_encoder(str(student), dtype=dtype, batch_size=batch_size, extraction=extraction)
-    return encoder.encode(path).features
+    encoder = load_encoder(str(student), dtype=dtype, batch_size=batch_size, extraction=extraction, backend=backend)
+    [clip] = encode_clips([path], {"student": encoder})
+    return clip.features["student"]
 
 
 def hd_clip(folder: Path, seconds: float) -> Path:
@@ -137,27 +143,40 @@ def bench_speed(folder: Path, seconds: float, batch_size: int, rounds: int) -> N
     clip = hd_clip(folder, seconds)
     student = save_student(folder / "student")
     official = ("float32", "bfloat16")
-    ours = [(dtype, backend) for dtype in official for backend in ("pil", "torchvision")]
-    sides: dict[Any, Any] = {dtype: partial(encode_officially, clip, student, dtype, batch_size) for dtype in official}
-    sides |= {
-        (dtype, backend): partial(encode_here, clip, student, dtype, batch_size, backend) for dtype, backend in ours
-    }
-    times, found = interleaved(sides, rounds, warm_up=0)
-    rates = {side: len(found[side][-1]) / seconds for side, seconds in times.items()}
-    expected = found["float32"][-1]
-    for dtype, backend in ours:
-        features = found[dtype, backend][-1]
+    ours = [(dtype, resizing, "eager") for dtype in official for resizing in ("pil", "torchvision")]
+    ours += [(dtype, "torchvision", "onnxruntime") for dtype in ("float32", "int8")]
+    calls: dict[Any, Any] = {dtype: partial(encode_officially, clip, student, dtype, batch_size) for dtype in official}
+    calls |= {side: partial(encode_here, clip, student, side[0], batch_size, *side[1:]) for side in ours}
+    for side in ours[-2:]:
+        # The first use exports the graph.
+        calls[side]()
+    times, runs = interleaved({side: partial(with_cost, call) for side, call in calls.items()}, rounds, warm_up=0)
+    expected = runs["float32"][-1][0]
+    costs = {side: 1e3 * statistics.median(cost for _, cost in found) / len(expected) for side, found in runs.items()}
+    rates = {side: len(expected) / elapsed for side, elapsed in times.items()}
+    for side in ours:
+        dtype, resizing, backend = side
+        features = runs[side][-1][0]
         difference = np.abs(features - expected).max() / np.abs(expected).max()
-        most = 5e-2 if dtype == "bfloat16" else 1e-4 if backend == "pil" else 1e-3
-        assert features.shape == expected.shape and difference < most, (dtype, backend, difference)
-        here = rates[dtype, backend]
+        most = 5e-2 if dtype != "float32" else 1e-4 if resizing == "pil" else 1e-3
+        assert features.shape == expected.shape and difference < most, (side, difference)
+        norms = np.linalg.norm(features, axis=1) * np.linalg.norm(expected, axis=1)
+        cosine = ((features * expected).sum(1) / norms).min()
         print(
-            f"decode and student features, 720p, {dtype}, image_backend {backend}: {here:.1f} frames/s against "
-            f"{rates['float32']:.1f} the official way (float32), ratio {here / rates['float32']:.2f}; against "
-            f"{rates['bfloat16']:.1f} the official way in bfloat16, ratio {here / rates['bfloat16']:.2f}; features "
-            f"differ by {difference:.0e} of the largest ({len(features)} frames, batches of {batch_size})",
+            f"decode and student features, 720p, {dtype}, image_backend {resizing}, backend {backend}: "
+            f"{rates[side]:.1f} frames/s against {rates['float32']:.1f} the official way (float32), ratio "
+            f"{rates[side] / rates['float32']:.2f}; against {rates['bfloat16']:.1f} the official way in bfloat16, "
+            f"ratio {rates[side] / rates['bfloat16']:.2f}; processor time {costs[side]:.1f} ms a frame against "
+            f"{costs['float32']:.1f} and {costs['bfloat16']:.1f}; features differ by {difference:.0e} of the largest, "
+            f"least cosine {cosine:.5f} ({len(features)} frames, batches of {batch_size})",
             flush=True,
         )
+
+
+def with_cost(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    """What a call returns, and the seconds that it kept processors busy."""
+    busy = time.process_time()
+    return call(), time.process_time() - busy
 
 
 def measure_memory(side: str, clip: str, student: str) -> None:

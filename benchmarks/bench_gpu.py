@@ -1,7 +1,8 @@
 """What an accelerator makes of CLIP-RD: numbers, the loss, a distillation step, reading pictures, encoders.
 
-Needs torch, transformers and Pillow alone: `PYTHONPATH=. python benchmarks/bench_gpu.py [--json FILE]`, about three
-minutes on one accelerator. Without one it says so and ends. Ratios are within this run; seconds are medians.
+Needs torch, transformers and Pillow alone, and PyAV for its clips: `PYTHONPATH=. python benchmarks/bench_gpu.py
+[--json FILE]`, some minutes on one accelerator. Without one it says so and ends. Ratios are within this run; seconds
+are medians.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from hf_blemo import CLIPRDConfig, CLIPRDDistiller, CLIPRDLoss, CLIPRDModel
 WIDTH = 512
 # Pairs of the recipe: 12.9 million, 32 times.
 RECIPE_PAIRS = 413e6
+CLIP_SECONDS, NUM_CLIPS = 10, 16
 ROWS: list[dict[str, Any]] = []
 
 
@@ -224,10 +227,80 @@ def bench_encoders() -> None:
             row(f"encoder {name}, {str(dtype)[6:]}", **{unit: count / elapsed})
 
 
+def bench_clips() -> None:
+    """Clips through decoder and network, as the commands take them, and how much of that time the device waits."""
+    from importlib.util import find_spec
+
+    if find_spec("av") is None:
+        print("  clips: PyAV is not installed, left out")
+        return
+    from bench_clips import write_clip
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        Wav2Vec2FeatureExtractor,
+        WavLMConfig,
+        WavLMModel,
+    )
+
+    from hf_blemo.encoders import load_encoder
+    from hf_blemo.extraction.clip_sources import MediaClip
+    from hf_blemo.extraction.extraction import encode_clips
+
+    base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    wide = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    layers = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for kind, parts in {
+            "ViT-B/16": (CLIPVisionModel(CLIPVisionConfig(**base, patch_size=16)), CLIPImageProcessorPil()),
+            "WavLM-large": (WavLMModel(WavLMConfig(**wide, **layers)), extractor),
+        }.items():
+            for part in parts:
+                part.save_pretrained(folder / kind)
+        path = write_clip(folder / "clip.mp4", CLIP_SECONDS, 1280, 720, 30, sound=True)
+        clips = [MediaClip(f"clip {number}", path) for number in range(NUM_CLIPS)]
+        for kind, extraction, batch_size in (
+            ("ViT-B/16", {"image_backend": "torchvision"}, 128),
+            ("WavLM-large", {}, None),
+        ):
+            for dtype in ("float32", "bfloat16"):
+                encoder = load_encoder(
+                    str(folder / kind), extraction=extraction, dtype=dtype, batch_size=batch_size, device="cuda"
+                )
+                spans: list[tuple[Any, Any]] = []
+                encoder.execute = partial(between_events, encoder.execute, spans)
+                start = time.perf_counter()
+                rows = sum(
+                    len(values) for clip in encode_clips(clips, {kind: encoder}) for values in clip.features.values()
+                )
+                torch.cuda.synchronize()
+                elapsed = time.perf_counter() - start
+                busy = sum(begin.elapsed_time(end) for begin, end in spans) / 1e3
+                row(
+                    f"clips of 720p with sound through {kind}, {dtype}",
+                    rows_per_s=rows / elapsed,
+                    seconds_of_clips_per_s=CLIP_SECONDS * NUM_CLIPS / elapsed,
+                    share_of_waiting=1 - busy / elapsed,
+                )
+
+
+def between_events(call: Callable[..., Any], spans: list[tuple[Any, Any]], **inputs: Any) -> Any:
+    """Runs a network, and keeps when the device began and ended."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    found = call(**inputs)
+    end.record()
+    spans.append((begin, end))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument("--only", nargs="*", default=["numbers", "loss", "step", "pictures", "encoders"])
+    parser.add_argument("--only", nargs="*", default=["numbers", "loss", "step", "pictures", "encoders", "clips"])
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("no accelerator: nothing to measure here")

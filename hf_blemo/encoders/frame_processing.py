@@ -48,7 +48,11 @@ class FrameProcessor:
 
     def normalized(self, pixels: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """Runs the second half: (..., 3, h, w) of B frames or stacks of frames, from `pixels` -> (B, ..., 3, h, w)."""
-        values = torch.from_numpy(np.stack(pixels)).to(device)
+        values = torch.from_numpy(np.stack(pixels))
+        if device.type == "cuda":
+            # From pinned memory, the copy runs beside the network.
+            values = values.pin_memory()
+        values = values.to(device, non_blocking=True)
         if self.scale is not None:
             factor, offset = (part.to(device) for part in self.scale)
             values = values.float() * factor + offset

@@ -32,7 +32,8 @@ def encode_clips(
         clips: each a [`MediaClip`], or what `as_clip` makes one of: a path, an address, bytes, an open file, or a row
             of a data set.
         encoders: name -> encoder.
-        num_threads: clips decoded at once; by default half of the cores, at most 8, and no more than there are clips.
+        num_threads: clips decoded at once; by default half of the cores, at most 8, or with a network on a GPU all
+            cores, at most 16; and no more than there are clips.
         num_thumbnails: pictures of each clip to keep, at most; they come from the same decoding.
 
     Yields:
@@ -46,7 +47,9 @@ def encode_clips(
     if not encoders:
         raise ValueError("found no encoder, expected at least one")
     if num_threads is None:
-        num_threads = min(8, max(1, (os.cpu_count() or 2) // 2))
+        cores = os.cpu_count() or 2
+        is_on_gpu = any(encoder.device.type == "cuda" for encoder in encoders.values())
+        num_threads = min(16, cores) if is_on_gpu else min(8, max(1, cores // 2))
         if isinstance(clips, Sized):
             # All cores decode a single clip.
             num_threads = max(1, min(num_threads, len(clips)))

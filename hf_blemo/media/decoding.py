@@ -14,6 +14,7 @@ from hf_blemo.errors import one_line
 from hf_blemo.files import limits
 from hf_blemo.media.audio import Audio, AudioTrack
 from hf_blemo.media.cropping import Cropping, croppings
+from hf_blemo.media.filters import HDR_CURVES, Deinterlacer, tone_mapped
 from hf_blemo.media.sources import EXPECTED, MediaError, MediaSource, check_seconds
 
 _BUFFER_SIZE = 2**16
@@ -264,6 +265,7 @@ class _VideoTrack:
         self._last: float | None = None
         self._shift = 0.0
         self._pixels, self._notes = _PixelConverter(name, cropping, notes), notes
+        self._whole = Deinterlacer()
         # Of each pixel, width by height; the decoder's own only counts where the container says nothing else.
         self._ratio, own = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
         self._follows = self._ratio is None or self._ratio == own
@@ -275,7 +277,10 @@ class _VideoTrack:
             ratio = self.stream.codec_context.sample_aspect_ratio if self._follows else self._ratio
             time = self._time(picture)
             check_seconds(self._name, time)
-            yield Frame(time, partial(self._pixels, picture, ratio))
+            for shown, (moment, form) in self._whole(picture, (time, ratio)):
+                yield Frame(moment, partial(self._pixels, shown, form))
+        for shown, (moment, form) in self._whole.finish() if is_end else ():
+            yield Frame(moment, partial(self._pixels, shown, form))
         if is_end and self._last is None and not self.stream.codec_context.width:
             # Some decoders refuse a picture that is too large before they say how large it is.
             most = f"{limits().max_pixels:,.10g}"
@@ -311,7 +316,9 @@ class _PixelConverter:
         transparent = _has_alpha(picture.format)
         try:
             with self._lock:
-                converted = self._reformatter.reformat(picture, format="rgba" if transparent else "rgb24")
+                converted = None if transparent else self._tone_mapped(picture)
+                if converted is None:
+                    converted = self._reformatter.reformat(picture, format="rgba" if transparent else "rgb24")
             pixels = converted.to_ndarray()
         except Exception as error:
             raise MediaError(
@@ -326,6 +333,18 @@ class _PixelConverter:
             pixels = opaque
         shown = self._shown(pixels, ratio)
         return np.ascontiguousarray(_upright(shown, _display_matrix(picture)))
+
+    def _tone_mapped(self, picture: Any) -> Any:
+        """RGB of a picture of HDR; None of any other, and where this FFmpeg cannot."""
+        curve = HDR_CURVES.get(picture.color_trc)
+        if curve is None or "tones" in self._notes:
+            return None
+        try:
+            return tone_mapped(picture)
+        # A build of FFmpeg without the filter or its options.
+        except Exception as error:
+            self._notes["tones"] = f"the picture is HDR ({curve}) and shown without tone mapping: {one_line(error)}"
+            return None
 
     def _shown(self, pixels: np.ndarray, ratio: Fraction | None) -> np.ndarray:
         """Cropped, and with square pixels: the shorter side for its pixels grows, as the page's player has it."""

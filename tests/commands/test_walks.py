@@ -11,12 +11,13 @@ from tiny_encoders import save_encoder
 from tiny_extraction import save_fusion
 
 import hf_blemo
+from hf_blemo.encoders.image_encoder import ImageEncoder
 from hf_blemo.encoders.loading import load_encoders
-from hf_blemo.media import media
+from hf_blemo.media import Frame, media
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 
 PACKAGE = str(Path(hf_blemo.__file__).parent)
-MOST = 8
+MOST = 9
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,8 @@ def test_few_calls_lie_between_a_clip_and_the_networks(capsys, fusion, paths, mo
     assert code == 0, err
     for network, found in counts.items():
         assert found and max(found) <= MOST, (network, found)
-    # With one thread, all is one walk: main, the handler, predict_clips, encode_clips, run, run, forward, network.
+    # With one thread, all is one walk: main, the handler, predict_clips, encode_clips, run, run, forward, network and
+    # what makes its rows.
     if num_threads == 1:
         assert max(counts[ViTModel]) == MOST
 
@@ -79,7 +81,12 @@ def test_few_calls_lie_between_features_and_the_fusion(capsys, tmp_path, fusion,
 
 
 def test_a_clip_is_decoded_once_whatever_is_asked_for(capsys, tmp_path, fusion, paths, monkeypatch):
-    opened, read = [], []
+    opened, read, frames, encoded = [], [], [], []
+    forward = ImageEncoder.forward
+
+    def counted(encoder, pieces):
+        encoded.extend(pieces)
+        return forward(encoder, pieces)
 
     class Counted(media.MediaFile):
         def __init__(self, source, *arguments, **options):
@@ -88,13 +95,18 @@ def test_a_clip_is_decoded_once_whatever_is_asked_for(capsys, tmp_path, fusion, 
 
         def read(self, *arguments, **options):
             read.append(self.name)
-            return super().read(*arguments, **options)
+            for item in super().read(*arguments, **options):
+                frames.append(isinstance(item, Frame))
+                yield item
 
     for module in ("hf_blemo.extraction.decoding", "hf_blemo.encoders.encoder", "hf_blemo.media.media"):
         monkeypatch.setattr(f"{module}.MediaFile", Counted)
+    monkeypatch.setattr(ImageEncoder, "forward", counted)
     clips = paths[:2]
     outputs = [tmp_path / f"results.{suffix}" for suffix in ("html", "json", "csv")]
     code, _, err = run(capsys, "predict", *clips, "--model", fusion, "--window", "0.5", "--output", *outputs)
     assert code == 0, err
     assert sorted(map(str, opened)) == sorted(read) == sorted(map(str, clips))
     assert outputs[0].read_text().count("data:image/jpeg") == 16
+    # Windows overlap by half, and share the rows of frames; loading has tried the network with two.
+    assert sum(frames) > 16 and len(encoded) == sum(frames) + 2
