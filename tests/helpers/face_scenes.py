@@ -164,7 +164,7 @@ def save_yunet(path: Path, width: int, height: int) -> Path:
     # Pictures are BGR, from 0 to 255.
     weights = np.zeros((1, 3, 1, 1), np.float32)
     weights[0, 2], weights[0, 0] = 1 / 255, -1 / 255
-    nodes.append(helper.make_node("Conv", ["input", constant("red", weights)], ["redness"]))
+    nodes.append(helper.make_node("Conv", ["input", constant("red", weights)], ["redness"], kernel_shape=[1, 1]))
     shape = constant("shape", np.array([1, -1, 1], np.int64))
     for kind, columns in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
         for stride in (8, 16, 32):
