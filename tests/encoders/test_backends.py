@@ -1,6 +1,7 @@
 """Other backends than eager torch: the same features, graphs exported once, and what is said where one cannot run."""
 
 import logging
+import sys
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from known_clips import encoded
 
 from hf_blemo.encoders import backends, load_encoder
+from hf_blemo.errors import MissingExtraError
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
@@ -99,3 +101,9 @@ def test_compiled_networks_give_the_features_of_eager_ones(checkpoint, clips, mo
     expected = features_of(checkpoint, "vit", clips[2])
     np.testing.assert_array_equal(features_of(checkpoint, "vit", clips[2], backend="compile"), expected)
     assert len(compiled) == 1
+
+
+def test_a_missing_package_is_named_before_anything_is_loaded(checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match="backend onnxruntime needs onnxruntime: pip install"):
+        load_encoder(checkpoint("student"), backend="onnxruntime")
