@@ -61,7 +61,7 @@ CASES = {
     "evaluate --model nomodel --benchmark synthetic": f"'nomodel': {NOWHERE}",
     "evaluate --model clip --retrieval gone": f"data 'gone': {NOWHERE}",
     "evaluate --model clip --retrieval table.npz": "found a file '.npz', expected one of .parquet",
-    "evaluate --model clip --zero-shot . --classes gone.json": "classes 'gone.json': no such file",
+    "evaluate --model clip --zero-shot . --classes gone.json": "classes 'gone.json': neither a JSON file nor",
     "submit --predictions gone.json --output x.zip": "gone.json: no such file",
     "publish gone": "gone: expected a folder with a model",
     "publish model --repo mine": "found mine, expected owner/name",
