@@ -60,10 +60,11 @@ class HiddenLayers:
         found = [rows(states[number]) for number in self.numbers]
         if not self.is_mean:
             return torch.cat(found, -1)
-        if len({values.shape for values in found}) > 1:
-            widths = ", ".join(str(values.shape[-1]) for values in found)
+        widths = [values.shape[-1] for values in found]
+        if any(width != widths[0] for width in widths):
+            shown = ", ".join(map(str, widths))
             raise ValueError(
-                f"{self.where}: layers are {widths} wide, which have no mean; expected a list or one layer"
+                f"{self.where}: layers are {shown} wide, which have no mean; expected a list or one layer"
             )
         return torch.stack([values.float() for values in found]).mean(0)
 
