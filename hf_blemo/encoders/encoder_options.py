@@ -10,10 +10,11 @@ from hf_blemo.loading import OPENSMILE, local_path, read_config
 
 # Keys of an entry that names an encoder to load; the first three travel with the models trained on its features.
 ENCODER_KEYS = ("model_id", "revision", "extraction", "batch_size", "backend")
-# Precision of models, in torch's names.
-Dtype = Literal["float32", "bfloat16", "float16", "int8"]
+# Precision of models, in the names of torch and, of quantised ones, of onnxruntime.
+TorchDtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal[TorchDtype, "int8"]
 DTYPES = get_args(Dtype)
-TORCH_DTYPES, ONNX_DTYPES = ("float32", "bfloat16", "float16"), ("float32", "int8")
+TORCH_DTYPES, ONNX_DTYPES = get_args(TorchDtype), ("float32", "int8")
 # What runs the networks.
 Backend = Literal["eager", "compile", "onnxruntime"]
 BACKENDS = get_args(Backend)

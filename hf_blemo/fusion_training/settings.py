@@ -7,7 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from hf_blemo.built_in import SYNTHETIC
-from hf_blemo.encoders.encoder_options import Dtype
+from hf_blemo.encoders.encoder_options import TorchDtype
 from hf_blemo.errors import check_choice, check_known
 from hf_blemo.extraction.settings import ExtractionSettings
 from hf_blemo.loading import local_path
@@ -239,7 +239,7 @@ class EncoderAblationSettings:
     seeds: list[int] = different_seeds(default_factory=lambda: [0, 1, 2, 3, 4])
     timed_clips: int = at_least_one(24)
     timing_rounds: int = at_least_one(5)
-    dtype: Dtype = "float32"
+    dtype: TorchDtype = "float32"
     synthetic: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):

@@ -101,14 +101,19 @@ def test_the_page_offers_its_clips(capsys, monkeypatch, tmp_path):
     shown = {}
 
     def make_demo(recognise, model, examples, names):
-        shown.update(model=model, examples=list(examples), blend=recognise(examples[-1])["blend"], names=names)
+        shown.update(
+            model=model,
+            examples=list(examples),
+            blends=[found["blend"] for found in recognise(examples[-1])],
+            names=names,
+        )
 
     monkeypatch.setattr(demo_page, "make_demo", make_demo)
     monkeypatch.setattr(demo_page, "launch_demo", lambda *options: None)
     mine = shutil.copy(built_in.CLIPS[0], tmp_path / "mine.mp4")
     assert run(capsys, "demo", "--built-in", "--example", mine)[0] == 0
     assert shown["examples"] == [str(mine), *built_in.CLIPS] and shown["model"] == built_in.MODEL_NAME
-    assert shown["blend"] == BLENDS["A207_fea_int1_ver1"] and tuple(shown["names"]) == blemore.EMOTIONS
+    assert shown["blends"] == [BLENDS["A207_fea_int1_ver1"]] and tuple(shown["names"]) == blemore.EMOTIONS
 
 
 @pytest.mark.parametrize("command", ["predict", "demo"])

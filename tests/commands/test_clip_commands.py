@@ -265,7 +265,10 @@ def test_features_refuses_what_it_cannot_use(capsys, bad, encoders, tmp_path):
         (["student"], "expected NAME=MODEL"),
         (["a=x/y", "a=x/z"], "--encoder: 'a' comes more than once"),
         (["a=x/y", "--public"], "--public needs --push-to-hub"),
-        (["a=x/y", "--dtype", "int8"], "--dtype: found 'int8', expected float32"),
+        (
+            ["a=x/y", "--dtype", "int8"],
+            "dtype 'int8' is not one of float32, bfloat16, float16, those of backend eager",
+        ),
         (["a=x/y", "--overwrite", "other"], "found 'other' beside"),
         (["a=x/y", "--folds", "0"], "folds: found 0, expected at least 1"),
     ):
