@@ -256,7 +256,8 @@ class CLIPRDDistiller(nn.Module):
     def _embed(self, given: Mapping[str, Any], cached_gradients: "_CachedGradients | None" = None) -> Any:
         """Returns the embeddings of student and teachers, or the surrogate of cached gradients."""
         further = [teacher_prefix(number) for number in range(1, len(self._teachers))]
-        inputs: dict[str, Any] = dict.fromkeys([*INPUTS, *(f"{prefix}{name}" for prefix in further for name in _OF_TEACHERS)])
+        names = [*INPUTS, *(f"{prefix}{name}" for prefix in further for name in _OF_TEACHERS)]
+        inputs: dict[str, Any] = dict.fromkeys(names)
         for name, value in given.items():
             if name not in inputs:
                 raise ValueError(f"unknown input {name!r}: expected some of {', '.join(inputs)}")
