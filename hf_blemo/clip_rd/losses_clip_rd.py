@@ -88,7 +88,7 @@ class CLIPRDLoss(nn.Module):
         scales: how the learned scales are read. `released`: the parameters are the multipliers, as in the released
             code. `exponentiated`: the parameters are their logarithms, read between 0 and ln 100 and kept there by
             [`clamp_scales`], as CLIP keeps its own (ours).
-        tile_size: rows and columns of a tile; 512 on a CPU, 2,048 elsewhere by default. Where kernels compute whole
+        tile_size: rows and columns of a tile; 768 on a CPU, 2,048 elsewhere by default. Where kernels compute whole
             rows, how many of them. It changes speed and memory, not the result.
         dense: whether to compute the same by plain N x N matrices and autograd, on one process with one teacher; for
             checking.

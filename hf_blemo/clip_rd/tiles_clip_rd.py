@@ -26,8 +26,8 @@ from .weights_clip_rd import TERMS
 
 logger = logging.get_logger(__name__)
 
-# Sides of a square tile: one stays in the cache of a core, an accelerator wants few and large ones.
-CPU_TILE_SIZE = 640
+# Sides of a square tile: a few stay in the caches of cores, an accelerator wants few and large ones.
+CPU_TILE_SIZE = 768
 ACCELERATOR_TILE_SIZE = 2048
 # Entries of a strip of whole rows: the kernels' buffers of the six products and five slopes take 1.1 GiB.
 STRIP_ENTRIES = 2**25
@@ -62,6 +62,8 @@ _USERS = {
     _TEXT_TO_IMAGE: ("icl", "xrd"),
     _IMAGE_TO_TEXT: ("icl", "xrd"),
 }
+# Products that terms compare: no term reads two of these pairs.
+_PAIRS = ((_OWN, _TEACHERS), (_IMAGE, _TEXT), (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT))
 # Which of the five scales multiplies a product: student, teacher, cross, image, text.
 _SCALE = (0, 1, 3, 4, 2, 2)
 # What has to match for a shared target, and the terms whose targets the products of students have.
@@ -372,13 +374,7 @@ class _Tiles:
     def _make_tiles(self, lift: dict[int, float], sums: dict[str, torch.Tensor]) -> Any:
         """The same on a tile, by plain operations in the same few buffers."""
         weights = self.weights
-        logits = {index: self._buffer() for index in self.used}
-        both = {index: self._buffer() for index in self.used}
-        # Only the two products of `icl` read the softmax over rows alone; that of the others is summed and dropped.
-        scratch = self._buffer()
-        single = {
-            index: self._buffer() if index in (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT) else scratch for index in self.used
-        }
+        logits, both, single = ([self._buffer() for _ in range(2)] for _ in range(3))
         # Of every block of rows the largest and of every block of columns the smallest log-sum-exp, by their starts.
         bounds = {
             index: (
@@ -388,9 +384,9 @@ class _Tiles:
             for index in (self.used if self._may_read else [])
         }
 
-        def probabilities(index: int, x: torch.Tensor, rows: slice, columns: slice):
+        def probabilities(index: int, place: int, x: torch.Tensor, rows: slice, columns: slice):
             """The softmax over the row, and that plus the softmax over the column."""
-            p, h = _view(single[index], x.shape), _view(both[index], x.shape)
+            p, h = _view(single[place], x.shape), _view(both[place], x.shape)
             row_sums, column_sums = self.row_log_sums[index][rows], self.column_log_sums[index][columns]
             torch.sub(x, row_sums.unsqueeze(1), out=p)
             if self.fast:
@@ -411,20 +407,9 @@ class _Tiles:
 
         def tile(rows: slice, columns: slice, scaled: dict[int, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
             shape = (rows.stop - rows.start, columns.stop - columns.start)
-            x, p, h = {}, {}, {}
-            for index in self.used:
-                x[index] = _view(logits[index], shape)
-                self._logits(index, scaled, rows, columns, x[index])
-                p[index], h[index] = probabilities(index, x[index], rows, columns)
-            if weights["hrd"]:
-                sums["hrd"] = sums["hrd"] + _dot(h[_TEACHERS], x[_TEACHERS].sub_(x[_OWN])) / 2
-            if weights["vrd"]:
-                sums["vrd"] = sums["vrd"] + _dot(h[_TEXT], x[_IMAGE].neg_().add_(x[_TEXT])) / 2
-            if weights["xrd"]:
-                difference = h[_IMAGE_TO_TEXT].sub_(h[_TEXT_TO_IMAGE])
-                sums["xrd"] = sums["xrd"] + _dot(difference, x[_IMAGE_TO_TEXT].sub_(x[_TEXT_TO_IMAGE])) / 4
             # Row starts of the tile's piece of the global diagonal.
             offset = self.first_row + rows.start - columns.start
+            task, hrd, vrd, icl, xrd = (weights[name] for name in ("task", "hrd", "vrd", "icl", "xrd"))
 
             def slope(
                 index: int, values: torch.Tensor, weight: float, diagonal: float, other=None, share: float = 0.0
@@ -439,17 +424,34 @@ class _Tiles:
                     values.copy_(values.half())
                 return index, values
 
-            task, hrd, vrd, icl, xrd = (weights[name] for name in ("task", "hrd", "vrd", "icl", "xrd"))
-            if _OWN in lift:
-                yield slope(_OWN, h[_OWN], (task + hrd) / 2, task, h.get(_TEACHERS), -hrd / 2)
-            if _IMAGE in lift:
-                value = weights["vrd_image"]
-                yield slope(_IMAGE, h[_IMAGE], (value + vrd) / 2, value, h.get(_TEXT), -vrd / 2)
-            if _TEXT in lift:
-                yield slope(_TEXT, h[_TEXT], weights["vrd_text"] / 2, weights["vrd_text"])
-            for index, sign in ((_TEXT_TO_IMAGE, -0.25), (_IMAGE_TO_TEXT, 0.25)):
-                if index in lift:
-                    yield slope(index, p[index], icl / 2, icl / 2, h[_IMAGE_TO_TEXT], sign * xrd)
+            for pair in _PAIRS:
+                x, p, h = {}, {}, {}
+                for place, index in enumerate(pair):
+                    if index in self.used:
+                        x[index] = _view(logits[place], shape)
+                        self._logits(index, scaled, rows, columns, x[index])
+                        p[index], h[index] = probabilities(index, place, x[index], rows, columns)
+                moving = [index for index in pair if index in lift]
+                if pair[0] == _OWN:
+                    if hrd:
+                        sums["hrd"] = sums["hrd"] + _dot(h[_TEACHERS], x[_TEACHERS].sub_(x[_OWN])) / 2
+                    if moving:
+                        yield slope(_OWN, h[_OWN], (task + hrd) / 2, task, h.get(_TEACHERS), -hrd / 2)
+                elif pair[0] == _IMAGE:
+                    if vrd:
+                        sums["vrd"] = sums["vrd"] + _dot(h[_TEXT], x[_IMAGE].neg_().add_(x[_TEXT])) / 2
+                    if _IMAGE in moving:
+                        value = weights["vrd_image"]
+                        yield slope(_IMAGE, h[_IMAGE], (value + vrd) / 2, value, h.get(_TEXT), -vrd / 2)
+                    if _TEXT in moving:
+                        yield slope(_TEXT, h[_TEXT], weights["vrd_text"] / 2, weights["vrd_text"])
+                else:
+                    if xrd:
+                        difference = h[_IMAGE_TO_TEXT].sub_(h[_TEXT_TO_IMAGE])
+                        sums["xrd"] = sums["xrd"] + _dot(difference, x[_IMAGE_TO_TEXT].sub_(x[_TEXT_TO_IMAGE])) / 4
+                    for index in moving:
+                        sign = 0.25 if index == _IMAGE_TO_TEXT else -0.25
+                        yield slope(index, p[index], icl / 2, icl / 2, h[_IMAGE_TO_TEXT], sign * xrd)
 
         return tile
 
