@@ -288,9 +288,7 @@ class _Tiles:
         student = own if self.shared or not gradients else [torch.zeros_like(values) for values in self.student]
         all_texts = None
         if gradients and _OWN in self.used:
-            # A process alone whose other gradients are apart needs no buffer of its own.
-            alone = self.group.size == 1 and not self.shared
-            all_texts = own[1] if alone else self.own[1].new_zeros(self.right[_OWN].shape)
+            all_texts = self.own[1].new_zeros(self.right[_OWN].shape)
         scale_gradients = [zero] * 5
         # Product -> whose rows its slopes move, the weight of its targets, and the largest slope: weights times sums
         # of probabilities.
@@ -332,8 +330,7 @@ class _Tiles:
                     placed[self.first_row : self.first_row + self.num_rows] = self.left[_OWN]
                     picked = self._targets(_OWN, placed).sub_(placed)
                     all_texts.addcmul_(picked, self.scale[_OWN], value=-weights["task"])
-                if all_texts is not own[1]:
-                    own[1].add_(all_texts if self.group.size == 1 else self.group.scatter_sum(all_texts, self.rows))
+                own[1].add_(all_texts if self.group.size == 1 else self.group.scatter_sum(all_texts, self.rows))
             self._finish(own, student, torch.stack(scale_gradients))
         return torch.stack([sums[name] for name in TERMS])
 
