@@ -4,10 +4,6 @@ Labels, metrics, thresholds and files follow "BlEmoRE", arXiv 2601.13225, and it
 expected Score is ours.
 """
 
-import warnings
-from importlib import import_module
-from typing import Any
-
 from .decoding import (
     BLEND_SHARE,
     THRESHOLD_GRID,
@@ -64,16 +60,3 @@ __all__ = [
     "threshold_grid",
     "write_submission",
 ]
-
-_MOVED = (
-    "build_distribution_dataset", "build_table_dataset", "encoder_widths", "is_dataset_folder", "load_features",
-    "read_features",
-)  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    # The readers serve data of any labels and have their own room now.
-    if name in _MOVED:
-        warnings.warn(f"blemore.{name} has moved to hf_blemo.feature_sets", FutureWarning, stacklevel=2)
-        return getattr(import_module("hf_blemo.feature_sets"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

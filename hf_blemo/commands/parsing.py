@@ -17,16 +17,6 @@ from hf_blemo.loading import is_hub_id
 _BOUNDS = ", ".join(f"{name}={value:g}" for name, value in asdict(Limits()).items())
 
 
-# Options of before `--output`, whose suffix decides what is written.
-FORMER = {
-    "--json": "FILE.json",
-    "--details": "FILE.json",
-    "--csv": "FILE.csv",
-    "--report": "FILE.html",
-    "--submission": "FILE.zip",
-}
-
-
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose errors are one line that names the nearest known word, without the usage before it.
 
@@ -107,8 +97,6 @@ class Parser(argparse.ArgumentParser):
             if option.startswith("--") and " " not in word and option not in self._option_string_actions:
                 nearest = nearest_name(option, self._option_string_actions)
                 hint = f"; did you mean {nearest}?" if nearest else ""
-                if option in FORMER and "--output" in self._option_string_actions:
-                    hint = f"; now it is --output {FORMER[option]}"
                 if self._subparsers is not None:
                     hint = "; expected a command before its options"
                 self.error(f"unknown option {option}{hint}")

@@ -59,8 +59,6 @@ def test_what_is_near_nothing_is_told_what_there_is(capsys):
     for line, said in {
         "xyzzy": "hf-blemo: error: unknown command 'xyzzy', expected predict, ",
         "--colour predict": "unknown option --colour; expected a command before its options",
-        "predict a.mp4 --model m --json x.json": "unknown option --json; now it is --output FILE.json (see",
-        "predict a.mp4 --model m --report=x.html": "unknown option --report; now it is --output FILE.html (see",
         "train --data x --protocol qqq": "found 'qqq', expected honest, published_style or none\n",
         "train --data x --config zzz": "zzz: no such file, expected settings in YAML or the name of a recipe (hf-bl",
     }.items():
