@@ -9,7 +9,6 @@ from typing import Any
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.extraction.clip_sources import KINDS, MediaClip, as_clip, find_clips, undecoded
 from hf_blemo.media import is_address, is_media
-from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import DECODING_PARAMETERS, TASK
 from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import (
     BlendedEmotionRecognitionPipeline as FeaturesPipeline,
 )
@@ -54,6 +53,8 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
         MissingExtraError: PyAV is not installed.
     """
 
+    parameters = (*FeaturesPipeline.parameters, *_CLIP_PARAMETERS)
+
     def __init__(self, *args: Any, encoder_options: Mapping[str, Any] | None = None, **kwargs: Any):
         self.encoder_options = dict(encoder_options or {})
         self._encoders: dict[str, Encoder] | None = None
@@ -78,15 +79,6 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
         """
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
-
-    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        given = {name: kwargs.pop(name) for name in _CLIP_PARAMETERS if name in kwargs}
-        known = (*DECODING_PARAMETERS, "top_labels", *_CLIP_PARAMETERS)
-        unknown = sorted(set(kwargs) - set(known))
-        if unknown:
-            raise ValueError(f"{TASK}: unknown parameter {unknown[0]!r}, expected some of {', '.join(known)}")
-        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        return preprocess, forward, {**postprocess, **{k: value for k, value in given.items() if value is not None}}
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Recognises the blends of a clip or of many; see the class."""

@@ -10,12 +10,12 @@ import numpy as np
 from hf_blemo.encoders.encoder import Encoder
 from hf_blemo.encoders.encoder_options import placed, with_faces
 from hf_blemo.encoders.loading import load_encoders
-from hf_blemo.errors import one_line
+from hf_blemo.errors import check_known, one_line
 from hf_blemo.extraction.decoding import ClipFeatures
 from hf_blemo.extraction.extraction import encode_clips
 from hf_blemo.files import limits
 from hf_blemo.prediction.fusion import FusionMember, common_encoders, results
-from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import DECODING_PARAMETERS
+from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import BlendedEmotionRecognitionPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -145,10 +145,7 @@ def predict_clips(
         MissingExtraError: PyAV is not installed.
     """
     common_encoders(members)
-    known = (*DECODING_PARAMETERS, "top_labels")
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"unknown parameter {unknown[0]!r}, expected some of {', '.join(known)}")
+    check_known("predict_clips", options, BlendedEmotionRecognitionPipeline.parameters)
     windows = Windows() if windows is None else windows
     for model, _ in members:
         model.eval()

@@ -165,8 +165,6 @@ def results(
             gives no finite probabilities for a clip; there are fewer valid labels than `top_labels`.
     """
     processor = members[0][1]
-    if top_labels is not None and not 0 < top_labels <= len(processor.label_space):
-        raise ValueError(f"top_labels must be from 1 to {len(processor.label_space)}, found {top_labels}")
     batch = processor(samples, clips=clips)
     outputs = [model(**batch.to(model.device)) for model, _ in members]
     parts = [output_probabilities(output, clips) for output in outputs]

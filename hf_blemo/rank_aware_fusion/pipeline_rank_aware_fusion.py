@@ -14,7 +14,6 @@ from .decoding_rank_aware_fusion import output_probabilities
 from .label_space_rank_aware_fusion import LabelSpace
 
 FEATURE_SUFFIX = ".npy"
-DECODING_PARAMETERS = ("decoding", "alpha", "beta", "blend_share")
 
 
 class BlendedEmotionRecognitionPipeline(Pipeline):
@@ -55,6 +54,7 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
     _load_image_processor: Any = False
     _load_video_processor: Any = False
     _load_feature_extractor: Any = False
+    parameters = ("decoding", "alpha", "beta", "blend_share", "top_labels")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -65,16 +65,10 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
             )
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        top_labels = kwargs.pop("top_labels", None)
-        unknown = set(kwargs) - set(DECODING_PARAMETERS)
+        unknown = sorted(set(kwargs) - set(self.parameters))
         if unknown:
-            known = ", ".join((*DECODING_PARAMETERS, "top_labels"))
-            raise ValueError(f"{TASK}: unknown parameter {sorted(unknown)[0]!r}, expected some of {known}")
-        if top_labels is not None:
-            most = len(self.processor.label_space)
-            if not 0 < top_labels <= most:
-                raise ValueError(f"top_labels must be from 1 to {most}, found {top_labels}")
-            kwargs["top_labels"] = top_labels
+            known = ", ".join(self.parameters)
+            raise ValueError(f"{TASK}: unknown parameter {unknown[0]!r}, expected some of {known}")
         return {}, {}, {name: value for name, value in kwargs.items() if value is not None}
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -143,14 +137,13 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
 
     def postprocess(self, model_outputs: Any, **parameters: Any) -> list[dict[str, Any]]:
         """Results of the clips of a batch; see the class."""
-        decoding = {name: value for name, value in parameters.items() if name in DECODING_PARAMETERS}
-        top_labels = parameters.get("top_labels")
+        top_labels = parameters.pop("top_labels", None)
         output = model_outputs["output"]
         values = {
             **output_probabilities(output, model_outputs["names"]),
             "selected_encoders": output["selected_encoders"],
         }
-        blends = self.processor.post_process_blends(output, **decoding)
+        blends = self.processor.post_process_blends(output, **parameters)
         encoders, space = list(self.model.config.encoders), self.processor.label_space
         results = []
         for row, (clip, found) in enumerate(zip(model_outputs["clips"], blends, strict=True)):
@@ -197,6 +190,8 @@ def result_of_row(
                 "them): do not rely on the prediction"
             ]
     if top_labels is not None:
+        if not 0 < top_labels <= len(space):
+            raise ValueError(f"top_labels must be from 1 to {len(space)}, found {top_labels}")
         top, places = values["joint_probabilities"][row].float().topk(top_labels)
         result["labels"] = [
             {"blend": space.blend(place), "probability": value}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,17 +39,8 @@ def fusion_metrics(
     if not hasattr(source, "label_space"):
         raise ValueError(f"expected a config or a processor of a fusion, found {type(source).__name__}")
     given = {"decoding": decoding, "alpha": alpha, "beta": beta, "blend_share": blend_share}
-    options: dict[str, Any] = {
-        name: getattr(source, name, None) if value is None else value for name, value in given.items()
-    }
-    processor = RankAwareFusionProcessor(
-        source.encoders,
-        id2label=source.id2label,
-        blend_percents=source.blend_percents,
-        unblended=source.unblended,
-        label_kind=source.label_kind,
-        **cast(Any, {name: value for name, value in options.items() if value is not None}),
-    )
+    options = {name: getattr(source, name, None) if value is None else value for name, value in given.items()}
+    processor = RankAwareFusionProcessor.from_config(source, **{k: v for k, v in options.items() if v is not None})
     if presence_share is None:
         presence_share = getattr(source, "presence_share", 0.0)
     return partial(_measured, processor=processor, presence_share=presence_share)

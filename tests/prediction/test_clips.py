@@ -66,7 +66,7 @@ def test_several_models_a_decoding_and_labels_as_asked(paths, member, entries, e
     assert found["probabilities"] != alone["probabilities"] and "labels" not in alone
     with pytest.raises(ValueError, match="cannot be averaged with the first"):
         next(predict_clips(paths, [member, make_fusion({"student": entries["student"]})], encoders))
-    with pytest.raises(ValueError, match="unknown parameter 'gamma', expected some of decoding, alpha, beta, blend_s"):
+    with pytest.raises(ValueError, match="unknown setting 'gamma', expected decoding, alpha, beta, blend_s"):
         next(predict_clips(paths, [member], encoders, gamma=1))
 
 
