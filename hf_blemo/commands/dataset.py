@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_blemo.built_in import SYNTHETIC
-from hf_blemo.commands.parsing import add_command, add_label_options, positive, repository
+from hf_blemo.commands.parsing import add_command, positive, refuse_options, repository
 from hf_blemo.errors import say
 from hf_blemo.files import replace_folder
 
@@ -87,7 +87,31 @@ Examples:
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the clips (synthetic) or of --folds")
     parser.add_argument("--domain", choices=("source", "target"), help="default: source (synthetic)")
     group = parser.add_argument_group("labels and folds of tables; --folds of folders and data sets too")
-    add_label_options(group)
+    group.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="labels: class names or indices, sets of names (lists, or words joined by + or |), rows of shares",
+    )
+    group.add_argument("--label-prefix", metavar="TEXT", help="columns of shares or votes, named by what follows it")
+    group.add_argument(
+        "--label-kind",
+        choices=("valid", "soft"),
+        help="valid (default): one name, or a blend by --blend-percents; soft: any distribution",
+    )
+    group.add_argument("--names", metavar="NAME", nargs="+", help="all classes in order (default: as in the table)")
+    group.add_argument(
+        "--blend-percents",
+        metavar="70/30",
+        nargs="+",
+        help="splits that blends can have (default: none; even ones where labels are sets of names)",
+    )
+    group.add_argument("--unblended", metavar="NAME", nargs="+", help="names that never blend")
+    group.add_argument(
+        "--folds", type=positive, metavar="K", help="deal the clips into K folds (default: column fold)"
+    )
+    group.add_argument(
+        "--group", metavar="NAME", help="column of what stays in one fold, such as the actor; kept in the data set"
+    )
     group.add_argument(
         "--clip-column", metavar="NAME", help="of the clips' names (default: clip, filename, filenames)"
     )
@@ -128,8 +152,8 @@ def _build_dataset(arguments: argparse.Namespace) -> None:
     else:
         raise FileNotFoundError(f"{source}: no such file or folder, expected features, a table or {SYNTHETIC!r}")
     options = _build_options(arguments, kind)
-    if arguments.public and arguments.push_to_hub is None:
-        raise ValueError("--public needs --push-to-hub")
+    if arguments.push_to_hub is None:
+        refuse_options(arguments, ["public"], "needs --push-to-hub")
     if output.exists() and not arguments.overwrite:
         raise FileExistsError(f"{output}: already exists; pass --overwrite to replace it")
 

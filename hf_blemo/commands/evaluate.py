@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_blemo.built_in import PAIRS
 from hf_blemo.clip_evaluation.standard_sets import PER_CLASS, STANDARD_SETS
-from hf_blemo.commands.parsing import add_command, output_path, positive
+from hf_blemo.commands.parsing import add_command, output_path, positive, refuse_options
 from hf_blemo.errors import check_once, say
 from hf_blemo.files import read_json, write_json
 from hf_blemo.programs.start import importing
@@ -88,10 +88,10 @@ Examples:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     output = None if arguments.output is None else output_path(arguments.output, "--output", ".json")
-    for name in ("labels",) if arguments.predictions is None else _MODEL_OPTIONS:
-        if getattr(arguments, name) is not None:
-            other = "--predictions" if arguments.predictions is None else "--model"
-            raise ValueError(f"--{name.replace('_', '-')} is for {other}, which is not given")
+    if arguments.predictions is None:
+        refuse_options(arguments, ["labels"], "is for --predictions, which is not given")
+    else:
+        refuse_options(arguments, _MODEL_OPTIONS, "is for --model, which is not given")
     result, lines = (_score_blends if arguments.model is None else _evaluate_clip)(arguments)
     if output is not None:
         write_json({output: result})

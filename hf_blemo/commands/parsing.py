@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -128,8 +128,15 @@ def add_command(commands: Any, name: str, handler: Any, summary: str, details: s
         default=[],
         help=f"other bounds of what is believed of a file than {_BOUNDS}",
     )
-    parser.set_defaults(handler=handler, program=parser.prog)
+    parser.set_defaults(handler=handler, program=parser.prog, parser=parser)
     return parser
+
+
+def refuse_options(arguments: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuses options that were given where they would do nothing; `why` ends the message."""
+    for name in names:
+        if getattr(arguments, name) != arguments.parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
 
 
 def positive(text: str) -> int:
@@ -202,38 +209,9 @@ def encoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def is_built_in(arguments: argparse.Namespace) -> bool:
     """Whether the fusion of [`add_fusion_options`] is the package's own, of which there is no revision."""
     found = arguments.model in (MODEL, [MODEL])
-    if found and arguments.revision is not None:
-        raise ValueError("--revision is for models on the Hub, found --built-in")
+    if found:
+        refuse_options(arguments, ["revision"], "is for models on the Hub, found --built-in")
     return found
-
-
-def add_label_options(group: Any) -> None:
-    """Adds the options that say where labels, folds and groups of clips are."""
-    group.add_argument(
-        "--label-column",
-        metavar="NAME",
-        help="labels: class names or indices, sets of names (lists, or words joined by + or |), rows of shares",
-    )
-    group.add_argument("--label-prefix", metavar="TEXT", help="columns of shares or votes, named by what follows it")
-    group.add_argument(
-        "--label-kind",
-        choices=("valid", "soft"),
-        help="valid (default): one name, or a blend by --blend-percents; soft: any distribution",
-    )
-    group.add_argument("--names", metavar="NAME", nargs="+", help="all classes in order (default: as in the table)")
-    group.add_argument(
-        "--blend-percents",
-        metavar="70/30",
-        nargs="+",
-        help="splits that blends can have (default: none; even ones where labels are sets of names)",
-    )
-    group.add_argument("--unblended", metavar="NAME", nargs="+", help="names that never blend")
-    group.add_argument(
-        "--folds", type=positive, metavar="K", help="deal the clips into K folds (default: column fold)"
-    )
-    group.add_argument(
-        "--group", metavar="NAME", help="column of what stays in one fold, such as the actor; kept in the data set"
-    )
 
 
 def output_path(text: str, option: str, *suffixes: str) -> Path:

@@ -16,6 +16,7 @@ from hf_blemo.commands.parsing import (
     is_built_in,
     output_path,
     positive,
+    refuse_options,
 )
 from hf_blemo.encoders.encoder_options import check_encoders, options_of, with_faces
 from hf_blemo.errors import check_extra, check_once, say
@@ -25,17 +26,7 @@ from hf_blemo.programs.start import importing
 
 _DECIMALS = 6
 _SUFFIXES = (".json", ".csv", ".html", ".zip")
-# Options for clips only, with their defaults.
-_CLIP_OPTIONS: dict[str, Any] = {
-    "window": None,
-    "hop": None,
-    "dtype": "float32",
-    "backend": "eager",
-    "threads": None,
-    "trust_remote_code": False,
-    "person": None,
-    "detector": None,
-}
+_CLIP_OPTIONS = ("window", "hop", "dtype", "backend", "threads", "trust_remote_code", "person", "detector")
 
 
 def add_predict(commands: Any) -> None:
@@ -139,10 +130,9 @@ def _predict(arguments: argparse.Namespace) -> None:
     with importing():
         import torch
 
-        from hf_blemo.prediction.fusion import common_encoders, load_fusion, predict_blends
+        from hf_blemo.prediction.fusion import load_fusion, predict_blends
 
     members = [load_fusion(found) for found in files]
-    common_encoders(members)
     _check_decoding(arguments, members[0][1].decoding, outputs)
     decoding = _decoding(arguments, members[0][1])
     options = {"decoding": decoding["name"], **_without(decoding, "name")}
@@ -224,15 +214,12 @@ def _checked(arguments: argparse.Namespace) -> list[Path]:
         found = "both" if arguments.clips else "neither; clips come before --model, which takes all that follows it"
         raise ValueError(f"expected clips or their --features, found {found}")
     if arguments.features is not None:
-        for name, default in _CLIP_OPTIONS.items():
-            if getattr(arguments, name) != default:
-                raise ValueError(f"--{name.replace('_', '-')} is for clips, found --features")
-    elif arguments.batch_size is not None:
-        raise ValueError("--batch-size is for --features; encoders of clips have their own")
-    elif arguments.nan is not None:
-        raise ValueError("--nan is for --features")
-    elif arguments.window is None and arguments.hop is not None:
-        raise ValueError("--hop needs --window")
+        refuse_options(arguments, _CLIP_OPTIONS, "is for clips, found --features")
+    else:
+        refuse_options(arguments, ["batch_size"], "is for --features; encoders of clips have their own")
+        refuse_options(arguments, ["nan"], "is for --features")
+        if arguments.window is None:
+            refuse_options(arguments, ["hop"], "needs --window")
     return outputs
 
 
@@ -275,9 +262,8 @@ def _check_decoding(arguments: argparse.Namespace, own: Any, outputs: Sequence[P
         own: decoding of the first model's processor.
     """
     name = arguments.decoding or own
-    for option in ("alpha", "beta"):
-        if name not in ("thresholds", None) and getattr(arguments, option) is not None:
-            raise ValueError(f"--{option} is for --decoding thresholds, the decoding is {name}")
+    if name not in ("thresholds", None):
+        refuse_options(arguments, ["alpha", "beta"], f"is for --decoding thresholds, the decoding is {name}")
     if name == "soft" and any(path.suffix == ".zip" for path in outputs):
         raise ValueError("a submission needs blends, which --decoding soft does not give")
 

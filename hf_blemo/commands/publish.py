@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from hf_blemo.commands.parsing import add_command, repository
+from hf_blemo.commands.parsing import add_command, refuse_options, repository
 from hf_blemo.errors import say
 
 
@@ -55,9 +55,7 @@ def _publish(arguments: argparse.Namespace) -> None:
     from hf_blemo.hub.uploads import hub_errors
 
     if arguments.repo is None:
-        for option in ("public", "tag", "license", "message", "create_pr"):
-            if getattr(arguments, option):
-                raise ValueError(f"--{option.replace('_', '-')} needs --repo")
+        refuse_options(arguments, ["public", "tag", "license", "message", "create_pr"], "needs --repo")
         files = files_to_publish(arguments.folder)
         say(f"{arguments.folder} can be published; with --repo these files would be uploaded:")
         say(*(f"  {name}" for name in files))
