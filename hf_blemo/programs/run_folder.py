@@ -64,15 +64,8 @@ def _check_same_run(
                 f"resume: {name} is {value!r} and was {earlier[name]!r} in the run in {output_dir}; give the same "
                 "settings, or start anew: --overwrite true"
             )
-    known = earlier.get(_INPUTS)
-    if not isinstance(known, Mapping):
-        known = {}
-    if inputs and not known:
-        raise ValueError(
-            f"resume: the run in {output_dir} kept no fingerprints of its inputs; start anew: --overwrite true"
-        )
     for name, value in inputs.items():
-        if known.get(name) != value:
+        if earlier.get(_INPUTS, {}).get(name) != value:
             raise ValueError(
                 f"resume: {name} changed since the run in {output_dir}, under the same name; restore them, or start "
                 "anew: --overwrite true"
