@@ -27,10 +27,10 @@ def mean_and_std(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
 
 
-def plus_minus(entry: Mapping[str, Any], decimals: int = 4, sign: str = "") -> str:
+def plus_minus(entry: Mapping[str, Any], decimals: int = 4) -> str:
     """`mean ± std` of what [`mean_and_std`] returns, with a dash for the deviation of a single value."""
     std = "–" if entry["std"] is None else f"{entry['std']:.{decimals}f}"
-    return f"{entry['mean']:{sign}.{decimals}f} ± {std}"
+    return f"{entry['mean']:.{decimals}f} ± {std}"
 
 
 def mean_and_interval(values: Sequence[float], decimals: int = 4) -> str:

@@ -21,7 +21,7 @@ def test_the_deviation_is_that_of_a_sample_and_a_dash_for_one_value():
     ):
         found = mean_and_std(values)
         assert found["mean"] == 2.0 and found["std"] == (std and pytest.approx(std))
-        assert plus_minus(found, decimals) == text and plus_minus(found, decimals, "+") == f"+{text}"
+        assert plus_minus(found, decimals) == text
 
 
 def test_the_interval_is_that_of_student_and_a_dash_for_one_value():
