@@ -9,6 +9,7 @@ from transformers import BatchFeature
 
 from hf_blemo import blemore, feature_sets
 from hf_blemo.errors import check_once
+from hf_blemo.feature_sets.folds import check_classes
 from hf_blemo.fusion_training.judging import Judge
 from hf_blemo.fusion_training.novelty import BEYOND, NUM_DIRECTIONS, fit_novelty
 from hf_blemo.programs.fingerprints import fingerprint
@@ -172,13 +173,8 @@ class FeatureStore:
             needed = _FOLDS_NEEDED[protocol]
             if len(names) < needed:
                 raise ValueError(f"protocol {protocol!r} needs at least {needed} folds, found {len(names)}: {names}")
-            for place, name in enumerate(self.judge.space.names):
-                having = np.unique(folds[self.labels.numpy()[rows, place] > 0]).tolist()
-                if len(having) == 1 and not self.judge.is_benchmark:
-                    raise ValueError(
-                        f"{name!r} is a label of clips of fold {having[0]} alone: expected clips of at least two "
-                        "folds, or data without that name"
-                    )
+            if not self.judge.is_benchmark:
+                check_classes(self.judge.space.names, self.labels.numpy()[rows], folds, "data set")
         if self.config.domain_adaptation != "none" and len(rows) == len(self):
             raise ValueError(f"domain_adaptation {self.config.domain_adaptation!r} needs unlabelled rows, found none")
         if self.config.gate == "static" and len(names) < 2:

@@ -167,8 +167,6 @@ class Lockstep:
         for member, rows in zip(self.members, self.rows, strict=True):
             if len(rows) == 0:
                 raise ValueError(f"no labelled rows to train on without folds {member.held_out}")
-        if adapts and len(self.unlabelled_rows) == 0:
-            raise ValueError(f"domain_adaptation {config.domain_adaptation!r} needs unlabelled rows, found none")
         self.unlabelled_batch_size = settings.unlabelled_batch_size if adapts else 0
         statistics = {rows.tobytes(): store.statistics(rows) for rows in self.rows}
         ranking: Sequence[dict[str, float] | None] = static_scores or [None] * len(self.members)

@@ -218,8 +218,6 @@ def test_members_and_batches_that_cannot_be_trained_are_refused(make_data, make_
     data = make_data(10, num_folds=2)
     with pytest.raises(ValueError, match=r"no labelled rows to train on without folds \(0, 1\)"):
         train(data, make_settings(), [Member(0, (0,)), Member(0, (0, 1))], 0)
-    with pytest.raises(ValueError, match="domain_adaptation 'mmd' needs unlabelled rows, found none"):
-        train(data, make_settings(model={"domain_adaptation": "mmd"}), [Member(0, ())], 0)
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     with pytest.raises(ValueError, match="batch_size 16 is not a multiple of the 3 processes"):
         train(data, make_settings(batch_size=16), [Member(0, ())], 0)

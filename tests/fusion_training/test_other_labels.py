@@ -60,7 +60,7 @@ def test_names_of_one_fold_alone_and_test_data_of_other_names_are_refused(
     make_data(6, space=BLENDS).save_to_disk(str(tmp_path / "other"))
     for changes, message in (
         ({"test_data": "other"}, "test_data: the names differ: the data has 3 names .*a, b, c.*the model has 4 names"),
-        ({"data": "alone"}, "'grey' is a label of clips of fold 1 alone"),
+        ({"data": "alone"}, "found the class 'grey' in fold 1 only"),
     ):
         paths = {key: str(tmp_path / value) for key, value in {"data": "data", "output_dir": "out", **changes}.items()}
         with pytest.raises(ValueError, match=message):
