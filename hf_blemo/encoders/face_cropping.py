@@ -10,8 +10,10 @@ from hf_blemo.errors import check_extra
 from hf_blemo.loading import download_errors, is_hub_id, local_path
 from hf_blemo.media.face_detection import DetectorFile, read_detector
 
-# Default of `detector`, and the file of it.
-YUNET, _YUNET_FILE = "opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"
+# Default of `detector`, a repository of the Hub at a commit; and of repositories, the file and its SHA-256.
+YUNET = "opencv/face_detection_yunet@3cc26e7f1014a5ee5d74a42acee58bafc9d0a310"
+_YUNET_FILE = "face_detection_yunet_2023mar.onnx"
+_YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 CROP_DEFAULTS: dict[str, Any] = {
     "crop": None,
     "person": "largest",
@@ -63,11 +65,13 @@ def face_crop(extraction: dict[str, Any], where: str) -> FaceCrop | None:
         return None
     source = options["detector"]
     file = read_detector(_detector_path(source, f"{where}: detector {source}"), f"{where}: detector {source}")
-    expected = options["detector_sha256"]
+    expected, whose = options["detector_sha256"], "by which the features were made; give that file"
+    if expected is None and source == YUNET:
+        expected, whose = _YUNET_SHA256, f"OpenCV's {_YUNET_FILE}; give that file, or another one as detector"
     if expected is not None and expected != file.sha256:
         raise ValueError(
             f"{where}: detector {source}: found a file with the SHA-256 {file.sha256[:16]}..., expected "
-            f"{str(expected)[:16]}..., by which the features were made; give that file"
+            f"{str(expected)[:16]}..., {whose}"
         )
     extraction["detector_sha256"] = file.sha256
     return FaceCrop(file, options["person"], float(options["margin"]), float(options["hold"]))

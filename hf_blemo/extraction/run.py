@@ -86,13 +86,9 @@ def _run(
     is_main = accelerator.is_main_process
     if is_main:
         settings.check_places()
-        if settings.data == built_in.SYNTHETIC:
-            # The same settings give the same clips; those of an earlier run with others are replaced.
-            built_in.load("clips", settings.synthetic, folder=drawn, overwrite=True)
     accelerator.wait_for_everyone()
-    clips, space = settings.clips(drawn if settings.data == built_in.SYNTHETIC else settings.data)
-    check_same(accelerator, {"data": [clip.name for clip in clips]})
-    imported = _imported_files(settings.imported, clips)
+    is_drawn = settings.data == built_in.SYNTHETIC
+    found = None if is_drawn else _listed(settings, settings.data, accelerator)
     defaults = {"frames_per_second": settings.frames_per_second, "image_backend": settings.image_backend}
     encoders = load_encoders(
         settings.encoder_entries(),
@@ -104,7 +100,14 @@ def _run(
     )
     if is_main:
         stack.enter_context(held(work, beside=True))
-        _begin(work, settings, encoders)
+    plan = _plan(work, settings, encoders) if is_main else {}
+    if is_main and is_drawn:
+        # The same settings give the same clips; those of an earlier run with others are replaced.
+        built_in.load("clips", settings.synthetic, folder=drawn, overwrite=True)
+    accelerator.wait_for_everyone()
+    clips, space, imported = found or _listed(settings, drawn, accelerator)
+    if is_main:
+        _begin(work, plan)
     check_shared(accelerator, work)
     missing = [clip for clip in clips if not _is_done(work, clip)]
     # No process adds records before all have seen which exist.
@@ -124,6 +127,15 @@ def _run(
     return result | {"seconds": seconds, "media_seconds": sum(part["media_seconds"] for part in parts)}
 
 
+def _listed(
+    settings: ExtractionSettings, source: str | Path, accelerator: Accelerator
+) -> tuple[list[MediaClip], LabelSpace, dict[str, dict[str, Path]]]:
+    """The clips, the space of their labels, and imported features of some of them."""
+    clips, space = settings.clips(source)
+    check_same(accelerator, {"data": [clip.name for clip in clips]})
+    return clips, space, _imported_files(settings.imported, clips)
+
+
 def _imported_files(folders: Mapping[str, str], clips: list[MediaClip]) -> dict[str, dict[str, Path]]:
     files = imported_files(folders)
     for name, found in files.items():
@@ -135,25 +147,35 @@ def _imported_files(folders: Mapping[str, str], clips: list[MediaClip]) -> dict[
     return files
 
 
-def _begin(work: Path, settings: ExtractionSettings, encoders: Mapping[str, Encoder]) -> None:
-    """Starts the folder of the run, or makes sure that it is this run's."""
+def _plan(work: Path, settings: ExtractionSettings, encoders: Mapping[str, Encoder]) -> dict[str, Any]:
+    """What makes the features what they are, after making sure that the folder may hold this run."""
     plan = {key: value for key, value in asdict(settings).items() if key not in _FREE}
     plan["encoders"] = {name: encoder.source.options() for name, encoder in encoders.items()}
     plan["weights"] = {name: weights_fingerprint(encoder.model) for name, encoder in encoders.items()}
     plan_file = work / PLAN_FILE
     if work.exists() and not plan_file.is_file():
         raise FileExistsError(f"{work}: exists and is not an unfinished extraction, so nothing is written there")
-    if plan_file.is_file():
-        found = read_json(plan_file)
-        changed = [key for key in plan if found.get(key) != plan[key]]
-        if changed and not settings.overwrite:
+    for key, found in _changes(plan_file, plan):
+        if not settings.overwrite:
             raise ValueError(
-                f"{work}: an unfinished extraction with {changed[0]} {found.get(changed[0])!r}, this run has "
-                f"{plan[changed[0]]!r}; finish it with the same settings, delete it, or set overwrite"
+                f"{work}: an unfinished extraction with {key} {found!r}, this run has {plan[key]!r}; finish it with "
+                "the same settings, delete it, or set overwrite"
             )
-        if changed:
-            shutil.rmtree(work)
-    for name in encoders:
+    return plan
+
+
+def _changes(plan_file: Path, plan: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What differs in the plan of an unfinished run, and how it is there; nothing without one."""
+    found = read_json(plan_file) if plan_file.is_file() else plan
+    return [(key, found.get(key)) for key in plan if found.get(key) != plan[key]]
+
+
+def _begin(work: Path, plan: Mapping[str, Any]) -> None:
+    """Starts the folder of the run, or goes on in it if it is this run's."""
+    plan_file = work / PLAN_FILE
+    if _changes(plan_file, plan):
+        shutil.rmtree(work)
+    for name in plan["encoders"]:
         _feature_path(work, name, "").parent.mkdir(parents=True, exist_ok=True)
     write_json({plan_file: plan})
 

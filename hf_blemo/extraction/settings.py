@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from hf_blemo.built_in import SYNTHETIC
+from hf_blemo.built_in import SYNTHETIC, check_options
 from hf_blemo.encoders.encoder_options import (
     ENCODER_KEYS,
     Backend,
@@ -198,9 +198,11 @@ class ExtractionSettings:
         from hf_blemo.feature_sets.writing import is_dataset_folder
 
         path = Path(self.data)
-        if path.is_file() or (path.is_dir() and not is_dataset_folder(path)):
+        if self.data == SYNTHETIC:
+            check_options("clips", self.synthetic)
+        elif path.is_file() or (path.is_dir() and not is_dataset_folder(path)):
             self.clips(self.data)
-        elif self.data != SYNTHETIC:
+        else:
             local_path(self.data)
         entries = self.encoder_entries()
         check_encoders(entries)

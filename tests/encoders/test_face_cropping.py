@@ -149,6 +149,19 @@ def test_the_detector_is_hashed_into_the_options(checkpoint, bright):
     assert "extraction" not in plain
 
 
+def test_the_default_detector_is_one_file(checkpoint, bright, monkeypatch):
+    """OpenCV's, by a commit and by its content; other repositories are not held to it."""
+    asked = []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **named: asked.append((args, named)) or "x")
+    face = {"crop": "face"}
+    with pytest.raises(ValueError, match=r"found a file .* 0{16}\.\.\., expected 8f2383e4dd3cfbb4\.\.\., OpenCV's face_d"):
+        load_encoder(checkpoint("vit"), extraction=face, device="cpu")
+    load_encoder(checkpoint("vit"), extraction={**face, "detector": "own/yunet"}, device="cpu")
+    file = "face_detection_yunet_2023mar.onnx"
+    assert [args for args, _ in asked] == [("opencv/face_detection_yunet", file), ("own/yunet", file)]
+    assert [len(named["revision"] or "") for _, named in asked] == [40, 0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

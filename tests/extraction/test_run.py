@@ -1,6 +1,7 @@
 """Whole extractions: the data set, what is kept of a run that ended early, several processes, and the Hub."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -165,6 +166,24 @@ def test_folds_and_labels_come_from_the_metadata(small, settings_of, tmp_path):
     built_in.overwrite, built_in.synthetic = True, {"num_clip": 6}
     with pytest.raises(ValueError, match="synthetic: unknown setting 'num_clip'; the nearest known one is 'num_c"):
         extract(built_in)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "encoder .student.: .* found nothing to load"),
+        ({"synthetic": {"num_clips": 0}, "encoders": None}, "num_clips: found 0, expected at least 1"),
+        ({"synthetic": {"num_clip": 1}}, "unknown setting 'num_clip'"),
+    ],
+)
+def test_nothing_is_drawn_before_all_else_is_known_to_work(change, message, small, settings_of, tmp_path):
+    damaged = tmp_path / "student"
+    shutil.copytree(small["student"]["model_id"], damaged)
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    encoders = small if "encoders" in change else {"student": {"model_id": str(damaged)}}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        extract(settings_of(**{"data": "synthetic", **change, "encoders": encoders}))
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
 def test_what_is_there_is_replaced_only_when_asked_and_by_some_clip(small, settings_of, tmp_path):
