@@ -155,9 +155,12 @@ def _features(settings: Any, command: str) -> None:
 
     result = extract_features(settings, report_line=lambda line: say(line, error=True))
     if result:
-        widths = ", ".join(f"{name} {width}" for name, width in result["encoders"].items())
+        widths, without = (
+            ", ".join(f"{name} {number}" for name, number in result[key].items()) for key in ("encoders", "without")
+        )
+        widths += f"; clips without any: {without}" if without else ""
         clips = "1 clip" if result["clips"] == 1 else f"{result['clips']} clips"
-        say(f"{clips}, {len(result['failed'])} failed; {widths}: {settings.output_dir}")
+        say(f"{clips}, {len(result['failed'])} failed; width of features: {widths}. Written to {settings.output_dir}")
 
 
 # Subcommand -> program.

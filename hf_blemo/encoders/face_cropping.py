@@ -113,8 +113,11 @@ def _detector_path(source: str, where: str) -> Path:
     if not Path(source).exists() and is_hub_id(repository):
         from huggingface_hub import hf_hub_download
 
-        with download_errors(where):
-            return Path(hf_hub_download(repository, _YUNET_FILE, revision=revision or None))
+        try:
+            with download_errors(where):
+                return Path(hf_hub_download(repository, _YUNET_FILE, revision=revision or None))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; a file of YuNet or CenterFace can be the detector instead") from error
     found = local_path(source, where)
     assert found is not None
     if found.is_dir():

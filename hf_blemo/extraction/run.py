@@ -59,8 +59,9 @@ def extract_features(
         progress: whether to show progress.
 
     Returns:
-        `clips` in the data set, `failed` (clip -> why), `encoders` (name -> width), `seconds` of extraction and
-        `media_seconds` of all clips that this run decoded; nothing on other processes than the first.
+        `clips` in the data set, `failed` (clip -> why), `encoders` (name -> width), `without` (name -> number of clips
+        that lack its features, if any does), `seconds` of extraction and `media_seconds` of all clips that this run
+        decoded; nothing on other processes than the first.
 
     Raises:
         ValueError: settings or data are not usable, every clip failed, or the folder holds a run with other settings;
@@ -291,7 +292,12 @@ def _assemble(
     refuse_existing(output, settings.overwrite)
     replace_folder(made, output)
     shutil.rmtree(work)
-    return {"clips": len(sources), "failed": failed, "encoders": {name: reader.types[name][0] for name in names}}
+    without = {name: sum(name not in source.files for source in sources) for name in names}
+    return {
+        **{"clips": len(sources), "failed": failed},
+        **{"encoders": {name: reader.types[name][0] for name in names}},
+        **{"without": {name: count for name, count in without.items() if count}},
+    }
 
 
 def _push(settings: ExtractionSettings, output: Path) -> None:

@@ -215,7 +215,7 @@ def test_features_become_a_data_set_and_imported_ones_join(capsys, clip_folder, 
     assert "already exists" in refused(capsys, *features)
     # The encoders of a model.
     code, out, _ = run(capsys, "features", paths[0], "--output", tmp_path / "own", "--model", fusion)
-    assert code == 0 and out.startswith("1 clip, 0 failed; student 12, hubert 16")
+    assert code == 0 and out.startswith("1 clip, 0 failed; width of features: student 12, hubert 16. Written to ")
 
 
 def test_features_take_labels_of_any_space_from_a_list(capsys, paths, encoders, tmp_path):

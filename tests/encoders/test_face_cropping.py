@@ -154,12 +154,17 @@ def test_the_default_detector_is_one_file(checkpoint, bright, monkeypatch):
     asked = []
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **named: asked.append((args, named)) or "x")
     face = {"crop": "face"}
-    with pytest.raises(ValueError, match=r"found a file .* 0{16}\.\.\., expected 8f2383e4dd3cfbb4\.\.\., OpenCV's face_d"):
+    with pytest.raises(ValueError, match="expected 8f2383e4dd3cfbb4..., OpenCV's face_detection_yunet_2023mar.onnx"):
         load_encoder(checkpoint("vit"), extraction=face, device="cpu")
     load_encoder(checkpoint("vit"), extraction={**face, "detector": "own/yunet"}, device="cpu")
     file = "face_detection_yunet_2023mar.onnx"
     assert [args for args, _ in asked] == [("opencv/face_detection_yunet", file), ("own/yunet", file)]
     assert [len(named["revision"] or "") for _, named in asked] == [40, 0]
+
+
+def test_a_detector_that_cannot_be_had_is_said(checkpoint, hub):
+    with pytest.raises(FileNotFoundError, match="no/such: .*; a file of YuNet or CenterFace can be the detector inst"):
+        load_encoder(checkpoint("vit"), extraction={"crop": "face", "detector": "no/such"}, device="cpu")
 
 
 @pytest.mark.parametrize(

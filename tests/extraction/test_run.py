@@ -91,7 +91,7 @@ def test_the_data_set_holds_what_the_encoders_give(entries, settings_of, expecte
     assert len(lines) == 1 and BROKEN in lines[0]
     assert 4 < result["media_seconds"] < 8 and result["encoders"] == {"student": 12, "hubert": 16}
     report = {"clips": 4, "failed": {BROKEN: lines[0]}}
-    assert result.items() >= report.items()
+    assert result.items() >= report.items() and result["without"] == {"hubert": 1}
     assert json.loads((tmp_path / "made" / "extraction.json").read_text()) == {**report, "notes": {}}
     assert json.loads((tmp_path / "made" / "encoders.json").read_text()) == fusion_entries(entries)
     # Nothing else is left.

@@ -84,7 +84,7 @@ def test_features_are_extracted_and_failures_named(program, entries, clip_folder
     options = ("--encoders.student.model_id", entries["student"]["model_id"], "--num_threads", 1)
     program("extract_features.py", "--config", config, "--data", clip_folder, "--output_dir", output, *options)
     printed = capfd.readouterr()
-    assert printed.out.splitlines()[-1] == f"4 clips, 1 failed; student 12: {output}"
+    assert printed.out.splitlines()[-1] == f"4 clips, 1 failed; width of features: student 12. Written to {output}"
     assert [line for line in printed.err.splitlines() if f"{BROKEN}.mp4" in line]
     data = datasets.Dataset.load_from_disk(str(output))
     assert data["clip"][:] == list(CLIPS)
