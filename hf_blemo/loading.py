@@ -18,6 +18,7 @@ BUILT_IN_DATA = "synthetic"
 # As many files of a folder are looked through for the one that was meant.
 _MOST_NEIGHBOURS = 1000
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # A module beside the weights, and a class in it.
 _OWN_CODE = re.compile(r"(?:[\w-]+/)*[\w-]+\.\w+")
 # Files of a repository's root may name code; those of vocabularies and tensors are large and do not.
@@ -33,7 +34,7 @@ OPENSMILE = "opensmile:"
 
 def is_hub_id(source: str) -> bool:
     """Whether a source is not on this machine and could be the id of a Hub repository (`owner/name`)."""
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
+    return _HUB_ID.fullmatch(source) is not None and not Path(source).exists()
 
 
 def local_path(

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hf_blemo.errors import without_paths
+from hf_blemo.errors import reading, without_paths
 from hf_blemo.loading import is_hub_id
 from hf_blemo.programs import markdown
 from hf_blemo.programs.tables import plus_minus
@@ -96,7 +96,8 @@ def render_card(
             f"metrics.json: expected schema_version {_SCHEMA_VERSION}, found {metrics['schema_version']!r}"
         )
     metrics = without_local_paths(metrics)
-    metadata, values = family.card_values(metrics, config)
+    with reading("metrics.json", "the metrics of a run of this package"):
+        metadata, values = family.card_values(metrics, config)
     data = ModelCardData(
         license=license,
         library_name="transformers",

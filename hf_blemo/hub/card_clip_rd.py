@@ -8,6 +8,8 @@ from typing import Any
 from huggingface_hub import EvalResult
 from markupsafe import Markup
 
+from hf_blemo.clip_rd.weights_clip_rd import CLIP_RD_WEIGHTS
+from hf_blemo.loading import is_hub_id
 from hf_blemo.programs.markdown import code
 
 REQUIRED_KEYS = ("schema_version", "student", "data", "num_parameters", "num_steps", "batch_size", "config")
@@ -27,7 +29,6 @@ _TERMS = {
     "vrd_text": "the student's texts against the teacher's texts, contrastive",
     "xrd": "similarities of student texts to teacher images against those of student images to teacher texts",
 }
-_PUBLISHED_WEIGHTS = {**dict.fromkeys(_TERMS, 1.0), "fd": 2000.0}
 _METHODS = {
     frozenset(_TERMS): "the terms of CLIP-RD",
     frozenset({"task", "fd", "icl", "hrd"}): "the terms of CLIP-KD",
@@ -35,7 +36,6 @@ _METHODS = {
     frozenset({"task"}): "the contrastive loss alone",
 }
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DIRECTIONS = ("image_to_text", "text_to_image")
 _ACCURACY = re.compile(r"top_(\d+)")
 _RECALL = re.compile(rf"(one_caption_)?({'|'.join(_DIRECTIONS)})_r@(\d+)")
@@ -55,14 +55,8 @@ def card_values(
     The metadata holds every number of the last evaluation; data sets and `base_model` (the teacher, or without one the
     model that training started from) only where they have a Hub id. The Hub knows four relations to a base model;
     distillation is none of them, so the card names no relation.
-
-    Raises:
-        ValueError: the data names no sources, or an evaluated task is of an unknown kind.
     """
-    _check(metrics)
-    one = metrics.get("teacher")
-    # Runs of earlier versions name one.
-    teachers = metrics.get("teachers") or ([one] if one else [])
+    teachers = metrics.get("teachers", [])
     sources = metrics["data"]["sources"]
     total = sum(source.get("weight", 1.0) for source in sources) or 1.0
     tasks, teacher_tasks = _tasks(metrics, "evaluation"), _tasks(metrics, "teacher_evaluation")
@@ -134,28 +128,12 @@ def card_values(
     }
 
 
-def _check(metrics: Mapping[str, Any]) -> None:
-    data = metrics["data"]
-    if not isinstance(data, Mapping) or not isinstance(data.get("sources"), list) or not data["sources"]:
-        raise ValueError(f"metrics.json: expected data.sources, a list of training sources, found data {data!r}")
-    for source in data["sources"]:
-        if not isinstance(source, Mapping) or not source.get("data"):
-            raise ValueError(f"metrics.json: expected every entry of data.sources to name its data, found {source!r}")
-    for key in ("evaluation", "teacher_evaluation"):
-        for name, task in _tasks(metrics, key).items():
-            if task.get("kind") not in _TASK_TYPES:
-                raise ValueError(
-                    f"metrics.json: expected {key}.tasks.{name}.kind to be one of {list(_TASK_TYPES)}, "
-                    f"found {task.get('kind')!r}"
-                )
-
-
 def _is_hub_id(source: Any, metrics: Mapping[str, Any]) -> bool:
     """Tells a repository of the Hub from a folder; metrics.json writes them alike.
 
     `out/teacher` beside the run's own output `out/student` is a folder, even where it no longer exists.
     """
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or Path(source).exists():
+    if not isinstance(source, str) or not is_hub_id(source):
         return False
     output = Path(str(metrics["config"].get("output_dir", "")))
     return Path(source).parts[0] not in output.parts[:-1][:1]
@@ -188,7 +166,7 @@ def _data_name(data: Any) -> str:
     if data in _BUILT_IN_DATA:
         return _BUILT_IN_DATA[data]
     text = str(data or "local data")
-    return text if _HUB_ID.fullmatch(text) else text.rstrip("/").split("/")[-1]
+    return text if is_hub_id(text) else text.rstrip("/").split("/")[-1]
 
 
 def _is_model(student: str) -> bool:
@@ -256,7 +234,7 @@ def _terms(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "weight": ", ".join(
                     f"{value:g}" if len(weight) == 1 else f"{value:g} at step {step}" for step, value in weight
                 ),
-                "published": f"{_PUBLISHED_WEIGHTS[term]:g}",
+                "published": f"{CLIP_RD_WEIGHTS[term]:g}",
                 "first": _digits(history[0].get(term)),
                 "last": _digits(history[-1].get(term)),
             }

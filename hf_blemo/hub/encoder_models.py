@@ -1,6 +1,5 @@
 """The pre-trained models behind a fusion's features: kept beside a data set, named in a config and shown in cards."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from hf_blemo.programs.markdown import code
 PROVENANCE_FILE = "encoders.json"
 
 _PROVENANCE_KEYS = ("feature_size", "modality", "model_id", "revision", "extraction")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT_DIGITS = 40
 _OPENSMILE = "https://github.com/audeering/opensmile-python"
 _SHOWN_DIGITS = 7
@@ -58,7 +56,7 @@ def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(entry, Mapping) or not entry.get("model_id"):
             continue
         model, revision = entry["model_id"], str(entry.get("revision") or "")
-        published = is_hub_id(model) and _HUB_ID.fullmatch(model) is not None
+        published = is_hub_id(model)
         link = Markup(f"[{model}](https://huggingface.co/{model})")
         if model.startswith(OPENSMILE):
             published, link = True, Markup(f"{code(model)} of [openSMILE]({_OPENSMILE}), licensed for research only")

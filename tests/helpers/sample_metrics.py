@@ -68,7 +68,7 @@ CLIP_RD = {
     "schema_version": 1,
     "model_type": "clip_rd",
     "student": "vit-t-16",
-    "teacher": {"source": "owner/teacher", "parameters": 149620737, "logit_scale": 100.0, "stored": False},
+    "teachers": [{"source": "owner/teacher", "parameters": 149620737, "logit_scale": 100.0, "stored": False}],
     "data": {
         "sources": [
             {"data": "owner/pairs", "weight": 3.0},
