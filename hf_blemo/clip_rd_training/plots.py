@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from hf_blemo.clip_rd.weights_clip_rd import TERMS
 from hf_blemo.programs.figures import DPI, heat_map, save
 
-TERMS = ("loss", "task", "fd", "icl", "hrd", "vrd", "vrd_image", "vrd_text", "xrd")
 TOTAL_COLOUR = "#222222"
 TERM_COLOUR = "#3b6ea5"
 # One colour per cutoff, the strictest darkest, so that accuracies and recalls are read alike.
@@ -59,7 +59,7 @@ def _plot_loss_terms(history: Iterable[Mapping[str, Any]], path: str | Path) -> 
     with "step", "loss" and the terms computed at that step.
     """
     rows = sorted(history, key=itemgetter("step"))
-    names = [name for name in TERMS if any(row.get(name) is not None for row in rows)]
+    names = [name for name in ("loss", *TERMS) if any(row.get(name) is not None for row in rows)]
     num_columns = min(3, len(names))
     figure, panels = _panels(len(names), num_columns, "Losses of the distillation", height=2.5)
     for axes, name in zip(panels, names, strict=True):
@@ -153,15 +153,14 @@ def _plot_similarity(teacher: np.ndarray, before: np.ndarray, after: np.ndarray,
     Below each panel stands the share of rows with their largest entry on the diagonal and, for the student, Pearson's
     correlation of the entries off the diagonal with the teacher's.
     """
-    named = {"teacher": teacher, "before": before, "after": after}
-    titles = {"teacher": "teacher", "before": "student before training", "after": "student after training"}
+    named = {"teacher": teacher, "student before training": before, "student after training": after}
     norm = Normalize(min(matrix.min() for matrix in named.values()), max(matrix.max() for matrix in named.values()))
     figure = Figure(figsize=(12.6, 4.9), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(named))
     for axes, (name, matrix) in zip(panels, named.items(), strict=True):
         image = heat_map(axes, matrix, "viridis", norm)
         axes.set_aspect("equal")
-        axes.set_title(titles[name], fontsize=12)
+        axes.set_title(name, fontsize=12)
         text = f"{_diagonal_share(matrix):.0%} of rows have the diagonal largest"
         if name != "teacher":
             correlation = _off_diagonal_correlation(matrix, teacher)

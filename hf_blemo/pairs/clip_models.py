@@ -1,6 +1,5 @@
 """CLIP-like models of transformers and of open_clip, with their processors."""
 
-import hashlib
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from hf_blemo.errors import check_extra
 from hf_blemo.loading import load_part
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.settings import OPEN_CLIP
+from hf_blemo.programs.fingerprints import weights_fingerprint
 
 NEEDED = ("get_image_features", "get_text_features", "logit_scale")
 _RESAMPLES = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
@@ -33,12 +33,8 @@ class Clip(NamedTuple):
 
     def description(self) -> dict[str, Any]:
         """Returns `fingerprint` (a hash of the weights), number of `parameters` and `logit_scale`, exponentiated."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return {
-            "fingerprint": digest.hexdigest(),
+            "fingerprint": weights_fingerprint(self.model),
             "parameters": sum(values.numel() for values in self.model.parameters()),
             "logit_scale": self.model.logit_scale.detach().float().exp().item(),
         }

@@ -1,7 +1,7 @@
 """Teacher embeddings on disk: Parquet shards beside one JSON file that describes them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class StoreDescription:
     decode_size: int | None
     teachers: dict[str, dict[str, Any]]
     rows_per_shard: int
-    schema_version: int = field(default=SCHEMA_VERSION)
+    schema_version: int = SCHEMA_VERSION
 
     @property
     def variants(self) -> int:
@@ -119,13 +119,13 @@ def check_same_pairs(where: str, made: Mapping[str, Any], found: Mapping[str, An
 
     Args:
         where: what messages call the source.
-        made: source of a store, with the `fingerprint` of its pairs; stores of earlier versions have none.
+        made: source of a store, with the `fingerprint` of its pairs.
         found: source of this run, with its own.
 
     Raises:
         ValueError: the first part of the fingerprint that differs.
     """
-    for part, value in (made.get("fingerprint") or {}).items():
+    for part, value in made["fingerprint"].items():
         if found["fingerprint"].get(part) != value:
             raise ValueError(f"{where} was made of other {part}: {made['data']!r} has changed since; embed it anew")
 
