@@ -1,6 +1,7 @@
 """Captions under a frozen text tower, embedded once each."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch.nn import functional as F
@@ -30,9 +31,8 @@ class FrozenTexts:
         most_bytes: int = MOST_BYTES,
     ):
         self.encode, self.longest, self.most_bytes = encode, longest, most_bytes
-        # Caption -> its row in `values`, whose last rows are free.
-        self.rows: dict[int, int] = {}
-        self.values: torch.Tensor | None = None
+        # Caption -> (w,).
+        self.kept: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
     def __call__(
@@ -44,31 +44,14 @@ class FrozenTexts:
             captions: number of each caption; equal ones are the same.
             input_ids, attention_mask: (n, L), padded on the right.
         """
-        new = {caption: place for place, caption in enumerate(captions) if caption not in self.rows}
-        made = None
+        new = {caption: place for place, caption in enumerate(captions) if caption not in self.kept}
+        made: dict[int, torch.Tensor] = {}
         if new:
             chosen = torch.tensor(list(new.values()), device=input_ids.device)
-            made = self._made(input_ids[chosen], None if attention_mask is None else attention_mask[chosen])
-            self._keep(list(new), made)
-        assert self.values is not None
-        found = self.values[[self.rows.get(caption, 0) for caption in captions]]
-        left = [caption not in self.rows for caption in captions]
-        if any(left) and made is not None:
-            order = {caption: number for number, caption in enumerate(new)}
-            found[left] = made[[order[caption] for caption, out in zip(captions, left, strict=True) if out]]
-        return found
-
-    def _keep(self, captions: Sequence[int], made: torch.Tensor) -> None:
-        most = max(self.most_bytes // made[0].nbytes, 1)
-        count = min(len(self.rows) + len(captions), most) - len(self.rows)
-        room = 0 if self.values is None else len(self.values)
-        if self.values is None or len(self.rows) + count > room:
-            values = made.new_empty(min(max(2 * room, len(self.rows) + count), most), made.shape[1])
-            if self.values is not None:
-                values[:room] = self.values
-            self.values = values
-        self.values[len(self.rows) :][:count] = made[:count]
-        self.rows |= {caption: len(self.rows) + number for number, caption in enumerate(captions[:count])}
+            rows = self._made(input_ids[chosen], None if attention_mask is None else attention_mask[chosen])
+            made = dict(zip(new, rows, strict=True))
+            self.kept |= islice(made.items(), max(self.most_bytes // rows[0].nbytes, 1) - len(self.kept))
+        return torch.stack([self.kept[one] if one in self.kept else made[one] for one in captions])
 
     def _made(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Runs the tower in shapes that do not depend on the batch."""
