@@ -154,28 +154,16 @@ class _FusionGraph(nn.Module):
         return tuple(output[name] for name in _FUSION_OUTPUTS)
 
 
-class _ImageGraph(nn.Module):
-    """The image side of a student."""
+class _TowerGraph(nn.Module):
+    """The `image` or `text` side of a student."""
 
-    def __init__(self, model: CLIPRDModel):
+    def __init__(self, model: CLIPRDModel, side: str):
         super().__init__()
-        self.model = model
+        self.model, self.side = model, side
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) -> (B, D) of length 1."""
-        return functional.normalize(self.model.get_image_features(pixel_values), dim=-1)
-
-
-class _TextGraph(nn.Module):
-    """The text side of a student."""
-
-    def __init__(self, model: CLIPRDModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(B, L) int64 tokens and mask -> (B, D) of length 1."""
-        return functional.normalize(self.model.get_text_features(input_ids, attention_mask), dim=-1)
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W), or (B, L) int64 tokens and mask -> (B, D) of length 1."""
+        return functional.normalize(getattr(self.model, f"get_{self.side}_features")(*inputs), dim=-1)
 
 
 def _fusion_program(model: RankAwareFusionModel) -> torch.export.ExportedProgram:
@@ -200,7 +188,8 @@ def _tower_programs(model: CLIPRDModel) -> dict[str, torch.export.ExportedProgra
     towers: Any = (model.vision_model, model.text_model)
     for tower in towers:
         tower.set_attn_implementation("eager")
+    image, text = (_TowerGraph(model, side).eval() for side in ("image", "text"))
     return {
-        "image": exported_program(_ImageGraph(model).eval(), (pixels,), ({0: Dim.DYNAMIC},)),
-        "text": exported_program(_TextGraph(model).eval(), (tokens, torch.ones_like(tokens)), (both, both)),
+        "image": exported_program(image, (pixels,), (({0: Dim.DYNAMIC},),)),
+        "text": exported_program(text, (tokens, torch.ones_like(tokens)), ((both, both),)),
     }

@@ -15,13 +15,7 @@ from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusio
 from hf_blemo.cli import main
 from hf_blemo.errors import MissingExtraError
 from hf_blemo.hub import export_onnx, onnx_export, onnx_inputs
-from hf_blemo.hub.onnx_export import (
-    _FUSION_OUTPUTS,
-    _fusion_program,
-    _FusionGraph,
-    _ImageGraph,
-    _tower_programs,
-)
+from hf_blemo.hub.onnx_export import _FUSION_OUTPUTS, _fusion_program, _FusionGraph, _tower_programs, _TowerGraph
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 SWIN = {"model_type": "swin", "image_size": 16, "patch_size": 4, "embed_dim": 8, "window_size": 2}
@@ -204,7 +198,7 @@ def test_both_towers_of_a_student(exported):
 def test_a_tower_without_an_image_size_takes_that_of_the_processor():
     model, _ = make_student(vision=RESNET)
     pixels = torch.randn(2, 3, 224, 224)
-    expected = _ImageGraph(model.eval())(pixels)
+    expected = _TowerGraph(model.eval(), "image")(pixels)
     torch.testing.assert_close(_tower_programs(model)["image"].module()(pixels), expected, rtol=0, atol=1e-4)
 
 
