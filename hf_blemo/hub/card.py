@@ -20,6 +20,7 @@ from hf_blemo.programs import markdown
 from hf_blemo.programs.tables import plus_minus
 
 from . import card_clip_rd, card_rank_aware_fusion
+from .encoder_models import file_on_hub
 
 CARD_FILE = "README.md"
 # One module per family says what differs: REQUIRED_KEYS, `identity` and `card_values`.
@@ -173,6 +174,18 @@ def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | 
             metadata.setdefault(key, value)
     header = ModelCardData(**metadata).to_yaml(original_order=list(metadata))
     return _with_licence_said(f"---\n{header}\n---\n{text}")
+
+
+def card_in(folder: Path) -> str | None:
+    """The card of a folder, if there is one."""
+    path = folder / CARD_FILE
+    return path.read_text(encoding="utf-8-sig") if path.is_file() else None
+
+
+def card_on_hub(repo_id: str, repo_type: str = "model", **options: Any) -> str | None:
+    """The card of a repository, if there is one."""
+    path = file_on_hub(repo_id, CARD_FILE, repo_type, **options)
+    return None if path is None else card_in(path.parent)
 
 
 def is_automatic(card: str) -> bool:

@@ -76,13 +76,12 @@ def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def file_on_hub(repo_id: str, name: str, token: str | None = None) -> Path | None:
-    """Downloads a file beside a data set on the Hub; None where there is no such file or data set, or the Hub is
-    out of reach."""
+def file_on_hub(repo_id: str, name: str, repo_type: str = "dataset", **options: Any) -> Path | None:
+    """Downloads a file of a repository; None where there is no such file or repository, or the Hub is out of reach."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(hf_hub_download(repo_id, name, repo_type="dataset", token=token))
-    except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError):
+        return Path(hf_hub_download(repo_id, name, repo_type=repo_type, **options))
+    except (EntryNotFoundError, RepositoryNotFoundError):
         return None

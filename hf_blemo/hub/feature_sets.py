@@ -47,7 +47,7 @@ def load_hub_features(repo_id: str, where: str | None = None, split: str = "trai
 
 
 def _space_on_hub(repo_id: str, token: str | None = None) -> tuple[LabelSpace, str] | None:
-    path = file_on_hub(repo_id, LABEL_SPACE_FILE, token)
+    path = file_on_hub(repo_id, LABEL_SPACE_FILE, token=token)
     return None if path is None else space_from_entry(read_json(path), f"{repo_id}, {LABEL_SPACE_FILE}")
 
 

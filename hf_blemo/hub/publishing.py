@@ -9,14 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from safetensors import SafetensorError, safe_open
 
 from hf_blemo.files import read_json, within, write_text
 from hf_blemo.loading import code_references
 
-from .card import CARD_FILE, FAMILIES, is_automatic, license_of, merge_card, render_card, render_template, with_license
+from .card import (
+    CARD_FILE,
+    FAMILIES,
+    card_in,
+    card_on_hub,
+    is_automatic,
+    license_of,
+    merge_card,
+    render_card,
+    render_template,
+    with_license,
+)
 from .encoder_models import encoder_rows
 from .uploads import upload
 
@@ -105,7 +115,7 @@ def publish(
         _complete_card(folder, repo_id)
     files = _with_extras(folder, model_files)
     if repo_id is None:
-        card = (folder / CARD_FILE).read_text(encoding="utf-8-sig")
+        card = str(card_in(folder))
         if (licensed := _licensed(card, license)) != card:
             write_text(folder / CARD_FILE, licensed)
         _warn_of_local_encoders(folder)
@@ -118,7 +128,7 @@ def publish(
         untouched = [published.read_text(encoding="utf-8")] if published.is_file() else []
         if metrics is not None:
             untouched.append(render_card(metrics, repo_id, config=read_json(folder / "config.json")))
-        card = merge_card(on_hub, (folder / CARD_FILE).read_text(encoding="utf-8-sig"), untouched)
+        card = merge_card(on_hub, str(card_in(folder)), untouched)
         return _licensed(card, license)
 
     address, card = _upload(
@@ -135,8 +145,7 @@ def _complete_card(folder: Path, repo_id: str | None) -> None:
 
     A card that Trainer or huggingface_hub made by itself stays, with ours below it.
     """
-    path = folder / CARD_FILE
-    existing = path.read_text(encoding="utf-8-sig") if path.is_file() else None
+    existing = card_in(folder)
     if existing is not None and not is_automatic(existing):
         return
     config = read_json(folder / "config.json")
@@ -147,7 +156,7 @@ def _complete_card(folder: Path, repo_id: str | None) -> None:
     data = ModelCardData(library_name="transformers", pipeline_tag=pipeline_tag, tags=tags)
     name = (repo_id or str(folder.resolve())).split("/")[-1]
     card = render_template("model", data, name=name, repo_id=repo_id, results=_last_evaluation(folder), training=None)
-    write_text(path, merge_card(existing, card))
+    write_text(folder / CARD_FILE, merge_card(existing, card))
 
 
 def _last_evaluation(folder: Path) -> list[tuple[str, float]]:
@@ -230,14 +239,7 @@ def push_model(
 
 def known_license(folder: str | Path, repo_id: str) -> str | None:
     """The licence that the card of a folder states, or the one on the Hub; None where neither does."""
-    path = Path(folder) / CARD_FILE
-    here = license_of(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
-    if here is not None:
-        return here
-    try:
-        return license_of(Path(hf_hub_download(repo_id, CARD_FILE)).read_text(encoding="utf-8-sig"))
-    except (EntryNotFoundError, RepositoryNotFoundError):
-        return None
+    return license_of(card_in(Path(folder))) or license_of(card_on_hub(repo_id))
 
 
 def files_to_publish(folder: str | Path) -> list[str]:
@@ -270,16 +272,14 @@ def write_card(folder: str | Path, metrics: Mapping[str, Any], repo_id: str | No
         ValueError: as in `render_card` and `merge_card`.
     """
     folder = Path(folder)
-    path = folder / CARD_FILE
     options: dict[str, Any] = {}
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         # The run's metrics do not know the models behind its features.
         options = {"remote_code": "auto_map" in config, "encoder_models": encoder_rows(config), "config": config}
     card = render_card(metrics, repo_id, plots=_plots(folder), **options)
-    existing = path.read_text(encoding="utf-8-sig") if path.is_file() else None
-    write_text(path, merge_card(existing, card))
-    return path
+    write_text(folder / CARD_FILE, merge_card(card_in(folder), card))
+    return folder / CARD_FILE
 
 
 def _upload(
@@ -316,8 +316,7 @@ def _warn_of_local_encoders(folder: Path) -> None:
 
 def _with_extras(folder: Path, model_files: set[str]) -> list[str]:
     """The model's own files, its card, which is checked, and what else belongs on the Hub, sorted."""
-    path = folder / CARD_FILE
-    card = path.read_text(encoding="utf-8-sig") if path.is_file() else None
+    card = card_in(folder)
     # What is not there, and what Trainer or huggingface_hub made, is made or completed when it is published.
     if card is not None and not (is_automatic(card) and read_json(folder / "config.json")["model_type"] in FAMILIES):
         _check_card(card)

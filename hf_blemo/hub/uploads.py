@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from .card import CARD_FILE, without_local_paths
+from .card import CARD_FILE, card_on_hub, without_local_paths
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,7 +53,7 @@ def upload(
     parent = api.repo_info(repo_id, repo_type=repo_type).sha
     contents, text = {name: _without_local_paths(name, content) for name, content in files.items()}, ""
     if card is not None:
-        text = card(_card_on_hub(api, repo_id, repo_type, parent))
+        text = card(card_on_hub(repo_id, repo_type, revision=parent, token=token))
         contents[CARD_FILE] = text.encode()
     stale = api.list_repo_files(repo_id, repo_type=repo_type, revision=parent) if replaced is not None else []
     commit = api.create_commit(
@@ -147,11 +147,3 @@ def _open_repository(api: HfApi, repo_id: str, repo_type: str, private: bool, ta
     if tag is not None and tag in {found.name for found in api.list_repo_refs(repo_id, repo_type=repo_type).tags}:
         raise ValueError(f"tag {tag!r}: it exists in {repo_id} already; choose another")
     return repo_id
-
-
-def _card_on_hub(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> str | None:
-    try:
-        path = api.hf_hub_download(repo_id, CARD_FILE, repo_type=repo_type, revision=revision)
-    except EntryNotFoundError:
-        return None
-    return Path(path).read_text(encoding="utf-8-sig")

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_blemo.files import write_text
-from hf_blemo.hub.card import CARD_FILE, FAMILIES, merge_card, render_template
+from hf_blemo.hub.card import CARD_FILE, FAMILIES, card_in, card_on_hub, merge_card, render_template
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE
 
 # Measures that Trainer's summary would spell as words.
@@ -57,21 +56,13 @@ class PublishingTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         path = Path(str(self.args.output_dir)) / CARD_FILE
-        existing = self._existing_card(path)
+        on_hub = card_on_hub(self.hub_model_id, token=self.args.hub_token) if self.hub_model_id is not None else None
+        existing = card_in(path.parent) if on_hub is None else on_hub
         # Trainer knows base model, licence and tags.
         super().create_model_card(*args, **kwargs)
         metadata = ModelCard(path.read_text(encoding="utf-8")).data.to_dict()
         card = self._rendered_card(metadata, kwargs.get("model_name") or path.parent.name)
         write_text(path, merge_card(existing, card))
-
-    def _existing_card(self, path: Path) -> str | None:
-        """The card on the Hub, else the one in the folder."""
-        if self.hub_model_id is not None:
-            try:
-                return ModelCard.load(self.hub_model_id, token=self.args.hub_token).content
-            except (EntryNotFoundError, RepositoryNotFoundError):
-                pass
-        return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def _rendered_card(self, metadata: dict[str, Any], name: str) -> str:
         summary = TrainingSummary.from_trainer(self, model_name=name)
