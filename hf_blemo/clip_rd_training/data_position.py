@@ -7,8 +7,6 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from hf_blemo.pairs.pair_sources import PairStream, PairTable
-
 logger = logging.getLogger(__name__)
 
 SHOWN = 5
@@ -46,19 +44,9 @@ class DataPosition:
         """Returns this process's positions."""
         return self.states.get(self.accelerator.process_index, {})
 
-    def description(self, sources: Sequence[PairTable | PairStream]) -> dict[str, Any]:
-        """Returns the entry of `metrics.json`: the sources, and the pairs seen and broken."""
-        pairs = [len(source) if isinstance(source, PairTable) else None for source in sources]
-        return {
-            "sources": [
-                {"data": source.settings.data, "weight": source.settings.weight, "pairs": count}
-                for source, count in zip(sources, pairs, strict=True)
-            ],
-            "pairs": None if None in pairs else sum(count or 0 for count in pairs),
-            "seen": self.seen,
-            "broken": self.broken,
-            "broken_examples": self.examples,
-        }
+    def description(self) -> dict[str, Any]:
+        """Returns the pairs seen and broken, for `metrics.json`."""
+        return {"seen": self.seen, "broken": self.broken, "broken_examples": self.examples}
 
     def share(self) -> None:
         """Adds up the counts of all processes, which must call this together; refuses too many broken pairs on

@@ -30,12 +30,23 @@ class Split(NamedTuple):
     @property
     def num_pairs(self) -> int | None:
         """Pairs to train on; None where a stream does not know them."""
-        pairs = [len(source) if isinstance(source, PairTable) else None for source in self.training]
-        return None if None in pairs else sum(count or 0 for count in pairs)
+        pairs = [len(source) for source in self.training if isinstance(source, PairTable)]
+        return sum(pairs) if len(pairs) == len(self.training) else None
 
-    def description(self) -> dict[str, int]:
-        """Returns the numbers of `pairs` and `pictures` held out."""
-        return {"pairs": sum(map(len, self.pictures)), "pictures": len(self.pictures)}
+    def description(self) -> dict[str, Any]:
+        """Returns the sources, their pairs to train on, and the numbers of `pairs` and `pictures` held out."""
+        return {
+            "sources": [
+                {
+                    "data": source.settings.data,
+                    "weight": source.settings.weight,
+                    "pairs": len(source) if isinstance(source, PairTable) else None,
+                }
+                for source in self.training
+            ],
+            "pairs": self.num_pairs,
+            "held_out": {"pairs": sum(map(len, self.pictures)), "pictures": len(self.pictures)},
+        }
 
 
 def hold_out(accelerator: Accelerator, share: float, sources: Sequence[PairTable | PairStream]) -> Split:

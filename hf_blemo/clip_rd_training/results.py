@@ -11,6 +11,7 @@ from torch.nn import functional
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
 from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.plots import plot_distillation
+from hf_blemo.clip_rd_training.teachers import embeddings_of
 from hf_blemo.files import write_json
 from hf_blemo.hub import write_card
 from hf_blemo.programs.progress import duration
@@ -27,14 +28,9 @@ class SimilarityMaps:
         self.batch, _ = next(iter(batches))
         self.batch = {name: values[:SHOWN_PAIRS] for name, values in self.batch.items()}
 
-    @torch.no_grad()
     def now(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the cosines (n, n) of images (rows) and texts: the student's, and the mean of the teachers'."""
-        training = self.distiller.training
-        self.distiller.eval()
-        device = self.distiller.step.device
-        embeds = self.distiller({name: values.to(device) for name, values in self.batch.items()}, return_loss=False)
-        self.distiller.train(training)
+        embeds = embeddings_of(self.distiller, self.batch)
         image, text, *teacher = (functional.normalize(values.double(), dim=-1).cpu() for values in embeds)
         theirs = [images @ texts.T for images, texts in zip(teacher[::2], teacher[1::2], strict=True)]
         return (image @ text.T).numpy(), torch.stack(theirs).mean(0).numpy()

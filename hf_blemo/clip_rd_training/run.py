@@ -244,7 +244,7 @@ def _distill(
             "images_alone": settings.images_alone,
             "teacher": described[0] if len(described) == 1 else None,
             "teachers": described,
-            "data": {**training.position.description(split.training), "held_out": split.description()},
+            "data": split.description() | training.position.description(),
             "num_parameters": student.num_parameters(),
             "num_parameters_vision": student.vision_model.num_parameters(),
             "num_processes": accelerator.num_processes,

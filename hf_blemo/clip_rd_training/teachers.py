@@ -211,27 +211,30 @@ class _Teachers(Teacher):
 
 
 @torch.no_grad()
+def embeddings_of(distiller: CLIPRDDistiller, batch: Mapping[str, Any], chunk_size: int = 0) -> list[torch.Tensor]:
+    """What student and teachers make of a batch in evaluation mode, in the order of [`CLIPRDDistiller`]."""
+    training, device, size = distiller.training, distiller.step.device, chunk_size or len(batch["pixel_values"])
+    distiller.eval()
+    parts = [
+        distiller({name: values[start : start + size].to(device) for name, values in batch.items()}, return_loss=False)
+        for start in range(0, len(batch["pixel_values"]), size)
+    ]
+    distiller.train(training)
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
 def _first_embeddings(
     distiller: CLIPRDDistiller, batches: Iterable[Any], chunk_size: int
 ) -> list[tuple[list[torch.Tensor], dict[str, torch.Tensor]]]:
     """The teachers' embeddings of the first batches, and the ids of their pairs."""
-    training, weights, device = distiller.training, distiller.loss.weights, distiller.step.device
-    distiller.eval()
+    weights, device = distiller.loss.weights, distiller.step.device
     # A schedule may begin without a term that reads them.
     distiller.loss.set_weights(CLIP_RD_WEIGHTS)
     found = []
     for batch, _ in islice(batches, _BATCHES):
-        size = chunk_size or len(batch["pixel_values"])
-        parts = [
-            distiller(
-                {name: values[start : start + size].to(device) for name, values in batch.items()}, return_loss=False
-            )
-            for start in range(0, len(batch["pixel_values"]), size)
-        ]
         ids = {name: batch[name].to(device) for name in ("image_ids", "text_ids") if name in batch}
-        found.append(([torch.cat(column) for column in list(zip(*parts, strict=True))[2:]], ids))
+        found.append((embeddings_of(distiller, batch, chunk_size)[2:], ids))
     distiller.loss.set_weights(weights)
-    distiller.train(training)
     return found
 
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_models import save_tiny_model
 
 from hf_blemo.clip_rd_training import results
+from hf_blemo.clip_rd_training.run import _Training, distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.programs.settings import read_settings
 
@@ -64,3 +66,26 @@ def settings_for() -> Callable[..., DistillationSettings]:
 def teacher(trained_teacher) -> Path:
     """The folder of a teacher that has learned a little, wider than its students."""
     return trained_teacher
+
+
+@pytest.fixture(scope="session")
+def clip(once) -> Path:
+    """The folder of another teacher, with CLIP's kind of tokenizer."""
+    return once("tiny_clip", lambda folder: save_tiny_model("clip_rd", folder, 5))
+
+
+@pytest.fixture
+def stopped(monkeypatch) -> Callable[[DistillationSettings, int], None]:
+    """Runs a distillation, and ends it as by Ctrl-C in the step of a number, counted from 0."""
+
+    def run(settings: DistillationSettings, at: int) -> None:
+        def stop(self, number, *arguments, step=_Training._step):
+            if number == at:
+                raise KeyboardInterrupt
+            return step(self, number, *arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(_Training, "_step", stop)
+            distill(settings)
+
+    return run

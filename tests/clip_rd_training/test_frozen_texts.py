@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import clip_tokenizer, make_student, save_tiny_model
+from tiny_models import clip_tokenizer, make_student
 from transformers import AutoModel
 
 from hf_blemo.clip_rd_training.frozen_texts import FrozenTexts
@@ -57,14 +57,6 @@ def test_the_bits_do_not_depend_on_the_batches_or_on_the_memory(tower, most_byte
     assert sum(values.nbytes for values in frozen.kept.values()) <= most_bytes
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """The folder of a teacher."""
-    folder = tmp_path_factory.mktemp("teacher")
-    save_tiny_model("clip_rd", folder, 5)
-    return folder
-
-
 def frozen_run(settings_for, folder, clip, *more):
     own = ("--student_config.text_config", "{}", "--student_config.projection_dim", 12)
     return settings_for(folder, "--teacher", clip, "--text_weights", "teacher", "--freeze", "text", *own, *more)
@@ -87,20 +79,10 @@ def test_a_run_with_a_frozen_text_tower_is_the_run_that_computes_it_every_step(
     )
 
 
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(settings_for, tmp_path, clip, monkeypatch):
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(settings_for, tmp_path, clip, stopped):
     distill(frozen_run(settings_for, tmp_path / "whole", clip))
-    step = _Training._step
-
-    def stopped(training, number, batch):
-        if number == 4:
-            raise KeyboardInterrupt
-        return step(training, number, batch)
-
     cut = ("--checkpoint_every", 2)
-    with monkeypatch.context() as patch:
-        patch.setattr(_Training, "_step", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            distill(frozen_run(settings_for, tmp_path / "cut", clip, *cut))
+    stopped(frozen_run(settings_for, tmp_path / "cut", clip, *cut), 4)
     distill(frozen_run(settings_for, tmp_path / "cut", clip, *cut, "--resume", "true"))
     whole, resumed = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(values, resumed[name]) for name, values in whole.items())

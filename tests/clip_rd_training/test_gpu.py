@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
 from hf_blemo.clip_rd_training.run import distill
 
 pytestmark = pytest.mark.gpu
@@ -31,22 +30,11 @@ def on_the_accelerator(start_fresh, monkeypatch):
     ],
     ids=str,
 )
-def test_a_student_learns_and_resumes(settings_for, teacher, tmp_path, options, monkeypatch):
+def test_a_student_learns_and_resumes(settings_for, teacher, tmp_path, options, stopped):
     arguments = ("--teacher", teacher, "--num_steps", 12, "--checkpoint_every", 4, *options)
     whole = distill(settings_for(tmp_path / "whole", *arguments))
     assert whole["history"][-1]["loss"] < whole["history"][0]["loss"]
-
-    class Killed(Exception):
-        pass
-
-    def set_step(self, step, original=CLIPRDDistiller.set_step):
-        original(self, step)
-        if step == 6:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(CLIPRDDistiller, "set_step", set_step)
-        distill(settings_for(tmp_path / "killed", *arguments))
+    stopped(settings_for(tmp_path / "killed", *arguments), 6)
     distill(settings_for(tmp_path / "killed", *arguments, "--resume", "true"))
     expected = load_file(tmp_path / "whole" / "model.safetensors")
     found = load_file(tmp_path / "killed" / "model.safetensors")

@@ -11,7 +11,7 @@ from hf_blemo.built_in import synthetic_tokenizer
 from hf_blemo.clip_evaluation.tasks import tasks_of_training_data
 from hf_blemo.clip_rd_training.held_out import hold_out, retrieval_task
 from hf_blemo.clip_rd_training.results import summary
-from hf_blemo.clip_rd_training.run import _Training, distill
+from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.pairs.pair_sources import PairTable
 from hf_blemo.pairs.settings import PairSourceSettings
@@ -33,7 +33,8 @@ def test_the_content_of_pictures_chooses_and_all_rows_of_one_stay_together():
     table = table_of(numbers)
     split, captions = held_captions([table], 0.2)
     [training] = split.training
-    assert split.description()["pairs"] + len(training) == len(table) == 42 and split.num_pairs == len(training)
+    described = split.description()
+    assert described["held_out"]["pairs"] + described["pairs"] == len(table) == 42 and split.num_pairs == len(training)
     assert 6 <= len(captions) <= 8
     trained = {pair["caption"] for pair in training.pairs(range(len(training)))}
     assert trained | captions == set(table.data["caption"]) and not trained & captions
@@ -127,7 +128,7 @@ def test_bad_lengths_and_shares_are_named(given, message):
         DistillationSettings(**{"data": "synthetic", **given})
 
 
-def test_a_run_of_epochs_resumes_bit_for_bit_and_keeps_what_it_held_out(teacher, tmp_path, settings_for, monkeypatch):
+def test_a_run_of_epochs_resumes_bit_for_bit_and_keeps_what_it_held_out(teacher, tmp_path, settings_for, stopped):
     arguments = ("--teacher", teacher, "--num_steps", "null", "--epochs", 2, "--evaluation_share", 0.25)
     arguments += ("--warmup_steps", 0.5, "--checkpoint_every", 2, "--evaluate_teacher", "true")
     alone = distill(settings_for(tmp_path / "alone", *arguments))
@@ -144,16 +145,7 @@ def test_a_run_of_epochs_resumes_bit_for_bit_and_keeps_what_it_held_out(teacher,
     assert pace.endswith(" pairs a second") and 0 < alone["seconds_per_step"] < alone["wall_seconds"]
     card = (tmp_path / "alone" / "README.md").read_text()
     assert "16 further pairs were held out" in card and "48 |" in card
-
-    def interrupted(self, step, *more):
-        if step == 3:
-            raise KeyboardInterrupt
-        return train(self, step, *more)
-
-    train = _Training._train
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Training, "_train", interrupted)
-        distill(settings_for(tmp_path / "resumed", *arguments))
+    stopped(settings_for(tmp_path / "resumed", *arguments), 3)
     other = distill(settings_for(tmp_path / "resumed", *arguments, "--resume", "true"))
     assert (tmp_path / "resumed" / "model.safetensors").read_bytes() == (
         tmp_path / "alone" / "model.safetensors"

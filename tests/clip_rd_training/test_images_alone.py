@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pair_files import encoded, picture
-from tiny_models import make_student, save_tiny_model
+from tiny_models import make_student
 from transformers import AutoModel
 
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
@@ -14,14 +14,6 @@ NO_CAPTIONS = (
     *("--caption_column", "null", "--student_config.text_config", "{}", "--student_config.projection_dim", "12"),
     *("--weights", '{"task": 1, "fd": 250, "hrd": 1, "vrd_image": 1}'),
 )
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """The folder of a teacher."""
-    folder = tmp_path_factory.mktemp("teacher")
-    save_tiny_model("clip_rd", folder, 5)
-    return folder
 
 
 def test_any_folder_of_pictures_distils_a_student_with_the_teachers_texts(clip, settings_for, tmp_path):

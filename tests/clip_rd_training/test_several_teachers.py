@@ -62,7 +62,7 @@ def test_a_store_of_two_teaches_as_both_do_without_it(teacher, small, store, tmp
     assert alone["teacher"] == alone["teachers"][0] and live["teacher"] is None
 
 
-def test_scales_may_be_given_and_a_resumed_run_ends_alike(teacher, small, tmp_path, settings_for, monkeypatch):
+def test_scales_may_be_given_and_a_resumed_run_ends_alike(teacher, small, tmp_path, settings_for, stopped):
     options = (*DATA, "--checkpoint_every", 2, "--chunk_size", 5)
     options += ("--teachers", listed({"teacher": str(teacher), "scale": "own"}, {"teacher": str(small), "scale": 4}))
     whole = distill(settings_for(tmp_path / "whole", *options))
@@ -72,19 +72,7 @@ def test_scales_may_be_given_and_a_resumed_run_ends_alike(teacher, small, tmp_pa
     ]
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "here 4.00 (as the settings say)" in card and "chosen on" not in card
-    from hf_blemo.clip_rd_training import run
-
-    step = run._Training._step
-
-    def killed(self, number, batch):
-        if number == 4:
-            raise KeyboardInterrupt
-        return step(self, number, batch)
-
-    monkeypatch.setattr(run._Training, "_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        distill(settings_for(tmp_path / "killed", *options))
-    monkeypatch.setattr(run._Training, "_step", step)
+    stopped(settings_for(tmp_path / "killed", *options), 4)
     resumed = distill(settings_for(tmp_path / "killed", *options, "--resume", "true"))
     assert resumed["history"] == whole["history"] and resumed["teachers"] == whole["teachers"]
     assert (tmp_path / "killed" / CHECKPOINTS).is_dir()

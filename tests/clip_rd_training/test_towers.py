@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pair_files import picture
-from tiny_models import make_student, save_tiny_model
+from tiny_models import make_student
 from transformers import AutoModel, TimmWrapperConfig, TimmWrapperModel, ViTConfig
 
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
@@ -16,13 +16,12 @@ PRESET = ("--student", "vit-t-16", "--student_config", "{}", "--synthetic.image_
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with a whole CLIP, and one with a vision tower alone."""
-    folder = tmp_path_factory.mktemp("trained")
-    save_tiny_model("clip_rd", folder / "clip", 5)
+def vit(tmp_path_factory):
+    """The folder of a vision tower alone."""
+    folder = tmp_path_factory.mktemp("vit")
     torch.manual_seed(0)
     config = ViTConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=20)
-    AutoModel.from_config(config).save_pretrained(folder / "vit")
+    AutoModel.from_config(config).save_pretrained(folder)
     return folder
 
 
@@ -39,8 +38,7 @@ def same(one, two) -> bool:
 
 
 @pytest.mark.parametrize("source", ["teacher", "folder"])
-def test_a_frozen_text_tower_stays_what_it_was(source, trained, towers_of):
-    clip = trained / "clip"
+def test_a_frozen_text_tower_stays_what_it_was(source, clip, towers_of):
     text = "teacher" if source == "teacher" else clip
     own = ("--student_config.text_config", "{}", "--student_config.projection_dim", 12)
     settings = towers_of("--teacher", clip, "--text_weights", text, "--freeze", "text", *own)
@@ -50,21 +48,19 @@ def test_a_frozen_text_tower_stays_what_it_was(source, trained, towers_of):
     assert student.config.projection_dim == teacher.config.projection_dim
 
 
-def test_a_single_tower_gets_a_new_projection_that_is_trained_although_it_is_frozen(trained, towers_of):
-    settings = towers_of(
-        "--vision_weights", trained / "vit", "--freeze", "vision", "--student_config.vision_config", "{}"
-    )
+def test_a_single_tower_gets_a_new_projection_that_is_trained_although_it_is_frozen(vit, towers_of):
+    settings = towers_of("--vision_weights", vit, "--freeze", "vision", "--student_config.vision_config", "{}")
     start, processor, _ = new_student(settings)
     assert processor.image_size == (20, 20)
     distill(settings)
     student = AutoModel.from_pretrained(settings.output_dir)
-    assert same(student.vision_model, AutoModel.from_pretrained(trained / "vit"))
+    assert same(student.vision_model, AutoModel.from_pretrained(vit))
     assert not torch.equal(student.visual_projection.weight, start.visual_projection.weight)
 
 
-def test_a_released_tower_is_trained_from_its_step_on(trained, towers_of, monkeypatch):
+def test_a_released_tower_is_trained_from_its_step_on(clip, towers_of, monkeypatch):
     settings = towers_of(
-        *("--vision_weights", trained / "clip", "--student_config.vision_config", "{}", "--warmup_steps", 2),
+        *("--vision_weights", clip, "--student_config.vision_config", "{}", "--warmup_steps", 2),
         *("--freeze", "vision", "--release.vision", 3, "--learning_rates.vision", 1e-4),
     )
     found = []
@@ -84,15 +80,15 @@ def test_a_released_tower_is_trained_from_its_step_on(trained, towers_of, monkey
     assert [rates["vision"] > 0 for _, rates in found] == [False] * 3 + [True] * 3
     # After both warm-ups the rates fall along one cosine.
     assert found[4][1]["vision"] / found[4][1][None] == pytest.approx(1e-4 / settings.learning_rate)
-    original = AutoModel.from_pretrained(trained / "clip").vision_model
+    original = AutoModel.from_pretrained(clip).vision_model
     assert torch.equal(weights[0], torch.cat([value.flatten() for value in original.parameters()]))
 
 
-def test_the_projections_of_an_image_text_model_come_along_where_they_fit(trained, towers_of):
-    arguments = ("--vision_weights", trained / "clip", "--student_config.vision_config", "{}")
-    clip = make_student(5)[0]
+def test_the_projections_of_an_image_text_model_come_along_where_they_fit(clip, towers_of):
+    arguments = ("--vision_weights", clip, "--student_config.vision_config", "{}")
+    given = make_student(5)[0]
     student = new_student(towers_of(*arguments, "--student_config.projection_dim", 12))[0]
-    assert torch.equal(student.visual_projection.weight, clip.visual_projection.weight)
+    assert torch.equal(student.visual_projection.weight, given.visual_projection.weight)
     assert new_student(towers_of(*arguments, "--student_config.projection_dim", 10))[0].config.projection_dim == 10
 
 
@@ -161,7 +157,7 @@ def test_a_tower_of_timm_is_trained_or_frozen(architecture, arguments, size, by_
         (("--learning_rates.image", "1"), "unknown setting 'image', expected vision or text"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_the_run(arguments, message, trained, towers_of, teacher):
-    known = {"CLIP": trained / "clip", "VIT": trained / "vit", "WORDS": teacher}
+def test_what_does_not_fit_is_refused_before_the_run(arguments, message, clip, vit, towers_of, teacher):
+    known = {"CLIP": clip, "VIT": vit, "WORDS": teacher}
     with pytest.raises((ValueError, SystemExit, FileNotFoundError), match=message):
         new_student(settings := towers_of(*(known.get(value, value) for value in arguments)), open_teacher(settings))
