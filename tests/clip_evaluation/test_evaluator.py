@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from pair_files import encoded, picture
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from tiny_models import make_student
+from transformers import CLIPModel
 
-from hf_blemo.built_in import synthetic_tokenizer
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator, RetrievalTask, ZeroShotTask
 from hf_blemo.pairs.pair_processor import PairProcessor
 
@@ -18,18 +18,8 @@ PROMPTS = [[f"a drawing of {name}", f"{name} on the left"] for name in COLOURS]
 
 @pytest.fixture(scope="module")
 def clip():
-    torch.manual_seed(0)
-    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokens = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
-    config = CLIPConfig(
-        text_config={**tower, **tokens, "vocab_size": 44, "max_position_embeddings": 16},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
-        projection_dim=12,
-    )
-    size = {"height": 32, "width": 32}
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
-    model = CLIPModel(config).eval()
-    return model, PairProcessor(synthetic_tokenizer(), processor, model.config.text_config)
+    student, given = make_student(0)
+    return student.to_clip(), PairProcessor(given.tokenizer, given.image_processor, student.config.text_config)
 
 
 @torch.no_grad()

@@ -9,9 +9,8 @@ import torch
 from fresh_processes import run_python
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import AutoModel, CLIPConfig, CLIPModel, Trainer, TrainingArguments
+from transformers import AutoModel, CLIPConfig, CLIPModel
 from transformers.utils import is_timm_available
-from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_blemo import CLIPRDConfig, CLIPRDModel
 from hf_blemo.clip_rd import modeling_clip_rd
@@ -266,33 +265,6 @@ def test_checkpointed_activations_give_equal_gradients(vision, make_model, make_
     assert set(calls[0]) == {1} and min(calls[1]) >= 2
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
-
-
-def test_trainer_trains_and_evaluates(make_model, make_batch, tmp_path):
-    assert can_return_loss(CLIPRDModel) and find_labels(CLIPRDModel) == []
-    model, batch = make_model().train(), make_batch(7)
-    pairs = [{name: values[row] for name, values in batch.items()} for row in range(7)]
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    shapes = []
-
-    def compute_metrics(prediction):
-        shapes.append([array.shape for array in prediction.predictions])
-        return {}
-
-    sizes = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_steps": 3}
-    options = {"use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False}
-    arguments = TrainingArguments(tmp_path, learning_rate=1e-2, **sizes, **options)
-    trainer = Trainer(model, arguments, train_dataset=pairs, eval_dataset=pairs, compute_metrics=compute_metrics)
-    assert not trainer.model_accepts_loss_kwargs
-    trainer.train()
-    for name, parameter in model.named_parameters():
-        assert not torch.equal(parameter, before[name]) or name.endswith("k_proj.bias"), name
-    metrics = trainer.evaluate()
-    model.eval()
-    losses = [model(**{name: v[rows] for name, v in batch.items()}).loss for rows in (slice(4), slice(4, 7))]
-    assert metrics["eval_loss"] == pytest.approx((4 * losses[0] + 3 * losses[1]).item() / 7, rel=1e-4)
-    # The embeddings of all pairs; matrices of different batches cannot be joined.
-    assert shapes == [[(7, 8), (7, 8)]]
 
 
 def test_text_embedding_can_be_resized(make_model, make_batch):

@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,25 @@ def pairs_of(captions: Sequence[str | list[str] | None], images: Sequence[Any] |
     return datasets.Dataset.from_dict({"image": rows, "caption": list(captions)}, features=features)
 
 
+def write_tar(path: Path, files: Mapping[str, bytes]) -> None:
+    """An archive of files."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
 def write_shards(folder: Path, captions: Sequence[str], num_shards: int, torn: Collection[int] = ()) -> Path:
     """WebDataset shards of pictures with captions; the files of some pictures end too early."""
     folder.mkdir(parents=True)
     for part in range(num_shards):
-        with tarfile.open(folder / f"part-{part}.tar", "w") as archive:
-            for number in range(part, len(captions), num_shards):
-                image = encoded(picture(number), "JPEG")
-                content = {"jpg": image[:500] if number in torn else image, "txt": captions[number].encode()}
-                for suffix, value in content.items():
-                    entry = tarfile.TarInfo(f"{number:04d}.{suffix}")
-                    entry.size = len(value)
-                    archive.addfile(entry, io.BytesIO(value))
+        files = {}
+        for number in range(part, len(captions), num_shards):
+            image = encoded(picture(number), "JPEG")
+            files[f"{number:04d}.jpg"] = image[:500] if number in torn else image
+            files[f"{number:04d}.txt"] = captions[number].encode()
+        write_tar(folder / f"part-{part}.tar", files)
     return folder
 
 

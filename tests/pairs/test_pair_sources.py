@@ -3,12 +3,11 @@
 import io
 import itertools
 import json
-import tarfile
 
 import datasets
 import pytest
 from huggingface_hub import HfApi
-from pair_files import pairs_of
+from pair_files import encoded, pairs_of, write_tar
 from PIL import Image
 
 from hf_blemo.built_in import make_synthetic_pairs
@@ -18,10 +17,8 @@ from hf_blemo.programs.settings import settings_of
 COUNT = 12
 
 
-def encoded(value: int, form: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (value, 0, 0)).save(buffer, form)
-    return buffer.getvalue()
+def red(value: int, form: str = "PNG") -> bytes:
+    return encoded(Image.new("RGB", (8, 8), (value, 0, 0)), form)
 
 
 def caption(number: int) -> str:
@@ -32,7 +29,7 @@ def caption(number: int) -> str:
 def folders(tmp_path_factory):
     """The same pairs in every form."""
     root = tmp_path_factory.mktemp("pairs")
-    data = pairs_of([caption(number) for number in range(COUNT)], [encoded(number) for number in range(COUNT)])
+    data = pairs_of([caption(number) for number in range(COUNT)], [red(number) for number in range(COUNT)])
     data = data.cast_column("image", datasets.Image())
     data.save_to_disk(str(root / "saved"))
     datasets.DatasetDict({"train": data, "held": data.select([0])}).save_to_disk(str(root / "splits"))
@@ -43,20 +40,18 @@ def folders(tmp_path_factory):
     for name in ("table", "images"):
         (root / name).mkdir()
         for number in range(COUNT):
-            (root / name / f"{number}.png").write_bytes(encoded(number))
+            (root / name / f"{number}.png").write_bytes(red(number))
     rows = "".join(f"{number}.png,{caption(number)}\n" for number in range(COUNT))
     (root / "table" / "pairs.csv").write_text(f"image,caption\n{rows}")
     (root / "table" / "pairs.tsv").write_text(f"image,caption\n{rows}".replace(",", "\t"))
     (root / "images" / "metadata.csv").write_text(f"file_name,caption\n{rows}")
     (root / "shards").mkdir()
     for part in range(3):
-        with tarfile.open(root / "shards" / f"part-{part}.tar", "w") as archive:
-            for number in range(4 * part, 4 * part + 4):
-                content = {"jpg": encoded(number, "JPEG"), "txt": caption(number).encode(), "json": b'{"n": 1}'}
-                for suffix, value in content.items():
-                    entry = tarfile.TarInfo(f"{number:04d}.{suffix}")
-                    entry.size = len(value)
-                    archive.addfile(entry, io.BytesIO(value))
+        files = {}
+        for number in range(4 * part, 4 * part + 4):
+            content = {"jpg": red(number, "JPEG"), "txt": caption(number).encode(), "json": b'{"n": 1}'}
+            files |= {f"{number:04d}.{suffix}": value for suffix, value in content.items()}
+        write_tar(root / "shards" / f"part-{part}.tar", files)
     return root
 
 
@@ -206,14 +201,11 @@ def test_bad_settings_are_named():
 @pytest.mark.parametrize("streaming", [False, True])
 def test_rows_of_a_shard_may_have_images_of_any_kind(tmp_path, hub, streaming):
     kinds = [("jpg", "JPEG")] * 8 + [("png", "PNG"), ("webp", "WEBP"), ("JPEG", "JPEG"), ("jpg", "JPEG")] * 4
-    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
-        for number, (suffix, form) in enumerate(kinds):
-            for name, value in ((suffix, encoded(number, form)), ("txt", caption(number).encode())):
-                if (number, name) == (10, "txt"):
-                    continue
-                entry = tarfile.TarInfo(f"{number:04d}.{name}")
-                entry.size = len(value)
-                archive.addfile(entry, io.BytesIO(value))
+    files = {}
+    for number, (suffix, form) in enumerate(kinds):
+        files |= {f"{number:04d}.{suffix}": red(number, form), f"{number:04d}.txt": caption(number).encode()}
+    del files["0010.txt"]
+    write_tar(tmp_path / "shard.tar", files)
     HfApi().create_repo("you/shards", repo_type="dataset", exist_ok=True)
     hub.repositories["dataset", "you/shards"].edit("train.tar", (tmp_path / "shard.tar").read_bytes())
     for data in (tmp_path / "shard.tar", tmp_path, "you/shards"):
