@@ -103,7 +103,8 @@ def test_as_a_module_it_prints_one_line_and_exits_with_2():
 def test_every_help_says_what_is_read_and_written_with_an_example_that_parses(capsys, command):
     code, out, _ = run(capsys, *command.split(), "--help")
     assert code == 0 and "\nReads " in out
-    examples = [line.split()[1:] for line in out.replace("$ME", "me").splitlines() if line.startswith("  hf-blemo ")]
+    lines = out.replace("$ME", "me").splitlines()
+    examples = [shlex.split(line)[1:] for line in lines if line.startswith("  hf-blemo ")]
     assert examples
     for example in examples:
         assert cli._make_parser().parse_args(example).program == f"hf-blemo {command}"
