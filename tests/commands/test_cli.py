@@ -1,6 +1,7 @@
 """The `hf-blemo` command: what it writes, what it prints, and one line with exit code 2 for what it cannot use."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
