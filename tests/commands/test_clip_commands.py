@@ -206,7 +206,7 @@ def test_features_become_a_data_set_and_imported_ones_join(capsys, clip_folder, 
     np.save(imported / f"{CLIPS[0]}.npy", np.full((2, 5), 0.5, np.float32))
     features = ["features", clip_folder, "--output", output, "--encoder", *encoders]
     code, out, err = run(capsys, *features, "--imported", f"HiCMAE={imported}", "--feature-dtype", "float32")
-    assert code == 0 and out.endswith(f": {output}\n") and "HiCMAE 5" in out
+    assert code == 0 and out.endswith(f"HiCMAE 3. Written to {output}\n") and "HiCMAE 5" in out
     assert "4 clips, 1 failed" in out and BROKEN in err
     data = datasets.load_from_disk(str(output))
     assert sorted(data["clip"]) == sorted(CLIPS)
