@@ -48,13 +48,12 @@ def check_features(path: str | os.PathLike[str]) -> Path:
 
 
 @reads("features of clips")
-def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto", nan: str = "error") -> "datasets.Dataset":
+def load_features(path: str | os.PathLike[str], nan: str = "error") -> "datasets.Dataset":
     """Opens features of clips in any supported form.
 
     Args:
         path: the folder of a built data set; a table (`.parquet`, `.npz`, `.csv`); a folder with one sub-folder of
             feature files per encoder, with or without the suffix `_train` or `_test`; or the folder of one encoder.
-        feature_dtype: "auto", "float16" or "float32", for folders of feature files; tables keep float32.
         nan: "error" refuses NaN and infinity within features; "missing" takes the encoder for missing in that clip.
 
     Returns:
@@ -83,6 +82,6 @@ def load_features(path: str | os.PathLike[str], feature_dtype: str = "auto", nan
     for clip in clips:
         own = {name: paths[clip] for name, paths in files.items() if clip in paths}
         sources.append(ClipSource(clip, soft_label(clip, required=False), -1, own))
-    reader = FeatureFileReader(sources, list(files), feature_dtype, aggregate=None, nan=nan)
+    reader = FeatureFileReader(sources, list(files), "auto", aggregate=None, nan=nan)
     batches = [encode_clips([reader(row)], reader.features.arrow_schema) for row in range(len(sources))]
     return datasets.Dataset(pa.Table.from_batches(batches))

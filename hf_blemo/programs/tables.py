@@ -33,17 +33,17 @@ def plus_minus(entry: Mapping[str, Any], decimals: int = 4) -> str:
     return f"{entry['mean']:.{decimals}f} ± {std}"
 
 
-def mean_and_interval(values: Sequence[float], decimals: int = 4) -> str:
+def mean_and_interval(values: Sequence[float]) -> str:
     """`mean (low to high)` of differences with their signs: the 95 % interval of Student's t, a dash for one value."""
     freedom, middle = len(values) - 1, float(np.mean(values))
     if not freedom:
-        return f"{middle:+.{decimals}f} (–)"
+        return f"{middle:+.4f} (–)"
     # With x = sqrt(freedom) tan(angle), the density of t is that of cos(angle) ** (freedom - 1) over the angles.
     angles, step = np.linspace(0, np.pi / 2, 100_001, retstep=True)
     below = np.cumsum(np.cos(angles[1:] - step / 2) ** (freedom - 1))
     quantile = np.sqrt(freedom) * np.tan(np.interp(0.95 * below[-1], below, angles[1:]))
     half = quantile * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{middle:+.{decimals}f} ({middle - half:+.{decimals}f} to {middle + half:+.{decimals}f})"
+    return f"{middle:+.4f} ({middle - half:+.4f} to {middle + half:+.4f})"
 
 
 def interval(entry: Mapping[str, Any]) -> str:

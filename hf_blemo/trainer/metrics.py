@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from hf_blemo.metrics.measures import measure
-from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import BLEND_SHARE
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import UNLABELLED, LabelSpace
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
@@ -46,33 +45,23 @@ def fusion_metrics(
     return partial(_measured, processor=processor, presence_share=presence_share)
 
 
-def blemore_metrics(
-    predicted: Any,
-    decoding: str = "expected_score",
-    alpha: float = 0.1,
-    beta: float = 0.1,
-    blend_share: float = BLEND_SHARE,
-) -> dict[str, float]:
+def blemore_metrics(predicted: Any) -> dict[str, float]:
     """Scores a [`RankAwareFusionModel`] on BlEmoRE under Trainer; pass it as `compute_metrics`.
 
-    For other settings pass `functools.partial(blemore_metrics, decoding="thresholds", alpha=..., beta=...)`; for other
-    labels, [`fusion_metrics`].
+    It decodes by the expected Score. For another decoding or other labels, [`fusion_metrics`].
 
     Args:
         predicted: Trainer's predictions.
-        decoding: `expected_score` reads the joint probabilities, `thresholds` the probabilities of the names.
-        alpha, beta: of `thresholds`; fit them with `blemore.fit_thresholds` on clips that are not evaluated.
-        blend_share: share of blends that `expected_score` assumes.
 
     Returns:
         `acc_presence`, `acc_salience` and `score` over the labelled rows.
 
     Raises:
-        ValueError: unknown decoding, predictions of another model, or no labelled row.
+        ValueError: predictions of another model, or no labelled row.
 
     Source: the metrics are those of BlEmoRE, arXiv 2601.13225.
     """
-    found = _measured(predicted, RankAwareFusionProcessor({}, decoding, alpha, beta, blend_share), 0.0)
+    found = _measured(predicted, RankAwareFusionProcessor({}), 0.0)
     return {name: found[name] for name in ("acc_presence", "acc_salience", "score")}
 
 

@@ -27,9 +27,9 @@ def test_the_deviation_is_that_of_a_sample_and_a_dash_for_one_value():
 def test_the_interval_is_that_of_student_and_a_dash_for_one_value():
     for values, text in (
         # Quantiles 12.706, 4.303 and 2.262 of 1, 2 and 9 degrees of freedom.
-        ([0.0, 2.0], "+1.00 (-11.71 to +13.71)"),
-        ([0.0, 3.0, 6.0], "+3.00 (-4.45 to +10.45)"),
-        ([-1.0, 1.0] * 5, "+0.00 (-0.75 to +0.75)"),
-        ([2.0], "+2.00 (–)"),
+        ([0.0, 2.0], "+1.0000 (-11.7062 to +13.7062)"),
+        ([0.0, 3.0, 6.0], "+3.0000 (-4.4524 to +10.4524)"),
+        ([-1.0, 1.0] * 5, "+0.0000 (-0.7541 to +0.7541)"),
+        ([2.0], "+2.0000 (–)"),
     ):
-        assert mean_and_interval(values, 2) == text
+        assert mean_and_interval(values) == text

@@ -20,19 +20,12 @@ def predicted(labels, wrong):
     return SimpleNamespace(predictions=(np.zeros((4, 3)), probabilities, joint), label_ids=labels)
 
 
-def test_either_decoding_scores_the_labelled_rows():
+def test_the_labelled_rows_are_scored():
     labels = [[0.7, 0.3, 0, 0, 0, 0]] * 2 + [[0, 0, 0, 0, 0, 1], [-100] * 6]
-    for options in ({}, {"decoding": "thresholds", "alpha": 0.1, "beta": 0.3}):
-        found = blemore_metrics(predicted(labels, wrong=0), **options)
-        assert found == {"acc_presence": 1.0, "acc_salience": 1.0, "score": 1.0}, options
-        found = blemore_metrics(predicted(labels, wrong=1), **options)
-        assert found == pytest.approx({"acc_presence": 2 / 3, "acc_salience": 1 / 2, "score": 7 / 12}), options
-    # A difference of at most beta is 50/50.
-    found = blemore_metrics(predicted(labels, wrong=0), decoding="thresholds", alpha=0.1, beta=0.5)
-    assert (found["acc_presence"], found["acc_salience"]) == (1.0, 0.0)
-    # Below alpha the weaker emotion is dropped.
-    found = blemore_metrics(predicted(labels, wrong=0), decoding="thresholds", alpha=0.4, beta=0.3)
-    assert found["acc_presence"] == pytest.approx(1 / 3)
+    found = blemore_metrics(predicted(labels, wrong=0))
+    assert found == {"acc_presence": 1.0, "acc_salience": 1.0, "score": 1.0}
+    found = blemore_metrics(predicted(labels, wrong=1))
+    assert found == pytest.approx({"acc_presence": 2 / 3, "acc_salience": 1 / 2, "score": 7 / 12})
 
 
 NAMES = dict(enumerate("abcde"))
@@ -94,7 +87,5 @@ def test_what_cannot_be_scored_is_refused():
     unlabelled = [[-100] * 6] * 4
     with pytest.raises(ValueError, match="found 4 rows, none of them labelled"):
         blemore_metrics(predicted(unlabelled, wrong=0))
-    with pytest.raises(ValueError, match="'best' is not one of expected_score, thresholds"):
-        blemore_metrics(predicted(unlabelled, wrong=0), decoding="best")
     with pytest.raises(ValueError, match=r"shapes \[\(4, 6\)\], expected probabilities"):
         blemore_metrics(SimpleNamespace(predictions=[np.zeros((4, 6))], label_ids=unlabelled))
