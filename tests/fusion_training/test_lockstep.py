@@ -7,9 +7,8 @@ from accelerate import Accelerator
 from tiny_models import EXTENDED
 from torch import nn
 
-from hf_blemo import RankAwareFusionModel, RankAwareFusionProcessor, feature_sets
-from hf_blemo.fusion_training.data import model_config, with_unlabelled
-from hf_blemo.fusion_training.lockstep import Lockstep, Member, _row_stream, _StackedModels
+from hf_blemo.fusion_training.data import with_unlabelled
+from hf_blemo.fusion_training.lockstep import Lockstep, Member, _row_stream
 from hf_blemo.programs.progress import Progress
 
 CPU = torch.device("cpu")
@@ -205,15 +204,6 @@ def test_the_learning_rate_and_weight_decay_are_those_of_the_step(make_data, mak
         torch.testing.assert_close(new[name], factor * old[name])
 
 
-@pytest.mark.parametrize("max_grad_norm", [0.0, 1e-10])
-def test_clipping_is_applied_or_not(make_data, make_settings, train, max_grad_norm):
-    """Adam hides the gradient's length but not that all terms of a step were scaled to below its epsilon."""
-    settings = make_settings(max_grad_norm=max_grad_norm, weight_decay=0.0)
-    before, after = (train(make_data(40), settings, [Member(0, ())], epochs)[0] for epochs in (0, 1))
-    moved = (weights(after, 0)["fusion.linear.weight"] - weights(before, 0)["fusion.linear.weight"]).abs().max()
-    assert moved < 1e-3 if max_grad_norm else moved > 1e-3
-
-
 def test_members_and_batches_that_cannot_be_trained_are_refused(make_data, make_settings, train, monkeypatch):
     data = make_data(10, num_folds=2)
     with pytest.raises(ValueError, match=r"no labelled rows to train on without folds \(0, 1\)"):
@@ -263,98 +253,31 @@ def test_every_pass_visits_each_row_once_in_an_order_of_its_own_and_stretches_jo
     assert len({tuple(row) for row in [*passes, *orders]}) == 8
 
 
-# Stacked models; `tests/rank_aware_fusion/test_transforms.py` runs every kind of model under vmap.
-OPTIONS = {"voice": {"pooling": "attention"}, "face": {"pooling": "statistics"}}
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
+def test_gradients_are_clipped_member_by_member_or_not(make_data, make_settings, train, monkeypatch, max_grad_norm):
+    """One above the limit, one below, one without a gradient."""
+    settings = make_settings(max_grad_norm=max_grad_norm)
+    lockstep, _ = train(make_data(20), settings, [Member(seed, ()) for seed in range(3)], 0)
+    given, found = [], []
+    for value in lockstep.stacked.stacked:
+        scales = torch.tensor([50.0, 1e-3, 0.0]).view(-1, *[1] * (value.dim() - 1))
+        given.append(scales * torch.randn_like(value))
 
+    def backward(loss):
+        for value, gradient in zip(lockstep.stacked.stacked, given, strict=True):
+            value.grad = gradient.clone()
 
-@pytest.fixture
-def make_models(make_data, make_settings):
-    def make(num_models=3, **model):
-        config = model_config(make_data(4), make_settings(model=model, encoder_options=OPTIONS))
-        models = []
-        for seed in range(num_models):
-            torch.manual_seed(seed)
-            models.append(RankAwareFusionModel(config))
-            with torch.no_grad():
-                for parameter in models[-1].parameters():
-                    parameter.add_(0.3 * torch.randn_like(parameter))
-            for name in config.encoders:
-                size = config.pooled_size(name)
-                statistics = torch.randn(size), 0.5 + torch.rand(size), torch.linspace(0.1, 1, size)
-                models[-1].set_feature_statistics(name, *statistics)
-            if config.gate == "static":
-                models[-1].set_static_scores(dict(zip(config.encoders, torch.randperm(3).tolist(), strict=True)))
-        return models
-
-    return make
-
-
-@pytest.fixture
-def batches(make_data, make_models):
-    """Three batches of the same shape with encoders missing here and there, two rows of each unlabelled."""
-    data = make_data(40, missing=[(0, "voice"), (9, "voice"), (9, "noise"), (17, "face"), (30, "noise")])
-    processor = RankAwareFusionProcessor(make_models(1)[0].config.encoders)
-    found = []
-    for start in (0, 8, 16):
-        rows = list(range(start, start + 12))
-        labels = np.asarray(data["labels"])[rows]
-        labels[[2, 5]] = -100
-        found.append(dict(processor(feature_sets.read_features(data, rows), labels=labels)))
-    return found
-
-
-def stacked_batch(batches):
-    if isinstance(batches[0], dict):
-        return {name: stacked_batch([batch[name] for batch in batches]) for name in batches[0]}
-    return torch.stack(batches)
-
-
-def gradients_of(stack, index):
-    return {name: value.grad[index] for name, value in zip(stack.parameter_names, stack.stacked, strict=True)}
-
-
-@pytest.mark.parametrize(
-    "model", [{**ALL_TERMS, "domain_adaptation": "mmd"}, {"gate": "static"}, {**ALL_TERMS, **EXTENDED}]
-)
-def test_outputs_gradients_and_clipping_equal_those_of_separate_models(make_models, batches, model):
-    models = make_models(**model)
-    stack = _StackedModels(models).train()
-    outputs = stack(stacked_batch(batches))
-    # One model above the limit of the gradient, one below, one without a gradient.
-    scales = torch.tensor([50.0, 1e-3, 0.0])
-    (outputs["loss"] * scales).sum().backward()
-    before = [gradients_of(stack, index) for index in range(3)]
-    before = [{name: value.clone() for name, value in own.items()} for own in before]
-    stack.clip_gradients(0.5)
-    norms = []
-    for index, (model, batch) in enumerate(zip(models, batches, strict=True)):
-        expected = model.train()(**batch)
-        (expected["loss"] * scales[index]).backward()
-        assert set(outputs) == {name for name, value in expected.items() if value is not None}
-        for name, values in outputs.items():
-            torch.testing.assert_close(values[index], expected[name], atol=2e-5, rtol=2e-5, msg=name)
-        for clipped in (False, True):
-            if clipped:
-                norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
-            found = gradients_of(stack, index) if clipped else before[index]
-            for name, parameter in model.named_parameters():
-                wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                torch.testing.assert_close(found[name], wanted, atol=2e-5, rtol=1e-3, msg=name)
-    assert norms[0] > 10 and 0.5 > norms[1] > 0 == norms[2]
-
-
-def test_an_unstacked_model_has_its_own_weights_and_buffers(make_models):
-    models = make_models(gate="static")
-    original = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
-    stack = _StackedModels(models)
-    with torch.no_grad():
-        for value in stack.stacked:
-            value.mul_(1.1)
-    found = stack.unstack(1, RankAwareFusionModel(models[0].config)).state_dict()
-    parameters = dict(models[1].named_parameters())
-    for name, value in found.items():
-        assert torch.equal(value, original[1][name] * 1.1 if name in parameters else original[1][name]), name
-        assert torch.equal(models[1].state_dict()[name], original[1][name]), "the stack owns its weights"
+    monkeypatch.setattr(lockstep.accelerator, "backward", backward)
+    monkeypatch.setattr(lockstep.optimizer, "step", lambda: found.append([v.grad for v in lockstep.stacked.stacked]))
+    lockstep.train_epoch(QUIET)
+    for index in range(3):
+        expected = [nn.Parameter(gradient[index]) for gradient in given]
+        for parameter in expected:
+            parameter.grad = parameter.detach().clone()
+        if max_grad_norm:
+            nn.utils.clip_grad_norm_(expected, max_grad_norm)
+        for value, parameter in zip(found[0], expected, strict=True):
+            torch.testing.assert_close(value[index], parameter.grad)
 
 
 @pytest.mark.parametrize(("broken_after", "step"), [(2, 3), (4, 4)])
