@@ -106,32 +106,6 @@ def test_every_output_speaks_of_the_models_own_names(predicted, name):
     assert "emotion" not in page.split("</style>")[1].replace("clip-emotions", "").lower()
 
 
-@pytest.mark.parametrize("form", ["parquet", "csv", "npz"])
-def test_tables_of_any_form_are_predicted_and_what_they_lack_is_said(capsys, caplog, shared, form, tmp_path):
-    path, output = tmp_path / f"mine.{form}", tmp_path / "predictions.json"
-    voice = np.random.default_rng(1).normal(size=(3, 4))
-    if form == "npz":
-        np.savez(path, clip=np.array(["a", "b", "c"]), voice=voice)
-    elif form == "csv":
-        lines = [",".join([clip, *map(str, row)]) for clip, row in zip("abc", voice, strict=True)]
-        path.write_text("\n".join(["clip," + ",".join(f"voice_{i}" for i in range(4)), *lines]))
-    else:
-        rows = [{"clip": clip, "voice": row.tolist()} for clip, row in zip("abc", voice, strict=True)]
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    code, out, _ = run(capsys, "predict", "--model", shared / "seven", "--features", path, "--output", output)
-    assert code == 0 and out.startswith("3 clips") and "the data lacks: face" in caplog.text
-    assert list(json.loads(output.read_text())["predictions"]) == ["a", "b", "c"]
-
-
-def test_on_the_terminal_a_line_per_clip_has_the_names(capsys, shared):
-    for name, member in ((name, make_labelled(name)) for name in LABELS):
-        code, out, _ = run(capsys, "predict", "--model", shared / name, "--features", shared / "table.parquet")
-        results = predict_blends([member], feature_sets.load_features(shared / "table.parquet"))
-        assert code == 0
-        for line, result in zip(out.splitlines(), results, strict=True):
-            assert line.startswith(f"{result['clip']}: ") and result["top"] in line and "(" in line
-
-
 def test_a_nan_is_an_error_or_a_missing_encoder(capsys, shared, tmp_path):
     rows = rows_of(4)
     rows[3]["face"][2] = float("nan")

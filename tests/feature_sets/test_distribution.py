@@ -1,11 +1,9 @@
 import csv
-import json
 import shutil
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from hf_blemo import blemore, feature_sets
@@ -322,20 +320,3 @@ def test_a_build_that_is_interrupted_while_it_is_saved_leaves_no_half_data_set(d
     assert not (root.parent / "built").exists()
     assert build(root)["clip"][:] == CLIPS
     assert sorted(path.name for path in root.parent.iterdir()) == ["blemore", "built"]
-
-
-def test_folders_of_the_first_version_still_load(distribution):
-    """Written by hand then: shards of Arrow streams and the two files beside them."""
-    root, _ = distribution
-    dataset = build(root)
-    folder = root.parent / "earlier"
-    folder.mkdir()
-    schema = dataset.features.arrow_schema
-    with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_table(dataset.data.table)
-    datasets.DatasetInfo(features=dataset.features).write_to_directory(str(folder))
-    state = dict.fromkeys(("_format_columns", "_format_type", "_split"))
-    state |= {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "0123456789abcdef"}
-    state |= {"_format_kwargs": {}, "_output_all_columns": False}
-    (folder / "state.json").write_text(json.dumps(state))
-    assert feature_sets.load_features(folder)[:] == dataset[:]

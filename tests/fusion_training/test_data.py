@@ -16,19 +16,6 @@ def test_synthetic_data_takes_its_settings():
         load_data("synthetic", {"num_clip": 20})
 
 
-def test_a_built_data_set_and_a_table_are_read(make_data, tmp_path):
-    data = make_data(12)
-    data.save_to_disk(str(tmp_path / "built"))
-    vectors = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
-    names = np.array(["A1_ang_int1_ver1", "A2_mix_ang_hap_30_70_ver1"])
-    np.savez(tmp_path / "table.npz", clip=names, face=vectors, fold=np.array([0, 1]))
-    built = load_data(str(tmp_path / "built"), {})
-    table = load_data(str(tmp_path / "table.npz"), {})
-    assert built["clip"] == data["clip"] and built["fold"] == data["fold"]
-    np.testing.assert_allclose(table["labels"], [[1, 0, 0, 0, 0, 0], [0.3, 0, 0, 0.7, 0, 0]], atol=1e-6)
-    np.testing.assert_array_equal(feature_sets.read_features(table, [1])[0]["face"], vectors[1:])
-
-
 def test_a_data_set_on_the_hub_keeps_its_names_in_their_order_and_their_kind(hub, make_data):
     from hf_blemo.hub import push_features
 

@@ -5,8 +5,7 @@ import pytest
 
 from hf_blemo import blemore
 from hf_blemo.fusion_training.judging import Judge, better
-from hf_blemo.fusion_training.selection import Selection
-from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import decode_expected_score, decode_thresholds
+from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import decode_thresholds
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 SINGLE = LabelSpace(["red", "green", "blue"])
@@ -86,19 +85,6 @@ def test_the_official_grid_and_the_plain_one_agree(monkeypatch):
     monkeypatch.setattr(Judge, "is_benchmark", False)
     for found, expected in zip(Judge().threshold_grid(probabilities, labels), official, strict=True):
         np.testing.assert_allclose(found, expected)
-
-
-@pytest.mark.parametrize(("num_labels", "share"), [(6, 0.0), (36, None)])
-def test_the_share_of_blends_is_measured_and_may_be_none(num_labels, share):
-    folds = np.arange(12) % 3
-    labels = (
-        blemore.LABEL_MATRIX[np.arange(12) % num_labels] if share == 0 else blemore.LABEL_MATRIX[np.arange(12) + 6]
-    )
-    selection = Selection("honest", folds, labels.astype(np.float64), [0])
-    assert selection.blend_share(1) == (0.0 if share == 0 else 1.0)
-    predictions = {"joint_probabilities": np.random.default_rng(0).dirichlet(np.ones(36), 9)}
-    blends, settings = selection.decode(predictions, 1, "expected_score", {})
-    assert blends == decode_expected_score(predictions["joint_probabilities"], settings["blend_share"])
 
 
 def test_sets_of_labels_and_predictions_are_those_of_the_nearest_valid_labels():

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from fresh_processes import run_python
 from transformers import AutoModel, AutoProcessor
 
-import hf_blemo
 from hf_blemo import blemore, feature_sets
 from hf_blemo.fusion_training import run as run_module
 from hf_blemo.fusion_training.judging import Judge
@@ -311,9 +309,3 @@ def test_what_is_refused_leaves_an_output_as_it_was(settings_for, trained, make_
         with pytest.raises(Exception, match=message):
             train_fusion(settings_for(**{"overwrite": "resume" not in changes, **changes, **paths}))
         assert snapshot() == before, message
-
-
-def test_a_run_of_a_checkout_that_is_not_installed_records_its_version(monkeypatch):
-    found = distribution("torch")
-    monkeypatch.setattr("importlib.metadata.distribution", lambda name: {"hf_blemo": None}.get(name, found))
-    assert run_module._versions()["hf_blemo"] == hf_blemo.__version__

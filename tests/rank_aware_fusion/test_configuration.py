@@ -16,17 +16,11 @@ def test_encoders_are_completed_with_their_defaults():
     given = {"a": {"feature_size": 4}, "b": {"feature_size": 2, "pooling": "attention"}}
     config = RankAwareFusionConfig(encoders=given)
     assert given["a"] == {"feature_size": 4}, "the caller's dict was changed"
+    assert config.id2label == dict(enumerate(blemore.EMOTIONS))
     assert config.encoders == {
         "a": {"feature_size": 4, "modality": "video", "pooling": "mean", "transform": "none"},
         "b": {"feature_size": 2, "modality": "video", "pooling": "attention", "transform": "none"},
     }
-
-
-def test_emotions_are_those_of_the_benchmark(encoders):
-    config = RankAwareFusionConfig(encoders=encoders)
-    assert config.id2label == dict(enumerate(blemore.EMOTIONS))
-    assert config.label2id == {name: index for index, name in enumerate(blemore.EMOTIONS)}
-    assert config.num_labels == 6
 
 
 def test_round_trip_keeps_every_setting_and_the_order_of_the_encoders(encoders, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor
+from hf_blemo import RankAwareFusionConfig, RankAwareFusionProcessor
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, LabelSpace, same_space
 
 PAIRS = ((70, 30), (50, 50), (30, 70))
@@ -253,11 +253,3 @@ def test_names_given_beside_a_file_are_obeyed_or_refused(tmp_path):
     config = RankAwareFusionConfig.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="num_labels is 5, but id2label has the 3 names x, y, z: give id2label"):
         config.num_labels = 5
-
-
-def test_a_head_for_other_names_starts_anew(tmp_path):
-    RankAwareFusionModel(make(hidden_size=4)).save_pretrained(tmp_path)
-    options = {"id2label": NAMES, "blend_percents": [], "unblended": [], "ignore_mismatched_sizes": True}
-    model = RankAwareFusionModel.from_pretrained(tmp_path, **options)
-    assert model.heads.label_percent.tolist() == [[100, 0, 0], [0, 100, 0], [0, 0, 100]]
-    assert labels_of(model.config) == LabelSpace("xyz")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from fresh_processes import run_code
-from labelled_models import LABELS, make_labelled
 from sample_metrics import FUSION
 from tiny_models import ENCODERS, make_fusion, save_tiny_model
 from transformers import pipeline
@@ -199,28 +198,6 @@ def test_decoding_and_labels_are_the_callers_choice(recognise, clips):
     assert values == sorted(values, reverse=True) and sum(values) == pytest.approx(1, abs=1e-5)
     places = blemore.prediction_label_indices([label["blend"] for label in labels])
     np.testing.assert_allclose(values, output.joint_probabilities[0].detach().numpy()[places], atol=1e-6)
-
-
-@pytest.mark.parametrize("name", LABELS)
-def test_other_labels_are_named_by_the_space(name, clips):
-    model, processor = make_labelled(name)
-    recognise = BlendedEmotionRecognitionPipeline(model=model, processor=processor, device="cpu")
-    space = processor.label_space
-    with torch.no_grad():
-        output = model(**processor([clips[0]]))
-    result = recognise(clips[0], top_labels=len(space))
-    assert result["blend"] == processor.post_process_blends(output)[0]
-    assert result["probabilities"] == pytest.approx(
-        dict(zip(space.names, output.probabilities[0].tolist(), strict=True))
-    )
-    found = {str(label["blend"]): label["probability"] for label in result["labels"]}
-    joint = {str(space.blend(index)): value for index, value in enumerate(output.joint_probabilities[0].tolist())}
-    assert found == pytest.approx(joint) and result["top"] in space.names
-    soft = recognise(clips[0], decoding="soft")
-    assert [part["emotion"] for part in soft["blend"]] == list(space.names)
-    assert soft["top"] == max(soft["probabilities"], key=soft["probabilities"].get)
-    with pytest.raises(ValueError, match=f"top_labels must be from 1 to {len(space)}, found {len(space) + 1}"):
-        recognise(clips[0], top_labels=len(space) + 1)
 
 
 @pytest.mark.parametrize(
