@@ -108,14 +108,3 @@ def test_equal_rows_have_finite_gradients(name):
         assert value.item() == 0
 
 
-@pytest.mark.parametrize("name", TERMS)
-def test_value_and_gradient_are_the_same_under_vmap(name):
-    batches = [make_rows(*counts, seed=seed) for seed, counts in enumerate([(4, 2), (1, 5), (6, 0), (3, 3)])]
-    features, is_source = (torch.stack(parts) for parts in zip(*batches, strict=True))
-    module = make_module(name)
-    run = torch.func.grad_and_value(lambda rows, domains: term(module, rows, domains))
-    gradients, values = torch.vmap(run)(features, is_source)
-    for index, batch in enumerate(batches):
-        gradient, value = run(*batch)
-        torch.testing.assert_close(values[index], value)
-        torch.testing.assert_close(gradients[index], gradient)
