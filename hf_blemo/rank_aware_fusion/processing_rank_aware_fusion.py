@@ -16,7 +16,7 @@ from .decoding_rank_aware_fusion import (
     decode_thresholds,
     default_blend_share,
 )  # fmt: skip
-from .label_space_rank_aware_fusion import BLEMORE_SPACE, LABEL_KINDS, UNLABELLED, Blend, LabelSpace
+from .label_space_rank_aware_fusion import LABEL_KINDS, UNLABELLED, Blend, space_of
 
 
 class _Batch(BatchFeature):
@@ -81,7 +81,7 @@ class RankAwareFusionProcessor(ProcessorMixin):
     ):
         if label_kind not in LABEL_KINDS:
             raise ValueError(f"label_kind {label_kind!r} is not one of {', '.join(LABEL_KINDS)}")
-        self.label_space = _label_space(id2label, blend_percents, unblended)
+        self.label_space = space_of({"id2label": id2label, "blend_percents": blend_percents, "unblended": unblended})
         self.id2label = dict(enumerate(self.label_space.names))
         self.blend_percents = [list(split) for split in self.label_space.blend_percents]
         self.unblended = list(self.label_space.unblended)
@@ -260,14 +260,6 @@ class RankAwareFusionProcessor(ProcessorMixin):
         if decoding == "thresholds":
             return decode_thresholds(probabilities, alpha, beta, self.label_space)
         return decode_soft(probabilities, self.label_space)
-
-
-def _label_space(id2label: Any, blend_percents: Any, unblended: Any) -> LabelSpace:
-    """The labels of a processor, completed as a config completes them."""
-    if id2label is None and blend_percents is None and unblended is None:
-        return BLEMORE_SPACE
-    config = RankAwareFusionConfig(id2label=id2label, blend_percents=blend_percents, unblended=unblended)
-    return config.label_space
 
 
 def _check_shares(**values: float) -> None:
