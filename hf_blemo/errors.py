@@ -120,11 +120,7 @@ def _raised_here(error: BaseException) -> bool:
 
 
 def reads(expected: str) -> Callable[[Function], Function]:
-    """A function whose first argument is the path of what it reads, as a door: see `reading`.
-
-    Args:
-        expected: what should be there.
-    """
+    """A function whose first argument is the path of what it reads, as a door: see `reading`."""
 
     def decorate(function: Function) -> Function:
         first = next(iter(inspect.signature(function).parameters))
@@ -326,15 +322,7 @@ def readable(name: str) -> str:
 
 
 def check_once(where: str, names: Iterable[str]) -> None:
-    """Refuses names that come twice, of which one would be lost; names that are empty are none.
-
-    Args:
-        where: what is named, and where it was found.
-        names: found.
-
-    Raises:
-        ValueError: names come twice; the message has all of them.
-    """
+    """Refuses names that come twice, of which one would be lost, and says which; names that are empty are none."""
     twice = [repr(name) for name, count in Counter(names).items() if name and count > 1]
     if twice:
         verb = "comes" if len(twice) == 1 else "come"
@@ -342,18 +330,7 @@ def check_once(where: str, names: Iterable[str]) -> None:
 
 
 def check_among(where: str, kind: str, found: Iterable[str], expected: Iterable[str | None], hint: str = "") -> None:
-    """Refuses what lacks names, and says which, all at once.
-
-    Args:
-        where: they were looked for.
-        kind: what they name, in the plural, such as `columns`.
-        found: names that are there.
-        expected: names that have to be; None is none.
-        hint: end of the message.
-
-    Raises:
-        ValueError: a name is not there.
-    """
+    """Refuses what lacks expected names (None is none) of a kind, such as `columns`, and says which, all at once."""
     found = list(found)
     missing = [repr(name) for name in dict.fromkeys(expected) if name is not None and name not in found]
     if missing:
@@ -362,16 +339,7 @@ def check_among(where: str, kind: str, found: Iterable[str], expected: Iterable[
 
 
 def check_known(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:
-    """Refuses an unknown key, and names the nearest known one.
-
-    Args:
-        where: the keys were found.
-        keys: found.
-        known: names of settings.
-
-    Raises:
-        ValueError: a key is unknown.
-    """
+    """Refuses a key that is none of the known settings, and names the nearest of these."""
     known = list(known)
     for key in keys:
         if key not in known:
@@ -381,16 +349,7 @@ def check_known(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:
 
 
 def check_choice(where: str, found: Any, known: Iterable[str]) -> None:
-    """Refuses a value that is none of some choices, and names the nearest.
-
-    Args:
-        where: the value was found.
-        found: the value.
-        known: the choices.
-
-    Raises:
-        ValueError: it is none of them.
-    """
+    """Refuses a value that is none of the known choices, and names the nearest of these."""
     known = list(known)
     if found not in known:
         raise ValueError(f"{where}: found {found!r}, expected {listed(known)}{did_you_mean(found, known)}")
@@ -403,13 +362,8 @@ def listed(names: Iterable[str]) -> str:
 
 
 def nearest_name(name: str, known: Iterable[str], least: float = 0.5) -> str | None:
-    """The known name that somebody may have meant: one that begins so, else the most similar one.
-
-    Args:
-        name: found.
-        known: names.
-        least: similarity from 0 to 1 that it must have.
-    """
+    """The known name that somebody may have meant: one that begins so, else the most similar one, if its similarity
+    (0 to 1) is `least` or more."""
     # Upper case and the sign between words are what people get wrong most.
     names = {_folded(known_name): known_name for known_name in known}
     folded = _folded(name)

@@ -16,14 +16,7 @@ _NUM_SALIENCES = 3
 
 
 class _Thresholds(NamedTuple):
-    """Thresholds chosen by the grid search, and their accuracies on its clips.
-
-    Args:
-        alpha: presence threshold.
-        beta: salience threshold.
-        acc_presence: share from 0 to 1.
-        acc_salience: share of true blends from 0 to 1.
-    """
+    """Thresholds of presence and salience chosen by the grid search, and their accuracies on its clips, 0 to 1."""
 
     alpha: float
     beta: float

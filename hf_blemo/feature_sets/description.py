@@ -37,17 +37,7 @@ class Description(NamedTuple):
 
 
 def describe(dataset: "datasets.Dataset") -> Description:
-    """Counts what a data set of features holds.
-
-    Args:
-        dataset: of features.
-
-    Returns:
-        The counts.
-
-    Raises:
-        ValueError: it does not say what its labels are.
-    """
+    """Counts what a data set of features holds; a ValueError where it does not say what its labels are."""
     space, kind = label_space(dataset)
     columns = dataset.column_names
     rows = np.array(dataset["labels"][:], dtype=np.float64) if "labels" in columns else np.empty((0, len(space.names)))

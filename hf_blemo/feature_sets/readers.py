@@ -19,13 +19,8 @@ if TYPE_CHECKING:
 
 @reads("features of clips")
 def check_features(path: str | os.PathLike[str]) -> Path:
-    """Checks that a path looks like features of clips, before anything is imported to read them.
-
-    Args:
-        path: as [`load_features`] takes it.
-
-    Returns:
-        It.
+    """Checks that a path looks like features of clips, as [`load_features`] takes it, before anything is imported to
+    read them; returns it.
 
     Raises:
         FileNotFoundError: there is nothing at `path`, or no feature file in the folder.

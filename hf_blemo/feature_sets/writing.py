@@ -23,14 +23,7 @@ _PLAN_FILE = "build.json"
 
 
 def is_dataset_folder(path: Path) -> bool:
-    """Whether a folder holds one data set as `datasets.Dataset.save_to_disk` writes it.
-
-    Args:
-        path: a folder, which need not exist.
-
-    Returns:
-        True where its state and its info are there.
-    """
+    """Whether a folder, which need not exist, holds one data set as `datasets.Dataset.save_to_disk` writes it."""
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 

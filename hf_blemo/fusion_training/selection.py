@@ -13,14 +13,8 @@ from hf_blemo.fusion_training.lockstep import PREDICTED, Member
 
 @dataclass
 class _Choice:
-    """The best epoch so far for one scored fold of one seed.
-
-    Args:
-        criterion: minimised value.
-        epoch: counted from 1.
-        scored: predictions for the scored fold, rows in the order of the data.
-        judging: predictions on which it was chosen, in the order of `judging_rows`.
-    """
+    """The best epoch so far, counted from 1, for one scored fold of one seed: predictions of the scored fold in the
+    order of the data, and those on which it was chosen in the order of `judging_rows`."""
 
     criterion: float = np.inf
     epoch: int = 0

@@ -71,12 +71,7 @@ class BlendedEmotionRecognitionPipeline(FeaturesPipeline):
         return self._encoders
 
     def save_pretrained(self, save_directory: str | os.PathLike[Any], **kwargs: Any) -> None:
-        """Saves model and processor; the pipeline comes with this package.
-
-        Args:
-            save_directory: folder, created if missing.
-            kwargs: of the model's `save_pretrained`.
-        """
+        """Saves model and processor, as their `save_pretrained` do; the pipeline comes with this package."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 

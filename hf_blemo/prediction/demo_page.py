@@ -224,15 +224,7 @@ class _KnownHosts:
 
 
 def check_free(host: str, port: int | None) -> None:
-    """Checks that a page can be served.
-
-    Args:
-        host: interface to listen on.
-        port: None for any.
-
-    Raises:
-        ValueError: the port is taken, or the host is not one of this machine.
-    """
+    """Checks that a page can be served: refuses a port that is taken and a host that is not one of this machine."""
     try:
         socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except (OSError, OverflowError) as error:

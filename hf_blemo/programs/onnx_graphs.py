@@ -15,13 +15,8 @@ OPSET = 18
 
 
 def exported_program(graph: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
-    """Traces a module.
-
-    Args:
-        graph: in float32 and evaluation mode.
-        inputs: an example of each, at least 2 long along axes whose length is free.
-        shapes: of `torch.export.export`, which says which axes are free.
-    """
+    """Traces a module in float32 and evaluation mode, by inputs at least 2 long along the axes that `shapes`, of
+    `torch.export.export`, says are free."""
     device = next(graph.parameters()).device
     with torch.no_grad(), _quiet():
         return torch.export.export(graph, tuple(value.to(device) for value in inputs), dynamic_shapes=shapes)

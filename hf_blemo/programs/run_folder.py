@@ -50,13 +50,9 @@ def _check_same_run(
     output_dir: Path,
     inputs: Mapping[str, Any],
 ) -> None:
-    """Refuses to resume a run of other settings or inputs.
+    """Refuses to resume a run of other settings, but those that are free to change, or of other inputs.
 
-    Args:
-        earlier: settings of the run that was interrupted, with its `inputs`.
-        free: names of settings that the result does not depend on.
-        output_dir: where the earlier run left its work, for the message.
-        inputs: of this run: what they are -> fingerprint of their content.
+    `earlier` has the settings and `inputs` of the interrupted run: what they are -> fingerprint of their content.
     """
     for name, value in settings.items():
         if name not in free and name in earlier and earlier[name] != value:

@@ -106,5 +106,3 @@ def test_equal_rows_have_finite_gradients(name):
     assert value.isfinite() and features.grad.isfinite().all()
     if name != "adversarial":
         assert value.item() == 0
-
-

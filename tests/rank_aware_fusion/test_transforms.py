@@ -109,8 +109,6 @@ def test_valid_labels_stay_exact_in_lower_precisions(make_model, make_samples, c
         torch.testing.assert_close(found, joint[0], rtol=1e-5, atol=1e-6)
 
 
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_features_of_any_precision_are_read_in_float32(make_model, make_samples, collate, dtype):
     model, batch = make_model(), collate(make_samples(5, ABSENT))
