@@ -1,6 +1,7 @@
 """Detectors of faces in a picture, run by OpenCV: YuNet, and CenterFace. Needs the extra `face`."""
 
 import hashlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ _STRIDE = 4
 _MOST_PLACES = 1000
 # Sizes of pictures for which a network is kept; a clip needs two.
 _MOST_SIZES = 4
+# What OpenCV logs has one level for all threads; this one is without warnings.
+_LOGGING, _ERRORS = threading.Lock(), 2
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,18 @@ class _YuNet(FaceDetector):
     def _network(self, size: tuple[int, int]) -> Any:
         import cv2
 
-        empty = np.zeros(0, np.uint8)
-        return cv2.FaceDetectorYN.create(
-            "onnx", self._content, empty, size, self._least_score, _MOST_OVERLAP, _MOST_PLACES
-        )
+        # In OpenCV 5 and in OpenCV 4.
+        empty, logging = np.zeros(0, np.uint8), getattr(cv2.utils, "logging", cv2)
+        with _LOGGING:
+            level = logging.getLogLevel()
+            # OpenCV 5 warns of its own choice of where to run each network.
+            logging.setLogLevel(min(level, _ERRORS))
+            try:
+                return cv2.FaceDetectorYN.create(
+                    "onnx", self._content, empty, size, self._least_score, _MOST_OVERLAP, _MOST_PLACES
+                )
+            finally:
+                logging.setLogLevel(level)
 
     def _found(self, network: Any, picture: np.ndarray) -> Any:
         _, found = network.detect(np.ascontiguousarray(picture[..., ::-1]))

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from face_scenes import BrightFaces, Pose, background, centerface, patches, save_yunet, scene, wandering
 from onnx import TensorProto, helper
+from PIL import Image
 
 from hf_blemo.media import Frame
 from hf_blemo.media.face_detection import overlaps, read_detector
@@ -103,7 +104,7 @@ def test_faces_at_a_border_and_fifty_at_once(detector):
 # --- What holds two forms of networks together ---
 
 
-def test_yunet_reads_colours_and_boxes_as_opencv_says(tmp_path):
+def test_yunet_reads_colours_and_boxes_as_opencv_says(tmp_path, capfd):
     file = read_detector(save_yunet(tmp_path / "yunet.onnx", 64, 32))
     assert file.kind == "YuNet" and len(file.sha256) == 64
     picture = np.zeros((32, 64, 3), np.uint8)
@@ -111,6 +112,17 @@ def test_yunet_reads_colours_and_boxes_as_opencv_says(tmp_path):
     # Blue is no red.
     picture[16:24, 0:8, 2] = 255
     np.testing.assert_allclose(file.detector().faces(picture), [[40, 8, 8, 8, 1]], atol=1e-3)
+    # OpenCV would log a line or two for each clip.
+    assert capfd.readouterr().err == ""
+
+
+def test_a_yunet_of_one_size_takes_pictures_of_others(tmp_path):
+    """As the published file, whose network is for 640 x 640 pixels."""
+    detector = read_detector(save_yunet(tmp_path / "yunet.onnx", 96, 96)).detector()
+    for width, height in ((160, 160), (64, 32), (160, 160)):
+        picture = np.zeros((height, width, 3), np.uint8)
+        picture[16:24, 32:40, 0] = 255
+        np.testing.assert_allclose(detector.faces(picture), [[32, 16, 8, 8, 1]], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +130,7 @@ def test_yunet_reads_colours_and_boxes_as_opencv_says(tmp_path):
     [
         (lambda path: path.write_bytes(b""), "found a file that OpenCV cannot read"),
         (lambda path: path.write_text("no network"), "found a file that OpenCV cannot read"),
+        (lambda path: Image.new("RGB", (64, 64)).save(path, "PNG"), "found a file that OpenCV cannot read"),
         (lambda path: _save_network(path, 1), "found a network with 1 outputs"),
         (lambda path: _save_network(path, 4), "found a network that is not CenterFace"),
         (lambda path: _save_network(path, 12), "found a network that is not YuNet"),
