@@ -1,7 +1,7 @@
 """Distillation methods on equal terms: one teacher, the same student, data, budget and seeds."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -48,18 +48,18 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
 
 def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: ExitStack) -> dict[str, Any]:
     output = Path(settings.output_dir)
-    result: dict[str, Any] = {"settings": asdict(settings), "students": {name: [] for name in settings.methods}}
+    result: dict[str, Any] = {"settings": asdict(settings)}
 
     def begin() -> dict[str, list[dict[str, Any]]]:
         result["inputs"] = _inputs(settings)
-        earlier = {}
+        students: dict[str, list[dict[str, Any]]] = {name: [] for name in settings.methods}
         if settings.resume and (output / COMPARISON_FILE).is_file():
-            own = asdict(settings)
-            earlier = earlier_result(output / COMPARISON_FILE, own, FREE_IN_RESUME, result["inputs"])["students"]
+            record, own = output / COMPARISON_FILE, asdict(settings)
+            students = earlier_result(record, own, FREE_IN_RESUME, result["inputs"])["students"]
         stack.enter_context(held(output))
         # Says whose students these are, before there are any.
-        write_json({output / COMPARISON_FILE: {**result, "students": {**result["students"], **earlier}}})
-        return earlier
+        write_json({output / COMPARISON_FILE: {**result, "students": students}})
+        return students
 
     # All checks come before any change to an earlier run.
     of_first(accelerator, settings.check_output)
@@ -69,17 +69,11 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
     evaluator = ClipEvaluator({**make_tasks(settings.comparison_tasks()), **held_out})
     own = {entry.name: getattr(settings, entry.name) for entry in fields(DistillationSettings)}
     # Resuming is done student by student, evaluation once for all of them.
-    without: dict[str, Any] = {
-        "resume": False,
-        "overwrite": True,
-        "teacher": None,
-        "evaluation": {},
-        "evaluate_every": 0,
-    }
-    without |= {"weight_schedule": {}, "teacher_revision": None}
-    base = DistillationSettings(**{**own, **without, "evaluate_teacher": False, "weights": {"task": 1.0}})
+    without: dict[str, Any] = {"resume": False, "overwrite": True, "teacher": None, "teacher_revision": None}
+    without |= {"evaluation": {}, "evaluate_every": 0, "evaluate_teacher": False, "weight_schedule": {}}
+    base = DistillationSettings(**{**own, **without, "weights": {"task": 1.0}})
     # Later, what the first process writes may be there.
-    earlier = of_first(accelerator, begin)
+    result["students"] = of_first(accelerator, begin)
     check_shared(accelerator, output)
 
     def evaluate(folder: str) -> dict[str, float]:
@@ -89,26 +83,22 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
         return _scores(evaluator.evaluate(clip.model, clip.processor))
 
     teacher = settings.teacher or str(output / "teacher")
-    if settings.teacher is None and not (earlier and (output / "teacher" / "model.safetensors").is_file()):
+    if settings.teacher is None and not (settings.resume and (output / "teacher" / "model.safetensors").is_file()):
         wider = _merged(settings.student_config, settings.teacher_config)
         distill(replace(base, output_dir=teacher, student_config=wider, num_steps=settings.teacher_steps, epochs=None))
     result["teacher"] = evaluate(teacher)
     for seed, name in itertools.product(settings.seeds, settings.methods):
-        found = next((row for row in earlier.get(name, []) if row["seed"] == seed), None)
-        if found is None:
+        students = result["students"][name]
+        if not any(row["seed"] == seed for row in students):
             folder = within(output, f"{name.replace(' ', '_')}_seed_{seed}")
             weights = {term: settings.weights[term] for term in METHODS[name]}
             schedule = {term: points for term, points in settings.weight_schedule.items() if term in weights}
             taught = teacher if len(weights) > 1 else None
             changes: dict[str, Any] = {"output_dir": str(folder), "seed": seed, "teacher": taught, "weights": weights}
             distill(replace(base, **changes, weight_schedule=schedule))
-            found = {"seed": seed, **evaluate(str(folder))}
-        result["students"][name].append(found)
+            students.append({"seed": seed, **evaluate(str(folder))})
         if accelerator.is_main_process:
-            students = {
-                method: [*rows, *_later(rows, earlier.get(method, []))] for method, rows in result["students"].items()
-            }
-            write_json({output / COMPARISON_FILE: {**result, "students": {**earlier, **students}}})
+            write_json({output / COMPARISON_FILE: result})
     if not accelerator.is_main_process:
         return {}
     write_text(output / "comparison.md", markdown(result))
@@ -124,12 +114,6 @@ def _inputs(settings: ComparisonSettings) -> dict[str, Any]:
         given = load_clip(settings.teacher, "teacher", settings.teacher_revision)
         inputs["the weights of the teacher"] = given.description()["fingerprint"]
     return inputs
-
-
-def _later(rows: Sequence[dict[str, Any]], earlier: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Students of an earlier run that this one has not reached yet, which an interruption must not lose."""
-    done = {row["seed"] for row in rows}
-    return [row for row in earlier if row["seed"] not in done]
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
