@@ -245,20 +245,16 @@ def open_teacher(settings: DistillationSettings) -> Teacher:
         FileNotFoundError: there is no such model or store.
         ValueError: a model is not a CLIP, the store has no such teacher, or has it from another revision.
     """
-    entries = settings.teacher_entries()
-    if settings.teacher_store is not None:
-        folder = _store_folder(settings.teacher_store)
-        if entries:
-            return _Teachers(
-                [_open_store(folder, settings, entry.teacher, entry.revision) for entry in entries],
-                [entry.scale for entry in entries],
-            )
-        return _open_store(folder, settings, settings.teacher_name, settings.teacher_revision)
-    if entries:
-        return _Teachers(
-            [_open_live(entry.teacher, entry.revision) for entry in entries], [entry.scale for entry in entries]
-        )
-    return Teacher() if settings.teacher is None else _open_live(settings.teacher, settings.teacher_revision)
+    store = None if settings.teacher_store is None else _store_folder(settings.teacher_store)
+
+    def opened(name: Any, revision: str | None) -> Teacher:
+        return _open_live(name, revision) if store is None else _open_store(store, settings, name, revision)
+
+    several = settings.teacher_entries()
+    if several:
+        return _Teachers([opened(one.teacher, one.revision) for one in several], [one.scale for one in several])
+    name = settings.teacher if store is None else settings.teacher_name
+    return Teacher() if store is None and name is None else opened(name, settings.teacher_revision)
 
 
 def _open_live(source: str, revision: str | None) -> Teacher:

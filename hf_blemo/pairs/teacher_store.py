@@ -153,32 +153,30 @@ class TeacherStore:
     """
 
     def __init__(self, folder: str | Path, teacher: str | None = None):
-        self.folder = Path(folder)
+        self.folder, self.where = Path(folder), f"teacher_store {str(folder)!r}"
         self.description = StoreDescription.load(self.folder)
         teachers = self.description.teachers
         if teacher is None and len(teachers) > 1:
-            raise ValueError(
-                f"teacher_store {str(folder)!r}: name one of its teachers, {', '.join(teachers)} (--teacher_name), or "
-                "several (--teachers)"
-            )
+            names = f"{', '.join(teachers)} (--teacher_name), or several (--teachers)"
+            raise ValueError(f"{self.where}: name one of its teachers, {names}")
         self.name = next(iter(teachers)) if teacher is None else teacher
         if self.name not in teachers:
-            raise ValueError(f"teacher_store {str(folder)!r}: no teacher {teacher!r}, found {', '.join(teachers)}")
+            raise ValueError(f"{self.where}: no teacher {teacher!r}, found {', '.join(teachers)}")
         self.teacher = teachers[self.name]
         shards = self.description.shards()
         paths = [self.description.shard_path(self.folder, number) for number in range(len(shards))]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"teacher_store {str(folder)!r}: {len(missing)} of {len(paths)} shards are missing, {missing[0]} "
-                "first; run hf-blemo embed again to resume"
+                f"{self.where}: {len(missing)} of {len(paths)} shards are missing, {missing[0]} first; run hf-blemo "
+                "embed again to resume"
             )
         try:
             data = datasets.load_dataset("parquet", data_files={"train": [str(path) for path in paths]}, split="train")
         except datasets.exceptions.DatasetGenerationError as error:
             raise ValueError(
-                f"teacher_store {str(folder)!r}: {_damaged(paths)} cannot be read: {error.__cause__}; delete it and "
-                "run hf-blemo embed again"
+                f"{self.where}: {_damaged(paths)} cannot be read: {error.__cause__}; delete it and run hf-blemo embed "
+                "again"
             ) from error
         # Only the columns of one teacher are read from disk.
         self.embeds = [f"{self.name}_{side}_embeds" for side in ("image", "text")]
@@ -187,7 +185,7 @@ class TeacherStore:
         pairs = [source["pairs"] for source in self.description.sources]
         self.first = np.concatenate([[0], np.cumsum(pairs)]) * self.description.variants
         if len(data) != self.first[-1]:
-            raise ValueError(f"teacher_store {str(folder)!r}: expected {self.first[-1]} rows, found {len(data)}")
+            raise ValueError(f"{self.where}: expected {self.first[-1]} rows, found {len(data)}")
 
     def check(self, sources: Sequence[Mapping[str, Any]], augmentation: Mapping[str, Any], decode_size: int) -> None:
         """Refuses a store that was made from other pixels than a run would see.
@@ -200,7 +198,7 @@ class TeacherStore:
         Raises:
             ValueError: the first difference.
         """
-        where, made = f"teacher_store {str(self.folder)!r}", self.description
+        where, made = self.where, self.description
         if len(sources) != len(made.sources):
             raise ValueError(f"{where}: made of {len(made.sources)} sources, the run has {len(sources)}")
         for number, (mine, theirs) in enumerate(zip(sources, made.sources, strict=True)):
@@ -243,7 +241,7 @@ class TeacherStore:
         if found["broken"] or (found["caption"], stored) != (caption, crop):
             seen = "a broken pair" if found["broken"] else f"{found['caption']!r} and {stored}"
             raise ValueError(
-                f"teacher_store {str(self.folder)!r}: {pair['where']}: embedded {seen}, found {caption!r} and {crop}; "
+                f"{self.where}: {pair['where']}: embedded {seen}, found {caption!r} and {crop}; "
                 "the data has changed since"
             )
         return place
