@@ -89,9 +89,7 @@ def _first_batches(sources: Sequence[PairTable | PairStream], reader: PairReader
     """The first pairs that can be read, as a teacher takes them."""
     found: list[ReadPair] = []
     for index, source in enumerate(sources):
-        count = _PAIRS // len(sources)
-        pairs = source.first(count) if isinstance(source, PairStream) else source.pairs(range(min(count, len(source))))
-        for row, pair in enumerate(pairs):
+        for row, pair in enumerate(source.first(_PAIRS // len(sources))):
             with suppress(BrokenPairError):
                 found.append(reader.read({"key": (0, row), "visit": 0, **pair}, index))
     for start in range(0, len(found), _AT_ONCE):

@@ -255,8 +255,6 @@ class Augmentation:
         that crop. `size` is that of the upright image; the generator always gives 23 numbers, used or not.
         """
         width, height = size
-        if width < 1 or height < 1:
-            raise ValueError(f"size: expected at least one pixel, found {width} x {height}")
         drawn = generator.random(2 * _TRIES + 3).tolist()
         across, down, mirrored = drawn[2 * _TRIES :]
         flip = mirrored < self.flip
@@ -315,12 +313,10 @@ def read_crop(
 
     Raises:
         BrokenImageError: some pixels cannot be decoded.
-        ValueError: the crop leaves the image, or a size is below one pixel.
+        ValueError: the crop leaves the image.
     """
     target = (size, size) if isinstance(size, int) else (size[0], size[1])
     decode_size = max(target) if decode_size is None else decode_size
-    if min(target) < 1 or decode_size < 1:
-        raise ValueError(f"expected sizes of at least one pixel, found size {size} and decode_size {decode_size}")
     with _decoding(image):
         own = _undecoded(image) or image
         turn, (swap, across, down) = _TURNS.get(_orientation(own), _UPRIGHT)
@@ -355,19 +351,7 @@ def read_crop(
 def normalized(
     pixels: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float], rescale_factor: float = 1 / 255
 ) -> torch.Tensor:
-    """Normalises pixels for a tower: `(pixels * rescale_factor - mean) / std`.
-
-    Args:
-        pixels: n arrays (H, W, 3) of uint8, all of one size.
-        mean, std: of the three channels, in units of the rescaled pixels.
-        rescale_factor: 1/255 maps the levels to [0, 1].
-
-    Returns:
-        (n, 3, H, W) float32, contiguous.
-    """
-    found = sorted({f"{values.dtype} {values.shape}" for values in pixels})
-    if len(found) != 1 or pixels[0].dtype != np.uint8 or pixels[0].shape[2:] != (3,):
-        raise ValueError(f"expected uint8 pixels (H, W, 3) of one size, found {', '.join(found) or 'none'}")
+    """`(pixels * rescale_factor - mean) / std` of n arrays (H, W, 3) of uint8 and one size, (n, 3, H, W) float32."""
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(f"expected mean and std of three channels, found {mean} and {std}")
     # In double precision until the last step, so that one multiplication and one sum are as exact as the three steps.

@@ -64,6 +64,10 @@ class PairTable:
             found["images"] = fingerprint(*(stored(pair["image"]) for pair in self.pairs(rows.tolist())))
         return found
 
+    def first(self, count: int) -> list[dict[str, Any]]:
+        """The first [`pairs`]."""
+        return self.pairs(range(min(count, len(self))))
+
     def pairs(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Returns `image` as stored, `caption`, `key` (0 and the row) and `where` (for messages) of each row."""
         rows = [int(row if self.rows is None else self.rows[row]) for row in rows]

@@ -279,8 +279,7 @@ class Inputs:
             path.write_bytes(torn(next((self.folder / "shards").iterdir()).read_bytes(), draw))
 
         def read() -> None:
-            source: Any = open_source(PairSourceSettings(data=str(path), streaming=bool(draw.randrange(2))))
-            source.first(3) if hasattr(source, "first") else source.pairs(range(len(source)))
+            open_source(PairSourceSettings(data=str(path), streaming=bool(draw.randrange(2)))).first(3)
 
         return guarded(read)
 

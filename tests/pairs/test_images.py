@@ -329,8 +329,6 @@ def test_impossible_augmentations_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Augmentation(**options)
-    with pytest.raises(ValueError, match="found 0 x 5"):
-        Augmentation().crop_of((0, 5), np.random.default_rng(0))
     # Lists are tuples.
     assert hash(Augmentation(scale=[0.5, 1.0])) == hash(Augmentation(scale=(0.5, 1.0)))
 
@@ -438,18 +436,14 @@ def test_an_image_that_the_caller_decoded_is_read_in_full_and_kept(tmp_path):
 
 
 def test_impossible_crops_are_refused():
-    inside = Crop(0, 0, 5, 5)
-    outside = [Crop(-1, 0, 5, 5), Crop(90, 0, 7, 5), Crop(0, 60, 5, 5), Crop(0, 0, 0, 5)]
-    for crop, size, decode_size in ((inside, 0, None), (inside, 8, 0), *((crop, 8, None) for crop in outside)):
-        with pytest.raises(ValueError, match="expected") as raised:
-            read_crop(smooth(), crop, size, decode_size)
+    for crop in (Crop(-1, 0, 5, 5), Crop(90, 0, 7, 5), Crop(0, 60, 5, 5), Crop(0, 0, 0, 5)):
+        with pytest.raises(ValueError, match="expected a part of an image of 96 x 64") as raised:
+            read_crop(smooth(), crop, 8)
         assert not isinstance(raised.value, BrokenImageError)
 
 
 @pytest.mark.parametrize("rescale_factor", [1 / 255, 1 / 127.5])
 def test_pixels_are_normalised_as_by_the_processor_of_clip(rescale_factor):
-    from transformers import CLIPImageProcessorPil
-
     processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False, rescale_factor=rescale_factor)
     levels = np.arange(3 * 16 * 16).reshape(16, 16, 3) % 256
     pixels = [levels.astype(np.uint8), levels[::-1].astype(np.uint8), 255 - levels.astype(np.uint8)]
@@ -459,14 +453,10 @@ def test_pixels_are_normalised_as_by_the_processor_of_clip(rescale_factor):
     assert (found - expected).abs().max() < 1e-6
 
 
-def test_only_pixels_of_one_kind_and_size_are_normalised():
+def test_pixels_of_any_layout_have_three_channels():
     mean = std = (0.5, 0.5, 0.5)
-    small, large = np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)
-    for pixels in ([], [small, large], [small.astype(np.float32)], [small[..., :1]], [small[..., 0]]):
-        with pytest.raises(ValueError, match="expected uint8 pixels"):
-            normalized(pixels, mean, std)
     with pytest.raises(ValueError, match="three channels"):
-        normalized([small], (0.5,), std)
+        normalized([np.array(smooth())], (0.5,), std)
     # An array that numpy may not write to, as Pillow gives it, and one that lies backwards in memory.
     assert torch.equal(
         normalized([np.asarray(smooth())[:, ::-1]], mean, std), normalized([np.array(smooth())[:, ::-1]], mean, std)
