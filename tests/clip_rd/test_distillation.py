@@ -4,18 +4,11 @@ import math
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from losses_on_processes import WIDTHS, TinyClip, make_batch, make_distiller
 from transformers import CLIPConfig, CLIPModel
 
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import TERMS, CLIPRDLoss
-
-
-@pytest.fixture(autouse=True)
-def start_fresh(fresh_accelerate_state) -> None:
-    """Every test here starts without state of Accelerate."""
 
 
 def make_clip(seed, width, **options):
@@ -276,47 +269,6 @@ def test_cached_gradients_of_bad_input_are_refused():
         cached_backward(torch.nn.Linear(2, 2), batch, 4)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_an_accelerate_loop_learns_and_resumes_to_the_same_weights(precision, tmp_path):
-    def begin(seed):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=2)
-        distiller = make_distiller(dropout=0.3)
-        optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-2)
-        return accelerator, *accelerator.prepare(distiller, optimizer)
-
-    def go_on(accelerator, model, optimizer, first, last):
-        losses = []
-        for step in range(first, last):
-            rows = {name: values.roll(step, 0)[:6] for name, values in make_batch().items()}
-            with accelerator.accumulate(model):
-                terms = model(rows)
-                assert terms.loss.dtype == torch.float32
-                accelerator.backward(terms.loss)
-                optimizer.step()
-                optimizer.zero_grad()
-            accelerator.unwrap_model(model).set_step(step + 1)
-            losses.append(terms.loss.item())
-        return losses
-
-    torch.manual_seed(1)
-    accelerator, model, optimizer = begin(0)
-    losses = go_on(accelerator, model, optimizer, 0, 40)
-    assert losses[-1] < 0.7 * losses[0]
-    accelerator.save_state(str(tmp_path / "state"), safe_serialization=True)
-    go_on(accelerator, model, optimizer, 40, 44)
-    expected = accelerator.unwrap_model(model).state_dict()
-    accelerator, model, optimizer = begin(1)
-    with torch.no_grad():
-        model.loss.cross_scale.fill_(9.0)
-    accelerator.load_state(str(tmp_path / "state"))
-    assert int(accelerator.unwrap_model(model).step) == 40
-    go_on(accelerator, model, optimizer, 40, 44)
-    for name, value in accelerator.unwrap_model(model).state_dict().items():
-        assert torch.equal(value, expected[name]), name
-
-
 def test_towers_run_in_bf16_under_autocast_and_the_loss_does_not():
     distiller = CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6))
     seen = []
@@ -343,34 +295,6 @@ def test_activation_checkpointing_gives_the_same_gradients():
         distiller(make_images()).loss.backward()
         for name, expected in gradients_of(plain).items():
             torch.testing.assert_close(distiller.get_parameter(name).grad, expected)
-
-
-def test_half_precision_gradients_are_scaled_and_unscaled():
-    plain, scaled = (CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6)).train() for _ in range(2))
-    plain(make_images()).loss.backward()
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    optimizer = torch.optim.SGD(scaled.parameters(), lr=0.0)
-    with torch.autocast("cpu", dtype=torch.float16):
-        terms = scaled(make_images())
-    assert terms.loss.dtype == torch.float32
-    scaler.scale(terms.loss).backward()
-    scaler.unscale_(optimizer)
-    one, other = (torch.cat([value.flatten() for value in gradients_of(part).values()]) for part in (plain, scaled))
-    assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.999
-    assert 0.9 < other.norm() / one.norm() < 1.1
-
-
-# Dynamo looks at gradients of tensors that have none.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_it_gives_the_same_loss_and_gradients():
-    plain, other = make_distiller().train(), make_distiller().train()
-    compiled = torch.compile(other, backend="aot_eager")
-    expected, found = plain(make_batch()), compiled(make_batch())
-    torch.testing.assert_close(found.loss, expected.loss)
-    expected.loss.backward()
-    found.loss.backward()
-    for name, gradient in gradients_of(plain).items():
-        torch.testing.assert_close(other.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("works", [True, False])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from pair_files import assert_same, encoded, pairs_of, picture, write_shards
-from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from hf_blemo.built_in.synthetic_pairs import MAX_TOKENS, synthetic_tokenizer
@@ -228,28 +227,6 @@ def test_captions_longer_than_the_context_keep_their_end_and_empty_lists_are_bro
     assert (batch["input_ids"][:, -1] == synthetic_tokenizer().eos_token_id).all()
 
 
-@pytest.mark.parametrize("augmentation", [{}, CROPS], ids=["whole", "crops"])
-def test_pictures_of_every_kind_stand_in_one_batch(augmentation):
-    turned = Image.Exif()
-    turned[274] = 6
-    sixteen = Image.fromarray(np.linspace(0, 65535, 1280).reshape(32, 40).astype(np.uint16))
-    images = [
-        encoded(picture(0, "L"), "JPEG"),
-        encoded(picture(1, "CMYK"), "JPEG"),
-        encoded(picture(2, "P")),
-        encoded(sixteen),
-        encoded(picture(4), "JPEG", exif=turned),
-        encoded(picture(5, size=(1, 1))),
-        encoded(picture(6, "RGBA")),
-        encoded(picture(7, "1")),
-    ]
-    table = table_of(CAPTIONS[:8], images)
-    batch, report = read(batches_of(table, num_steps=1, augmentation=augmentation))[0]
-    assert report["broken"] == 0
-    assert batch["pixel_values"].shape == (8, 3, 16, 16) and batch["pixel_values"].isfinite().all()
-    assert len({tuple(image.flatten().tolist()) for image in batch["pixel_values"]}) == 8
-
-
 # --- Broken pairs ---
 
 
@@ -403,40 +380,3 @@ def test_processes_with_workers_go_on_from_the_checkpoint_of_the_first(tmp_path,
     with pytest.raises(ValueError, match="resume: the streams were read by 2 processes, found 1"):
         position_of(0, 1).load_state_dict(kept)
     position_of(0, 1).load_state_dict({**kept, "states": {0: {0: [{}]}, 1: {0: [{}]}}})
-
-
-def test_broken_pairs_of_a_stream_are_passed_over_and_counted(tmp_path):
-    captions = [CAPTIONS[number] if number % 5 else " " for number in range(20)]
-    captions[0], captions[5] = CAPTIONS[0], CAPTIONS[5]
-    folder = write_shards(tmp_path / "shards", captions, 2, torn=(0, 5))
-    source = open_source(PairSourceSettings(data=str(folder), streaming=True), 4)
-    reports = [report for _, report in read(batches_of(source, 4, 5))]
-    broken = sum(report["broken"] for report in reports)
-    # Twenty sound pairs are a whole pass of sixteen and a part of the next.
-    assert 4 <= broken <= 8 and sum(report["seen"] for report in reports) == 20 + broken
-    assert all("shard" in example for report in reports for example in report["examples"])
-
-
-@pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
-def test_a_folder_of_pictures_with_metadata_is_read(tmp_path, streaming):
-    for number in range(8):
-        content = encoded(picture(number), "JPEG")
-        (tmp_path / f"{number}.jpg").write_bytes(content[: len(content) // 2] if number == 3 else content)
-    rows = "".join(f"{number}.jpg,{CAPTIONS[number]}\n" for number in range(8))
-    (tmp_path / "metadata.csv").write_text(f"file_name,caption\n{rows}")
-    source = open_source(PairSourceSettings(data=str(tmp_path), streaming=streaming), 4)
-    found = read(batches_of(source, 8, 1))
-    batch, report = found[0]
-    assert report["broken"] == 1 and "3.jpg" in report["examples"][0]
-    if not streaming:
-        # A table of paths beside the pictures, one of which is missing.
-        (tmp_path / "3.jpg").unlink()
-        table = open_source(PairSourceSettings(data=str(tmp_path / "metadata.csv"), image_column="file_name"))
-        [(_, report)] = read(batches_of(table, num_steps=1))
-        assert report["broken"] == 1 and "row 3" in report["examples"][0] and "3.jpg" in report["examples"][0]
-    plain = processor()
-    texts = synthetic_tokenizer().batch_decode(batch["input_ids"], skip_special_tokens=True)
-    assert len(set(texts)) == 7 and CAPTIONS[3] not in texts
-    for text, pixels in zip(texts, batch["pixel_values"], strict=True):
-        number = next(number for number in range(8) if CAPTIONS[number] == text)
-        assert torch.equal(pixels, plain.images([(tmp_path / f"{number}.jpg").read_bytes()])[0])
