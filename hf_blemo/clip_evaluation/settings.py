@@ -61,12 +61,7 @@ class TaskSettings:
         )
 
     def check_place(self) -> None:
-        """Checks that data and the table of classes are there.
-
-        Raises:
-            FileNotFoundError, ValueError: as [`PairSourceSettings.check_place`]; there is no such table.
-        MissingExtraError: `classes` is a standard set's name, and clip_benchmark is missing.
-        """
+        """Checks that data and the table of classes, or the package with those of standard sets, are there."""
         if self.kind in PAIRS:
             return
         self.source().check_place()
@@ -78,18 +73,7 @@ class TaskSettings:
 
 
 def check_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskSettings]:
-    """Checks the settings of tasks, before anything is imported to read their data.
-
-    Args:
-        settings: task -> entries of `TaskSettings`.
-
-    Returns:
-        Task -> its settings.
-
-    Raises:
-        ValueError: an unknown setting or value.
-        FileNotFoundError: as [`TaskSettings.check_place`].
-    """
+    """Task -> its settings of some entries, checked before anything is imported to read their data."""
     found = {name: settings_of(TaskSettings, entries, f"evaluation.{name}") for name, entries in settings.items()}
     for task in found.values():
         task.check_place()

@@ -101,10 +101,6 @@ def classes_of_data(name: str, named: Sequence[str] | None, labels: Iterable[Any
         named: names of the data's class numbers; None where labels are not numbers with names.
         labels: of all images; not looked at where they have names.
         where: the data, for messages.
-
-    Raises:
-        MissingExtraError: clip_benchmark is not installed.
-        ValueError: the labels do not fit the set, or not in one way only.
     """
     known, where = STANDARD_SETS[name], f"{where}, classes {name!r}"
     check_extra("sets", f"classes {name!r}")

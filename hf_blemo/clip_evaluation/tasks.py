@@ -31,19 +31,7 @@ TEMPLATES = (
 
 
 def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
-    """Makes tasks from settings.
-
-    Args:
-        settings: task -> entries of `TaskSettings`; a built-in kind makes several tasks with names of their own.
-
-    Returns:
-        Name -> task.
-
-    Raises:
-        FileNotFoundError: data or class table cannot be found.
-        ValueError: an unknown setting, a missing column, a label that is not a class, or two tasks of one name.
-        MissingExtraError: `classes` is a standard set's name, and clip_benchmark is missing.
-    """
+    """Makes tasks of entries of `TaskSettings`, name -> task; a built-in kind makes several under other names."""
     tasks: dict[str, Task] = {}
     for name, task_settings in check_tasks(settings).items():
         made = _make(name, task_settings)
@@ -55,12 +43,7 @@ def make_tasks(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
 
 
 def tasks_of_training_data(tasks: Mapping[str, Mapping[str, Any]], sources: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the tasks that read what a model was trained on.
-
-    Args:
-        tasks: task -> entries of `TaskSettings`.
-        sources: of the training, each with `data` and, if it is not the default, `split`.
-    """
+    """Returns the tasks that read what a model was trained on: sources with `data` and perhaps `split`."""
 
     def place(data: Any, split: str) -> tuple[str, str]:
         path = Path(str(data))

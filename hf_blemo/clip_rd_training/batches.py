@@ -32,10 +32,6 @@ class PairBatches(torch.utils.data.IterableDataset):
         student: processes pairs for the student.
         teacher: adds its part to every batch.
         rank, world: number of this process, and of all.
-
-    Raises:
-        ValueError: a source with fewer pairs than its share of a batch or with no share, or a batch that the processes
-            cannot divide evenly.
     """
 
     def __init__(

@@ -36,10 +36,6 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
     Returns:
         What `comparison.json` holds: `settings`, `teacher` (its metrics) and `students`: method -> metrics per seed.
         Empty on all processes but the first.
-
-    Raises:
-        ValueError: settings or inputs of an earlier run in `output_dir` differ under `resume`.
-        FileExistsError: the folder holds an earlier comparison, or another run writes there.
     """
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with together(accelerator, settings) as stack:

@@ -79,11 +79,6 @@ def embed(settings: EmbeddingSettings) -> dict[str, Any]:
     Returns:
         `pairs`, `rows` and `shards` of the store, and what this run did: `written` shards, `seen` and `broken` pairs
         with `examples`.
-
-    Raises:
-        ValueError, FileNotFoundError: settings, data or teachers are not usable, the folder holds a store of other
-            settings or pairs, or more pairs are broken than `max_broken_share` allows; shards that were written stay.
-        FileExistsError: the folder holds something else than a store, or another run writes there.
     """
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with together(accelerator, settings) as stack:

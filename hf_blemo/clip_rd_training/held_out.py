@@ -55,9 +55,6 @@ def hold_out(accelerator: Accelerator, share: float, sources: Sequence[PairTable
     The hashes of the pictures decide, so that neither the order of the rows nor a seed matters, and all rows of one
     picture stay on one side. Every picture is read once, by the first process, and all get what it chose. Rows without
     a caption are trained on, where they are counted as broken.
-
-    Raises:
-        ValueError: a source is a stream, or no picture has so few rows that it could be held out.
     """
     if not share:
         return Split(list(sources), [])

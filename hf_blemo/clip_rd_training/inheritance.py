@@ -75,9 +75,6 @@ def inherit(
     Returns:
         The student, and what it inherited: side -> `layers` (numbers, from 0), and for each other size kept and whole.
 
-    Raises:
-        ValueError: a teacher of another shape, an unknown size, or one that is larger than the teacher's.
-
     Source: the idea of TinyCLIP (arXiv 2309.12314), manual and automatic inheritance; the scores are ours.
     """
     check_known("student_config", config, ("vision_config", "text_config"))

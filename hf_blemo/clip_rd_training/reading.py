@@ -61,15 +61,10 @@ class PairReader:
             self.decode_size = decode_size or max(max(processor.image_size) for processor in self.processors)
 
     def read(self, pair: Mapping[str, Any], source: int) -> ReadPair:
-        """Reads a pair.
+        """Reads a pair of the source of a number, or raises [`BrokenPairError`].
 
-        Args:
-            pair: `image`, `caption` (but of pictures alone), `key` (numbers that identify it within its source),
-                `visit` (how often it was read before) and `where` (for messages).
-            source: number of its source.
-
-        Raises:
-            BrokenPairError: it has no caption or no readable image; the message says where it is.
+        A pair has `image`, `caption` (but of pictures alone), `key` (numbers that identify it within its source),
+        `visit` (how often it was read before) and `where` (for messages).
         """
         variant = pair["visit"] % self.variants if self.variants else pair["visit"]
         generator = np.random.default_rng([self.seed, source, *pair["key"], variant])

@@ -46,12 +46,6 @@ def make_student(
         teacher: shares its tokenizer with a new student, unless the settings name another, and its towers where they
             ask for them.
         sources: pairs to train on, whose first tell what to inherit.
-
-    Raises:
-        ValueError: an unknown setting of the student, no tokenizer, a tokenizer with more tokens than the student,
-            an image size other than the checkpoint's, a tower that does not fit, or a teacher that nothing can be
-            inherited from.
-        FileNotFoundError: `student` or a tower is not to be found.
     """
     teacher = teacher or Teacher()
     if settings.student in STUDENTS:

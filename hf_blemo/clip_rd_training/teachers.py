@@ -239,12 +239,7 @@ def _first_embeddings(
 
 
 def open_teacher(settings: DistillationSettings) -> Teacher:
-    """Loads the teachers, or opens the store, that the settings name; a store on the Hub is downloaded.
-
-    Raises:
-        FileNotFoundError: there is no such model or store.
-        ValueError: a model is not a CLIP, the store has no such teacher, or has it from another revision.
-    """
+    """Loads the teachers, or opens the store, that the settings name; a store on the Hub is downloaded."""
     store = None if settings.teacher_store is None else _store_folder(settings.teacher_store)
 
     def opened(name: Any, revision: str | None) -> Teacher:

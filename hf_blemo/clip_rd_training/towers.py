@@ -34,12 +34,7 @@ class Tower(NamedTuple):
 
 
 def open_towers(settings: DistillationSettings, teacher: Teacher) -> dict[str, Tower]:
-    """Loads the towers that the settings name: side -> tower.
-
-    Raises:
-        FileNotFoundError: there is no such model, or nothing that reads its inputs.
-        ValueError: weights are missing, the model is of the other side, or the teacher has no such tower at hand.
-    """
+    """Loads the towers that the settings name: side -> tower."""
     return {side: _open_tower(side, source, teacher) for side, source in settings.towers().items()}
 
 

@@ -80,10 +80,6 @@ def render_card(
     Returns:
         Metadata and text of a README.md. The model index holds measured results; data sets and base models are named
         where they have a Hub id.
-
-    Raises:
-        ValueError: `metrics` lacks a key, or is of another schema.
-        FileNotFoundError: the model type has no card.
     """
     model_type = metrics.get("model_type") or "rank_aware_fusion"
     if model_type not in FAMILIES:

@@ -55,9 +55,6 @@ def card_values(
     Without the model's config.json its labels are BlEmoRE's. No results where nothing was evaluated, and `datasets`
     only where the data has a Hub id.
 
-    Raises:
-        ValueError: the protocol is unknown.
-
     Source: the names of the metrics on BlEmoRE are those of its challenge.
     """
     protocol = metrics["protocol"]
@@ -66,7 +63,6 @@ def card_values(
     space, kind = _labels(config)
     blemore = _is_blemore(space, kind)
     data, summary = metrics.get("data") or {}, metrics["summary"] or {}
-    # Runs before 0.2 did not look whether data with BlEmoRE's labels is BlEmoRE's.
     synthetic = str(data.get("source", "")).split(":")[0] == "synthetic"
     on_blemore = blemore and not synthetic and data.get("is_blemore", True)
     made = "synthetic blended emotions of hf_blemo" if blemore else "invented data of hf_blemo"

@@ -25,9 +25,6 @@ def read_provenance(source: str) -> dict[str, dict[str, Any]]:
 
     Returns:
         Encoder -> entry of `config.encoders`; empty where there is no `encoders.json`.
-
-    Raises:
-        ValueError: the file is damaged.
     """
     path = file_on_hub(source, PROVENANCE_FILE) if is_hub_id(source) else Path(source) / PROVENANCE_FILE
     if path is None or not path.is_file():

@@ -44,9 +44,6 @@ def upload(
 
     Returns:
         The address of the commit, or of the pull request; and the card that was uploaded, if any.
-
-    Raises:
-        ValueError: the tag exists, or as `card` raises.
     """
     api = HfApi(token=token)
     repo_id = _open_repository(api, repo_id, repo_type, private, tag)

@@ -77,12 +77,8 @@ def load_clip(source: str, what: str = "model", revision: str | None = None) -> 
 
 
 def load_model(source: str, where: str, **options: Any) -> Any:
-    """Loads a model of transformers with all its weights, but for poolers, which may be unused.
-
-    Raises:
-        FileNotFoundError: as in [`load_part`].
-        ValueError: weights are missing; transformers would draw random ones.
-    """
+    """Loads a model of transformers with all its weights, but for poolers, which may be unused; transformers would
+    draw random ones for those that are missing."""
     model, report = load_part(AutoModel, source, where, output_loading_info=True, **options)
     missing = [name for name in sorted(report["missing_keys"]) if "pooler." not in name]
     if missing:

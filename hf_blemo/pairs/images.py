@@ -225,9 +225,6 @@ class Augmentation:
         ratio: least and greatest width divided by height.
         flip: probability of a mirrored crop.
 
-    Raises:
-        ValueError: a range is empty or leaves (0, 1] (scale) or (0, inf) (ratio), or `flip` is not a probability.
-
     Source: Szegedy et al., "Going Deeper with Convolutions", section 6; the defaults are those of OpenCLIP's training.
     """
 
@@ -293,7 +290,7 @@ def read_crop(
     decode_size: int | None = None,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
-    """Reads a crop of an image at a given size.
+    """Reads a crop of an image at a given size, (H, W, 3) uint8.
 
     A JPEG is decoded at the least of the scales 1/8, 1/4, 1/2 and 1 of its cosine transform at which the crop's
     shorter side still has `decode_size` pixels, which avoids most of the work of a full decode. The result depends
@@ -307,13 +304,6 @@ def read_crop(
         decode_size: in pixels; the larger side of `size` by default. A larger one is slower and closer to the full
             decode.
         resample: filter of the resize.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        BrokenImageError: some pixels cannot be decoded.
-        ValueError: the crop leaves the image.
     """
     target = (size, size) if isinstance(size, int) else (size[0], size[1])
     decode_size = max(target) if decode_size is None else decode_size

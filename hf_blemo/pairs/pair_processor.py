@@ -89,15 +89,9 @@ class PairProcessor:
             ) from None
 
     def cropped(self, image: Image.Image, crop: Crop, decode_size: int | None = None) -> np.ndarray:
-        """A crop of an opened image in the model's size.
+        """A crop, in the model's size, of an image that [`open_image`] has opened, (H, W, 3) uint8.
 
-        Args:
-            image: as [`open_image`] returned it.
-            crop: of the image.
-            decode_size: the least side at which a JPEG's crop is decoded; the model's own size by default.
-
-        Returns:
-            (H, W, 3) uint8.
+        A JPEG's crop is decoded at `decode_size` at least, by default at the model's own size.
         """
         height, width = self.image_size
         resample = getattr(self.image_processor, "resample", None)

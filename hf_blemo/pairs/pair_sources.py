@@ -176,17 +176,7 @@ class PairStream:
 
 
 def open_source(settings: PairSourceSettings, block_size: int = 1000, seed: int = 0) -> PairTable | PairStream:
-    """Opens a source of pairs without decoding anything.
-
-    Args:
-        settings: of the source.
-        block_size: pairs of a stream that are shuffled together.
-        seed: of a stream's order.
-
-    Raises:
-        FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set that can be loaded.
-        ValueError: it lacks one of the two columns or the split, or is empty.
-    """
+    """Opens a source of pairs without decoding anything; `block_size` and `seed` are of a stream's order."""
     with reading(f"data {settings.data!r}", "images with captions"):
         settings.check_place()
         data = _load_source(settings)

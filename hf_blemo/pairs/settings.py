@@ -50,12 +50,7 @@ class PairSourceSettings:
             raise ValueError(f"source {self.data!r}: the built-in data is a table, found streaming")
 
     def check_place(self) -> None:
-        """Checks that the data is there, where that can be seen without reading it.
-
-        Raises:
-            FileNotFoundError: it is neither a path that exists nor a Hub id.
-            ValueError: it is a file of another kind, or none at all.
-        """
+        """Checks that the data is there, where that can be seen without reading it."""
         if self.data in PAIRS:
             return
         where = f"data {self.data!r}"
@@ -67,13 +62,7 @@ class PairSourceSettings:
 
 
 def check_clip(source: str, what: str, revision: str | None = None) -> None:
-    """Checks that a CLIP-like model is there, as [`load_clip`] takes it, before anything large is imported to load it.
-
-    Raises:
-        FileNotFoundError: there is no such folder or repository, or the folder has no config.
-        MissingExtraError: the model is of open_clip, which is not installed.
-        ValueError: the config is damaged.
-    """
+    """Checks that a CLIP-like model is there, as [`load_clip`] takes it, before anything large is imported for it."""
     if source.startswith(OPEN_CLIP):
         check_extra("openclip", f"{what} {source}", load=False)
     else:

@@ -64,11 +64,8 @@ class StoreDescription:
     def write_shard(self, folder: Path, number: int, columns: Mapping[str, Any]) -> None:
         """Writes a shard so that it appears whole.
 
-        Args:
-            folder: of the store.
-            number: of the shard.
-            columns: `source`, `row`, `variant`, `crop`, `flip`, `caption` and `broken`, a list each; and per teacher
-                NAME `NAME_image_embeds` and `NAME_text_embeds`, (n, d), normalised.
+        Its columns are `source`, `row`, `variant`, `crop`, `flip`, `caption` and `broken`, a list each; of a teacher
+        NAME also `NAME_image_embeds` and `NAME_text_embeds`, (n, d), normalised.
         """
         types = [
             ("source", pa.int32()),
@@ -94,12 +91,7 @@ class StoreDescription:
 
     @classmethod
     def load(cls, folder: Path) -> "StoreDescription":
-        """Reads the JSON file.
-
-        Raises:
-            FileNotFoundError: the folder is not a store.
-            ValueError: a store of another version, or a file with other content.
-        """
+        """Reads the JSON file."""
         path = folder / STORE_FILE
         if not path.is_file():
             raise FileNotFoundError(f"teacher_store {str(folder)!r}: found no {STORE_FILE} there")
@@ -115,16 +107,7 @@ class StoreDescription:
 
 
 def check_same_pairs(where: str, made: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Refuses pairs of other content under the same name.
-
-    Args:
-        where: what messages call the source.
-        made: source of a store, with the `fingerprint` of its pairs.
-        found: source of this run, with its own.
-
-    Raises:
-        ValueError: the first part of the fingerprint that differs.
-    """
+    """Refuses a source of a run whose pairs have another `fingerprint` than those that a store was made of."""
     for part, value in made["fingerprint"].items():
         if found["fingerprint"].get(part) != value:
             raise ValueError(f"{where} was made of other {part}: {made['data']!r} has changed since; embed it anew")
@@ -146,10 +129,6 @@ class TeacherStore:
     Args:
         folder: of the store.
         teacher: its name in the store; may be omitted if there is only one.
-
-    Raises:
-        FileNotFoundError: the folder is not a store, or a shard is missing.
-        ValueError: no such teacher, several teachers and none named, or a damaged shard.
     """
 
     def __init__(self, folder: str | Path, teacher: str | None = None):
@@ -194,9 +173,6 @@ class TeacherStore:
             sources: settings of the run's sources, each with its number of `pairs` and their `fingerprint`.
             augmentation: of the run.
             decode_size: side of the largest images that the run's student or the store's teachers take.
-
-        Raises:
-            ValueError: the first difference.
         """
         where, made = self.where, self.description
         if len(sources) != len(made.sources):
@@ -221,16 +197,7 @@ class TeacherStore:
             )
 
     def place(self, source: int, pair: Mapping[str, Any], caption: str, crop: Crop | None) -> int:
-        """Returns the row of the embeddings of a visit of a pair.
-
-        Args:
-            source: number of the pair's source.
-            pair: its `key`, `visit` (how often it was read before) and `where` (for messages).
-            caption, crop: of this visit, which must be those that were embedded.
-
-        Raises:
-            ValueError: another caption or crop was embedded.
-        """
+        """Returns the row of the embeddings of a visit of a pair, whose caption and crop must be those embedded."""
         variants = self.description.variants
         place = int(self.first[source]) + pair["key"][1] * variants + pair["visit"] % variants
         found = self.meta[place]
