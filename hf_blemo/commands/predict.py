@@ -109,7 +109,10 @@ def _predict(arguments: argparse.Namespace) -> None:
         check_averaged([(found.encoders, found.label_space) for found in files])
     if any(path.suffix == ".zip" for path in outputs):
         same_space(files[0].label_space, BLEMORE_SPACE, arguments.model[0], "a submission to the BlEmoRE challenge")
-    _check_decoding(arguments, files[0].processor.get("decoding"), outputs)
+    own = files[0].processor
+    own = files[0].processor
+    own_decoding = own.get("decoding") or ("soft" if own.get("label_kind") == "soft" else "expected_score")
+    _check_decoding(arguments, own_decoding, outputs)
 
     from hf_blemo import feature_sets
 
@@ -133,7 +136,6 @@ def _predict(arguments: argparse.Namespace) -> None:
         from hf_blemo.prediction.fusion import load_fusion, predict_blends
 
     members = [load_fusion(found) for found in files]
-    _check_decoding(arguments, members[0][1].decoding, outputs)
     decoding = _decoding(arguments, members[0][1])
     options = {"decoding": decoding["name"], **_without(decoding, "name")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -255,14 +257,10 @@ def _check_submission(outputs: Sequence[Path], names: Sequence[str]) -> None:
     )
 
 
-def _check_decoding(arguments: argparse.Namespace, own: Any, outputs: Sequence[Path]) -> None:
-    """Refuses what does not fit the decoding, where that is known.
-
-    Args:
-        own: decoding of the first model's processor.
-    """
+def _check_decoding(arguments: argparse.Namespace, own: str, outputs: Sequence[Path]) -> None:
+    """Refuses what does not fit the decoding, by default the first processor's own."""
     name = arguments.decoding or own
-    if name not in ("thresholds", None):
+    if name != "thresholds":
         refuse_options(arguments, ["alpha", "beta"], f"is for --decoding thresholds, the decoding is {name}")
     if name == "soft" and any(path.suffix == ".zip" for path in outputs):
         raise ValueError("a submission needs blends, which --decoding soft does not give")

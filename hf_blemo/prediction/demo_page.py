@@ -87,11 +87,7 @@ def make_demo(
 
     Raises:
         MissingExtraError: the extra `demo` is not installed.
-        FileNotFoundError: an example does not exist.
     """
-    for example in examples:
-        if not Path(example).is_file():
-            raise FileNotFoundError(f"{example}: no such file, expected an example clip")
     gr = _gradio()
     sounds = [str(path) for path in examples if Path(path).suffix.lower() in SOUND_SUFFIXES]
     videos = [str(path) for path in examples if str(path) not in sounds]
