@@ -1,38 +1,19 @@
-import csv
 import shutil
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from distribution_files import write_metadata
 
 from hf_blemo import blemore, feature_sets
 from hf_blemo.feature_sets import writing
-from hf_blemo.feature_sets.distribution import METADATA_COLUMNS
 from hf_blemo.feature_sets.feature_files import FeatureFileReader
 
 CLIPS = ["A102_ang_int1_ver1", "A102_neu_sit2_ver1", "A303_mix_ang_hap_30_70_ver1", "A303_mix_fea_sad_50_50_ver1"]
 CLIPS += [f"A1_sad_int{intensity}_ver1" for intensity in (1, 2, 3, 4)]
 WIDTHS = {"HiCMAE": 4, "OpenFace_3": 11, "VideoMAEv2": 3, "WavLM_large": 5}
 OPENFACE_HEADER = "emotion_index,gaze_yaw,gaze_pitch,action_units\n"
-
-
-def metadata_row(clip, fold):
-    label = blemore.parse_clip_name(clip)
-    row = dict.fromkeys(METADATA_COLUMNS, "")
-    row |= {"filename": clip, "video_id": label.actor, "mix": int(label.is_blend), "fold": fold, "gender": "f"}
-    row |= {"emotion_1": label.emotions[0], "version": label.version}
-    if label.is_blend:
-        row |= {"emotion_2": label.emotions[1], "emotion_1_salience": label.saliences[0]}
-        row |= {"emotion_2_salience": label.saliences[1]}
-    return row
-
-
-def write_metadata(root, rows):
-    with (root / "train_metadata.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, METADATA_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def write_features(folder, encoder, clip, generator, dtype=np.float32):
@@ -60,9 +41,8 @@ def distribution(tmp_path):
             folder = root / f"pre_extracted_{split}_data" / f"{encoder}_{split}"
             for clip in clips:
                 written[clip, encoder] = write_features(folder, encoder, clip, generator)
-    rows = [metadata_row(clip, row % 3) for row, clip in enumerate(CLIPS)]
-    rows[1] |= {"fold": "nan", "emotion_2": "NaN"}
-    write_metadata(root, rows)
+    folds = {clip: row % 3 for row, clip in enumerate(CLIPS)}
+    write_metadata(root, folds, {1: {"fold": "nan", "emotion_2": "NaN"}})
     return root, written
 
 
@@ -157,7 +137,6 @@ def test_auto_dtype_follows_the_first_clip_and_float32_never_narrows(distributio
 
 def test_metadata_must_agree_with_the_names(distribution):
     root, _ = distribution
-    rows = [metadata_row(clip, 0) for clip in CLIPS]
     for row, change, message in [
         (0, {"emotion_1": "hap"}, f"line 2: clip '{CLIPS[0]}' has the label hap 100.0, expected ang 100.0"),
         (2, {"emotion_1_salience": 50, "emotion_2_salience": 50}, "label ang 50.0 . hap 50.0, expected ang 30.0"),
@@ -167,7 +146,7 @@ def test_metadata_must_agree_with_the_names(distribution):
         (3, {"filename": "A1_foo"}, "clip 'A1_foo': found a name outside the grammar"),
         (3, {"filename": CLIPS[0], "emotion_1": "ang", "emotion_2": ""}, f"clip '{CLIPS[0]}' comes more than once"),
     ]:
-        write_metadata(root, [*rows[:row], rows[row] | change, *rows[row + 1 :]])
+        write_metadata(root, dict.fromkeys(CLIPS, 0), {row: change})
         with pytest.raises(ValueError, match=message):
             build(root)
     for header, missing in (

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from tiny_models import ENCODERS
+from tiny_models import shaken_fusion
 
-from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor
+from hf_blemo import RankAwareFusionModel, RankAwareFusionProcessor
 
 # Seven classes, shares of five things that are no emotions, and blends of two and of three.
 LABELS: dict[str, dict[str, Any]] = {
@@ -22,13 +21,7 @@ LABELS: dict[str, dict[str, Any]] = {
 
 def make_labelled(name: str, seed: int = 0, **options: Any) -> tuple[RankAwareFusionModel, RankAwareFusionProcessor]:
     """A fusion of one of `LABELS` that predicts different labels of different clips."""
-    torch.manual_seed(seed)
-    config = RankAwareFusionConfig(encoders=ENCODERS, top_n=2, hidden_size=8, **LABELS[name], **options)
-    model = RankAwareFusionModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.4 * torch.randn_like(parameter))
-    return model.eval(), RankAwareFusionProcessor.from_config(config)
+    return shaken_fusion(0.4, seed, **LABELS[name], **options)
 
 
 def save_labelled(name: str, folder: Path, seed: int = 0, **options: Any) -> Path:

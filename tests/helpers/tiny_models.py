@@ -31,6 +31,19 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=CONTEXT)
 
 
+def shaken_fusion(
+    noise: float, seed: int = 0, encoders: dict[str, Any] = ENCODERS, **settings: Any
+) -> tuple[RankAwareFusionModel, RankAwareFusionProcessor]:
+    """A fusion moved away from its start, at which it says nearly the same of every clip, with its processor."""
+    torch.manual_seed(seed)
+    config = RankAwareFusionConfig(**{"encoders": encoders, "top_n": 2, "hidden_size": 8, **settings})
+    model = RankAwareFusionModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    return model.eval(), RankAwareFusionProcessor.from_config(config)
+
+
 def make_fusion(seed: int = 0, **settings: Any) -> tuple[RankAwareFusionModel, RankAwareFusionProcessor]:
     """A fusion of two encoders whose every parameter and buffer is unlike its start."""
     torch.manual_seed(seed)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from labelled_models import LABELS, make_labelled
 from safetensors.torch import load_file, save_file
+from tiny_models import shaken_fusion
 
-from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, feature_sets
+from hf_blemo import RankAwareFusionProcessor, blemore, feature_sets
 from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
 from hf_blemo.prediction.fusion import load_fusion, predict_blends
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
@@ -31,14 +32,8 @@ NAMES = ["A1_ang_int1_ver1", "test_0001", "my clip.mov", "A1_mix_ang_hap_30_70_v
 
 
 def make_member(seed=0, encoders=ENCODERS, **settings):
-    torch.manual_seed(seed)
-    config = RankAwareFusionConfig(encoders=encoders, top_n=2, hidden_size=8, dropout=0.5, **settings)
-    model = RankAwareFusionModel(config)
-    with torch.no_grad():
-        # Fresh weights predict nearly the same for every clip, which would hide a mistake in their order.
-        for parameter in model.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
-    return model.eval(), RankAwareFusionProcessor(config.encoders)
+    model, _ = shaken_fusion(0.5, seed, encoders, dropout=0.5, **settings)
+    return model, RankAwareFusionProcessor(model.config.encoders)
 
 
 def make_dataset(names=NAMES, widths=WIDTHS, missing=((1, "wavlm"), (4, "videomae"))):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from tiny_models import shaken_fusion
 from transformers import AutoModel, AutoProcessor
 
 from hf_blemo import RankAwareFusionConfig, RankAwareFusionModel, RankAwareFusionProcessor, blemore, feature_sets
@@ -16,13 +17,9 @@ from hf_blemo.trainer import add_encoder, lora_config
 NEW = {"feature_size": 5, "modality": "audio", "pooling": "attention"}
 
 
-def make_model(encoders=None, **settings):
-    torch.manual_seed(0)
-    encoders = encoders or {"face": {"feature_size": 6}, "voice": {"feature_size": 4}}
-    model = RankAwareFusionModel(RankAwareFusionConfig(encoders=encoders, hidden_size=8, **settings)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+def make_model(**settings):
+    encoders = {"face": {"feature_size": 6}, "voice": {"feature_size": 4}}
+    model, _ = shaken_fusion(0.3, encoders=encoders, **{"top_n": 3, **settings})
     if settings.get("gate") == "static":
         model.set_static_scores({"face": 0.4, "voice": 0.7})
     return model, RankAwareFusionProcessor(model.config.encoders, decoding="thresholds", alpha=0.2)
