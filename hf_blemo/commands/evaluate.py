@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 
 _NUM_SHOWN = 3
+_OFFICIAL = {"acc_presence": "ACC_presence", "acc_salience": "ACC_salience", "score": "Score"}
 # Option for images -> the kind of task it is for; None for all.
 _IMAGE_OPTIONS = {
     "split": None,
@@ -121,45 +122,29 @@ def _score_blends(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         labels, kind = {clip: blemore.soft_label(clip) for clip in found.blends}, "valid"
     else:
         raise ValueError(f"--labels is needed: names of clips hold labels of BlEmoRE alone, found {found.space}")
-    blends, rows = list(found.blends.values()), [labels[clip] for clip in found.blends]
-    return _official(blends, rows) if found.official and kind == "valid" else _measures(found, rows, kind)
+    return _measured(found, [labels[clip] for clip in found.blends], kind)
 
 
-def _official(blends: list[Any], rows: list[Any]) -> tuple[dict[str, Any], str]:
-    """BlEmoRE's own measures."""
-    from hf_blemo import blemore
-
-    metrics = {
-        "acc_presence": blemore.acc_presence(blends, rows),
-        "acc_salience": blemore.acc_salience(blends, rows),
-        "score": blemore.score(blends, rows),
-        "clips": len(rows),
-        "blends": int((blemore.label_indices(rows) >= len(blemore.EMOTIONS)).sum()),
-    }
-    lines = [f"clips         {metrics['clips']}, {metrics['blends']} of them blends"]
-    for name, shown in (("acc_presence", "ACC_presence"), ("acc_salience", "ACC_salience"), ("score", "Score")):
-        lines.append(f"{shown:<12}  {metrics[name]:.4f}")
-    return metrics, "\n".join(lines)
-
-
-def _measures(found: "Predictions", rows: list[Any], kind: str) -> tuple[dict[str, Any], str]:
-    """The measures of any label space."""
+def _measured(found: "Predictions", rows: list[Any], kind: str) -> tuple[dict[str, Any], str]:
+    """The measures of predictions against the labels of their clips, for BlEmoRE its own, and the lines to print."""
     import numpy as np
 
     from hf_blemo.metrics.measures import LOWER_IS_BETTER, measure
 
-    probabilities = (
-        None if found.probabilities is None else np.array([found.probabilities[clip] for clip in found.blends])
+    space, blends, labels = found.space, list(found.blends.values()), np.array(rows)
+    probabilities = found.probabilities and np.array([found.probabilities[clip] for clip in found.blends])
+    metrics: dict[str, Any] = measure(
+        space, labels, blends, probabilities, kind=kind, presence_share=found.presence_share
     )
-    blends = list(found.blends.values())
-    metrics = measure(
-        found.space, np.array(rows), blends, probabilities, kind=kind, presence_share=found.presence_share
-    )
-    width = max(len(name) for name in metrics)
-    lines = [f"{'clips':<{width}}  {len(rows)}"]
-    for name, value in metrics.items():
-        lines.append(f"{name:<{width}}  {value:.4f}{' (lower is better)' if name in LOWER_IS_BETTER else ''}")
-    return {**metrics, "clips": len(rows)}, "\n".join(lines)
+    shown, counts = dict(zip(metrics, metrics, strict=True)), {"clips": len(rows)}
+    if found.official and kind == "valid":
+        shown, counts["blends"] = _OFFICIAL, int(space.is_blend[space.nearest(labels)].sum())
+    width = max(map(len, shown.values()))
+    blends_said = f", {counts['blends']} of them blends" if "blends" in counts else ""
+    lines = [f"{'clips':<{width}}  {len(rows)}{blends_said}"]
+    for name, said in shown.items():
+        lines.append(f"{said:<{width}}  {metrics[name]:.4f}{' (lower is better)' if name in LOWER_IS_BETTER else ''}")
+    return {**{name: metrics[name] for name in shown}, **counts}, "\n".join(lines)
 
 
 def _read_labels(path: Path) -> tuple[dict[str, Any], "LabelSpace", str]:
