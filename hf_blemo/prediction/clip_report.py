@@ -48,11 +48,7 @@ def result_html(result: Mapping[str, Any]) -> str:
     """Shows one clip's result as a fragment of HTML with its own styles, light and dark.
 
     Args:
-        result: "clip" and either "error" or "blend", with what else is known: "top" (a name),
-            "probabilities", "presence" and "salience" (name -> 0..1, in the model's order), "encoder_weights" (encoder
-            -> 0..1), "selected_encoders" (names by rank), "labels" (each "blend" and "probability"), "duration"
-            (seconds), "notes" (texts), "thumbnails" (JPEG files) and "timeline" (windows with "start" and "end" in
-            seconds, "blend", "probabilities" and, for distributions, "top").
+        result: of [`predict_clips`] or [`predict_blends`].
 
     Returns:
         The fragment. It loads no other file and has no script.
@@ -112,10 +108,7 @@ def write_report(
         clips=clips,
         colours=fills(names),
         rows_of_page=_ROWS_OF_PAGE,
-        has={
-            key: any(clip.get(key) for clip in clips)
-            for key in ("truth", "confidence", "duration", "encoders", "unlike")
-        },
+        has={key: any(clip.get(key) for clip in clips) for key in ("truth", "duration")},
     )
     write_text(Path(path), content.strip() + "\n")
 
@@ -150,8 +143,7 @@ def _clip(
     images = result.get("thumbnails", ())
     count = min(len(images), most_thumbnails)
     images = [images[(2 * number + 1) * len(images) // (2 * count)] for number in range(count)]
-    said = [result["top"]] if is_soft(blend, names) and "top" in result else [part["emotion"] for part in blend]
-    shares = result.get("probabilities")
+    said = [result["top"]] if is_soft(blend, names) else [part["emotion"] for part in blend]
     return {
         **clip,
         "duration": None if duration is None else length(duration),
@@ -159,7 +151,7 @@ def _clip(
         "blend": bar_parts(blend, names),
         "words": blend_words(blend, names),
         "verdict": verdict(blend, truth, names) if truth else None,
-        "confidence": share(sum(shares.get(name, 0.0) for name in said)) if shares else None,
+        "confidence": share(sum(result["probabilities"][name] for name in said)),
         "unlike": bool(result.get("unlike_training")),
         "frames": [f"data:image/jpeg;base64,{base64.b64encode(image).decode('ascii')}" for image in images],
         "notes": result.get("notes", ()),
@@ -188,32 +180,29 @@ def _named_label(clip: str, names: Sequence[str]) -> list[dict[str, Any]] | None
 
 def _emotions(result: Mapping[str, Any], blend: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """One row for each name, with a column for each kind of probability in the result."""
-    columns = {key: result[key] for key in _COLUMNS if result.get(key)}
-    chosen = {result.get("top")} if is_soft(blend, names) else {part["emotion"] for part in blend}
+    chosen = {result["top"]} if is_soft(blend, names) else {part["emotion"] for part in blend}
     official, colours = is_blemore(names), colours_of(names)
     hints = {"noun": "emotion" if official else "class", "count": "six" if official else len(names)}
     return {
         "noun": hints["noun"],
         "heading": "Emotions" if official else "Classes",
-        "emotion_columns": [_COLUMNS[key] for key in columns],
-        "emotion_hint": " ".join(_COLUMN_HINTS[key] for key in columns).format(**hints),
+        "emotion_columns": list(_COLUMNS.values()),
+        "emotion_hint": " ".join(_COLUMN_HINTS.values()).format(**hints),
         "emotions": [
             {
                 "colour": colours[name],
                 "name": EMOTION_NAMES[name] if official else name,
                 "chosen": name in chosen,
-                "cells": [share(shares.get(name, 0.0)) for shares in columns.values()],
+                "cells": [share(result[key][name]) for key in _COLUMNS],
             }
             for name in names
-            if any(name in shares for shares in columns.values())
         ],
     }
 
 
 def _encoders(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The selected encoders by rank, then the others by weight."""
-    weights = result.get("encoder_weights", {})
-    selected = list(result.get("selected_encoders", ()))
+    weights, selected = result["encoder_weights"], result["selected_encoders"]
     others = sorted((name for name in weights if name not in selected), key=lambda name: -weights[name])
     return [
         {

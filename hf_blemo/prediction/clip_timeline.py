@@ -41,13 +41,12 @@ def timeline(
         "ticks": [{"left": tick / end, "text": text} for tick, text in _ticks(end)],
         "runs": runs,
         "runs_listed": len(runs) <= _MAX_LISTED_RUNS,
-        "has_encoders": any(window.get("encoder_weights") for window in windows),
         "windows": [
             {
                 "time": _span(window["start"], window["end"], end),
                 "words": blend_words(window["blend"], names),
-                "probabilities": [share(window["probabilities"].get(name, 0.0))["text"] for name in names],
-                "encoder": _heaviest(window.get("encoder_weights", {})),
+                "probabilities": [share(window["probabilities"][name])["text"] for name in names],
+                "encoder": _heaviest(window["encoder_weights"]),
             }
             for window in windows
         ],
@@ -80,7 +79,7 @@ def _areas(
     for name, colour in colours_of(names).items():
         steps = []
         for index, (window, (left, right)) in enumerate(zip(windows, cells, strict=True)):
-            share = window["probabilities"].get(name, 0.0) / totals[index]
+            share = window["probabilities"][name] / totals[index]
             bottom, tops[index] = tops[index], tops[index] - 100.0 * share
             if share > 0 and right > left:
                 x, y, width, height = 1000 * left / end, tops[index], 1000 * (right - left) / end, bottom - tops[index]
@@ -134,7 +133,5 @@ def _clock(seconds: float) -> str:
 
 
 def _heaviest(weights: Mapping[str, float]) -> str:
-    if not weights:
-        return "–"
     name = max(weights, key=lambda encoder: weights[encoder])
     return f"{name} ({share(weights[name])['text']})"

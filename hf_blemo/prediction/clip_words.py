@@ -30,7 +30,6 @@ _COLOURS = (
 )
 _MAX_WORDS = 4
 _LEAST_WORD = 5.0
-_SHARES = ("presence", "salience", "probabilities")
 
 
 def title(names: Sequence[str] = EMOTIONS) -> str:
@@ -76,13 +75,8 @@ def is_soft(blend: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
 
 
 def names_of(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What the model of some results predicts; without probabilities, BlEmoRE's names where no other is found."""
-    for result in results:
-        if result.get("probabilities"):
-            return tuple(result["probabilities"])
-    found = [part["emotion"] for result in results for part in result.get("blend", ())]
-    found += [name for result in results for key in _SHARES for name in result.get(key) or ()]
-    return EMOTIONS if set(found) <= set(EMOTIONS) else tuple(dict.fromkeys(found))
+    """What the model of some results predicts; BlEmoRE's names where all have failed."""
+    return next((tuple(result["probabilities"]) for result in results if "error" not in result), EMOTIONS)
 
 
 def heading_of(blends: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> str:

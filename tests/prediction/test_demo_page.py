@@ -18,6 +18,7 @@ from urllib.request import urlopen
 import pytest
 from browser import MISSING, Browser, interrupted
 
+from hf_blemo.blemore import EMOTIONS
 from hf_blemo.errors import MissingExtraError
 from hf_blemo.prediction import demo_page
 from hf_blemo.prediction.demo_page import launch_demo, make_demo
@@ -25,7 +26,7 @@ from hf_blemo.prediction.demo_page import launch_demo, make_demo
 RESULT = {
     "clip": "hello.wav",
     "blend": [{"emotion": "hap", "salience": 70.0}, {"emotion": "sad", "salience": 30.0}],
-    "presence": {"hap": 0.912, "sad": 0.7},
+    **dict.fromkeys(("probabilities", "presence", "salience"), dict.fromkeys(EMOTIONS, 0.1) | {"hap": 0.912}),
     "encoder_weights": {"wavlm": 0.75, "hubert": 0.25},
     "selected_encoders": ["wavlm"],
     "duration": 0.1,
