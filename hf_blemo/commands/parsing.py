@@ -113,12 +113,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, handler: Any, summary: str, details: str) -> argparse.ArgumentParser:
-    """Adds a subcommand, whose handler is called with the arguments.
-
-    Args:
-        summary: one line for the list of commands.
-        details: what it reads and writes, with an example.
-    """
+    """Adds a subcommand, whose handler is called with the arguments; `details` say what it reads and writes, with an
+    example."""
     parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.\n\n{details}")
     parser.add_argument(
         "--limits",

@@ -66,16 +66,8 @@ def true_labels(inputs: Any, space: LabelSpace) -> dict[str, Blend]:
 
 @reads("predictions")
 def read_prediction_file(path: str | Path) -> Predictions:
-    """Reads predictions.
-
-    Args:
-        path: a .json that `hf-blemo predict` or a training wrote, or a submission (.zip or .json), whose labels are
-            BlEmoRE's.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no predictions, or one that is not of its labels; the message names the clip.
-    """
+    """Reads predictions: a .json that `hf-blemo predict` or a training wrote, or a submission (.zip or .json), whose
+    labels are BlEmoRE's."""
     from hf_blemo import blemore
 
     path = Path(path)

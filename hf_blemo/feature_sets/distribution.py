@@ -126,15 +126,8 @@ def _rows(
 
 
 def read_metadata(path: Path, wants_folds: bool = False) -> list[tuple[str, np.ndarray, int]]:
-    """Reads `train_metadata.csv`: `filename` and, where there (or wanted), `fold`, and the labels as a check.
-
-    Returns:
-        Name, soft label and fold (-1 for none) of every clip.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a column is missing, a clip comes twice, or its name breaks the grammar or says another label.
-    """
+    """Reads `train_metadata.csv`: `filename` and, where there (or wanted), `fold`, and the labels as a check; returns
+    name, soft label and fold (-1 for none) of every clip."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected the metadata of the training clips")
     columns, lines = read_csv(path)

@@ -37,8 +37,7 @@ class FeatureFileReader:
     The first clip that has an encoder fixes its width and, with "auto", its dtype.
 
     Args:
-        sources: the clips, at least one.
-        encoders: names of the encoders, each in at least one clip.
+        sources, encoders: the clips, at least one, and names of the encoders, each in at least one clip.
         feature_dtype: see `FeatureType.of`.
         aggregate: None for the sequences as they are; "statistics" for mean, standard deviation and percentiles 10,
             25, 50, 75 and 90 over time, as in the official baselines: (1, 7 * D).
@@ -100,19 +99,8 @@ class FeatureFileReader:
 
 
 def encoder_folders(folder: Path, split: str | None = None) -> dict[str, Path]:
-    """Finds the encoders of a folder of sub-folders with feature files, or the one encoder whose folder it is.
-
-    Args:
-        folder: where they are.
-        split: "train" or "test" to take only sub-folders with that suffix; any sub-folder of feature files by default.
-
-    Returns:
-        Encoder (the folder's name without `_train` or `_test`) -> folder.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds no encoder, or one twice.
-    """
+    """Finds the encoders of a folder of sub-folders with feature files, of a split those with its suffix; or the one
+    encoder whose folder it is. Encoder (the folder's name without `_train` or `_test`) -> folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, expected the pre-extracted features")
     if split is None and feature_files(folder):

@@ -14,7 +14,7 @@ MAX_FOLDS = 127
 
 
 def deal_folds(labels: np.ndarray, groups: Sequence[str] | None, num_folds: int, seed: int = 0) -> np.ndarray:
-    """Deals clips into folds that are even in size and in their mix of labels.
+    """Deals clips into 2 to 127 folds that are even in size and in their mix of labels.
 
     Groups go one by one, those with most of a rare class first, to the fold that leaves sizes and classes most even.
     Ties fall by the seed.
@@ -22,8 +22,6 @@ def deal_folds(labels: np.ndarray, groups: Sequence[str] | None, num_folds: int,
     Args:
         labels: (N, C) shares, all below 0 where unlabelled.
         groups: N names, such as actors, that each stay within one fold; without them every clip goes by itself.
-        num_folds: K, from 2 to 127, and no more than groups of labelled clips.
-        seed: of the order among equal groups.
 
     Returns:
         (N,) folds from 0, -1 for unlabelled clips.
@@ -71,9 +69,6 @@ def deal_by_names(
 
     Returns:
         (N, 6) soft labels, (N,) folds, -1 for test clips, and N actors.
-
-    Raises:
-        ValueError: names carry no label, which the message lists; or as in [`deal_folds`].
     """
     parsed, wrong = [], []
     for clip in clips:
@@ -126,14 +121,8 @@ def with_folds(
 
 
 def check_classes(names: Sequence[str], labels: np.ndarray, folds: np.ndarray, where: str) -> None:
-    """Refuses labels of one class alone, and a class that one fold alone has, since no other fold can learn it.
-
-    Args:
-        names: C names.
-        labels: (N, C) shares, below 0 where unlabelled.
-        folds: (N,), -1 for none.
-        where: for messages.
-    """
+    """Refuses labels (N, C) of one class alone, and a class that one fold (N,) alone has, since no other fold can
+    learn it; those below 0 are none."""
     has = labels > 0
     found = [name for name, column in zip(names, has.T, strict=True) if column.any()]
     if len(found) < 2:

@@ -84,20 +84,15 @@ def read_labels(
     where: str,
     classes: Sequence[str] | None = None,
 ) -> tuple[LabelSpace, np.ndarray]:
-    """Reads the labels of some clips, whatever their form.
+    """Reads the labels of some clips, whatever their form; one that is not understood is refused with the name of its
+    clip.
 
     Args:
         values: N labels, each in a form of `LabelOptions.column`; None, an empty text or NaN for none.
-        clips, where: N names, and the table, for messages.
-        options: how to read them.
         classes: names of the class indices, of a `ClassLabel`.
 
     Returns:
         The label space, and (N, C) shares, -100 in unlabelled rows.
-
-    Raises:
-        ValueError: a label is not understood or not of the space, no clip has one, or the names make no label space;
-            the message names the clip and its value.
     """
     found = [_located(_parsed, value, clip, where) for value, clip in zip(values, clips, strict=True)]
     names, found = _named(found, clips, options, where, classes)

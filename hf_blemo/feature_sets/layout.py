@@ -61,12 +61,8 @@ class FeatureType(NamedTuple):
         return cls(first.shape[1], "float16" if narrow else "float32")
 
     def stored(self, array: np.ndarray, where: str | os.PathLike[str]) -> np.ndarray:
-        """Converts one clip's features (T, D) to this dtype.
-
-        Raises:
-            ValueError: the width differs, there is no time step, a value is NaN or infinite, or does not fit the
-                dtype; the message names `where` they are from.
-        """
+        """Converts one clip's features (T, D) to this dtype; refuses another width, no time step, and values that are
+        not finite or do not fit, and names `where` they are from."""
         if array.shape[1] != self.width:
             raise ValueError(
                 f"{where}: found features of width {array.shape[1]}, expected {self.width} as in the first clip"
@@ -147,15 +143,11 @@ def encoder_widths(dataset: "datasets.Dataset") -> dict[str, int]:
 
 
 def arrow_to_arrays(column: "pa.Array", where: str, nulls_as_nan: bool = False) -> list[np.ndarray | None]:
-    """Views each row of a nested Arrow column as an array.
+    """Views each row of a nested Arrow column as an array (T, D) of its memory, (1, D) for a vector, None for a null.
 
     Args:
         column: rows of vectors (D,), or of sequences of vectors (T, D), of any numeric type.
-        where: what to name in an error.
         nulls_as_nan: read nulls among numbers as NaN instead of refusing them.
-
-    Returns:
-        For each row a (T, D) view of Arrow's memory, (1, D) for a vector, or None for a null.
     """
     import pyarrow as pa
 

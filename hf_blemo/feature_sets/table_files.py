@@ -69,12 +69,7 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path, wanted: Wanted) -> Table:
-    """Reads a `.parquet`, `.npz` or `.csv` into its columns; empty values within vectors are NaN.
-
-    Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: the suffix is unknown, the file is damaged, or a column comes twice.
-    """
+    """Reads a `.parquet`, `.npz` or `.csv` into its columns; empty values within vectors are NaN."""
     if path.suffix not in TABLE_SUFFIXES:
         raise ValueError(f"{path}: found the suffix {path.suffix!r}, expected one of {', '.join(TABLE_SUFFIXES)}")
     if not path.is_file():

@@ -54,18 +54,11 @@ def write_dataset(
     there and takes its name. Meanwhile the disk holds the features twice.
 
     Args:
-        output: folder to make.
-        features: column types, from `dataset_features`.
-        num_clips: number of rows, at least one.
         read_clip: row number -> clip.
         plan: settings that must match for a build to resume, JSON values only; stored there as `build.json`.
         overwrite: replace a data set that is at `output`, and discard an unfinished build with another plan.
         identity: row number -> what tells its sources from others, such as size and time of its files; JSON values. A
             part of an unfinished build whose rows have other sources now is written again.
-
-    Raises:
-        FileExistsError: see `refuse_existing`; or another build of it is under way.
-        ValueError: an unfinished build at `<output>.partial` has another plan.
     """
     import datasets
     from tqdm.auto import tqdm

@@ -36,15 +36,11 @@ def cross_validate(
 
     Args:
         store: the data and the config of every model; rows without labels take part in domain adaptation alone.
-        checkpoint_folder: where checkpoints go, if `settings.checkpoint_every` asks for them.
         log: called with mean losses and scores after every epoch.
 
     Returns:
         The results, and the rows of the learning curves (`seed`, `fold`, `epoch`, `train_loss`, `selected` and what
         [`Selection.update`] reports).
-
-    Raises:
-        ValueError: labelled rows without a fold, or too few folds.
     """
     labelled, folds = store.labelled_rows(settings.protocol)
     labels = store.labels.numpy()[labelled].astype(np.float64)

@@ -28,12 +28,7 @@ _MODALITY_BY_NAME = (
 
 
 def load_data(source: str, synthetic: Mapping[str, Any]) -> datasets.Dataset:
-    """Loads a data set: `synthetic`, a path (built data set, table, folder of feature files) or a Hub id.
-
-    Raises:
-        FileNotFoundError: the source is neither a path that exists nor the id of a Hub data set that can be loaded.
-        ValueError: the built-in data has no such setting.
-    """
+    """Loads a data set: `synthetic`, a path (built data set, table, folder of feature files) or a Hub id."""
     if source == built_in.SYNTHETIC:
         return built_in.load("blends", synthetic)
     where = f"data {source!r}"
@@ -74,9 +69,6 @@ def with_unlabelled(labelled: datasets.Dataset, unlabelled: datasets.Dataset) ->
     """Appends rows whose labels are hidden, for domain adaptation, with the columns and types of the source.
 
     The target's labels, folds and groups, if any, become -100, -1 and none, whatever they name.
-
-    Raises:
-        ValueError: the two have no encoder in common, or one of another width.
     """
     widths, found = feature_sets.encoder_widths(labelled), feature_sets.encoder_widths(unlabelled)
     common = set(widths) & set(found)

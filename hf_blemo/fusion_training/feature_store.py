@@ -144,13 +144,7 @@ class FeatureStore:
         return float(self.judge.space.is_blend[labels].mean())
 
     def labelled_rows(self, protocol: str) -> tuple[np.ndarray, np.ndarray]:
-        """The rows with labels (R,) and their folds (R,), checked for what a run of the protocol needs of them.
-
-        Raises:
-            ValueError: there are no labelled rows; a clip comes twice; no or too few folds for the protocol or for the
-                ranking of a static gate; a class that one fold alone has, so that it is never learned
-                where it is scored; or no unlabelled rows to adapt to.
-        """
+        """The rows with labels (R,) and their folds (R,), checked for all that a run of the protocol needs of them."""
         rows = np.flatnonzero(self.labelled)
         if len(rows) == 0:
             shown = ", ".join(self.clips[:2])
@@ -348,15 +342,8 @@ class FeatureStore:
 
 
 def correlation_ratio(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How far names explain features, (P,) from 0 to 1: the root of the variance of a feature's means per name over
-    its own.
-
-    Args:
-        values: (R, P) features.
-        labels: (R, C) shares; they are the weights of the names.
-
-    Source: Pearson's correlation ratio.
-    """
+    """Pearson's correlation ratio of features (R, P) with names, by shares (R, C): (P,) from 0 to 1, the root of the
+    variance of a feature's means per name over its own."""
     if not len(values):
         return torch.zeros(values.shape[1])
     mass = labels.sum(0).clamp_min(1e-9)

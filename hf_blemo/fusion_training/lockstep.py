@@ -131,13 +131,9 @@ class Lockstep:
     """Members of one config, their optimizer and their place in the training.
 
     Args:
-        accelerator: of this run; every process sees its own columns of every member's batch.
         store: the labelled data, with the unlabelled rows of a domain adaptation at its end; its config is that of all
             members.
         static_scores: per member, encoder name -> validation score, for `gate="static"`.
-
-    Raises:
-        ValueError: a member without training rows, or a batch that the processes cannot share evenly.
     """
 
     def __init__(
@@ -266,14 +262,11 @@ class Lockstep:
 
     @torch.no_grad()
     def predict(self, rows: np.ndarray, subset: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """Predictions of every member, or of a subset by number, for the same rows (R,).
+        """Predictions of every member, or of a subset by number, for the same rows (R,); refuses what is not finite.
 
         Returns:
             `joint_probabilities` (M, R, L), `probabilities` (M, R, C), `encoder_weights` (M, R, E),
             `selected_encoders` (M, R, top_n).
-
-        Raises:
-            ValueError: a probability is not finite; the message names the member and the clip.
         """
         stacked = self.stacked
         stacked.eval()

@@ -64,7 +64,6 @@ def write_report(
     model: str,
     truths: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     details: Mapping[str, str] | None = None,
-    day: date | None = None,
 ) -> None:
     """Writes the results of clips as one page of HTML, with an overview where there are several.
 
@@ -74,11 +73,9 @@ def write_report(
     Args:
         results: at least one, each as `result_html` takes it.
         path: of the file to write, whole or not at all; its folder is created if missing.
-        model: name of the model.
         truths: clip -> true label, a blend; clips that are not among them have the label of their name, if it follows
             the grammar of BlEmoRE and the model predicts its emotions.
         details: further lines for the head of the page, heading -> text.
-        day: of the page; today by default.
 
     Raises:
         ValueError: there is no result; nothing is written then.
@@ -98,7 +95,7 @@ def write_report(
     if verdicts:
         other = verdicts["shares differ"]
         head["Right"] = f"{verdicts['right']} of {verdicts.total()}" + (f", {other} in other shares" if other else "")
-    head["Made"] = f"{day or date.today()}, hf_blemo {__version__}"
+    head["Made"] = f"{date.today()}, hf_blemo {__version__}"
     page = _environment().get_template("clip_report.html.jinja")
     content = page.render(
         title=title(names),

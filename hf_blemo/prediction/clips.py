@@ -54,18 +54,8 @@ class Windows:
             self.hop = self.seconds / 2
 
     def spans(self, duration: float, clip: str = "clip") -> list[tuple[float, float]]:
-        """Lists the windows of a clip, up to the one that reaches its end.
-
-        Args:
-            duration: of the clip, in seconds.
-            clip: its name, for messages.
-
-        Returns:
-            (start, end) of each, in seconds.
-
-        Raises:
-            ValueError: there are more than `Limits.max_windows`.
-        """
+        """The windows, (start, end) in seconds, of a clip of a duration and a name, up to the one that reaches its
+        end."""
         if not self.seconds or duration <= self.longer_than:
             return []
         assert self.hop is not None

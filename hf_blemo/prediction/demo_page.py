@@ -75,18 +75,14 @@ def make_demo(
 ) -> "gradio.Blocks":
     """Builds the page, where a visitor drops, records or chooses a clip and sees its result.
 
+    It recognises one clip at a time; others wait in a queue.
+
     Args:
         recognise: path of a video or sound file -> its result, as `clip_report.result_html` takes it, or those of its
             persons. An error of `errors.USER_ERRORS` that it raises is shown in one line.
         model: name of the model.
         examples: paths of clips that the page offers.
         names: what the model predicts, in order.
-
-    Returns:
-        The page, which `launch_demo` serves. It recognises one clip at a time; others wait in a queue.
-
-    Raises:
-        MissingExtraError: the extra `demo` is not installed.
     """
     gr = _gradio()
     sounds = [str(path) for path in examples if Path(path).suffix.lower() in SOUND_SUFFIXES]
@@ -138,24 +134,15 @@ def launch_demo(
     open_browser: bool = False,
     block: bool = True,
 ) -> str:
-    """Serves a page on this machine; nothing is published, counted or loaded from elsewhere.
+    """Serves a page on this machine, and returns its address; nothing is published, counted or loaded from elsewhere.
 
     It answers browsers that ask for an IP address, `localhost`, `host` or this machine by its name: a page from
     elsewhere whose name leads here is not let in.
 
     Args:
-        demo: what `make_demo` returned.
         host: interface to listen on; by default only this machine reaches the page.
         port: default: the first free port from 7860.
-        open_browser: whether to show the page in the browser.
         block: whether to return only after Ctrl+C or `demo.close()`.
-
-    Returns:
-        The address of the page.
-
-    Raises:
-        MissingExtraError: the extra `demo` is not installed.
-        ValueError: the port is taken, or the host is not one of this machine.
     """
     check_free(host, port)
     gr = _gradio()

@@ -61,16 +61,8 @@ class FusionFiles:
 
 
 def find_fusion(folder_or_repo: str | Path, revision: str | None = None) -> FusionFiles:
-    """Finds a fusion and its processor.
-
-    Args:
-        folder_or_repo: a folder with both, or the id of a Hub repository (`owner/name`).
-        revision: branch, tag or commit of the repository; its main branch by default.
-
-    Raises:
-        FileNotFoundError: there is no such folder or repository, or a file is missing from it.
-        ValueError: it holds another kind of model, a file is damaged, or a `revision` is given for a folder.
-    """
+    """Finds a fusion and its processor, and refuses what cannot be loaded; arguments and errors as of
+    [`load_fusion`]."""
     where = str(folder_or_repo)
     with reading(where, "a model of rank-aware fusion with its processor"):
         named = where if revision is None else f"{where}, revision {revision}"

@@ -23,7 +23,6 @@ class Checkpoints:
     """Checkpoints of one phase of a run, which all processes make together in a folder that they share.
 
     Args:
-        accelerator: saves and restores models, optimizer, random state and registered objects.
         folder: of this phase; `None` writes none.
         every: epochs or steps between checkpoints; 0 writes none.
         unit: name of the counted unit, with which names of checkpoints begin.
@@ -70,15 +69,8 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def restore(self, at_most: int) -> int:
-        """Restores the newest whole checkpoint that is not after `at_most` epochs or steps, on all processes the same.
-
-        Returns:
-            The epoch or step it was saved after; 0 without a checkpoint.
-
-        Raises:
-            ValueError: there are checkpoints, but none is whole.
-            FileNotFoundError: this process does not see the checkpoint that the first one found.
-        """
+        """Restores the newest whole checkpoint that is not after `at_most` epochs or steps, on all processes the same;
+        returns the epoch or step it was saved after, 0 without a checkpoint."""
         path = of_first(self.accelerator, lambda: self._newest_whole(at_most))
         if path is None:
             return 0

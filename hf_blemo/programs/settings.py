@@ -114,12 +114,8 @@ def parse_settings(
 
     Args:
         settings_class: a dataclass; the Args of its docstring are the help.
-        argv: the arguments; those of the process by default.
+        argv, program: the arguments, and the name in messages; those of the process by default.
         description: what the program does, shown by `--help`.
-        program: its name in messages; by default that of the running script.
-
-    Raises:
-        SystemExit: code 0 after `--help`, code 2 after an error.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if "--help" in arguments or "-h" in arguments:

@@ -38,10 +38,6 @@ def complete_encoders(encoders: dict[str, Any], order: list[str] | None) -> dict
 
     `order` has their names; as they stand by default. Files are saved with sorted keys: without such a list the
     encoders would change places on reload.
-
-    Raises:
-        ValueError: `order` names other encoders, a name leads out of a folder, or an entry has no positive
-            `feature_size`, an unknown key or a value outside its choices.
     """
     order = list(encoders) if order is None else list(order)
     if sorted(order) != sorted(encoders):
