@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPModel
 
 from hf_blemo import built_in
 from hf_blemo.clip_rd.configuration_clip_rd import CLIPRDConfig
@@ -18,7 +18,7 @@ from hf_blemo.clip_rd_training.teachers import Teacher
 from hf_blemo.clip_rd_training.towers import Tower, check_tokens, fill_towers, freeze_towers, open_towers, pooled_width
 from hf_blemo.errors import check_known, one_line
 from hf_blemo.loading import load_part, local_path
-from hf_blemo.pairs.clip_models import load_clip, load_model, load_processor
+from hf_blemo.pairs.clip_models import image_processor_of, load_clip, load_model, load_processor
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable
 
@@ -169,15 +169,10 @@ def _new_student(
             unknown = [key for key in asked[side] if not hasattr(fresh, key)]
             check_known(f"student_config.{side}_config", unknown, fresh.to_dict())
     size = getattr(made["vision"], "image_size", None) or settings.image_size or 224
-    if "vision" in towers:
-        image_processor = towers["vision"].part
-        if settings.image_size not in (None, size):
-            raise ValueError(f"image_size {settings.image_size}: the tower {settings.vision_weights!r} takes {size}")
-    else:
-        image_processor = CLIPImageProcessorPil(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-        )
-    student, processor = CLIPRDModel(config), PairProcessor(tokenizer, image_processor, made["text"])
+    images = towers["vision"].part if "vision" in towers else image_processor_of(size)
+    if settings.image_size not in (None, size):
+        raise ValueError(f"image_size {settings.image_size}: the tower {settings.vision_weights!r} takes {size}")
+    student, processor = CLIPRDModel(config), PairProcessor(tokenizer, images, made["text"])
     if towers:
         fill_towers(student, towers, settings)
         _check_tokens(student, processor, settings)

@@ -3,17 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, CLIPImageProcessorPil
+from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import logging
 
 from hf_blemo.clip_rd_training.inheritance import PROJECTIONS
 from hf_blemo.clip_rd_training.settings import SIDES, TEACHER, DistillationSettings
 from hf_blemo.clip_rd_training.teachers import Teacher
 from hf_blemo.loading import load_part
-from hf_blemo.pairs.clip_models import load_model, load_tokenizer
+from hf_blemo.pairs.clip_models import image_processor_of, load_model, load_tokenizer
 from hf_blemo.pairs.pair_processor import PairProcessor
 
 logger = logging.get_logger(__name__)
@@ -72,16 +70,7 @@ def _image_processor(source: str, tower: Any, where: str) -> Any:
     if config.model_type == "timm_wrapper":
         # Its own image processor needs torchvision. Only a config that timm wrote says what the model knows.
         known = {**tower.timm_model.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {})}
-        height, width = known["input_size"][1:]
-        if "img_size" in (arguments := config.model_args or {}):
-            height, width = np.broadcast_to(arguments["img_size"], 2).tolist()
-        options: dict[str, Any] = {
-            "size": {"shortest_edge": min(height, width)},
-            "crop_size": {"height": height, "width": width},
-            "resample": Image.Resampling[known.get("interpolation", "bicubic").upper()],
-        }
-        options |= {f"image_{name}": list(known[name]) for name in ("mean", "std")}
-        return CLIPImageProcessorPil(**options)
+        return image_processor_of((config.model_args or {}).get("img_size", known["input_size"][1:]), known)
     try:
         return load_part(AutoImageProcessor, source, where, backend="pil")
     except FileNotFoundError:
@@ -89,7 +78,7 @@ def _image_processor(source: str, tower: Any, where: str) -> Any:
         if not isinstance(size, int):
             raise
         logger.warning(f"{where}: no image processor beside the weights; images are normalised as CLIP's")
-        return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        return image_processor_of(size)
 
 
 @torch.no_grad()

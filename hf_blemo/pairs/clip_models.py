@@ -1,8 +1,10 @@
 """CLIP-like models of transformers and of open_clip, with their processors."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil
 
@@ -15,7 +17,6 @@ from hf_blemo.pairs.settings import OPEN_CLIP
 from hf_blemo.programs.fingerprints import weights_fingerprint
 
 NEEDED = ("get_image_features", "get_text_features", "logit_scale")
-_RESAMPLES = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 class Clip(NamedTuple):
@@ -117,6 +118,22 @@ def load_processor(source: str, what: str, text_config: Any, revision: str | Non
     return PairProcessor(tokenizer, image_processor, text_config)
 
 
+def image_processor_of(size: Any, known: Mapping[str, Any] | None = None) -> CLIPImageProcessorPil:
+    """CLIP's image processor for a size, (height, width) or one number for both.
+
+    Args:
+        size: in pixels; the shorter side is resized to it, and the middle kept.
+        known: settings of open_clip or timm: `mean`, `std` and perhaps `interpolation`; CLIP's by default.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    options: dict[str, Any] = {}
+    if known is not None:
+        options = {f"image_{name}": list(known[name]) for name in ("mean", "std")}
+        options["resample"] = Image.Resampling[known.get("interpolation", "bicubic").upper()]
+    sides = {"height": height, "width": width}
+    return CLIPImageProcessorPil(size={"shortest_edge": min(height, width)}, crop_size=sides, **options)
+
+
 class _OpenCLIPModel(nn.Module):
     """A model of open_clip under the names of transformers' CLIPModel."""
 
@@ -164,13 +181,5 @@ def _load_open_clip(name: str, what: str) -> tuple[_OpenCLIPModel, PairProcessor
     except (RuntimeError, ValueError, OSError) as error:
         raise FileNotFoundError(f"{what} {OPEN_CLIP}{name}: open_clip found nothing to load: {error}") from error
     settings = open_clip.get_model_preprocess_cfg(model)
-    size = settings["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": min(height, width)},
-        crop_size={"height": height, "width": width},
-        image_mean=list(settings["mean"]),
-        image_std=list(settings["std"]),
-        resample=_RESAMPLES[settings.get("interpolation", "bicubic")],
-    )
-    return _OpenCLIPModel(model), PairProcessor(_OpenCLIPTokenizer(tokenizer), image_processor)
+    images = image_processor_of(settings["size"], settings)
+    return _OpenCLIPModel(model), PairProcessor(_OpenCLIPTokenizer(tokenizer), images)

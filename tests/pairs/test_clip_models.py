@@ -3,11 +3,11 @@
 import pytest
 import torch
 from pair_files import picture
-from transformers import BertConfig, BertModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, SiglipConfig, SiglipModel
+from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from hf_blemo import CLIPRDConfig, CLIPRDModel
 from hf_blemo.built_in import synthetic_tokenizer
-from hf_blemo.pairs.clip_models import load_clip
+from hf_blemo.pairs.clip_models import image_processor_of, load_clip
 
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT = {**TOWER, "vocab_size": 44, "max_position_embeddings": 16, "bos_token_id": 2, "eos_token_id": 3}
@@ -22,8 +22,7 @@ def saved(folder, model, tokenizer=True):
     model.save_pretrained(folder)
     if tokenizer:
         synthetic_tokenizer().save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    image_processor_of(32).save_pretrained(folder)
     return str(folder)
 
 
