@@ -122,26 +122,23 @@ class Faults:
     Args:
         dropped_uploads: number of uploads of large objects that are cut off in the middle.
         statuses: HTTP statuses that the next commits are answered with instead of being made; 507 is a full disk.
-        dropped_downloads: number of downloads of large objects that are cut off in the middle.
     """
 
     dropped_uploads: int = 0
     statuses: list[int] = field(default_factory=list)
-    dropped_downloads: int = 0
 
 
 class HubServer:
     """The Hub, which serves from its creation on.
 
     `endpoint` is its address and `storage` that of large objects; `repositories` by kind and name, and `objects` by
-    their sha256, are what it keeps; `requests` are those so far, as (method, path).
+    their sha256, are what it keeps.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.faults = Faults()
-        self.requests: list[tuple[str, str]] = []
         self.lock = threading.Lock()
         self.endpoint, self.storage = (self._serve(routes) for routes in (API, STORAGE))
         # Another host, since clients until huggingface_hub 2 follow a redirect to the same one.
@@ -248,7 +245,6 @@ class Handler(BaseHTTPRequestHandler):
         """Finds the method that answers a request, and sends what it says or what it refuses."""
         parts = urlsplit(self.path)
         self.query = parse_qs(parts.query)
-        self.hub.requests.append((self.command, unquote(parts.path)))
         # Before anything is refused: the next request of the connection begins after it.
         self.content = self.body() if self.routes is API else b""
         try:
@@ -356,12 +352,6 @@ class Handler(BaseHTTPRequestHandler):
 
         found = {"branches": listed(repository.branches, "refs/heads/"), "tags": listed(repository.tags, "refs/tags/")}
         self.reply_json({**found, "converts": [], "pullRequests": listed(repository.pulls, "")})
-
-    @route("GET", f"{REPOSITORY}/commits/{REVISION}")
-    def commits(self, kind: str, name: str, revision: str) -> None:
-        history = self.repository(kind, name).commit_of(revision).history()
-        rows = [{"id": one.oid, "title": one.title, "date": one.date, "author": one.author} for one in history]
-        self.reply_json([{**row, "message": "", "authors": [{"user": row.pop("author")}]} for row in rows])
 
     @route("POST", f"{REPOSITORY}/tag/{REVISION}")
     def tag(self, kind: str, name: str, revision: str) -> None:
@@ -497,11 +487,6 @@ class Handler(BaseHTTPRequestHandler):
     @route("GET|HEAD", "/(?P<oid>.+)", STORAGE)
     def download(self, oid: str) -> None:
         content = self.hub.objects[oid]
-        if self.command == "GET" and self.hub.faults.dropped_downloads > 0:
-            self.hub.faults.dropped_downloads -= 1
-            self.reply(200, content[: len(content) // 2], {"Content-Length": str(len(content))})
-            self.drop()
-            return
         self.reply_content(content, {"ETag": f'"{oid}"'})
 
     @route("PUT", "/(?P<oid>.+)", STORAGE)
