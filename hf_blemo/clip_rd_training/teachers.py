@@ -24,63 +24,18 @@ from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, TeacherStore
 _STEPS, _BATCHES = 15, 4
 
 
-class Teacher:
-    """No teacher: the student learns from the contrastive loss alone. The other two kinds override their parts.
+class _LiveTeacher:
+    """A model that runs beside the student, its processor, and its entry of `metrics.json`."""
 
-    Attributes:
-        dim: width of the embeddings; None without a teacher, of several a list.
-        processor: of the teacher's pairs; None without one. That of a store has a tokenizer and no image processor.
-        model: runs beside the student; None without one.
-        models: what [`CLIPRDDistiller`] takes as its teacher.
-        logit_scale: CLIP scale, exponentiated; None without a teacher, or if `model` has it. Of several a list.
-        descriptions: entries of `metrics.json`, one a teacher.
-    """
-
-    dim: Any = None
-    processor: PairProcessor | None = None
-    model: Any = None
-    logit_scale: Any = None
-    descriptions: Sequence[dict[str, Any]] = ()
-
-    @property
-    def models(self) -> Any:
-        return self.model
-
-    def check(
-        self, settings: DistillationSettings, sources: Sequence[PairTable | PairStream], student: PairProcessor
-    ) -> None:
-        """Refuses a run for which this teacher has no embeddings: a store made from other pairs, crops or sizes of
-        images, or from another teacher."""
-
-    def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
-        """Makes the reader of pairs for the student and this teacher."""
-        return PairReader([student], augmentation)
-
-    def place(self, source: int, pair: Mapping[str, Any], read: ReadPair) -> Any:
-        """Returns what [`inputs`] needs beside a pair as it was read."""
-        return None
-
-    def inputs(self, reader: PairReader, read: Sequence[ReadPair], places: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """Returns the teacher's part of a batch."""
-        return {}
-
-    def tune(self, distiller: CLIPRDDistiller, batches: Iterable[Any], chunk_size: int) -> None:
-        """Chooses the scales of several teachers on the first batches."""
-
-    def described(self, distiller: CLIPRDDistiller) -> list[dict[str, Any]]:
-        """Entries of `metrics.json`, one a teacher."""
-        return list(self.descriptions)
-
-
-class _LiveTeacher(Teacher):
-    """A model that runs beside the student."""
+    # The model knows it.
+    logit_scale = None
 
     def __init__(self, clip: Clip, description: dict[str, Any]):
         self.model, self.processor, self.dim = clip
+        self.description = description
         self.own_tokens = True
         # Number of its processor in the reader; the first is the student's.
         self.number = 0
-        self.descriptions = [description]
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers that read batches need no weights.
@@ -88,43 +43,91 @@ class _LiveTeacher(Teacher):
 
     def join(self, processors: list[PairProcessor]) -> None:
         """Adds its processor to the reader's, unless one of those gives the same pixels."""
-        assert self.processor is not None
         self.own_tokens = not self.processor.same_tokens(processors[0])
         same = [number for number, other in enumerate(processors) if self.processor.same_images(other)]
         self.number = same[0] if same else len(processors)
         if not same:
             processors.append(self.processor)
 
-    def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
-        processors = [student]
-        self.join(processors)
-        return PairReader(processors, augmentation)
-
     def inputs(self, reader: PairReader, read: Sequence[ReadPair], places: Sequence[Any]) -> dict[str, torch.Tensor]:
         inputs: dict[str, torch.Tensor] = {}
         if self.number:
             inputs["teacher_pixel_values"] = reader.stacked(read, self.number)
-        if self.own_tokens and self.processor is not None and any(pair.caption for pair in read):
+        if self.own_tokens and any(pair.caption for pair in read):
             tokens = self.processor.captions([pair.caption for pair in read])
             inputs |= {f"teacher_{name}": values for name, values in tokens.items()}
         return inputs
 
 
-class _StoredTeacher(Teacher):
+class _StoredTeacher:
     """Embeddings that `hf-blemo embed` wrote, and the tokenizer that came with them."""
+
+    model = None
 
     def __init__(self, store: TeacherStore, processor: PairProcessor | None):
         self.store, self.processor = store, processor
         self.dim, self.logit_scale = store.teacher["dim"], store.teacher["logit_scale"]
         kept = ("source", "fingerprint", "parameters", "logit_scale")
-        self.descriptions = [{**{key: store.teacher[key] for key in kept}, "stored": True}]
+        self.description = {**{key: store.teacher[key] for key in kept}, "stored": True}
+
+    def inputs(self, reader: PairReader, read: Sequence[ReadPair], places: Sequence[Any]) -> dict[str, torch.Tensor]:
+        return self.store.embeddings(places)
+
+
+class Teacher:
+    """The teachers of a student: none, which leaves the contrastive loss alone, one, or several.
+
+    Args:
+        members: all live or all of one store; where one alone is asked for, it is the first.
+        scales: of the logits of several, as the settings say.
+    """
+
+    def __init__(self, members: Sequence[Any] = (), scales: Sequence[float | str | None] = ()):
+        self.members, self.scales, self.several = members, scales, len(members) > 1
+        self.store = getattr(members[0], "store", None) if members else None
+        # One a teacher.
+        self.descriptions: list[dict[str, Any]] = [one.description for one in members]
+
+    @property
+    def dim(self) -> Any:
+        """Width of the embeddings; None without a teacher, of several a list."""
+        return [one.dim for one in self.members] if self.several else self._first("dim")
+
+    @property
+    def processor(self) -> PairProcessor | None:
+        """Of the teacher's pairs; None without one. That of a store has a tokenizer and no image processor."""
+        return self._first("processor")
+
+    @property
+    def model(self) -> Any:
+        """Runs beside the student; None without one."""
+        return self._first("model")
+
+    @property
+    def models(self) -> Any:
+        """What [`CLIPRDDistiller`] takes as its teacher."""
+        return None if self.model is None else [one.model for one in self.members]
+
+    @property
+    def logit_scale(self) -> Any:
+        """CLIP scale, exponentiated; None without a teacher, or if `model` has it. Of several a list."""
+        if not self.several:
+            return self._first("logit_scale")
+        pairs = zip(self.scales, self.descriptions, strict=True)
+        return [one if isinstance(one, float | int) else description["logit_scale"] for one, description in pairs]
+
+    def _first(self, name: str) -> Any:
+        return getattr(self.members[0], name) if self.members else None
 
     def check(
         self, settings: DistillationSettings, sources: Sequence[PairTable | PairStream], student: PairProcessor
     ) -> None:
-        where = f"teacher_store {settings.teacher_store!r}"
+        """Refuses a store without embeddings for a run: of other pairs, crops, sizes of images or another teacher."""
+        if self.store is None:
+            return
         made = self.store.teacher
         if settings.teacher is not None and settings.teacher != made["source"]:
+            where = f"teacher_store {settings.teacher_store!r}"
             raise ValueError(f"{where}: made with teacher {made['source']!r}, the run names {settings.teacher!r}")
         described = []
         for entry, source in zip(settings.described_sources(), sources, strict=True):
@@ -135,54 +138,22 @@ class _StoredTeacher(Teacher):
         self.store.check(described, settings.augmentation, max(max(student.image_size), *sizes))
 
     def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
-        # Even without crops, a visit may only draw an embedded caption.
-        description = self.store.description
-        return PairReader([student], augmentation, description.decode_size, description.variants)
-
-    def place(self, source: int, pair: Mapping[str, Any], read: ReadPair) -> int:
-        return self.store.place(source, pair, read.caption, read.crop)
-
-    def inputs(self, reader: PairReader, read: Sequence[ReadPair], places: Sequence[Any]) -> dict[str, torch.Tensor]:
-        return self.store.embeddings(places)
-
-
-class _Teachers(Teacher):
-    """Several of a kind, all live or all of one store; where one alone is asked for, it is the first."""
-
-    def __init__(self, members: Sequence[Any], scales: Sequence[float | str | None]):
-        self.members, self.scales = members, scales
-        self.dim, self.processor, self.model = [one.dim for one in members], members[0].processor, members[0].model
-        self.descriptions = [description for one in members for description in one.descriptions]
-        own = (description["logit_scale"] for description in self.descriptions)
-        self.logit_scale = [
-            scale if isinstance(scale, float | int) else mine for scale, mine in zip(scales, own, strict=True)
-        ]
-
-    @property
-    def models(self) -> Any:
-        return None if self.model is None else [one.model for one in self.members]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "model": None}
-
-    def check(
-        self, settings: DistillationSettings, sources: Sequence[PairTable | PairStream], student: PairProcessor
-    ) -> None:
-        # The others are of the same store.
-        self.members[0].check(settings, sources, student)
-
-    def reader(self, student: PairProcessor, augmentation: Mapping[str, Any]) -> PairReader:
-        if isinstance(self.members[0], _StoredTeacher):
-            return self.members[0].reader(student, augmentation)
+        """Makes the reader of pairs for the student and the teachers."""
+        if self.store is not None:
+            # Even without crops, a visit may only draw an embedded caption.
+            made = self.store.description
+            return PairReader([student], augmentation, made.decode_size, made.variants)
         processors = [student]
         for one in self.members:
             one.join(processors)
         return PairReader(processors, augmentation)
 
     def place(self, source: int, pair: Mapping[str, Any], read: ReadPair) -> Any:
-        return self.members[0].place(source, pair, read)
+        """Returns what [`inputs`] needs beside a pair as it was read."""
+        return None if self.store is None else self.store.place(source, pair, read.caption, read.crop)
 
     def inputs(self, reader: PairReader, read: Sequence[ReadPair], places: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Returns the teachers' part of a batch."""
         return {
             name.replace("teacher_", teacher_prefix(number), 1): values
             for number, one in enumerate(self.members)
@@ -190,10 +161,9 @@ class _Teachers(Teacher):
         }
 
     def tune(self, distiller: CLIPRDDistiller, batches: Iterable[Any], chunk_size: int) -> None:
-        assert distiller.teacher_scales is not None
-        scales = list(self.logit_scale)
-        if not all(self.scales):
-            embeds = _first_embeddings(distiller, batches, chunk_size)
+        """Chooses the scales of several teachers on the first batches."""
+        if self.several and not all(self.scales):
+            scales, embeds = self.logit_scale, _first_embeddings(distiller, batches, chunk_size)
             for number, asked in enumerate(self.scales):
                 if asked is None:
                     pairs = [(taught[2 * number], taught[2 * number + 1], ids) for taught, ids in embeds]
@@ -201,7 +171,9 @@ class _Teachers(Teacher):
             distiller.set_teacher_scales(scales)
 
     def described(self, distiller: CLIPRDDistiller) -> list[dict[str, Any]]:
-        assert distiller.teacher_scales is not None
+        """Entries of `metrics.json`, one a teacher."""
+        if distiller.teacher_scales is None:
+            return self.descriptions
         how = ["tuned" if asked is None else "own" if asked == OWN_SCALE else "given" for asked in self.scales]
         scales = distiller.teacher_scales.tolist()
         return [
@@ -241,20 +213,18 @@ def _first_embeddings(
 def open_teacher(settings: DistillationSettings) -> Teacher:
     """Loads the teachers, or opens the store, that the settings name; a store on the Hub is downloaded."""
     store = None if settings.teacher_store is None else _store_folder(settings.teacher_store)
-
-    def opened(name: Any, revision: str | None) -> Teacher:
-        return _open_live(name, revision) if store is None else _open_store(store, settings, name, revision)
-
     several = settings.teacher_entries()
-    if several:
-        return _Teachers([opened(one.teacher, one.revision) for one in several], [one.scale for one in several])
-    name = settings.teacher if store is None else settings.teacher_name
-    return Teacher() if store is None and name is None else opened(name, settings.teacher_revision)
-
-
-def _open_live(source: str, revision: str | None) -> Teacher:
-    clip = load_clip(source, "teacher", revision)
-    return _LiveTeacher(clip, {"source": source, **clip.description(), "stored": False})
+    named: list[tuple[Any, str | None]] = [(one.teacher, one.revision) for one in several]
+    if not named and (store is not None or settings.teacher is not None):
+        named = [(settings.teacher if store is None else settings.teacher_name, settings.teacher_revision)]
+    members: list[Any] = []
+    for name, revision in named:
+        if store is not None:
+            members.append(_open_store(store, settings, name, revision))
+        else:
+            clip = load_clip(name, "teacher", revision)
+            members.append(_LiveTeacher(clip, {"source": name, **clip.description(), "stored": False}))
+    return Teacher(members, [one.scale for one in several])
 
 
 def _store_folder(source: str) -> Path:
@@ -270,7 +240,9 @@ def _store_folder(source: str) -> Path:
     return folder
 
 
-def _open_store(folder: Path, settings: DistillationSettings, teacher: str | None, revision: str | None) -> Teacher:
+def _open_store(
+    folder: Path, settings: DistillationSettings, teacher: str | None, revision: str | None
+) -> _StoredTeacher:
     where = f"teacher_store {settings.teacher_store!r}"
     store = TeacherStore(folder, teacher)
     made = store.teacher

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from pair_files import assert_same, encoded, pairs_of, picture, write_shards
-from transformers import CLIPImageProcessorPil
 
 from hf_blemo.built_in.synthetic_pairs import MAX_TOKENS, synthetic_tokenizer
 from hf_blemo.clip_rd_training import data_position
@@ -17,7 +16,7 @@ from hf_blemo.clip_rd_training.batches import MOST_IN_A_ROW, PairBatches, _quota
 from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.teachers import Teacher, _LiveTeacher
-from hf_blemo.pairs.clip_models import Clip
+from hf_blemo.pairs.clip_models import Clip, image_processor_of
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairTable, open_source
 from hf_blemo.pairs.settings import PairSourceSettings
@@ -31,10 +30,7 @@ CAPTIONS = [" ".join(words) for words in itertools.product(WORDS, repeat=3)]
 
 
 def processor(size: int = 16) -> PairProcessor:
-    sides = {"height": size, "width": size}
-    return PairProcessor(
-        synthetic_tokenizer(), CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=sides), None
-    )
+    return PairProcessor(synthetic_tokenizer(), image_processor_of(size))
 
 
 def table_of(captions, images=None, **settings) -> PairTable:
@@ -177,11 +173,11 @@ def test_variants_of_a_stream_come_again_pass_by_pass(tmp_path):
 
 
 def test_a_teacher_of_another_size_sees_the_same_crop(table):
-    batch = batches_of(table, augmentation=CROPS, teacher=_LiveTeacher(Clip(None, processor(32), 8), {}))[0]
+    batch = batches_of(table, augmentation=CROPS, teacher=Teacher([_LiveTeacher(Clip(None, processor(32), 8), {})]))[0]
     assert batch["teacher_pixel_values"].shape == (8, 3, 32, 32)
     halves = torch.nn.functional.avg_pool2d(batch["teacher_pixel_values"], 2)
     assert (halves - batch["pixel_values"]).abs().mean() < 0.5 * (halves - batch["pixel_values"].flip(0)).abs().mean()
-    same = batches_of(table, augmentation=CROPS, teacher=_LiveTeacher(Clip(None, processor(16), 8), {}))[0]
+    same = batches_of(table, augmentation=CROPS, teacher=Teacher([_LiveTeacher(Clip(None, processor(16), 8), {})]))[0]
     assert "teacher_pixel_values" not in same and "teacher_input_ids" not in same
 
 

@@ -13,7 +13,7 @@ import torch
 from fresh_processes import run_python
 from pair_files import encoded, pairs_of, picture, write_shards
 from torch.nn import functional
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessorPil
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from hf_blemo.built_in import make_synthetic_pairs
 from hf_blemo.clip_rd_training import embedding
@@ -22,7 +22,7 @@ from hf_blemo.clip_rd_training.embedding import embed
 from hf_blemo.clip_rd_training.run import distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings, EmbeddingSettings
 from hf_blemo.clip_rd_training.teachers import Teacher, _LiveTeacher, open_teacher
-from hf_blemo.pairs.clip_models import load_clip
+from hf_blemo.pairs.clip_models import image_processor_of, load_clip
 from hf_blemo.pairs.images import Crop, open_image, read_crop
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import open_source
@@ -237,11 +237,10 @@ def test_a_smaller_student_sees_the_pixels_it_would_beside_the_live_teacher(teac
     source = open_source(PairSourceSettings(data=saved_pairs(tmp_path / "pairs", 8, images=images)))
     embed(embed_settings(tmp_path / "store", teacher, data=source.settings.data, synthetic={}))
     clip = load_clip(str(teacher))
-    size = {"height": 16, "width": 16}
-    small = PairProcessor(clip.processor.tokenizer, CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=size))
+    small = PairProcessor(clip.processor.tokenizer, image_processor_of(16))
     settings = DistillationSettings("synthetic", batch_size=8, num_steps=4, augmentation=CROPS)
     taught = dataclasses.replace(settings, teacher_store=str(tmp_path / "store"))
-    live = PairBatches(settings, [source], small, _LiveTeacher(clip, {}))
+    live = PairBatches(settings, [source], small, Teacher([_LiveTeacher(clip, {})]))
     stored = PairBatches(settings, [source], small, open_teacher(taught))
     unlike = PairBatches(settings, [source], small, Teacher())
     for step in range(4):
