@@ -163,24 +163,6 @@ def test_build_and_info_of_a_table(capsys, tmp_path):
     assert run(capsys, "dataset", "info", output)[1] == out.partition("\n")[2]
 
 
-def test_build_of_both_splits_of_the_distribution(capsys, tmp_path):
-    root = write_distribution(tmp_path / "BlEmoRE")
-    build = ["dataset", "build", root, "--output"]
-    code, out, _ = run(capsys, *build, tmp_path / "train", "--aggregate", "statistics")
-    assert code == 0 and "folds     0: 1, 1: 1, 2: 1, 3: 1" in out
-    assert feature_sets.encoder_widths(datasets.load_from_disk(str(tmp_path / "train"))) == {
-        "imagebind": 21,
-        "wavlm": 35,
-    }
-    code, out, _ = run(capsys, *build, tmp_path / "test", "--split", "test")
-    assert code == 0 and "labelled  0, 0 of them blends\nfolds     none\n" in out
-    (root / "pre_extracted_test_data" / "wavlm_test" / "test_0002.npy").unlink()
-    again = [*build, tmp_path / "missing", "--split", "test"]
-    assert "clip 'test_0002', encoder 'wavlm'" in refused(capsys, *again)
-    code, out, _ = run(capsys, *again, "--allow-missing")
-    assert code == 0 and "wavlm           5  float16        1\n" in out
-
-
 def test_build_of_the_synthetic_benchmark(capsys, tmp_path):
     output = tmp_path / "synthetic"
     build = ["dataset", "build", "synthetic", "--output", output, "--num-clips", "30"]

@@ -19,7 +19,7 @@ from hf_blemo import feature_sets
 from hf_blemo.blemore import submission
 from hf_blemo.prediction import clips as clip_prediction
 from hf_blemo.prediction import demo_page
-from hf_blemo.prediction.clips import Windows, fusion_encoders, predict_clips
+from hf_blemo.prediction.clips import fusion_encoders, predict_clips
 
 
 @pytest.fixture(scope="module")
@@ -153,21 +153,6 @@ def test_odd_names_and_files_end_no_run(predict, capsys, paths, encoders, tmp_pa
     code, out, _ = run(capsys, "features", folder, "--output", made, "--encoder", *encoders)
     assert code == 0 and out.startswith("4 clips, 4 failed")
     assert set(datasets.load_from_disk(str(made))["clip"][:]) == good
-
-
-def test_a_timeline_of_the_windows_asked_for(predict, paths, member, tmp_path):
-    outputs = [tmp_path / "timeline.csv", tmp_path / "timeline.json"]
-    assert predict(paths[:1], "--window", "0.5", "--hop", "0.25", "--output", *outputs)[0] == 0
-    windows = Windows(0.5, 0.25, longer_than=0.0)
-    [expected] = predict_clips(paths[:1], [member], fusion_encoders([member]), windows)
-    with outputs[0].open() as file:
-        rows = list(csv.DictReader(file))[1:]
-    assert len(rows) == len(expected["timeline"]) >= 3
-    [found] = json.loads(outputs[1].read_text())["clips"]
-    for row, entry, window in zip(rows, found["timeline"], expected["timeline"], strict=True):
-        assert (float(row["start"]), float(row["end"])) == pytest.approx((window["start"], window["end"]), abs=1e-3)
-        assert row["emotion_1"] == window["blend"][0]["emotion"]
-        assert entry["start"] == pytest.approx(window["start"], abs=1e-6)
 
 
 def test_without_outputs_lines_are_printed_and_only_if_no_clip_can_be_read_the_command_fails(

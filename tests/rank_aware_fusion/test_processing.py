@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_blemo import RankAwareFusionProcessor, blemore
+from hf_blemo import RankAwareFusionProcessor
 
 
 @pytest.fixture
@@ -59,14 +59,6 @@ def test_steps_of_any_kind_become_float32(processor):
         assert not values.requires_grad
 
 
-def test_every_valid_label_passes_in_the_precisions_in_use(processor):
-    samples = [{"clip": np.zeros(4)}] * 36
-    for dtype in (np.float64, np.float32, np.float16):
-        labels = processor(samples, labels=blemore.LABEL_MATRIX.astype(dtype))["labels"]
-        assert labels.shape == (36, 6) and labels.dtype == torch.float32
-        np.testing.assert_allclose(labels.numpy(), blemore.LABEL_MATRIX, atol=1e-3)
-
-
 def test_rows_without_labels(processor):
     samples = [{"clip": np.zeros(4)}] * 4
     labels = processor(samples, labels=[None, [-100] * 6, [0, 0, 0.3, 0, 0.7, 0], torch.eye(6)[5]])["labels"]
@@ -74,20 +66,11 @@ def test_rows_without_labels(processor):
     torch.testing.assert_close(labels, expected)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        [0.6, 0.4, 0, 0, 0, 0], [0.5, 0, 0, 0, 0, 0.5], [1, 1, 0, 0, 0, 0], [0] * 6, [0.5, 0.3, 0.2, 0, 0, 0],
-        [70, 30, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, float("nan")],
-        [-100, 0, 0, 0, 0, 0], [[1, 0, 0, 0, 0, 0]], 6, -1, list("abcdef"), "happy",
-    ],
-    ids=str,
-)  # fmt: skip
-def test_labels_that_are_no_valid_blend_are_refused(processor, row):
-    with pytest.raises(ValueError) as error:
-        processor([{"clip": np.zeros(4)}] * 2, labels=[None, row], clips=["A1", "A2"])
-    message = str(error.value)
-    assert message.startswith("A2: found") and "expected" in message and "\n" not in message
+def test_labels_that_are_none_of_the_space_are_refused_with_their_clip(processor):
+    with pytest.raises(
+        ValueError, match=r"^A2: found the shares \[0.6, .*expected one of the valid .* or -100 everywh"
+    ):
+        processor([{"clip": np.zeros(4)}] * 2, labels=[None, [0.6, 0.4, 0, 0, 0, 0]], clips=["A1", "A2"])
 
 
 @pytest.mark.parametrize(
@@ -140,13 +123,6 @@ def test_a_bad_clip_is_refused_with_its_name_what_was_found_and_what_was_expecte
 def test_a_call_that_does_not_fit_is_refused(processor, options, message):
     with pytest.raises(ValueError, match=message):
         processor(**{"samples": [{"clip": np.zeros(4)}] * 2, **options})
-
-
-def test_a_bad_encoder_is_refused_when_the_processor_is_made():
-    with pytest.raises(ValueError, match="'clip'.*'feature_size' must be a positive integer, found None"):
-        RankAwareFusionProcessor({"clip": {"pooling": "mean"}})
-    with pytest.raises(ValueError, match="'clip'.*expected a dict with 'feature_size', found int"):
-        RankAwareFusionProcessor({"clip": 4})
 
 
 def test_to_casts_the_floating_tensors_at_every_depth(processor, make_samples, make_labels):
