@@ -87,9 +87,7 @@ class ClipSessions:
 
     def notes(self) -> list[str]:
         """Sentences on the faces."""
-        notes = [
-            note for faces in self._faces.values() for choice in faces.choices.values() if (note := choice.note())
-        ]
+        notes = [note for faces in self._faces.values() for one in faces.choices.values() for note in one.notes()]
         for faces in self._of_all():
             count, brief = len(faces.tracker.persons()), faces.tracker.num_brief
             others = f"; {brief} more seen for less than a second {'are' if brief > 1 else 'is'} left out"

@@ -32,6 +32,8 @@ _STILL, _LEAST_FOLLOWED = 0.1, 0.3
 _PATIENCE = 0.4
 # A face is chosen instead of another if it is as many times as large, or by this share of the picture more central.
 _LARGER, _MORE_CENTRAL = 1.3, 0.1
+# Share of a clip's frames in which further faces are no mistake of the detector.
+_MANY = 0.2
 # Seconds for which one must be seen to count as a person, if any is.
 _SHORTEST_PERSON = 1.0
 
@@ -344,7 +346,7 @@ class PersonChoice:
     def __init__(self, person: str | int):
         self._person = person
         self._current: int | None = None
-        self.num_frames = self.num_held = self.num_missing = 0
+        self.num_frames = self.num_held = self.num_missing = self.num_shared = 0
 
     def choose(self, seen: FrameFaces) -> Face | None:
         """The face; None where there is none."""
@@ -352,19 +354,23 @@ class PersonChoice:
         self.num_frames += 1
         self.num_missing += face is None
         self.num_held += face is not None and face.unseen > 0
+        self.num_shared += sum(not one.unseen for one in seen.faces) > 1
         return face
 
-    def note(self) -> str | None:
-        """A sentence on the frames without the face; None if there are none."""
+    def notes(self) -> list[str]:
+        """Sentences on the frames without the face, and where it was chosen among others in many frames."""
         whom = f"person {self._person}" if isinstance(self._person, int) else "the face"
         if self.num_missing == self.num_frames:
-            return f"none of {self.num_frames} frames shows {whom.replace('the', 'a')}"
+            return [f"none of {self.num_frames} frames shows {whom.replace('the', 'a')}"]
         missing, held = self.num_missing, self.num_held
         parts = [f"{missing} {'were' if missing > 1 else 'was'} left out"] if missing else []
         parts += [f"in {held} its last place was used"] if held else []
-        if not parts:
-            return None
-        return f"{missing + held} of {self.num_frames} frames do not show {whom}: {', '.join(parts)}"
+        count = self.num_frames
+        notes = [f"{missing + held} of {count} frames do not show {whom}: {', '.join(parts)}"] if parts else []
+        if not isinstance(self._person, int) and self.num_shared > _MANY * count:
+            which = "largest" if self._person == "largest" else "most central"
+            notes.append(f"{self.num_shared} of {count} frames show several faces: the {which} one was taken")
+        return notes
 
     def _chosen(self, seen: FrameFaces) -> Face | None:
         if isinstance(self._person, int):

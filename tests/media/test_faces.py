@@ -207,26 +207,31 @@ def _choice(person, *frames):
         listed = [Face(who, np.array([left, 100, size, size], float), unseen) for who, left, size, unseen in faces]
         found = choice.choose(FrameFaces(Frame(0.0, np.zeros((8, 8, 3), np.uint8)), listed, (640, 360)))
         chosen.append(found and found.person)
-    return chosen, choice.note()
+    return chosen, choice.notes()
 
 
 @pytest.mark.parametrize(
-    ("person", "frames", "chosen", "note"),
+    ("person", "frames", "chosen", "notes"),
     [
         # The larger one, which stays until the other is clearly larger.
-        ("largest", [[(1, 0, 50, 0), (2, 300, 60, 0)], [(1, 0, 70, 0), (2, 300, 60, 0)]], [2, 2], None),
-        ("largest", [[(1, 0, 50, 0), (2, 300, 60, 0)], [(1, 0, 90, 0), (2, 300, 60, 0)]], [2, 1], None),
+        ("largest", [[(1, 0, 50, 0), (2, 300, 60, 0)], [(1, 0, 70, 0), (2, 300, 60, 0)]], [2, 2],
+         ["2 of 2 frames show several faces: the largest one was taken"]),
+        ("largest", [[(1, 0, 50, 0), (2, 300, 60, 0)], [(1, 0, 90, 0), (2, 300, 60, 0)]], [2, 1],
+         ["2 of 2 frames show several faces: the largest one was taken"]),
         # A held face gives way to one that is seen, after a while.
         ("largest", [[(1, 0, 90, 0)], [(1, 0, 90, 0.2), (2, 0, 40, 0)], [(1, 0, 90, 0.6), (2, 0, 40, 0)]], [1, 1, 2],
-         "1 of 3 frames do not show the face: in 1 its last place was used"),
-        ("central", [[(1, 0, 90, 0), (2, 300, 40, 0)], [(1, 250, 90, 0), (2, 270, 40, 0)]], [2, 2], None),
+         ["1 of 3 frames do not show the face: in 1 its last place was used"]),
+        ("central", [[(1, 0, 90, 0), (2, 300, 40, 0)], [(1, 250, 90, 0), (2, 270, 40, 0)]], [2, 2],
+         ["2 of 2 frames show several faces: the most central one was taken"]),
         (2, [[(1, 0, 90, 0)], [(1, 0, 90, 0), (2, 0, 9, 0)]], [None, 2],
-         "1 of 2 frames do not show person 2: 1 was left out"),
-        (3, [[(1, 0, 90, 0)], []], [None, None], "none of 2 frames shows person 3"),
+         ["1 of 2 frames do not show person 2: 1 was left out"]),
+        (3, [[(1, 0, 90, 0)], []], [None, None], ["none of 2 frames shows person 3"]),
+        # Now and then, another one is taken for a mistake.
+        ("largest", [*[[(1, 0, 50, 0)]] * 9, [(1, 0, 50, 0), (2, 300, 40, 0)]], [1] * 10, []),
     ],
 )  # fmt: skip
-def test_whom_a_choice_takes(person, frames, chosen, note):
-    assert _choice(person, *frames) == (chosen, note)
+def test_whom_a_choice_takes(person, frames, chosen, notes):
+    assert _choice(person, *frames) == (chosen, notes)
 
 
 @pytest.mark.parametrize(
