@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from .gathering_clip_rd import OtherProcessError, Processes
-from .matches_clip_rd import Matches, check_ids
+from .matches_clip_rd import CROSS, IMAGE, TEXT, Matches, check_ids
 from .tiles_clip_rd import NOT_FINITE, TiledTerms, TilesCall, float32_products
 from .weights_clip_rd import CLIP_RD_WEIGHTS, TERMS, check_weights
 
@@ -90,6 +90,8 @@ class CLIPRDLoss(nn.Module):
             [`clamp_scales`], as CLIP keeps its own (ours).
         tile_size: rows and columns of a tile; 768 on a CPU, 2,048 elsewhere by default. Where kernels compute whole
             rows, how many of them. It changes speed and memory, not the result.
+        dense: whether to compute the same by plain N x N matrices and autograd, on one process with one teacher; for
+            checking.
         process_group: the processes that share a batch; all of them by default.
         precision: of the products. `exact`: that of the embeddings, float32 at least. `fast`: what enters a product is
             rounded to 11 bits and summed up in float32, which moves the gradient by 0.1 %; one process never waits
@@ -102,7 +104,8 @@ class CLIPRDLoss(nn.Module):
             teachers an `nn.ModuleList` of one for each.
 
     Raises:
-        ValueError: an unknown term, a weight below 0, none above 0, or sizes below 1.
+        ValueError: an unknown term, a weight below 0, none above 0, sizes below 1, or `dense` with `fast` or several
+            teachers.
 
     Source: "CLIP-RD: Relational Distillation for Efficient CLIP Knowledge Distillation", arXiv 2603.25383; with
     `CLIP_KD_WEIGHTS` the losses of CLIP-KD (CVPR 2024).
@@ -115,6 +118,7 @@ class CLIPRDLoss(nn.Module):
         weights: Mapping[str, float] | None = None,
         scales: str = "released",
         tile_size: int | None = None,
+        dense: bool = False,
         process_group: "dist.ProcessGroup | None" = None,
         precision: str | None = None,
     ):
@@ -130,8 +134,13 @@ class CLIPRDLoss(nn.Module):
             raise ValueError(f"scales {scales!r} is not one of released, exponentiated")
         if precision not in (None, "exact", "fast"):
             raise ValueError(f"precision {precision!r} is not one of exact, fast")
+        if dense and precision == "fast":
+            raise ValueError("dense computes exactly; expected no precision beside it, found 'fast'")
+        if dense and len(self.teacher_dims) > 1:
+            raise ValueError(f"dense computes for one teacher, found {len(self.teacher_dims)}")
         self.scales = scales
         self.tile_size = tile_size
+        self.dense = dense
         self.precision = precision
         # Of the first step since the last look whose inputs were not in order: one flag a problem of `_FLAGGED`.
         self._flags: torch.Tensor | None = None
@@ -261,6 +270,16 @@ class CLIPRDLoss(nn.Module):
                 [F.normalize(part.to(dtype), dim=-1) for part in pair] for pair in zip(images, texts, strict=True)
             ]
             numbers = [scale.to(dtype).reshape(()) for scale in scales]
+            if self.dense:
+                if group.size > 1:
+                    raise ValueError("dense computes on one process; leave it out for several")
+                image, text = spaces[0] if projects else (own_image, own_text)
+                multipliers = torch.stack(numbers)
+                terms = _dense_terms(
+                    own_image, own_text, image, text, targets[0][0], targets[0][1], multipliers, self.weights, matches
+                )
+                loss = sum((self.weights[name] * value for name, value in terms.items()), multipliers.sum() * 0)
+                return CLIPRDLossOutput(loss=loss, **{name: value.detach() for name, value in terms.items()})
             parts = []
             for weights, of_images, of_texts, to_images, to_texts in self._parts(len(images)):
                 call = TilesCall(weights, self.tile_size, group, rows, fast, matches)
@@ -309,7 +328,7 @@ class CLIPRDLoss(nn.Module):
     def _is_fast(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether embeddings of a dtype on a device are computed in the fast precision."""
         wanted = self.precision == "fast" or (self.precision is None and device.type != "cpu")
-        return wanted and dtype != torch.float64
+        return wanted and not self.dense and dtype != torch.float64
 
     def check_finite(self, loss: torch.Tensor | float) -> None:
         """Raises the cause of a loss that is not finite; call it where the loss is read, since this reads it as well.
@@ -453,3 +472,56 @@ def _matches(
     everyone = iter(processes.gather(torch.stack(given, 1), rows).unbind(1))
     found = Matches(*(None if one is None else next(everyone) for one in ids))
     return found if device.type != "cpu" or found.any() else None
+
+
+def _dense_terms(
+    own_image: torch.Tensor,
+    own_text: torch.Tensor,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    teacher_image: torch.Tensor,
+    teacher_text: torch.Tensor,
+    multipliers: torch.Tensor,
+    weights: Mapping[str, float],
+    matches: Matches | None,
+) -> dict[str, torch.Tensor]:
+    """Computes the unweighted terms as their formulas read, by N x N matrices and autograd; for checking the tiles."""
+    student, teacher, cross, vision, language = multipliers
+
+    def contrastive(kind: str, *products: torch.Tensor) -> torch.Tensor:
+        targets = torch.eye(len(own_image), dtype=own_image.dtype, device=own_image.device)
+        if matches is not None:
+            targets = matches.targets(kind, targets)
+        return torch.stack([F.cross_entropy(product, targets) for product in products]).mean()
+
+    def divergence(*pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        values = [
+            F.kl_div(found.log_softmax(1), target.detach().log_softmax(1), reduction="batchmean", log_target=True)
+            for target, found in pairs
+        ]
+        return torch.stack(values).mean()
+
+    own = student * own_image @ own_text.T
+    teachers = teacher * teacher_image @ teacher_text.T
+    # Without projections to the teacher's width these products do not exist, and no term asks for them.
+    if image.shape[1] == teacher_image.shape[1]:
+        images = vision * image @ teacher_image.T
+        texts = language * text @ teacher_text.T
+        text_to_image = cross * text @ teacher_image.T
+        image_to_text = cross * image @ teacher_text.T
+    terms = {
+        "task": lambda: contrastive(CROSS, own, own.T),
+        "fd": lambda: F.mse_loss(image, teacher_image) + F.mse_loss(text, teacher_text),
+        "icl": lambda: contrastive(CROSS, image_to_text, text_to_image),
+        "hrd": lambda: divergence((teachers, own), (teachers.T, own.T)),
+        "vrd": lambda: divergence((texts.T, images.T), (texts, images)),
+        "vrd_image": lambda: contrastive(IMAGE, images.T, images),
+        "vrd_text": lambda: contrastive(TEXT, texts.T, texts),
+        "xrd": lambda: divergence(
+            (image_to_text, text_to_image),
+            (text_to_image, image_to_text),
+            (image_to_text.T, text_to_image.T),
+            (text_to_image.T, image_to_text.T),
+        ),
+    }
+    return {name: compute() for name, compute in terms.items() if weights[name]}

@@ -3,13 +3,11 @@
 import logging
 import math
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from loss_formulas import formulas
 from torch import nn
 
 from hf_blemo.clip_rd import tiles_clip_rd
@@ -36,10 +34,10 @@ def make_loss(*arguments, seed=0, dtype=torch.float64, **options):
     return loss
 
 
-def results(loss, embeddings, student_scale=14.0, teacher_scale=20.0, by_formulas=False, **ids):
+def results(loss, embeddings, student_scale=14.0, teacher_scale=20.0, **ids):
     """Terms and every gradient."""
     scale = torch.tensor(student_scale, dtype=torch.float64, requires_grad=True)
-    terms = (partial(formulas, loss) if by_formulas else loss)(*embeddings, scale, teacher_scale, **ids)
+    terms = loss(*embeddings, scale, teacher_scale, **ids)
     leaves = {"student_image": embeddings[0], "student_text": embeddings[1], "student_logit_scale": scale}
     leaves |= dict(loss.named_parameters())
     found = torch.autograd.grad(terms.loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
@@ -88,7 +86,7 @@ SUBSETS = {
 @pytest.mark.parametrize("widths", [(6, 6), (5, 6)], ids=["equal widths", "projected"])
 @pytest.mark.parametrize("scales", ["released", "exponentiated"])
 def test_tiles_equal_the_formulas(weights, widths, scales):
-    expected = results(make_loss(*widths, weights, scales), make_embeddings(7, *widths), by_formulas=True)
+    expected = results(make_loss(*widths, weights, scales, dense=True), make_embeddings(7, *widths))
     found = results(make_loss(*widths, weights, scales, tile_size=3), make_embeddings(7, *widths))
     assert_same(found, expected, rtol=1e-11, atol=1e-12)
     assert set(found[0]) - {"loss"} == {name for name in TERMS if weights.get(name)}
@@ -99,7 +97,7 @@ def test_tiles_equal_the_formulas(weights, widths, scales):
 @pytest.mark.parametrize("num_pairs", [1, 2, 5, 16, 17])
 @pytest.mark.parametrize("tile_size", [1, 2, 4, 16, 100])
 def test_any_number_of_pairs_and_any_tile_give_the_same(num_pairs, tile_size):
-    expected = results(make_loss(6), make_embeddings(num_pairs), by_formulas=True)
+    expected = results(make_loss(6, dense=True), make_embeddings(num_pairs))
     found = results(make_loss(6, tile_size=tile_size), make_embeddings(num_pairs))
     assert_same(found, expected, rtol=1e-11, atol=1e-12)
 
@@ -119,7 +117,7 @@ def ids_of(case):
 @pytest.mark.parametrize("weights", SUBSETS.values(), ids=SUBSETS.keys())
 @pytest.mark.parametrize("case", IDS)
 def test_duplicates_share_their_targets_in_tiles_as_in_the_formulas(case, weights):
-    expected = results(make_loss(5, 6, weights), make_embeddings(7, 5, 6), by_formulas=True, **ids_of(case))
+    expected = results(make_loss(5, 6, weights, dense=True), make_embeddings(7, 5, 6), **ids_of(case))
     found = results(make_loss(5, 6, weights, tile_size=3), make_embeddings(7, 5, 6), **ids_of(case))
     assert_same(found, expected, rtol=1e-11, atol=1e-12)
 
@@ -188,16 +186,16 @@ def test_float32_is_right_at_a_scale_of_100_for_rows_without_a_near_neighbour(ti
     text[:2] = image[:2]
     teachers = image + 0.02 * torch.randn(40, 16, generator=generator), text.clone()
 
-    def run(dtype, by_formulas):
-        loss = CLIPRDLoss(16, tile_size=tile_size).to(dtype)
+    def run(dtype, **options):
+        loss = CLIPRDLoss(16, **options).to(dtype)
         with torch.no_grad():
             for name in SCALES:
                 getattr(loss, name).fill_(100.0)
         values = [value.to(dtype) for value in (image, text, *teachers)]
         embeddings = [value.requires_grad_(index < 2) for index, value in enumerate(values)]
-        return results(loss, embeddings, 100.0, 100.0, by_formulas)
+        return results(loss, embeddings, 100.0, 100.0)
 
-    expected, found = run(torch.float64, True), run(torch.float32, False)
+    expected, found = run(torch.float64, dense=True), run(torch.float32, tile_size=tile_size)
     assert all(value.isfinite().all() for value in [*found[0].values(), *found[1].values()])
     for name, value in expected[0].items():
         torch.testing.assert_close(found[0][name].double(), value, rtol=1e-4, atol=1e-4)
@@ -435,7 +433,7 @@ def relative_errors(found, expected):
 def test_fast_gradients_are_within_two_thousandths(weights, closeness):
     embeddings = related(256, 64, closeness)
     wide = [value.detach().double().requires_grad_(value.requires_grad) for value in embeddings]
-    expected, expected_gradients = results(CLIPRDLoss(64, weights=weights).double(), wide, 50.0, 100.0, True)
+    expected, expected_gradients = results(CLIPRDLoss(64, weights=weights, dense=True).double(), wide, 50.0, 100.0)
     found, gradients = results(
         CLIPRDLoss(64, weights=weights, precision="fast", tile_size=100), embeddings, 50.0, 100.0
     )
@@ -531,3 +529,5 @@ def test_without_kernels_one_line_says_so_and_plain_operations_compute(monkeypat
 def test_unknown_precisions_are_named(precision):
     with pytest.raises(ValueError, match="is not one of exact, fast"):
         CLIPRDLoss(6, precision=precision)
+    with pytest.raises(ValueError, match="dense computes exactly"):
+        CLIPRDLoss(6, precision="fast", dense=True)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from loss_formulas import formulas
 from losses_on_processes import TinyClip, make_batch, make_taught_by_two
+from torch.nn import functional
 
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
 from hf_blemo.clip_rd.losses_clip_rd import CLIPRDLoss
@@ -38,6 +38,53 @@ def gradients_of(value, loss, student, scale):
     return torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
 
 
+def averaged(loss, student, images, texts, scale, ids=None):
+    """The loss as its definition reads, by N x N matrices: every target is a mean of softmax distributions."""
+    own = [functional.normalize(values, dim=1) for values in student]
+    images, texts = ([functional.normalize(values, dim=1) for values in side] for side in (images, texts))
+    maps = zip(loss.visual_projection, loss.text_projection, strict=True)
+    spaces = [
+        tuple(functional.normalize(layer(values), dim=1) for layer, values in zip(pair, student, strict=True))
+        for pair in maps
+    ]
+    cross, vision, language = loss.multipliers()
+    count = len(images)
+    ids = [torch.arange(len(own[0]))] * 2 if ids is None else ids
+    same_image, same_text = (one[:, None] == one for one in ids)
+
+    def contrastive(match, *products):
+        targets = match.double() / match.sum(1, keepdim=True)
+        return sum(functional.cross_entropy(product, targets) for product in products) / len(products)
+
+    def from_mean(targets, found):
+        """Mean over the student's sides of the divergence of each from the mean of the targets."""
+        mean = torch.stack([target.softmax(1) for target in targets]).mean(0).detach()
+        return sum(functional.kl_div(x.log_softmax(1), mean, reduction="batchmean") for x in found) / len(found)
+
+    def both(targets, found):
+        sides = [[x.T for x in values] for values in (targets, found)]
+        return (from_mean(targets, found) + from_mean(*sides)) / 2
+
+    match = same_image | same_text
+    x = scale * own[0] @ own[1].T
+    numbers = range(count)
+    known = [SCALES[t] * images[t] @ texts[t].T for t in numbers]
+    of_images = [vision * spaces[t][0] @ images[t].T for t in numbers]
+    of_texts = [language * spaces[t][1] @ texts[t].T for t in numbers]
+    to_images = [cross * spaces[t][1] @ images[t].T for t in numbers]
+    to_texts = [cross * spaces[t][0] @ texts[t].T for t in numbers]
+    return {
+        "task": contrastive(match, x, x.T),
+        "fd": sum((spaces[t][k] - (images, texts)[k][t]).square().mean() for t in numbers for k in (0, 1)) / count,
+        "icl": sum(contrastive(match, to_texts[t], to_images[t]) for t in numbers) / count,
+        "hrd": both(known, [x]),
+        "vrd": both(of_texts, of_images),
+        "vrd_image": sum(contrastive(same_image, y, y.T) for y in of_images) / count,
+        "vrd_text": sum(contrastive(same_text, y, y.T) for y in of_texts) / count,
+        "xrd": (both(to_texts, to_images) + both(to_images, to_texts)) / 2,
+    }
+
+
 @pytest.mark.parametrize(
     ("dims", "weights", "ids"),
     [
@@ -50,10 +97,14 @@ def gradients_of(value, loss, student, scale):
 def test_the_gradients_are_those_of_targets_averaged_as_distributions(dims, weights, ids):
     loss, student, images, texts = make_case(dims=dims, weights=weights)
     scale = torch.tensor(14.0, dtype=torch.float64, requires_grad=True)
-    given = (*student, images, texts, scale, SCALES[: len(dims)], *map(torch.tensor, ids or ()))
-    expected, terms = formulas(loss, *given), loss(*given)
-    found = (gradients_of(one.loss, loss, student, scale) for one in (terms, expected))
-    for mine, theirs in zip(*found, strict=True):
+    given = None if ids is None else [torch.tensor(values) for values in ids]
+    matching = {} if given is None else dict(zip(("image_ids", "text_ids"), given, strict=True))
+    expected = averaged(loss, student, images, texts, scale, given)
+    terms = loss(*student, images, texts, scale, SCALES[: len(dims)], **matching)
+    total = sum(loss.weights[name] * value for name, value in expected.items())
+    for mine, theirs in zip(
+        gradients_of(terms.loss, loss, student, scale), gradients_of(total, loss, student, scale), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
     assert set(terms) - {"loss"} == set(weights)
     torch.testing.assert_close(terms.loss, sum(loss.weights[name] * terms[name] for name in weights))
@@ -62,7 +113,7 @@ def test_the_gradients_are_those_of_targets_averaged_as_distributions(dims, weig
             # What the teachers differ among themselves comes on top.
             assert terms[name] > expected[name]
         else:
-            torch.testing.assert_close(terms[name], expected[name])
+            torch.testing.assert_close(terms[name], expected[name].detach())
 
 
 def test_the_same_teacher_twice_is_that_teacher():
@@ -110,6 +161,8 @@ def test_what_is_wrong_with_one_of_several_teachers_is_named(change, message):
 
 
 def test_settings_of_the_loss_for_several_teachers():
+    with pytest.raises(ValueError, match="dense computes for one teacher, found 2"):
+        CLIPRDLoss(5, [6, 4], dense=True)
     with pytest.raises(ValueError, match=r"at least 1, found 5, \[6, 0\] and None"):
         CLIPRDLoss(5, [6, 0])
     alone = CLIPRDLoss(5, [6, 4], {"task": 1.0})
