@@ -32,8 +32,6 @@ _TRIES = 10
 # Chunks of a PNG that may hold its orientation, possibly after the pixels.
 _PNG_MARKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 
-Box = tuple[float, float, float, float]
-
 
 class BrokenImageError(ValueError):
     """Raised for an image that cannot be read; names the image and what was found."""
@@ -269,20 +267,6 @@ class Augmentation:
         return Crop((width - wide) // 2, (height - high) // 2, wide, high, flip)
 
 
-def _swapped(box: Box) -> Box:
-    left, top, right, bottom = box
-    return top, left, bottom, right
-
-
-def _mirrored(box: Box, size: tuple[int, int], across: bool, down: bool) -> Box:
-    left, top, right, bottom = box
-    if across:
-        left, right = size[0] - right, size[0] - left
-    if down:
-        top, bottom = size[1] - bottom, size[1] - top
-    return left, top, right, bottom
-
-
 def read_crop(
     image: Image.Image,
     crop: Crop,
@@ -318,21 +302,18 @@ def read_crop(
     if own is not image:
         shorter = min(crop.width, crop.height)
         scale = next((factor for factor in (8, 4, 2) if shorter >= factor * decode_size), 1)
-    box = _mirrored((crop.left, crop.top, right, bottom), upright, across, down)
-    box = _swapped(box) if swap else box
     with _decoding(image):
         if scale > 1:
             own.draft(None, (own.width // scale, own.height // scale))
-        stored = _rgb(own)
+        picture = _rgb(own) if turn is None else _rgb(own).transpose(turn)
+        # A reduced picture may end with a part of a pixel, with which a mirrored one begins.
+        left = crop.left / scale + (picture.width - upright[0] / scale if across else 0)
+        top = crop.top / scale + (picture.height - upright[1] / scale if down else 0)
+        right, bottom = left + crop.width / scale, top + crop.height / scale
         # Pixels outside the crop must not leak in at its edge through the filter.
-        box = (box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale)
-        left, top = math.floor(box[0]), math.floor(box[1])
-        part = stored.crop((left, top, math.ceil(box[2]), math.ceil(box[3])))
-        box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-        if turn is not None:
-            part = part.transpose(turn)
-            box = _mirrored(_swapped(box) if swap else box, part.size, across, down)
-        part = part.resize(target, resample, box)
+        x, y = math.floor(left), math.floor(top)
+        part = picture.crop((x, y, math.ceil(right), math.ceil(bottom)))
+        part = part.resize(target, resample, (left - x, top - y, right - x, bottom - y))
     if crop.flip:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(part)
