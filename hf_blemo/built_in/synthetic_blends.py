@@ -1,5 +1,6 @@
 """The built-in benchmark: data in the form of BlEmoRE with a planted, and so known, truth."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -100,18 +101,21 @@ def _draw_labels(generator: np.random.Generator, num_clips: int) -> np.ndarray:
     return generator.choice(len(LABELS), size=num_clips, p=shares / shares.sum())
 
 
+def clip_stem(actor: int, label: int, variant: Callable[[], int]) -> str:
+    """A name by the grammar of BlEmoRE without its version; of single emotions, `variant` draws which of them."""
+    emotions = [part["emotion"] for part in LABELS[label]]
+    if len(emotions) == 2:
+        return "_".join([f"A{actor}_mix", *emotions, *(f"{part['salience']:.0f}" for part in LABELS[label])])
+    return f"A{actor}_{emotions[0]}_{'sit' if emotions[0] == 'neu' else 'int'}{variant()}"
+
+
 def _clip_names(generator: np.random.Generator, labels: np.ndarray, actors: np.ndarray, first_actor: int) -> list[str]:
     """Names by the grammar of BlEmoRE, all different through their version."""
     counts: dict[str, int] = {}
     names = []
     variants = generator.integers(1, 5, size=len(labels))
     for label, actor, variant in zip(labels, actors, variants, strict=True):
-        emotions = [part["emotion"] for part in LABELS[label]]
-        if len(emotions) == 2:
-            stem = "_".join(["mix", *emotions, *(f"{part['salience']:.0f}" for part in LABELS[label])])
-        else:
-            stem = f"{emotions[0]}_{'sit' if emotions[0] == 'neu' else 'int'}{variant}"
-        stem = f"A{first_actor + actor}_{stem}"
+        stem = clip_stem(first_actor + actor, label, lambda variant=variant: variant)
         counts[stem] = counts.get(stem, 0) + 1
         names.append(f"{stem}_ver{counts[stem]}")
     return names

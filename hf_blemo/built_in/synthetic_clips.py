@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_blemo.blemore import LABELS, parse_clip_name
+from hf_blemo.built_in.synthetic_blends import clip_stem
 from hf_blemo.built_in.synthetic_pairs import BACKGROUNDS, COLOURS, draw_scene
 from hf_blemo.errors import check_extra
 from hf_blemo.feature_sets.distribution import METADATA_COLUMNS, METADATA_FILE
@@ -315,12 +316,7 @@ def _plan_clips(num_clips: int, seed: int, num_actors: int, shortest: float, lon
     clips = []
     for number, label in enumerate(labels):
         actor = 1 + _ACTORS_PER_SEED * seed + number % num_actors
-        emotions = [part["emotion"] for part in LABELS[label]]
-        if len(emotions) == 2:
-            stem = "_".join(["mix", *emotions, *(f"{part['salience']:.0f}" for part in LABELS[label])])
-        else:
-            stem = f"{emotions[0]}_{'sit' if emotions[0] == 'neu' else 'int'}{of_rest.integers(1, 5)}"
-        stem = f"A{actor}_{stem}"
+        stem = clip_stem(actor, label, lambda: of_rest.integers(1, 5))
         versions[stem] += 1
         clips.append(
             _PlannedClip(

@@ -17,7 +17,7 @@ from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadP
 from hf_blemo.clip_rd_training.settings import EmbeddingSettings
 from hf_blemo.clip_rd_training.teacher_store_card import push_store, store_card
 from hf_blemo.errors import one_line
-from hf_blemo.files import held, within, write_text
+from hf_blemo.files import held, within, write_json, write_text
 from hf_blemo.hub.uploads import hub_errors, prepare_repository
 from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
@@ -96,7 +96,6 @@ def _embed(accelerator: Accelerator, settings: EmbeddingSettings, stack: ExitSta
     }
     sizes = {name: max(clip.processor.image_size) for name, clip in clips.items()}
     decode_size = max([*sizes.values(), settings.image_size or 0]) if settings.augmentation else None
-    pairs = [len(source) for source in sources if isinstance(source, PairTable)]
     described = [
         {**entry, "pairs": len(source), "fingerprint": source.fingerprint()}
         for entry, source in zip(settings.described_sources(), sources, strict=True)
@@ -133,7 +132,7 @@ def _embed(accelerator: Accelerator, settings: EmbeddingSettings, stack: ExitSta
         for name, clip in clips.items():
             if hasattr(clip.processor.tokenizer, "save_pretrained"):
                 clip.processor.tokenizer.save_pretrained(within(output / TOKENIZERS, name))
-        description.save(output)
+        write_json({output / STORE_FILE: asdict(description)})
     check_shared(accelerator, output)
     for clip in clips.values():
         clip.model.to(accelerator.device)
@@ -166,8 +165,8 @@ def _embed(accelerator: Accelerator, settings: EmbeddingSettings, stack: ExitSta
             with hub_errors(f"{output} is complete but was not uploaded to {settings.push_to_hub}; {again}"):
                 push_store(output, settings.push_to_hub)
     return {
-        "pairs": sum(pairs),
-        "rows": sum(pairs) * description.variants,
+        "pairs": (pairs := sum(source["pairs"] for source in described)),
+        "rows": pairs * description.variants,
         "shards": len(shards),
         "written": len(missing),
         "seen": position.seen,

@@ -1,7 +1,7 @@
 """Teacher embeddings on disk: Parquet shards beside one JSON file that describes them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from hf_blemo.errors import without_paths
-from hf_blemo.files import read_json, whole_file, write_json
+from hf_blemo.files import read_json, whole_file
 from hf_blemo.pairs.images import Crop
 from hf_blemo.pairs.settings import STORE_FILE
 
@@ -84,10 +84,6 @@ class StoreDescription:
                 arrays.append(pa.FixedSizeListArray.from_arrays(flat, teacher["dim"]))
         with whole_file(self.shard_path(folder, number)) as temporary:
             pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(types)), temporary, compression="zstd")
-
-    def save(self, folder: Path) -> None:
-        """Writes the JSON file."""
-        write_json({folder / STORE_FILE: asdict(self)})
 
     @classmethod
     def load(cls, folder: Path) -> "StoreDescription":
