@@ -8,7 +8,6 @@ from torch.nn import functional
 from hf_blemo.clip_evaluation.standard_sets import PER_CLASS
 
 CUTOFFS = (1, 5)
-PROMPTS_AT_ONCE = 256
 
 
 @torch.no_grad()
@@ -23,12 +22,8 @@ def class_embeddings(
 
     Source: CLIP, arXiv 2103.00020, section 3.1.4 (prompt ensembling in embedding space).
     """
-    texts = [prompt for own in prompts for prompt in own]
-    parts = [
-        functional.normalize(embed_texts(texts[start : start + PROMPTS_AT_ONCE]).float(), dim=-1)
-        for start in range(0, len(texts), PROMPTS_AT_ONCE)
-    ]
-    means = torch.stack([own.mean(0) for own in torch.cat(parts).split([len(own) for own in prompts])])
+    embeds = functional.normalize(embed_texts([prompt for own in prompts for prompt in own]).float(), dim=-1)
+    means = torch.stack([own.mean(0) for own in embeds.split([len(own) for own in prompts])])
     return functional.normalize(means, dim=-1)
 
 
