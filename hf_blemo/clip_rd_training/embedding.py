@@ -1,5 +1,6 @@
 """Teachers' embeddings of image-caption pairs, written once and read by every student."""
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -9,19 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from huggingface_hub import DatasetCardData
 from torch.nn import functional
 
 from hf_blemo.clip_rd.distillation_clip_rd import features_of
 from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.reading import BrokenPairError, PairReader, ReadPair
 from hf_blemo.clip_rd_training.settings import EmbeddingSettings
-from hf_blemo.clip_rd_training.teacher_store_card import push_store, store_card
 from hf_blemo.errors import one_line
 from hf_blemo.files import held, within, write_json, write_text
-from hf_blemo.hub.uploads import hub_errors, prepare_repository
+from hf_blemo.hub.card import merge_card, render_template, without_local_paths
+from hf_blemo.hub.uploads import hub_errors, prepare_repository, upload
 from hf_blemo.pairs.clip_models import Clip, load_clip
 from hf_blemo.pairs.pair_sources import PairTable, open_source
-from hf_blemo.pairs.teacher_store import STORE_FILE, TOKENIZERS, StoreDescription, check_same_pairs
+from hf_blemo.pairs.teacher_store import SHARD_FOLDER, STORE_FILE, TOKENIZERS, StoreDescription, check_same_pairs
 from hf_blemo.programs.processes import check_shared, of_first, together
 from hf_blemo.programs.progress import Progress
 
@@ -163,7 +165,7 @@ def _embed(accelerator: Accelerator, settings: EmbeddingSettings, stack: ExitSta
         if settings.push_to_hub is not None:
             again = "the same command uploads it again"
             with hub_errors(f"{output} is complete but was not uploaded to {settings.push_to_hub}; {again}"):
-                push_store(output, settings.push_to_hub)
+                _push_store(output, settings.push_to_hub)
     return {
         "pairs": (pairs := sum(source["pairs"] for source in described)),
         "rows": pairs * description.variants,
@@ -238,3 +240,26 @@ def _check_same(found: StoreDescription, made: StoreDescription, output: Path) -
 def _settings_of(description: StoreDescription) -> list[dict[str, Any]]:
     """The sources without the fingerprints of their content."""
     return [{key: value for key, value in source.items() if key != "fingerprint"} for source in description.sources]
+
+
+def store_card(folder: Path) -> str:
+    """Metadata and text of a store's README.md, without folders of this machine."""
+    # No licence: the pairs' and the teachers' own decide, and neither is known here.
+    data = DatasetCardData(
+        tags=["hf_blemo", "clip", "embeddings", "distillation"],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+    )
+    description = without_local_paths(asdict(StoreDescription.load(folder)))
+    description["augmentation"] = json.dumps(description["augmentation"])
+    return render_template("teacher_store", data, **description)
+
+
+def _push_store(folder: Path, repo_id: str) -> None:
+    """Uploads a store in one commit to a data set; a new one is private.
+
+    Manual edits of the card on the Hub stay; shards that this store does not have are removed there.
+    """
+    paths = [folder / STORE_FILE, *(folder / SHARD_FOLDER).glob("*.parquet"), *(folder / TOKENIZERS).rglob("*")]
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
+    card, message = store_card(folder), "Upload teacher embeddings"
+    upload(repo_id, files, message, lambda on_hub: merge_card(on_hub, card), "dataset", replaced=SHARD_FOLDER)
