@@ -65,15 +65,18 @@ def face_crop(extraction: dict[str, Any], where: str) -> FaceCrop | None:
         return None
     source = options["detector"]
     file = read_detector(_detector_path(source, f"{where}: detector {source}"), f"{where}: detector {source}")
-    expected, whose = options["detector_sha256"], "by which the features were made; give that file"
-    if expected is None and source == YUNET:
-        expected, whose = _YUNET_SHA256, f"OpenCV's {_YUNET_FILE}; give that file, or another one as detector"
-    if expected is not None and expected != file.sha256:
+    expected, found = options["detector_sha256"], file.sha256
+    if expected not in (None, found):
         raise ValueError(
-            f"{where}: detector {source}: found a file with the SHA-256 {file.sha256[:16]}..., expected "
-            f"{str(expected)[:16]}..., {whose}"
+            f"{where}: detector {source}: found a file with the SHA-256 {found[:16]}..., expected "
+            f"{str(expected)[:16]}..., by which the features were made; give that file"
         )
-    extraction["detector_sha256"] = file.sha256
+    if source == YUNET and found != _YUNET_SHA256 and expected is None:
+        raise ValueError(
+            f"{where}: detector {source}: found a file with the SHA-256 {found[:16]}..., expected "
+            f"{_YUNET_SHA256[:16]}..., that of OpenCV's YuNet; name a file of yours as detector"
+        )
+    extraction["detector_sha256"] = found
     return FaceCrop(file, options["person"], float(options["margin"]), float(options["hold"]))
 
 

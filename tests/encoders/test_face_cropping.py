@@ -155,7 +155,7 @@ def test_the_default_detector_is_one_file(checkpoint, bright, monkeypatch):
     asked = []
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **named: asked.append((args, named)) or "x")
     face = {"crop": "face"}
-    with pytest.raises(ValueError, match="expected 8f2383e4dd3cfbb4..., OpenCV's face_detection_yunet_2023mar.onnx"):
+    with pytest.raises(ValueError, match="expected 8f2383e4dd3cfbb4..., that of OpenCV's YuNet; name a file of"):
         load_encoder(checkpoint("vit"), extraction=face, device="cpu")
     load_encoder(checkpoint("vit"), extraction={**face, "detector": "own/yunet"}, device="cpu")
     file = "face_detection_yunet_2023mar.onnx"
