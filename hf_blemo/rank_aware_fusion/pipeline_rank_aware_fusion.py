@@ -54,7 +54,7 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
     _load_image_processor: Any = False
     _load_video_processor: Any = False
     _load_feature_extractor: Any = False
-    parameters = ("decoding", "alpha", "beta", "blend_share", "top_labels")
+    parameters: tuple[str, ...] = ("decoding", "alpha", "beta", "blend_share", "top_labels")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
