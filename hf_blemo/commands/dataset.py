@@ -255,14 +255,16 @@ def _summary(dataset: "datasets.Dataset") -> list[str]:
         shares = [(name, f"{share:.3f}", str(top)) for name, (share, top) in found.names.items()]
         lines += _aligned([("name", "share", "top"), *shares], ">6", ">6")
     widths = feature_sets.encoder_widths(dataset)
-    dtypes, clips = dict.fromkeys(widths, ""), dict.fromkeys(widths, 0)
+    clips = dict.fromkeys(widths, 0)
     for batch in dataset.with_format("arrow", columns=["features"]).iter(batch_size=256):
         for chunk in batch.column("features").chunks:
             for field, values in zip(chunk.type, chunk.flatten(), strict=True):
                 clips[field.name] += len(values) - values.null_count
-                dtypes[field.name] = _number_type(field.type)
     encoders = [("encoder", "width", "dtype", "clips")]
-    encoders += [(name, str(width), dtypes[name], str(clips[name])) for name, width in widths.items()]
+    encoders += [
+        (name, str(width), _number_type(dataset.features["features"][name]), str(clips[name]))
+        for name, width in widths.items()
+    ]
     return lines + _aligned(encoders, ">6", "<8", ">6")
 
 
@@ -272,12 +274,6 @@ def _aligned(rows: Sequence[tuple[str, ...]], *forms: str) -> list[str]:
     return ["  ".join([f"{name:<{longest}}", *map(format, cells, forms)]) for name, *cells in rows]
 
 
-def _number_type(arrow_type: Any) -> str:
-    """NumPy's name of the numbers inside a nested Arrow type."""
-    while True:
-        if hasattr(arrow_type, "storage_type"):
-            arrow_type = arrow_type.storage_type
-        elif hasattr(arrow_type, "value_type"):
-            arrow_type = arrow_type.value_type
-        else:
-            return str(arrow_type.to_pandas_dtype().__name__)
+def _number_type(feature: Any) -> str:
+    """The dtype of the numbers inside a column of vectors."""
+    return _number_type(feature.feature) if hasattr(feature, "feature") else feature.dtype

@@ -110,7 +110,6 @@ def _predict(arguments: argparse.Namespace) -> None:
     if any(path.suffix == ".zip" for path in outputs):
         same_space(files[0].label_space, BLEMORE_SPACE, arguments.model[0], "a submission to the BlEmoRE challenge")
     own = files[0].processor
-    own = files[0].processor
     own_decoding = own.get("decoding") or ("soft" if own.get("label_kind") == "soft" else "expected_score")
     _check_decoding(arguments, own_decoding, outputs)
 

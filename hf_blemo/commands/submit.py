@@ -1,10 +1,9 @@
 """`hf-blemo submit`: makes and checks submissions to the challenge."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from hf_blemo.commands.parsing import add_command
+from hf_blemo.commands.parsing import add_command, output_path
 from hf_blemo.errors import say
 
 _NUM_SHOWN_PROBLEMS = 20
@@ -50,8 +49,7 @@ def _submit(arguments: argparse.Namespace) -> None:
         return
     if arguments.output is None:
         raise ValueError("--predictions needs --output, the submission to write")
-    if Path(arguments.output).suffix != ".zip":
-        raise ValueError(f"--output {arguments.output}: expected the suffix .zip")
+    output = output_path(arguments.output, "--output", ".zip")
     found = read_prediction_file(arguments.predictions)
     same_space(found.space, BLEMORE_SPACE, arguments.predictions, "the BlEmoRE challenge")
     if not found.official:
@@ -59,5 +57,5 @@ def _submit(arguments: argparse.Namespace) -> None:
             f"{arguments.predictions}: found distributions, expected blends: predict with another decoding"
         )
     predictions = found.blends
-    path = blemore.write_submission(arguments.output, predictions, list(predictions.values()), strict=True)
+    path = blemore.write_submission(output, predictions, list(predictions.values()), strict=True)
     say(f"{path}: {len(predictions)} clips, ready to submit")

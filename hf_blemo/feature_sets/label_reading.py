@@ -221,9 +221,7 @@ def _named(
     if classes is not None:
         # What `datasets` writes where a class is not known.
         found = [None if isinstance(value, int) and value == -1 else value for value in found]
-        of_class: Sequence[str] | None = classes
-    else:
-        of_class = names
+    of_class = names if classes is None else classes
     whole = [value for value in found if isinstance(value, int)]
     if names is None and whole and len(whole) == sum(value is not None for value in found):
         names = [str(value) for value in sorted(set(whole))]

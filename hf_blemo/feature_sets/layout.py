@@ -1,5 +1,6 @@
 """The Arrow layout of a feature data set: writes clips to it, and reads them back without Python lists."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +12,8 @@ from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPA
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 _FEATURE_DTYPES = ("auto", "float16", "float32")
 
@@ -140,6 +143,19 @@ def encoder_widths(dataset: "datasets.Dataset") -> dict[str, int]:
     if unknown:
         raise ValueError(f"encoder {sorted(unknown)[0]!r}: no clip has its features, expected at least one")
     return {name: width for name, width in widths.items() if width is not None}
+
+
+def check_known_encoders(dataset: "datasets.Dataset", known: Iterable[str], what: str = "the data") -> None:
+    """Refuses a data set without any encoder that a model knows; warns of those that one of the two lacks."""
+    known, found = list(known), list(encoder_widths(dataset))
+    ignored = [name for name in found if name not in known]
+    absent = [name for name in known if name not in found]
+    if len(ignored) == len(found):
+        raise ValueError(f"found the encoders {', '.join(found)} in {what}, expected some of {', '.join(known)}")
+    if ignored:
+        logger.warning("ignored these encoders of %s, which the model does not know: %s", what, ", ".join(ignored))
+    if absent:
+        logger.warning("predicting without these encoders, which %s lacks: %s", what, ", ".join(absent))
 
 
 def arrow_to_arrays(column: "pa.Array", where: str, nulls_as_nan: bool = False) -> list[np.ndarray | None]:

@@ -1,6 +1,5 @@
 """A whole run: data, cross-validation, final models, and the folder with all results."""
 
-import logging
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,12 @@ import datasets
 import numpy as np
 from accelerate import Accelerator
 
-from hf_blemo import blemore, feature_sets
+from hf_blemo import blemore
 from hf_blemo._registration import __version__
 from hf_blemo.errors import check_once
 from hf_blemo.feature_sets.folds import group_in_two_folds
 from hf_blemo.feature_sets.label_spaces import space_entry
+from hf_blemo.feature_sets.layout import check_known_encoders
 from hf_blemo.files import write_json
 from hf_blemo.fusion_training.cross_validation import cross_validate, train_on_all
 from hf_blemo.fusion_training.data import load_data, model_config, with_unlabelled
@@ -42,8 +42,6 @@ from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAware
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import Blend
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
-
-logger = logging.getLogger(__name__)
 
 
 def train_fusion(settings: FusionSettings, command: str | None = None) -> dict[str, Any]:
@@ -181,22 +179,12 @@ def _predictions(
 
 def _test_store(data: datasets.Dataset, config: RankAwareFusionConfig) -> FeatureStore:
     """The test data, read and checked once."""
-    found = list(feature_sets.encoder_widths(data))
-    if not set(found) & set(config.encoders):
-        raise ValueError(
-            f"test_data: found the encoders {', '.join(found)}, expected some of {', '.join(config.encoders)}"
-        )
     try:
+        check_known_encoders(data, config.encoders, "the test data")
         store = FeatureStore(data, config, progress=False)
+        check_once("clip", store.clips)
     except ValueError as error:
         raise ValueError(f"test_data: {error}") from None
-    check_once("test_data: clip", store.clips)
-    for text, names in (
-        ("ignored encoders of the test data, which the models do not know: %s", set(found) - set(config.encoders)),
-        ("predicting without encoders that the test data lacks: %s", set(config.encoders) - set(found)),
-    ):
-        if names:
-            logger.warning(text, ", ".join(sorted(names)))
     return store
 
 

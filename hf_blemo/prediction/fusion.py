@@ -1,6 +1,5 @@
 """Fusion models: loading them, and predicting blends from features."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import torch
 
 from hf_blemo import feature_sets
 from hf_blemo.errors import check_once, one_line, reading
+from hf_blemo.feature_sets.layout import check_known_encoders
 from hf_blemo.files import read_json, within
 from hf_blemo.loading import CONFIG_FILE, quiet_loading
 from hf_blemo.prediction.fusion_files import (
@@ -29,8 +29,6 @@ from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFus
 
 if TYPE_CHECKING:
     import datasets
-
-logger = logging.getLogger(__name__)
 
 FusionMember = tuple[RankAwareFusionModel, RankAwareFusionProcessor]
 
@@ -112,7 +110,7 @@ def predict_blends(
         raise ValueError(f"batch_size must be at least 1, found {batch_size}")
     encoders = common_encoders(members)
     clips = _clips(dataset)
-    _warn_of_difference(list(feature_sets.encoder_widths(dataset)), encoders)
+    check_known_encoders(dataset, encoders)
     modules: list[Any] = [model for model, _ in members]
     modes = [module.training for module in modules]
     try:
@@ -196,17 +194,6 @@ def _clips(dataset: "datasets.Dataset") -> list[str]:
         raise ValueError("found a data set without clips, expected at least one")
     check_once("data set: clip", clips)
     return clips
-
-
-def _warn_of_difference(found: Sequence[str], known: Sequence[str]) -> None:
-    ignored = [name for name in found if name not in known]
-    absent = [name for name in known if name not in found]
-    if len(ignored) == len(found):
-        raise ValueError(f"found the encoders {', '.join(found)} in the data, expected some of {', '.join(known)}")
-    if ignored:
-        logger.warning("ignored these encoders of the data, which the model does not know: %s", ", ".join(ignored))
-    if absent:
-        logger.warning("predicting without these encoders, which the data lacks: %s", ", ".join(absent))
 
 
 def _load_model(folder: Path, where: str) -> RankAwareFusionModel:

@@ -115,10 +115,8 @@ def test_version_and_misuse(capsys, monkeypatch):
     # A checkout on the path need not be installed.
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: 1 / 0)
     assert run(capsys, "--version") == (0, f"hf_blemo {hf_blemo.__version__}\n", "")
-    cases = {
-        "dataset info x --colour red": "hf-blemo dataset info: error: unknown option --colour",
-    }
-    assert_refused(capsys, (), cases)
+    error = refused(capsys, "dataset", "info", "x", "--colour", "red")
+    assert error.startswith("hf-blemo dataset info: error: unknown option --colour")
 
 
 SHORT = "--output o --threads 2 --encoder a=m/a@c0ffee b=m/b --push-to-hub me/it --public clips --overwrite"

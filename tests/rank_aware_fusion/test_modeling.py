@@ -222,11 +222,6 @@ def test_every_sample_of_a_batch_is_the_reference(make_model, make_samples, coll
     assert options.get("gate") or len({tuple(order) for order in output.selected_encoders.tolist()}) > 1
 
 
-def test_where_nothing_blends_labels_are_names(make_model, make_samples, collate):
-    output = make_model(id2label=dict(enumerate("abc")), **EXTENDED)(**collate(make_samples(5, ABSENT)))
-    assert torch.equal(output.joint_probabilities, output.probabilities)
-
-
 @pytest.mark.parametrize("labelled", [True, False])
 def test_names_order_and_kinds_of_the_outputs(make_model, make_samples, make_labels, collate, labelled):
     model, inputs = make_model(), {**collate(make_samples(3)), "labels": make_labels(3) if labelled else None}
