@@ -1,7 +1,6 @@
-"""The results of a distillation beside the student: metrics, plots and the card."""
+"""What a distillation came to: similarities before and after, and a summary in lines."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,7 @@ from torch.nn import functional
 
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller
 from hf_blemo.clip_rd_training.batches import PairBatches
-from hf_blemo.clip_rd_training.plots import plot_distillation
 from hf_blemo.clip_rd_training.teachers import embeddings_of
-from hf_blemo.files import write_json
-from hf_blemo.hub import write_card
 from hf_blemo.programs.progress import duration
 
 SHOWN_PAIRS = 48
@@ -65,13 +61,3 @@ def summary(metrics: Mapping[str, Any]) -> list[str]:
             count = task.get("classes", task["images"])
             lines.append(f"{name}, {whose}: {', '.join(shown)} (guessing: {1 / count:.1%})")
     return [*lines, f"In all {duration(metrics['wall_seconds'])}"]
-
-
-def write_results(
-    output: Path, metrics: dict[str, Any], maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None
-) -> None:
-    """Writes `metrics.json`, the plots, of which [`plot_distillation`] tells the maps, and the card into the
-    student's folder."""
-    write_json({output / "metrics.json": metrics})
-    plot_distillation(metrics, maps, output / "plots")
-    write_card(output, metrics)

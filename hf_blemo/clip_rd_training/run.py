@@ -24,11 +24,14 @@ from hf_blemo.clip_rd_training.batches import PairBatches
 from hf_blemo.clip_rd_training.data_position import DataPosition
 from hf_blemo.clip_rd_training.frozen_texts import FrozenTexts
 from hf_blemo.clip_rd_training.held_out import TASK, hold_out, retrieval_task
-from hf_blemo.clip_rd_training.results import SimilarityMaps, write_results
+from hf_blemo.clip_rd_training.plots import plot_distillation
+from hf_blemo.clip_rd_training.results import SimilarityMaps
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.clip_rd_training.students import make_student
 from hf_blemo.clip_rd_training.teachers import Teacher, open_teacher
 from hf_blemo.clip_rd_training.towers import part_of
+from hf_blemo.files import write_json
+from hf_blemo.hub import write_card
 from hf_blemo.hub.training_pushes import TrainingPushes
 from hf_blemo.pairs.pair_processor import PairProcessor
 from hf_blemo.pairs.pair_sources import PairStream, PairTable, open_source
@@ -266,7 +269,9 @@ def _distill(
             shown = theirs, before, after
         with whole_results(output) as made:
             training.save_student(made)
-            write_results(made, metrics, shown)
+            write_json({made / "metrics.json": metrics})
+            plot_distillation(metrics, shown, made / "plots")
+            write_card(made, metrics)
         pushes.at_end(output)
     return metrics
 

@@ -168,8 +168,7 @@ def merge_card(existing: str | None, generated: str, untouched: Sequence[str] | 
             metadata[key] += [item for item in value if item not in metadata[key]]
         else:
             metadata.setdefault(key, value)
-    header = ModelCardData(**metadata).to_yaml(original_order=list(metadata))
-    return _with_licence_said(f"---\n{header}\n---\n{text}")
+    return _joined(metadata, text)
 
 
 def card_in(folder: Path) -> str | None:
@@ -211,7 +210,10 @@ def with_license(card: str, license: str | None) -> str:
     if license is None:
         return card
     metadata, text = _split_card(card)
-    metadata = {"license": license, **metadata} | {"license": license}
+    return _joined({"license": license, **metadata} | {"license": license}, text)
+
+
+def _joined(metadata: dict[str, Any], text: str) -> str:
     header = ModelCardData(**metadata).to_yaml(original_order=list(metadata))
     return _with_licence_said(f"---\n{header}\n---\n{text}")
 

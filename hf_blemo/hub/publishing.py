@@ -149,14 +149,20 @@ def _complete_card(folder: Path, repo_id: str | None) -> None:
     if existing is not None and not is_automatic(existing):
         return
     config = read_json(folder / "config.json")
-    family = FAMILIES.get(config["model_type"])
-    if family is None:
+    if config["model_type"] not in FAMILIES:
         return
-    pipeline_tag, tags = family.identity(config)
-    data = ModelCardData(library_name="transformers", pipeline_tag=pipeline_tag, tags=tags)
-    name = (repo_id or str(folder.resolve())).split("/")[-1]
-    card = render_template("model", data, name=name, repo_id=repo_id, results=_last_evaluation(folder), training=None)
+    card = _short_card(config, (repo_id or str(folder.resolve())).split("/")[-1], repo_id, _last_evaluation(folder))
     write_text(folder / CARD_FILE, merge_card(existing, card))
+
+
+def _short_card(
+    config: Mapping[str, Any], name: str, repo_id: str | None, results: list[tuple[str, float]], **metadata: Any
+) -> str:
+    """The card of a model that no training of this package made, by its config."""
+    pipeline_tag, tags = FAMILIES[config["model_type"]].identity(config)
+    metadata["tags"] = list(dict.fromkeys([*tags, *metadata.get("tags", [])]))
+    data = ModelCardData(library_name="transformers", pipeline_tag=pipeline_tag, **metadata)
+    return render_template("model", data, name=name, repo_id=repo_id, results=results, training=None)
 
 
 def _last_evaluation(folder: Path) -> list[tuple[str, float]]:
@@ -216,15 +222,8 @@ def push_model(
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if model_type not in FAMILIES:
         raise ValueError(f"found a model of type {model_type!r}, expected one of {', '.join(sorted(FAMILIES))}")
-    pipeline_tag, tags = FAMILIES[model_type].identity(model.config.to_dict())
-    data = ModelCardData(
-        license=license,
-        library_name="transformers",
-        pipeline_tag=pipeline_tag,
-        **{**metadata, "tags": list(dict.fromkeys([*tags, *metadata.get("tags", [])]))},
-    )
     name = repo_id.split("/")[-1]
-    new = render_template("model", data, name=name, repo_id=repo_id, results=[], training=None)
+    new = _short_card(model.config.to_dict(), name, repo_id, [], license=license, **metadata)
     with tempfile.TemporaryDirectory(prefix="hf_blemo_push_") as work:
         folder = Path(work) / name
         model.save_pretrained(folder)

@@ -234,8 +234,6 @@ class Augmentation:
         for name, found, highest in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
             if not isinstance(found, (tuple, list)) or len(found) != 2 or not all(map(_is_number, found)):
                 raise ValueError(f"{name}: expected the least and the greatest value, found {found!r}")
-            # Settings files give lists; tuples keep this hashable.
-            object.__setattr__(self, name, tuple(found))
             if not (0 < found[0] <= found[1] <= highest and math.isfinite(found[1])):
                 limit = "" if math.isinf(highest) else f" <= {highest:g}"
                 raise ValueError(f"{name}: expected 0 < least <= greatest{limit}, found {found[0]} and {found[1]}")

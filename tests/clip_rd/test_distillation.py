@@ -5,32 +5,26 @@ import math
 import pytest
 import torch
 from losses_on_processes import WIDTHS, TinyClip, make_batch, make_distiller
-from transformers import CLIPConfig, CLIPModel
+from tiny_models import make_student
 
 from hf_blemo.clip_rd.distillation_clip_rd import CLIPRDDistiller, cached_backward
 from hf_blemo.clip_rd.losses_clip_rd import TERMS, CLIPRDLoss
 
 
-def make_clip(seed, width, **options):
-    torch.manual_seed(seed)
-    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config={**tower, "vocab_size": 30, "max_position_embeddings": 8, "eos_token_id": 29, **options},
-        vision_config={**tower, "image_size": 8, "patch_size": 4, **options},
-        projection_dim=width,
-    )
-    return CLIPModel(config)
+def make_clip(seed):
+    return make_student(seed)[0].to_clip()
+
+
+def make_distilled():
+    return CLIPRDDistiller(make_clip(0), make_clip(1), CLIPRDLoss(12)).train()
 
 
 def make_images(num_pairs=6):
     generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(1, 28, (num_pairs, 6), generator=generator)
-    ids[:, -1] = 29
-    return {
-        "pixel_values": torch.randn(num_pairs, 3, 8, 8, generator=generator),
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-    }
+    ids = torch.randint(1, 500, (num_pairs, 6), generator=generator)
+    ids[:, -1] = 513
+    pixels = torch.randn(num_pairs, 3, 16, 16, generator=generator)
+    return {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def gradients_of(module):
@@ -75,8 +69,8 @@ def test_the_teacher_is_moved_but_never_saved_trained_or_switched_to_training():
 
 
 def test_a_teacher_may_have_its_own_images_tokens_and_mask():
-    student, teacher = make_clip(0, 6), make_clip(1, 6, hidden_size=12)
-    distiller = CLIPRDDistiller(student, teacher, CLIPRDLoss(6)).eval()
+    student, teacher = make_clip(0), make_clip(1)
+    distiller = CLIPRDDistiller(student, teacher, CLIPRDLoss(12)).eval()
     own, other = make_images(), {name: value.flip(0) for name, value in make_images().items()}
     other["attention_mask"][0, :2] = 0
     terms = distiller({**own, **{f"teacher_{name}": value for name, value in other.items()}})
@@ -183,7 +177,7 @@ def test_it_can_be_sent_to_another_process():
     """By the means that spawned processes are; nothing else reads pickles here."""
     import pickle
 
-    distiller = CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6))
+    distiller = make_distilled()
     again = pickle.loads(pickle.dumps(distiller))
     assert again(make_images()).loss.item() == distiller(make_images()).loss.item()
 
@@ -270,7 +264,7 @@ def test_cached_gradients_of_bad_input_are_refused():
 
 
 def test_towers_run_in_bf16_under_autocast_and_the_loss_does_not():
-    distiller = CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6))
+    distiller = make_distilled()
     seen = []
     distiller.loss.register_forward_pre_hook(lambda module, inputs: seen.append([value.dtype for value in inputs[:4]]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -278,14 +272,14 @@ def test_towers_run_in_bf16_under_autocast_and_the_loss_does_not():
     assert seen == [[torch.bfloat16] * 4]
     assert {value.dtype for value in terms.values()} == {torch.float32}
     terms.loss.backward()
-    half = CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6).bfloat16(), CLIPRDLoss(6))
+    half = CLIPRDDistiller(make_clip(0), make_clip(1).bfloat16(), CLIPRDLoss(12))
     batch = make_images()
     terms = half({**batch, "teacher_pixel_values": batch["pixel_values"].bfloat16()})
     assert terms.loss.dtype == torch.float32 and terms.loss.isfinite()
 
 
 def test_activation_checkpointing_gives_the_same_gradients():
-    plain, *saving = (CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6)).train() for _ in range(3))
+    plain, *saving = (make_distilled() for _ in range(3))
     plain(make_images()).loss.backward()
     # By its new name and by its old one.
     saving[0].activation_checkpointing_enable(activation_checkpointing_kwargs=EXACT)
@@ -305,7 +299,7 @@ def test_compiled_towers_give_the_same_and_a_failing_compiler_is_said_once(works
         raise RuntimeError("no compiler here")
 
     for compiled in (False, True):
-        distiller = CLIPRDDistiller(make_clip(0, 6), make_clip(1, 6), CLIPRDLoss(6)).train()
+        distiller = make_distilled()
         if compiled:
             distiller.compile_towers(backend="aot_eager" if works else broken)
         for _ in range(2):

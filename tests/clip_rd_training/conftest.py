@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_models import save_tiny_model
 
-from hf_blemo.clip_rd_training import results
+from hf_blemo.clip_rd_training import run as run_module
 from hf_blemo.clip_rd_training.run import _Training, distill
 from hf_blemo.clip_rd_training.settings import DistillationSettings
 from hf_blemo.programs.settings import read_settings
@@ -24,7 +24,7 @@ def leave_plots_out() -> Callable[[pytest.MonkeyPatch], None]:
     """Has runs draw nothing: drawing takes most of the time of one this short."""
 
     def patched(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(results, "plot_distillation", lambda *_: None)
+        patch.setattr(run_module, "plot_distillation", lambda *_: None)
 
     return patched
 

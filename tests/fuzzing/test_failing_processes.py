@@ -100,7 +100,7 @@ PLACES = [
     Place("distill_clip_rd", f"{RUN}:Accelerator.save_state", calls=3),
     Place("distill_clip_rd", "programs.checkpoints:replace_folder", FIRST, calls=3),
     Place("distill_clip_rd", f"{RUN}:_Training.save_student", FIRST),
-    Place("distill_clip_rd", f"{RUN}:write_results", FIRST),
+    Place("distill_clip_rd", f"{RUN}:write_card", FIRST),
     Place("embed_teacher", f"{EMBED}:load_clip"),
     Place("embed_teacher", f"{EMBED}:_ShardPairs.__getitem__", calls=2),
     Place("embed_teacher", f"{EMBED}:_side", calls=4),
