@@ -12,13 +12,13 @@ from accelerate import Accelerator
 from hf_blemo.clip_evaluation.evaluator import ClipEvaluator
 from hf_blemo.clip_evaluation.tasks import make_tasks
 from hf_blemo.clip_rd_training.held_out import TASK, hold_out, retrieval_task
-from hf_blemo.clip_rd_training.run import FREE_IN_RESUME, distill
+from hf_blemo.clip_rd_training.run import FREE_IN_RESUME, distill, pair_inputs
 from hf_blemo.clip_rd_training.settings import COMPARISON_FILE, METHODS, ComparisonSettings, DistillationSettings
 from hf_blemo.files import held, within, write_json, write_text
 from hf_blemo.pairs.clip_models import load_clip
 from hf_blemo.pairs.pair_sources import open_source
 from hf_blemo.programs.processes import check_shared, of_first, together
-from hf_blemo.programs.run_folder import earlier_result, named_inputs
+from hf_blemo.programs.run_folder import earlier_result
 from hf_blemo.programs.tables import mean_and_interval, mean_and_std, plus_minus, table
 
 # What other methods are compared with.
@@ -47,7 +47,10 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
     result: dict[str, Any] = {"settings": asdict(settings)}
 
     def begin() -> dict[str, list[dict[str, Any]]]:
-        result["inputs"] = _inputs(settings)
+        result["inputs"] = pair_inputs(sources)
+        if settings.teacher is not None:
+            given = load_clip(settings.teacher, "teacher", settings.teacher_revision)
+            result["inputs"]["the weights of the teacher"] = given.description()["fingerprint"]
         students: dict[str, list[dict[str, Any]]] = {name: [] for name in settings.methods}
         if settings.resume and (output / COMPARISON_FILE).is_file():
             record, own = output / COMPARISON_FILE, asdict(settings)
@@ -99,17 +102,6 @@ def _compare(accelerator: Accelerator, settings: ComparisonSettings, stack: Exit
         return {}
     write_text(output / "comparison.md", markdown(result))
     return result
-
-
-def _inputs(settings: ComparisonSettings) -> dict[str, Any]:
-    """What the pairs and a given teacher are -> fingerprint of their content."""
-    inputs: dict[str, Any] = {}
-    for entry in settings.pair_sources():
-        inputs |= named_inputs(f"{entry.data!r}", open_source(entry).fingerprint())
-    if settings.teacher is not None:
-        given = load_clip(settings.teacher, "teacher", settings.teacher_revision)
-        inputs["the weights of the teacher"] = given.description()["fingerprint"]
-    return inputs
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

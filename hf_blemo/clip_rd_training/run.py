@@ -276,11 +276,17 @@ def _distill(
     return metrics
 
 
-def _inputs(sources: Sequence[PairTable | PairStream], teacher: Teacher) -> dict[str, Any]:
-    """What the pairs and the teacher are -> fingerprint of their content."""
+def pair_inputs(sources: Sequence[PairTable | PairStream]) -> dict[str, Any]:
+    """What the pairs are -> fingerprint of their content."""
     inputs: dict[str, Any] = {}
     for source in sources:
         inputs |= named_inputs(f"{source.settings.data!r}", source.fingerprint())
+    return inputs
+
+
+def _inputs(sources: Sequence[PairTable | PairStream], teacher: Teacher) -> dict[str, Any]:
+    """The same of pairs and teachers."""
+    inputs = pair_inputs(sources)
     for number, description in enumerate(teacher.descriptions):
         name = f"the teacher {description['source']!r}" if number else "the teacher"
         inputs |= named_inputs(name, {"weights": description["fingerprint"]})

@@ -20,16 +20,11 @@ __all__ = [
     "write_card",
 ]
 
+_DEFINERS = {
+    "feature_sets": ("load_hub_features", "push_features"),
+    "onnx_export": ("export_onnx", "onnx_inputs"),
+    "publishing": ("files_to_publish", "publish", "push_model", "write_card"),
+}
 __getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "export_onnx": "hf_blemo.hub.onnx_export",
-        "files_to_publish": "hf_blemo.hub.publishing",
-        "load_hub_features": "hf_blemo.hub.feature_sets",
-        "onnx_inputs": "hf_blemo.hub.onnx_export",
-        "publish": "hf_blemo.hub.publishing",
-        "push_features": "hf_blemo.hub.feature_sets",
-        "push_model": "hf_blemo.hub.publishing",
-        "write_card": "hf_blemo.hub.publishing",
-    },
+    __name__, {name: f"{__name__}.{module}" for module, names in _DEFINERS.items() for name in names}
 )
