@@ -129,7 +129,7 @@ def _measured(found: "Predictions", rows: list[Any], kind: str) -> tuple[dict[st
     """The measures of predictions against the labels of their clips, for BlEmoRE its own, and the lines to print."""
     import numpy as np
 
-    from hf_blemo.metrics.measures import LOWER_IS_BETTER, measure
+    from hf_blemo.metrics.measures import LOWER_IS_BETTER, measure, nearest
 
     space, blends, labels = found.space, list(found.blends.values()), np.array(rows)
     probabilities = found.probabilities and np.array([found.probabilities[clip] for clip in found.blends])
@@ -138,7 +138,7 @@ def _measured(found: "Predictions", rows: list[Any], kind: str) -> tuple[dict[st
     )
     shown, counts = dict(zip(metrics, metrics, strict=True)), {"clips": len(rows)}
     if found.official and kind == "valid":
-        shown, counts["blends"] = _OFFICIAL, int(space.is_blend[space.nearest(labels)].sum())
+        shown, counts["blends"] = _OFFICIAL, int(space.is_blend[nearest(space, labels)].sum())
     width = max(map(len, shown.values()))
     blends_said = f", {counts['blends']} of them blends" if "blends" in counts else ""
     lines = [f"{'clips':<{width}}  {len(rows)}{blends_said}"]

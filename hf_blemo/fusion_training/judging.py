@@ -8,7 +8,7 @@ import numpy as np
 
 from hf_blemo import blemore
 from hf_blemo.errors import did_you_mean, listed
-from hf_blemo.metrics.measures import LOWER_IS_BETTER, blends_to_saliences, measure
+from hf_blemo.metrics.measures import LOWER_IS_BETTER, blends_to_saliences, measure, nearest
 from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAwareFusionConfig
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import (
     decode_expected_score,
@@ -18,7 +18,6 @@ from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import (
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, Blend, LabelSpace
 
 Predictions = dict[str, np.ndarray]
-_ROWS_AT_ONCE = 512
 
 # The `selection_metric` that takes the last epoch.
 LAST = "last"
@@ -88,12 +87,8 @@ class Judge:
         return "accuracy" if protocol == "published_style" else "loss"
 
     def nearest(self, shares: np.ndarray) -> np.ndarray:
-        """`space.nearest` of (N, C) shares, in parts that fit memory."""
-        if len(self.space) == len(self.space.names):
-            return shares.argmax(-1)
-        starts = range(0, len(shares), _ROWS_AT_ONCE)
-        parts = [self.space.nearest(shares[start : start + _ROWS_AT_ONCE]) for start in starts]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        """Numbers (N,) of the valid labels nearest to (N, C) shares."""
+        return nearest(self.space, shares) if self.space.blend_percents else shares.argmax(-1)
 
     def losses(self, joint: np.ndarray, labels: np.ndarray, nearest: np.ndarray) -> np.ndarray:
         """The joint loss (R,) of each row, in nats, as the model's: the negative log-likelihood of its label, or its

@@ -12,12 +12,10 @@ from hf_blemo import blemore
 from hf_blemo.files import whole_file
 from hf_blemo.fusion_training.judging import Judge, Predictions
 from hf_blemo.fusion_training.results import CrossValidationResults
-from hf_blemo.metrics.measures import largest
+from hf_blemo.metrics.measures import LOWEST, divergences, largest
 from hf_blemo.programs.tables import mean_and_std
 
 RESAMPLES = 10_000
-# As the measures count a probability at least.
-_LOWEST = float(np.finfo(np.float32).tiny)
 _PREDICTED = ("probabilities", "joint_probabilities")
 
 
@@ -137,11 +135,10 @@ class OutOfFold:
             probabilities = predictions["probabilities"].astype(np.float64)
             hits.append(largest(shares) == largest(truth.labels))
             if truth.loss == "kl":
-                logs = np.log(np.maximum(truth.labels, _LOWEST)) - np.log(np.maximum(probabilities, _LOWEST))
-                losses.append((truth.labels * logs).sum(1))
+                losses.append(divergences(truth.labels, probabilities))
             else:
                 joint = predictions["joint_probabilities"].astype(np.float64)
-                losses.append(-np.log(np.maximum(joint[np.arange(len(joint)), nearest], _LOWEST)))
+                losses.append(-np.log(np.maximum(joint[np.arange(len(joint)), nearest], LOWEST)))
         return {"accuracy": np.mean(hits, 0), truth.loss: np.mean(losses, 0)}
 
 

@@ -20,7 +20,7 @@ LOWER_IS_BETTER = {"nll", "kl", "js_distance", "mae"}
 # float32 tells shares apart that differ by more than this.
 _STEP = 1e-6
 # Probabilities count as at least this much, float32's smallest normal number: one row costs 87 nats at most.
-_LOWEST = float(np.finfo(np.float32).tiny)
+LOWEST = float(np.finfo(np.float32).tiny)
 
 
 def measure(
@@ -98,13 +98,13 @@ def measure(
         if space == BLEMORE_SPACE and kind == "valid":
             found["score"] = 0.5 * _same_sets(shares, truth, 0.0) + 0.5 * found["acc_salience"]
     if joint is not None and kind == "valid":
-        found["nll"] = float(-np.log(np.maximum(joint[rows, indices], _LOWEST)).mean())
+        found["nll"] = float(-np.log(np.maximum(joint[rows, indices], LOWEST)).mean())
     if probabilities is not None:
-        found["kl"] = float(_divergence(truth, probabilities).mean())
+        found["kl"] = float(divergences(truth, probabilities).mean())
     if kind == "soft":
         guessed = shares if probabilities is None else probabilities
         middle = (truth + guessed) / 2
-        divergence = (_divergence(truth, middle) + _divergence(guessed, middle)) / 2
+        divergence = (divergences(truth, middle) + divergences(guessed, middle)) / 2
         found["js_distance"] = float(np.sqrt(np.maximum(divergence, 0)).mean())
         found["mae"] = float(np.abs(truth - guessed).mean())
     return found
@@ -149,8 +149,8 @@ def _truth(space: LabelSpace, labels: Any, kind: str) -> tuple[np.ndarray, np.nd
         row = int(np.argmin(right))
         raise ValueError(f"labels: row {row} is {truth[row].tolist()}, expected shares from 0 that sum to 1")
     if kind == "soft":
-        return truth / truth.sum(1, keepdims=True), _nearest(space, truth) if space.blend_percents else truth.argmax(1)
-    indices = _nearest(space, truth)
+        return truth / truth.sum(1, keepdims=True), nearest(space, truth) if space.blend_percents else truth.argmax(1)
+    indices = nearest(space, truth)
     exact = space.percent[indices] / 100
     right = (np.abs(truth - exact) <= TOLERANCE).all(1)
     if not right.all():
@@ -159,11 +159,11 @@ def _truth(space: LabelSpace, labels: Any, kind: str) -> tuple[np.ndarray, np.nd
     return exact, indices
 
 
-def _nearest(space: LabelSpace, shares: np.ndarray) -> np.ndarray:
+def nearest(space: LabelSpace, shares: np.ndarray) -> np.ndarray:
     """`space.nearest` of each different row once, in parts that fit memory."""
     different, inverse = np.unique(shares, axis=0, return_inverse=True)
     step = max(1, 2**22 // space.percent.size)
-    parts = [space.nearest(different[start : start + step]) for start in range(0, len(different), step)]
+    parts = [space.nearest(different[start : start + step]) for start in range(0, max(1, len(different)), step)]
     return np.concatenate(parts)[inverse.reshape(-1)]
 
 
@@ -193,14 +193,14 @@ def _acc_salience(space: LabelSpace, shares: np.ndarray, indices: np.ndarray, ki
     if not blends.size:
         return 0.0
     if kind == "soft":
-        return float((_nearest(space, shares[blends]) == indices[blends]).mean())
+        return float((nearest(space, shares[blends]) == indices[blends]).mean())
     expected = space.percent[indices[blends]]
     guessed = 100 * shares[blends]
     # The official rule rounds to whole per cent; a name with less than that is still one too many.
     return float(((np.rint(guessed) == expected) & ((guessed > 0) == (expected > 0))).all(1).mean())
 
 
-def _divergence(of: np.ndarray, against: np.ndarray) -> np.ndarray:
+def divergences(of: np.ndarray, against: np.ndarray) -> np.ndarray:
     """Kullback-Leibler divergence KL(of || against) of each row, in nats."""
-    logs = np.log(np.maximum(of, _LOWEST)) - np.log(np.maximum(against, _LOWEST))
+    logs = np.log(np.maximum(of, LOWEST)) - np.log(np.maximum(against, LOWEST))
     return (of * logs).sum(1)
