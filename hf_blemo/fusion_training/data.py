@@ -58,10 +58,6 @@ def model_config(data: datasets.Dataset, settings: ExperimentSettings) -> RankAw
     given = {key: value for key, value in settings.model.items() if key != "id2label"}
     config = RankAwareFusionConfig(encoders=_encoder_options(data, settings), **{**labels, **given})
     same_space(config.label_space, space, "the setting model", "the data")
-    if kind == "soft" and config.label_kind == "valid":
-        raise ValueError(
-            "the data has soft labels, but model.label_kind is 'valid': expected 'soft', or valid labels in the data"
-        )
     return config
 
 

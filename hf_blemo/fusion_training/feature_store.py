@@ -133,7 +133,8 @@ class FeatureStore:
         same_space(space, self.judge.space, "the data", "the model")
         if kind == "soft" and self.judge.kind == "valid":
             raise ValueError(
-                "the data has soft labels, but label_kind is 'valid': expected 'soft', or valid labels in the data"
+                "the data has soft labels, but model.label_kind is 'valid': expected 'soft', or valid labels in the "
+                "data"
             )
         return labels
 

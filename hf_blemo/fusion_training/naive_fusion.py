@@ -21,15 +21,23 @@ _SMALLEST = 1e-12
 
 def _fit(inputs: torch.Tensor, targets: torch.Tensor, l2: float, start: torch.Tensor) -> torch.Tensor:
     """Weights and, in the last row, biases (P + 1, K) of a softmax regression; the biases are free."""
+
+    def loss(weights: torch.Tensor) -> torch.Tensor:
+        logits = torch.addmm(weights[-1], inputs, weights[:-1])
+        return -(targets * logits.log_softmax(-1)).sum(-1).mean() + 0.5 * l2 * weights[:-1].square().sum()
+
+    return _minimised(loss, start, tolerance_grad=1e-6)
+
+
+def _minimised(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, **options: float) -> torch.Tensor:
     weights = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([weights], max_iter=_NUM_STEPS, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=_NUM_STEPS, line_search_fn="strong_wolfe", **options)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        logits = torch.addmm(weights[-1], inputs, weights[:-1])
-        loss = -(targets * logits.log_softmax(-1)).sum(-1).mean() + 0.5 * l2 * weights[:-1].square().sum()
-        loss.backward()
-        return loss
+        value = loss(weights)
+        value.backward()
+        return value
 
     optimizer.step(closure)
     return weights.detach()
@@ -167,8 +175,7 @@ class NaiveFusions:
         return self._made(combine(fold, stack) for fold, stack in stacks.items())
 
     def _mean(self, fold: int, stack: np.ndarray) -> tuple[np.ndarray, float]:
-        weights = torch.zeros(len(stack)).double()
-        return self._weigh(fold, stack, weights)
+        return self._weigh(fold, stack, torch.zeros(len(stack)).double())
 
     def _weighted(self, fold: int, stack: np.ndarray) -> tuple[np.ndarray, float]:
         """One weight per encoder, learned on what the training folds' own out-of-fold probabilities say of them."""
@@ -176,18 +183,12 @@ class NaiveFusions:
         targets = torch.from_numpy(self.targets[judged]).double()
         probabilities = torch.from_numpy(stack[:, judged]).double()
         present = torch.from_numpy(self.present[:, judged])
-        scores = torch.zeros(len(stack)).double().requires_grad_()
-        optimizer = torch.optim.LBFGS([scores], max_iter=_NUM_STEPS, line_search_fn="strong_wolfe")
 
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
+        def loss(scores: torch.Tensor) -> torch.Tensor:
             mixed = _mixed(probabilities, present, scores).clamp_min(_SMALLEST)
-            loss = -(targets * mixed.log()).sum(-1).mean() + 1e-4 * scores.square().sum()
-            loss.backward()
-            return loss
+            return -(targets * mixed.log()).sum(-1).mean() + 1e-4 * scores.square().sum()
 
-        optimizer.step(closure)
-        return self._weigh(fold, stack, scores.detach())
+        return self._weigh(fold, stack, _minimised(loss, torch.zeros(len(stack)).double()))
 
     def _weigh(self, fold: int, stack: np.ndarray, scores: torch.Tensor) -> tuple[np.ndarray, float]:
         found = _mixed(torch.from_numpy(stack).double(), torch.from_numpy(self.present), scores).numpy()

@@ -101,7 +101,6 @@ def test_names_number_and_kind_of_labels_come_from_the_data(make_data):
             r"names differ: the setting model.id2label has 2 names \(red, blue",
         ),
         ({"blend_percents": [[50, 50]]}, "valid", "blends differ: the setting model .*50/50.*the data .*single"),
-        ({"label_kind": "valid"}, "soft", "the data has soft labels, but model.label_kind is 'valid'"),
         ({"num_labels": 4}, "valid", "num_labels is 4, but id2label has the 3 names red, green, blue"),
     ],
 )

@@ -73,7 +73,7 @@ def test_test_clips_without_labels_are_predicted_whatever_their_labels_would_be(
     for clips in (make_data(5).remove_columns("labels"), make_data(5).map(lambda row: {"labels": [-100.0] * 6})):
         assert not FeatureStore(clips, config, progress=False).labelled.any()
     soft = make_data(5, space=SINGLE, kind="soft")
-    with pytest.raises(ValueError, match="the data has soft labels, but label_kind is 'valid'"):
+    with pytest.raises(ValueError, match="the data has soft labels, but model.label_kind is 'valid'"):
         FeatureStore(soft, config, progress=False)
 
 
