@@ -1,6 +1,7 @@
 """The built-in benchmark: data in the form of BlEmoRE with a planted, and so known, truth."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -115,7 +116,7 @@ def _clip_names(generator: np.random.Generator, labels: np.ndarray, actors: np.n
     names = []
     variants = generator.integers(1, 5, size=len(labels))
     for label, actor, variant in zip(labels, actors, variants, strict=True):
-        stem = clip_stem(first_actor + actor, label, lambda variant=variant: variant)
+        stem = clip_stem(first_actor + actor, label, partial(int, variant))
         counts[stem] = counts.get(stem, 0) + 1
         names.append(f"{stem}_ver{counts[stem]}")
     return names

@@ -316,7 +316,7 @@ def _plan_clips(num_clips: int, seed: int, num_actors: int, shortest: float, lon
     clips = []
     for number, label in enumerate(labels):
         actor = 1 + _ACTORS_PER_SEED * seed + number % num_actors
-        stem = clip_stem(actor, label, lambda: of_rest.integers(1, 5))
+        stem = clip_stem(actor, label, lambda: int(of_rest.integers(1, 5)))
         versions[stem] += 1
         clips.append(
             _PlannedClip(

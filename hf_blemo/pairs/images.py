@@ -307,11 +307,11 @@ def read_crop(
         # A reduced picture may end with a part of a pixel, with which a mirrored one begins.
         left = crop.left / scale + (picture.width - upright[0] / scale if across else 0)
         top = crop.top / scale + (picture.height - upright[1] / scale if down else 0)
-        right, bottom = left + crop.width / scale, top + crop.height / scale
+        end, foot = left + crop.width / scale, top + crop.height / scale
         # Pixels outside the crop must not leak in at its edge through the filter.
         x, y = math.floor(left), math.floor(top)
-        part = picture.crop((x, y, math.ceil(right), math.ceil(bottom)))
-        part = part.resize(target, resample, (left - x, top - y, right - x, bottom - y))
+        part = picture.crop((x, y, math.ceil(end), math.ceil(foot)))
+        part = part.resize(target, resample, (left - x, top - y, end - x, foot - y))
     if crop.flip:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(part)
