@@ -58,10 +58,9 @@ def true_labels(inputs: Any, space: LabelSpace) -> dict[str, Blend]:
     known = {clip: np.array(row) for clip, row in labels if row is not None and (np.array(row) != UNLABELLED).any()}
     if kind == "valid":
         return {clip: space.blend(int(space.nearest(row[None])[0])) for clip, row in known.items()}
-    return {
-        clip: [{"emotion": name, "salience": 100 * float(value)} for name, value in zip(space.names, row, strict=True)]
-        for clip, row in known.items()
-    }
+    from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import decode_soft
+
+    return {clip: decode_soft(row[None], space)[0] for clip, row in known.items()}
 
 
 @reads("predictions")

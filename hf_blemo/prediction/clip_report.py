@@ -167,12 +167,9 @@ def _named_label(clip: str, names: Sequence[str]) -> list[dict[str, Any]] | None
     if not is_blemore(names):
         return None
     try:
-        named = blemore.parse_clip_name(clip)
+        return blemore.LABELS[blemore.parse_clip_name(clip).label_index]
     except ValueError:
         return None
-    return [
-        {"emotion": name, "salience": salience} for name, salience in zip(named.emotions, named.saliences, strict=True)
-    ]
 
 
 def _emotions(result: Mapping[str, Any], blend: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
