@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from hf_blemo.blemore import BLEND_SHARE, EMOTIONS, LABEL_MATRIX, LABELS
-from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
+from hf_blemo.feature_sets.layout import Clip, dataset_features, dataset_of
 
 if TYPE_CHECKING:
     import datasets
@@ -227,14 +227,13 @@ def make_synthetic_blends(
         columns[name] = [part if here else None for part, here in zip(parts, present[:, number], strict=True)]
 
     import datasets
-    import pyarrow as pa
 
     features = dataset_features({name: (encoder.feature_size, encoder.dtype) for name, encoder in _ENCODERS.items()})
     clips = []
     for row, name in enumerate(names):
         found = {encoder: columns[encoder][row] for encoder in _ENCODERS}
         clips.append(Clip(name, found, LABEL_MATRIX[labels[row]], int(actors[row]) % _NUM_FOLDS))
-    dataset = datasets.Dataset(pa.Table.from_batches([encode_clips(clips, features.arrow_schema)]))
+    dataset = dataset_of(clips, features)
     dataset = dataset.add_column(
         "informative", informative.tolist(), feature=datasets.List(datasets.Value("int8"), length=_NUM_INFORMATIVE)
     )

@@ -224,6 +224,14 @@ def dataset_features(
     )
 
 
+def dataset_of(clips: Sequence[Clip], features: "datasets.Features") -> "datasets.Dataset":
+    """Clips as a data set in memory."""
+    import datasets
+    import pyarrow as pa
+
+    return datasets.Dataset(pa.Table.from_batches([encode_clips(clips, features.arrow_schema)]))
+
+
 def encode_clips(clips: Sequence[Clip], schema: "pa.Schema") -> "pa.RecordBatch":
     """Lays clips, whose features have the widths and dtypes of the schema, out as one Arrow record batch."""
     import pyarrow as pa

@@ -25,7 +25,7 @@ from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPA
 from .folds import check_classes, deal_folds, group_in_two_folds
 from .label_reading import LabelOptions, columns_with_prefix, read_labels, read_votes
 from .label_spaces import with_label_space
-from .layout import Clip, FeatureType, dataset_features, encode_clips
+from .layout import Clip, FeatureType, dataset_features, dataset_of
 from .table_files import IGNORED_COLUMNS, Table, Vectors, Wanted, read_table
 from .writing import refuse_existing, write_dataset
 
@@ -126,11 +126,7 @@ def build_table_dataset(
         ]
     features = dataset_features(types, len(found.space.names), found.has_groups)
     if output is None:
-        import datasets
-        import pyarrow as pa
-
-        batch = encode_clips(clips, features.arrow_schema)
-        return with_label_space(datasets.Dataset(pa.Table.from_batches([batch])), found.space, label_kind)
+        return with_label_space(dataset_of(clips, features), found.space, label_kind)
     plan: dict[str, Any] = {
         "table": path.name,
         "feature_dtype": feature_dtype,

@@ -3,7 +3,6 @@
 import csv
 import json
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +11,7 @@ from command_line import refused, run
 from labelled_models import LABELS, make_labelled, save_labelled
 
 from hf_blemo import cli, feature_sets
-from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
+from hf_blemo.feature_sets.layout import Clip, dataset_features, dataset_of
 from hf_blemo.metrics.measures import measure
 from hf_blemo.prediction.fusion import predict_blends
 
@@ -54,12 +53,11 @@ def predicted(shared):
 def labelled(folder, name, labels, kind="valid"):
     """A built data set with the labels of a model, saved."""
     space = make_labelled(name)[0].config.label_space
-    schema = dataset_features({"face": (6, "float32")}, len(space.names)).arrow_schema
+    features = dataset_features({"face": (6, "float32")}, len(space.names))
     clips = [row["clip"] for row in rows_of()]
     face = {"face": np.ones((1, 6), np.float32)}
-    batch = encode_clips([Clip(clip, face, row, -1) for clip, row in zip(clips, labels, strict=True)], schema)
-    data = feature_sets.with_label_space(datasets.Dataset(pa.Table.from_batches([batch])), space, kind)
-    data.save_to_disk(str(folder))
+    data = dataset_of([Clip(clip, face, row, -1) for clip, row in zip(clips, labels, strict=True)], features)
+    feature_sets.with_label_space(data, space, kind).save_to_disk(str(folder))
     return folder
 
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 from accelerate import Accelerator
 
 from hf_blemo import RankAwareFusionConfig, feature_sets
-from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
+from hf_blemo.feature_sets.layout import Clip, dataset_features, dataset_of
 from hf_blemo.fusion_training.data import model_config
 from hf_blemo.fusion_training.feature_store import FeatureStore
 from hf_blemo.fusion_training.settings import FusionSettings
@@ -67,8 +66,7 @@ def make_data() -> Callable[..., datasets.Dataset]:
                     arrays[name] = steps.astype(np.float32)
             clips.append(Clip(f"clip_{row:03d}", arrays, labels[row], row % num_folds))
         types = {name: (width, "float32") for name, width in widths.items()}
-        schema = dataset_features(types, len(space.names)).arrow_schema
-        data = datasets.Dataset(pa.Table.from_batches([encode_clips(clips, schema)]))
+        data = dataset_of(clips, dataset_features(types, len(space.names)))
         return feature_sets.with_label_space(data, space, kind)
 
     return make
@@ -96,7 +94,7 @@ def with_features() -> Callable[..., datasets.Dataset]:
                 zip(data["clip"], feature_sets.read_features(data), data["labels"], data["fold"], strict=True)
             )
         ]
-        return datasets.Dataset(pa.Table.from_batches([encode_clips(clips, data.features.arrow_schema)]))
+        return dataset_of(clips, data.features)
 
     return replaced
 

@@ -5,10 +5,8 @@ import logging
 import re
 import shutil
 
-import datasets
 import huggingface_hub
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from labelled_models import LABELS, make_labelled
@@ -16,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import shaken_fusion
 
 from hf_blemo import RankAwareFusionProcessor, blemore, feature_sets
-from hf_blemo.feature_sets.layout import Clip, dataset_features, encode_clips
+from hf_blemo.feature_sets.layout import Clip, dataset_features, dataset_of
 from hf_blemo.prediction.fusion import load_fusion, predict_blends
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace
 from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import result_of_row
@@ -47,7 +45,7 @@ def make_dataset(names=NAMES, widths=WIDTHS, missing=((1, "wavlm"), (4, "videoma
             if (row, encoder) not in missing
         }
         clips.append(Clip(name, arrays, np.full(6, -100.0), -1))
-    return datasets.Dataset(pa.Table.from_batches([encode_clips(clips, features.arrow_schema)]))
+    return dataset_of(clips, features)
 
 
 def rows(results, name="probabilities"):
