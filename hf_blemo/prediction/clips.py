@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Clips of BlEmoRE last up to 30 seconds; longer ones get a timeline.
 LONGEST_CLIP = 30.0
-WINDOW, HOP = 4.0, 2.0
+WINDOW = 4.0
 _WINDOWS_AT_ONCE = 64
 _OF_CLIPS = {"clip", "novelty", "unlike_training", "notes"}
 # Seconds without a row that the row before them may stand for.
