@@ -407,7 +407,10 @@ def _has_alpha(form: Any) -> bool:
 
 def _display_matrix(picture: Any) -> tuple[int, int, int, int]:
     """Directions on the screen of the axes of the stored picture: (a, b) of x and (c, d) of y."""
-    for data in picture.side_data:
+    from av.sidedata.sidedata import SideDataContainer
+
+    # The picture's own property makes it and this a circle, so that pictures would wait for garbage collection.
+    for data in SideDataContainer(picture):
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
             return (a, b, c, d)
