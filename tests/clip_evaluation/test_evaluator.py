@@ -118,8 +118,8 @@ def test_a_model_comes_back_in_the_mode_it_came_in(clip):
             model.train(training)
             ClipEvaluator({"a": ZeroShotTask([picture(0)], [0], PROMPTS)}).evaluate(model, processor)
             assert model.training == training
-            with pytest.raises(ValueError, match="none of 1 images"):
-                ClipEvaluator({"a": ZeroShotTask([b""], [0], PROMPTS)}).evaluate(model, processor)
+            with pytest.raises(ValueError, match="expected labels from 0 to 5, found"):
+                ClipEvaluator({"a": ZeroShotTask([picture(0)], [6], PROMPTS)}).evaluate(model, processor)
             assert model.training == training
     finally:
         model.eval()

@@ -81,7 +81,15 @@ def test_equal_scores_are_no_hit_for_all_of_them():
     assert [round(value, 6) for value in found.values()] == [0.1, 0.5, 0.1, 0.5]
 
 
-def test_embeddings_that_are_not_finite_are_refused():
-    for function in (retrieval_recall, one_caption_recall):
-        with pytest.raises(ValueError, match="embeddings hold NaN"):
-            function(torch.full((3, 4), torch.nan), torch.ones(3, 4), [0, 1, 2])
+def test_bad_input_is_named():
+    for changes, message in (
+        ({"texts": torch.ones(3, 5)}, r"expected image_embeds \(I, d\) .* found \(3, 4\) and \(3, 5\)"),
+        ({"owners": [0, 1]}, "image_of_text of 3 captions, found"),
+        ({"owners": [0, 1, 3]}, "image_of_text: found 3, expected 0 to 2"),
+        ({"owners": [0, 1, 1]}, "image 2 has no caption"),
+        ({"images": torch.full((3, 4), torch.nan)}, "image_embeds: found NaN"),
+    ):
+        case = {"images": torch.ones(3, 4), "texts": torch.ones(3, 4), "owners": [0, 1, 2], **changes}
+        for function in (retrieval_recall, one_caption_recall):
+            with pytest.raises(ValueError, match=message):
+                function(case["images"], case["texts"], case["owners"])

@@ -33,6 +33,15 @@ def test_accuracy_by_hand():
     assert found == {"top_1": 0.25, "top_2": 0.5}
 
 
-def test_embeddings_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="embeddings hold NaN"):
-        zero_shot_accuracy(torch.full((2, 3), torch.nan), torch.eye(3), [0, 1])
+def test_bad_input_is_named():
+    for prompts, found in (([], r"\[\]"), ([["a cat"], []], r"\[1, 0\]")):
+        with pytest.raises(ValueError, match=f"expected at least one prompt for every class, found {found}"):
+            class_embeddings(lambda texts: torch.ones(len(texts), 2), prompts)
+    for images, labels, message in (
+        (torch.ones(2, 4), [0, 1], r"found \(2, 4\) and \(3, 3\)"),
+        (torch.ones(2, 3), [0], "expected labels of 2 images"),
+        (torch.ones(2, 3), [0, 3], r"expected labels from 0 to 2, found \[0, 3\]"),
+        (torch.full((2, 3), torch.nan), [0, 1], "NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            zero_shot_accuracy(images, torch.eye(3), labels)
