@@ -18,18 +18,12 @@ READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".tar": "webdata
 @strict
 @dataclass
 class PairSourceSettings:
-    """One source of image-caption pairs.
+    """One source of image-caption pairs; data, columns and `streaming` are as the programs' settings have them.
 
     Args:
-        data: `synthetic`, `emoji`, a Hub id, a folder (`save_to_disk`, Parquet, images with `metadata.csv`, WebDataset
-            shards) or a file (.parquet, .csv with paths of images, .tar).
         weight: share of a batch, in proportion to the other sources' weights.
-        split: of the data.
         name: configuration of a Hub data set.
         revision: commit, branch or tag of a Hub data set.
-        image_column, caption_column: of the data; a column of captions may hold lists; each visit draws one. A caption
-            column of None: pictures alone.
-        streaming: read shards in turn instead of a table by row numbers.
         options: of the built-in data.
     """
 
