@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from failing_process import ERRORS
+from failing_process import ERRORS, owner_of
 from fresh_processes import PACKAGE_FOLDER, run_python
 
 HELPERS = Path(__file__).parents[1] / "helpers"
@@ -121,7 +121,7 @@ PLACES = [
     Place("compare_distillation", "clip_rd_training.comparison:ClipEvaluator.evaluate", FIRST, calls=2),
     Place("compare_distillation", f"{RUN}:_Training._step", calls=4),
     Place("extract_features", f"{EXTRACT}:refuse_existing", FIRST, calls=2),
-    Place("extract_features", f"{EXTRACT}:find_clips"),
+    Place("extract_features", f"{EXTRACT}:_listed"),
     Place("extract_features", f"{EXTRACT}:load_encoders"),
     Place("extract_features", f"{EXTRACT}:_write_clip"),
     Place("extract_features", f"{EXTRACT}:_assemble", FIRST),
@@ -146,6 +146,12 @@ def draws() -> list[tuple[int, int]]:
         return [one for one in every if kind == "processes" and one[0] == int(number)]
     # Others every time the table grows.
     return [(number, 2) for number in random.Random(len(PLACES)).sample(range(len(PLACES)), SHORT)]
+
+
+def test_every_place_is_there():
+    for place in PLACES:
+        owner, name = owner_of(place.name)
+        assert callable(getattr(owner, name, None)), place.name
 
 
 @pytest.mark.parametrize(("number", "processes"), draws())

@@ -6,6 +6,7 @@ the process that fails, `call` which call of the function fails there, counted f
 """
 
 import errno
+import functools
 import importlib
 import json
 import os
@@ -36,13 +37,16 @@ def fail(how: str) -> None:
     raise ERRORS[how]
 
 
+def owner_of(place: str) -> tuple[Any, str]:
+    """The module or class that has the function, and the function's name."""
+    module, _, path = place.partition(":")
+    *owners, name = path.split(".")
+    return functools.reduce(getattr, owners, importlib.import_module(f"hf_blemo.{module}")), name
+
+
 def arm(place: str, call: int, how: str) -> None:
     """Replaces the function by one that fails."""
-    module, _, path = place.partition(":")
-    owner: Any = importlib.import_module(f"hf_blemo.{module}")
-    *owners, name = path.split(".")
-    for part in owners:
-        owner = getattr(owner, part)
+    owner, name = owner_of(place)
     original, calls = getattr(owner, name), 0
 
     def failing(*arguments: Any, **options: Any) -> Any:
