@@ -26,12 +26,16 @@ def _fit(inputs: torch.Tensor, targets: torch.Tensor, l2: float, start: torch.Te
         logits = torch.addmm(weights[-1], inputs, weights[:-1])
         return -(targets * logits.log_softmax(-1)).sum(-1).mean() + 0.5 * l2 * weights[:-1].square().sum()
 
-    return _minimised(loss, start, tolerance_grad=1e-6)
+    return _minimised(loss, start, tolerance=1e-6)
 
 
-def _minimised(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, **options: float) -> torch.Tensor:
+def _minimised(
+    loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, tolerance: float = 1e-7
+) -> torch.Tensor:
     weights = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([weights], max_iter=_NUM_STEPS, line_search_fn="strong_wolfe", **options)
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=_NUM_STEPS, tolerance_grad=tolerance, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
