@@ -59,7 +59,8 @@ class _Narrowed:
         self.cuts: defaultdict[tuple[str, int], list[tuple[Any, int]]] = defaultdict(list)
         for name, users in uses.items():
             for node, number, axis in users:
-                if axis is not None:
+                # Before a node that takes the first row itself, a cut spares nothing.
+                if axis is not None and node.op_type != "Gather":
                     self.cuts[name, axis].append((node, number))
 
     def write(self) -> None:

@@ -40,8 +40,8 @@ class SpectrogramEncoder(Encoder):
 
     modality = "audio"
     default_batch_size = 4
-    # One window at a time, all filled up to one length.
-    free_axes = ()
+    # One window at a time.
+    free_axes: tuple[int, ...] = ()
 
     def __init__(self, model: nn.Module, processor: Any, source: EncoderSource, batch_size: int | None = None):
         self.is_whisper = hasattr(model, "get_encoder") and hasattr(model, "decoder")
@@ -66,6 +66,13 @@ class SpectrogramEncoder(Encoder):
         else:
             silence = np.zeros(int(_SHORTEST_SECONDS * rate), np.float32)
             self.feature_size = self.forward([Piece(silence, np.zeros(1))])[0].shape[-1]
+            # Most extractors fill up windows to one length, not those of wav2vec 2.0 BERT.
+            sizes = [
+                next(iter(self._inputs(np.resize(silence, n)).values())).shape for n in (len(silence), self.window)
+            ]
+            self.free_axes = tuple(
+                axis for axis, (short, whole) in enumerate(zip(*sizes, strict=True)) if short != whole
+            )
 
     def session(self) -> SoundSession:
         """Begins a clip."""

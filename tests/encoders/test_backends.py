@@ -24,21 +24,40 @@ def cache(tmp_path_factory):
         yield folder / "hf_blemo" / "encoders" / "onnx"
 
 
-def features_of(checkpoint, name, clip, **options):
-    [(features, _)] = encoded([clip.path], checkpoint(name), **options)
-    return features
+def features_of(checkpoint, name, clips, **options):
+    return np.concatenate(
+        [features for features, _ in encoded([clip.path for clip in clips], checkpoint(name), **options)]
+    )
 
 
-@pytest.mark.parametrize("name", ["student", "videomae"])
-def test_features_are_those_of_eager_torch(name, checkpoint, clips, cache):
-    expected = features_of(checkpoint, name, clips[2])
-    found = features_of(checkpoint, name, clips[2], backend="onnxruntime")
+@pytest.mark.parametrize(
+    ("name", "extraction"),
+    [
+        ("student", {}),
+        ("videomae", {"layer": 1}),
+        # Windows of different length, so padded ones, too.
+        ("hubert", {"layers": "0-1"}),
+        ("hubert_base", {"layers": [1, 0]}),
+        ("wav2vec2_bert", {}),
+    ],
+)
+def test_features_are_those_of_eager_torch(name, extraction, checkpoint, clips, cache):
+    expected = features_of(checkpoint, name, clips, extraction=extraction)
+    found = features_of(checkpoint, name, clips, extraction=extraction, backend="onnxruntime")
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-def test_int8_comes_close_to_float32(checkpoint, clips, cache):
-    expected = features_of(checkpoint, "student", clips[2])
-    found = features_of(checkpoint, "student", clips[2], backend="onnxruntime", dtype="int8")
+@pytest.mark.parametrize("sharpness", [1, 4])
+def test_int8_comes_close_to_float32(sharpness, checkpoint, clips, cache):
+    """Trained networks have heads that look at few tokens beside heads that look at all."""
+    encoder = load_encoder(checkpoint("student"), device="cpu")
+    for block in encoder.model.vision_model.encoder.layers:
+        attention = block.self_attn
+        attention.q_proj.weight.data[: attention.head_dim] *= sharpness
+        attention.k_proj.weight.data[: attention.head_dim] *= sharpness
+    expected = encoder.encode(clips[2].path).features
+    backends.use_backend(encoder, "onnxruntime", int8=True)
+    found = encoder.encode(clips[2].path).features
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert not np.array_equal(found, expected) and cosines.min() >= 0.99
 
@@ -61,6 +80,38 @@ def test_a_network_is_exported_once_for_each_use(checkpoint, cache, monkeypatch,
     assert len(exports) == 1 and f"{path} is exported anew" in caplog.text
     load()
     assert len(exports) == 1 and not list(cache.glob(".*.tmp"))
+
+
+def test_processes_that_export_one_graph_at_once_disturb_each_other_in_nothing(checkpoint, cache, monkeypatch):
+    load = partial(load_encoder, checkpoint("dinov2"), backend="onnxruntime")
+    write, exports = backends.write_graph, []
+
+    def write_slowly(program, path, *given, **options):
+        write(program, path, *given, **options)
+        exports.append(path)
+        if len(exports) == 1:
+            whole = path.read_bytes()
+            path.write_bytes(whole[: len(whole) // 2])
+            # Another process comes while half of the file is written.
+            load()
+            path.write_bytes(whole)
+
+    monkeypatch.setattr(backends, "write_graph", write_slowly)
+    load()
+    assert len(set(exports)) == 2
+    load()
+    assert len(exports) == 2 and len(list(cache.glob("dinov2_*"))) == 1 and not list(cache.glob(".*"))
+
+
+def test_another_way_of_exporting_exports_anew(checkpoint, cache, monkeypatch, tmp_path):
+    load = partial(load_encoder, checkpoint("student"), backend="onnxruntime")
+    load()
+    before = set(cache.iterdir())
+    changed = tmp_path / "onnx_graphs.py"
+    changed.write_text("# another version\n")
+    monkeypatch.setattr(backends.onnx_graphs, "__file__", str(changed))
+    load()
+    assert len(set(cache.iterdir()) - before) == 1
 
 
 @pytest.mark.parametrize(
@@ -98,8 +149,8 @@ def test_a_graph_of_other_features_is_refused(checkpoint, cache, monkeypatch):
 def test_compiled_networks_give_the_features_of_eager_ones(checkpoint, clips, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda call, **options: compiled.append(call) or call)
-    expected = features_of(checkpoint, "vit", clips[2])
-    np.testing.assert_array_equal(features_of(checkpoint, "vit", clips[2], backend="compile"), expected)
+    expected = features_of(checkpoint, "vit", clips[2:])
+    np.testing.assert_array_equal(features_of(checkpoint, "vit", clips[2:], backend="compile"), expected)
     assert len(compiled) == 1
 
 
