@@ -410,7 +410,8 @@ def _display_matrix(picture: Any) -> tuple[int, int, int, int]:
     from av.sidedata.sidedata import SideDataContainer
 
     # The picture's own property makes it and this a circle, so that pictures would wait for garbage collection.
-    for data in SideDataContainer(picture):
+    side_data: Any = SideDataContainer
+    for data in side_data(picture):
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
             return (a, b, c, d)
