@@ -24,6 +24,9 @@ def keep_first_rows(path: Path) -> None:
     import onnx
 
     model = onnx.load(path)
+    # A branch or a loop reads tensors that are not among its node's inputs.
+    if any(each.type in (each.GRAPH, each.GRAPHS) for node in model.graph.node for each in node.attribute):
+        return
     narrowed = _Narrowed(model.graph)
     if narrowed.cuts:
         narrowed.write()
@@ -40,8 +43,10 @@ class _Narrowed:
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
         self._shapes: dict[str, list[Any]] = {name: list(tensor.dims) for name, tensor in self._constants.items()}
         for info in (*graph.value_info, *graph.input):
-            sizes = info.type.tensor_type.shape.dim
-            self._shapes[info.name] = [size.dim_param or size.dim_value for size in sizes]
+            if info.type.tensor_type.HasField("shape"):
+                # A size that is not known equals no other.
+                sizes = info.type.tensor_type.shape.dim
+                self._shapes[info.name] = [size.dim_param or size.dim_value or object() for size in sizes]
         # Tensor -> who uses it: (node, number of the input, axis).
         uses: defaultdict[str, list[tuple[Any, int, _Axis]]] = defaultdict(list)
         for output in graph.output:
@@ -95,9 +100,9 @@ class _Narrowed:
     def _first_of(self, node: Any) -> dict[int, _Axis]:
         """By number of an input, the axis of which a node itself takes the first row."""
         index = self._constants.get(node.input[1]) if node.op_type == "Gather" else None
-        if index is None or list(index.dims) or self._numpy.to_array(index) != 0:
+        if index is None or list(index.dims) or self._numpy.to_array(index) != 0 or node.input[0] not in self._shapes:
             return {}
-        return {0: _attribute(node, "axis", 0)}
+        return {0: _attribute(node, "axis", 0) % len(self._shapes[node.input[0]])}
 
     def _passed(self, node: Any, axis: _Axis) -> dict[int, _Axis] | None:
         """By number of an input, the axis of which its first row is enough for that of the output; None if all of it

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.export import Dim
 
@@ -60,3 +61,50 @@ def test_outputs_stay_the_same(pool, num_cuts, tmp_path):
     assert (path.read_bytes() == before) == (num_cuts == 0)
     found = InferenceSession(path).run(None, {"tokens": tokens.numpy()})[0]
     np.testing.assert_allclose(found, block(tokens).detach().numpy(), rtol=0, atol=1e-6)
+
+
+def _branch(op_type):
+    node, output = helper.make_node(op_type, ["squashed"], ["one"], keepdims=0), ("one", TensorProto.FLOAT, [])
+    return helper.make_graph([node], op_type, [], [helper.make_tensor_value_info(*output)])
+
+
+@pytest.mark.parametrize(
+    ("op_type", "axis", "is_shaped", "has_branches"),
+    [
+        ("Softmax", 1, True, False),
+        ("Softmax", -2, True, False),
+        ("Softmax", -1, True, False),
+        ("Sigmoid", 1, True, True),
+        ("Sigmoid", 1, False, False),
+    ],
+    ids=["axis", "axis from the end", "last axis from the end", "read by a branch", "shape not known"],
+)
+def test_graphs_of_others(op_type, axis, is_shaped, has_branches, tmp_path):
+    from onnxruntime import InferenceSession
+
+    path, shape = tmp_path / "graph.onnx", (2, TOKENS, WIDTH)
+    tokens = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    nodes = [
+        helper.make_node(op_type, ["tokens"], ["squashed"]),
+        helper.make_node("Gather", ["squashed", "zero"], ["first"], axis=axis),
+    ]
+    if has_branches:
+        ways = {"then_branch": _branch("ReduceMean"), "else_branch": _branch("ReduceMax")}
+        nodes += [
+            helper.make_node("If", ["yes"], ["one"], **ways),
+            helper.make_node("Add", ["first", "one"], ["rows"]),
+        ]
+    else:
+        nodes.append(helper.make_node("Identity", ["first"], ["rows"]))
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("tokens", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array(value), name) for name, value in (("zero", 0), ("yes", True))],
+        value_info=[helper.make_tensor_value_info("squashed", TensorProto.FLOAT, shape if is_shaped else None)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    before = InferenceSession(path).run(None, {"tokens": tokens})[0]
+    keep_first_rows(path)
+    np.testing.assert_allclose(InferenceSession(path).run(None, {"tokens": tokens})[0], before, rtol=0, atol=1e-6)
