@@ -84,7 +84,7 @@ class _PairDataSettings:
     num_workers: int = not_negative(0)
     max_broken_share: float | int = not_negative(0.05)
     augmentation: dict[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
+    image_size: int | None = at_least_one(None)
     synthetic: dict[str, Any] = field(default_factory=dict)
     emoji: dict[str, Any] = field(default_factory=dict)
 

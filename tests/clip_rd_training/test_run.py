@@ -474,6 +474,7 @@ def test_matrices_alone_decay(tmp_path, settings_for):
         ({"weights": {"fd": 1.0}}, "expected a weight above 0 for some term"),
         ({"mixed_precision": "fp8"}, "mixed_precision"),
         ({"num_steps": 0}, "num_steps"),
+        ({"image_size": 0}, "image_size"),
         ({"chunk_size": -1}, "chunk_size"),
         ({"synthetic": {"num_pair": 3}}, "unknown setting 'num_pair'; the nearest known one is 'num_pairs'"),
     ],
