@@ -73,12 +73,19 @@ def encoder_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def file_on_hub(repo_id: str, name: str, repo_type: str = "dataset", **options: Any) -> Path | None:
-    """Downloads a file of a repository; None where there is no such file or repository, or the Hub is out of reach."""
+def file_on_hub(
+    repo_id: str, name: str, repo_type: str = "dataset", must_reach: bool = False, **options: Any
+) -> Path | None:
+    """Downloads a file of a repository; None where there is no such file or repository, or the Hub is out of reach.
+
+    With `must_reach`, a Hub out of reach is an error.
+    """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(hf_hub_download(repo_id, name, repo_type=repo_type, **options))
-    except (EntryNotFoundError, RepositoryNotFoundError):
+    except (EntryNotFoundError, RepositoryNotFoundError) as error:
+        if must_reach and isinstance(error, LocalEntryNotFoundError):
+            raise
         return None

@@ -104,6 +104,8 @@ class StoreDescription:
 
 def check_same_pairs(where: str, made: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Refuses a source of a run whose pairs have another `fingerprint` than those that a store was made of."""
+    if not isinstance(made.get("fingerprint"), Mapping):
+        raise ValueError(f"{where}: {made.get('data')!r} has no fingerprint; embed it anew")
     for part, value in made["fingerprint"].items():
         if found["fingerprint"].get(part) != value:
             raise ValueError(f"{where} was made of other {part}: {made['data']!r} has changed since; embed it anew")

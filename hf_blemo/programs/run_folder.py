@@ -61,7 +61,7 @@ def _check_same_run(
                 "settings, or start anew: --overwrite true"
             )
     for name, value in inputs.items():
-        if earlier.get(_INPUTS, {}).get(name) != value:
+        if (earlier.get(_INPUTS) or {}).get(name) != value:
             raise ValueError(
                 f"resume: {name} changed since the run in {output_dir}, under the same name; restore them, or start "
                 "anew: --overwrite true"

@@ -4,12 +4,13 @@ import copy
 import json
 import re
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.numpy import save_file
 from sample_metrics import FAMILIES, set_first_number
 from tiny_models import MAKERS, save_tiny_model
@@ -176,6 +177,19 @@ def test_a_commit_in_between_is_not_overwritten(folder, hub, monkeypatch):
         publishing._upload(
             folder, files_to_publish(folder), NAME, lambda card: publishing.merge_card(card, card), message=None
         )
+    assert b"Written on the Hub." in hub.files(NAME)["README.md"]
+
+
+def test_a_card_that_cannot_be_fetched_is_not_overwritten(folder, hub, monkeypatch):
+    publish(folder, NAME)
+    edit_there(hub, "## Data", "Written on the Hub.\n\n## Data")
+
+    def broken(*arguments, **options):
+        raise LocalEntryNotFoundError("the connection broke")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    with pytest.raises(LocalEntryNotFoundError, match="broke"):
+        publish(folder, NAME)
     assert b"Written on the Hub." in hub.files(NAME)["README.md"]
 
 
