@@ -4,6 +4,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -168,3 +169,26 @@ def _encoded(stream: Any, frames: Iterator[Any]) -> Iterator[av.Packet]:
         yield from stream.encode(frame)
     if not empty:
         yield from stream.encode(None)
+
+
+def noise(count: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
+    """Pictures that no codec makes small."""
+    shape = (size[1], size[0], 3)
+    return [np.random.default_rng(number).integers(0, 255, shape, np.uint8) for number in range(count)]
+
+
+def read_clip(source: Any, **options: Any) -> SimpleNamespace:
+    """A clip, with its frames, and its sound at 16 kHz on the time axis of the clip: silence where there is none."""
+    from hf_blemo.media import Audio, Frame, MediaFile
+
+    with MediaFile(source, **options) as media:
+        items = list(media.read(audio_rates=[16000]))
+    frames, pieces = ([item for item in items if isinstance(item, kind)] for kind in (Frame, Audio))
+    ends = [round(piece.time * 16000) + len(piece.samples) for piece in pieces]
+    samples = np.zeros(max(ends, default=0), np.float32)
+    for piece in pieces:
+        assert piece.rate == 16000 and piece.samples.dtype == np.float32 and piece.samples.ndim == 1
+        start = round(piece.time * 16000)
+        samples[max(0, start) : start + len(piece.samples)] = piece.samples[max(0, -start) :]
+    about = {name: getattr(media, name) for name in ("has_video", "has_audio", "notes", "name", "duration")}
+    return SimpleNamespace(**about, frames=frames, samples=samples)
