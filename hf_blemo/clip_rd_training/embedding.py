@@ -166,8 +166,9 @@ def _embed(accelerator: Accelerator, settings: EmbeddingSettings, stack: ExitSta
             again = "the same command uploads it again"
             with hub_errors(f"{output} is complete but was not uploaded to {settings.push_to_hub}; {again}"):
                 _push_store(output, settings.push_to_hub)
+    pairs = sum(source["pairs"] for source in described)
     return {
-        "pairs": (pairs := sum(source["pairs"] for source in described)),
+        "pairs": pairs,
         "rows": pairs * description.variants,
         "shards": len(shards),
         "written": len(missing),

@@ -102,7 +102,11 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     # All is checked before torch is imported and models are loaded, which takes long.
     from hf_blemo.prediction.fusion_files import check_averaged, find_fusion
-    from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import BLEMORE_SPACE, same_space
+    from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import (
+        BLEMORE_SPACE,
+        default_decoding,
+        same_space,
+    )
 
     files = [find_fusion(model, arguments.revision) for model in arguments.model]
     if all(found.encoders for found in files):
@@ -110,8 +114,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     if any(path.suffix == ".zip" for path in outputs):
         same_space(files[0].label_space, BLEMORE_SPACE, arguments.model[0], "a submission to the BlEmoRE challenge")
     own = files[0].processor
-    own_decoding = own.get("decoding") or ("soft" if own.get("label_kind") == "soft" else "expected_score")
-    _check_decoding(arguments, own_decoding, outputs)
+    _check_decoding(arguments, own.get("decoding") or default_decoding(own.get("label_kind")), outputs)
 
     from hf_blemo import feature_sets
 

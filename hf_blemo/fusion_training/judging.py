@@ -88,7 +88,7 @@ class Judge:
 
     def nearest(self, shares: np.ndarray) -> np.ndarray:
         """Numbers (N,) of the valid labels nearest to (N, C) shares."""
-        return nearest(self.space, shares) if self.space.blend_percents else shares.argmax(-1)
+        return nearest(self.space, shares)
 
     def losses(self, joint: np.ndarray, labels: np.ndarray, nearest: np.ndarray) -> np.ndarray:
         """The joint loss (R,) of each row, in nats, as the model's: the negative log-likelihood of its label, or its

@@ -178,8 +178,8 @@ def card_in(folder: Path) -> str | None:
 
 
 def card_on_hub(repo_id: str, repo_type: str = "model", **options: Any) -> str | None:
-    """The card of a repository, if there is one."""
-    path = file_on_hub(repo_id, CARD_FILE, repo_type, **options)
+    """The card of a repository, if there is one; one that cannot be fetched now must not be taken for none."""
+    path = file_on_hub(repo_id, CARD_FILE, repo_type, must_reach=True, **options)
     return None if path is None else card_in(path.parent)
 
 

@@ -50,8 +50,7 @@ def upload(
     parent = api.repo_info(repo_id, repo_type=repo_type).sha
     contents, text = {name: _without_local_paths(name, content) for name, content in files.items()}, ""
     if card is not None:
-        # A card that cannot be fetched now must not be replaced as if there were none.
-        text = card(card_on_hub(repo_id, repo_type, must_reach=True, revision=parent, token=token))
+        text = card(card_on_hub(repo_id, repo_type, revision=parent, token=token))
         contents[CARD_FILE] = text.encode()
     stale = api.list_repo_files(repo_id, repo_type=repo_type, revision=parent) if replaced is not None else []
     commit = api.create_commit(

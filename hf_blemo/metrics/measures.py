@@ -149,7 +149,7 @@ def _truth(space: LabelSpace, labels: Any, kind: str) -> tuple[np.ndarray, np.nd
         row = int(np.argmin(right))
         raise ValueError(f"labels: row {row} is {truth[row].tolist()}, expected shares from 0 that sum to 1")
     if kind == "soft":
-        return truth / truth.sum(1, keepdims=True), nearest(space, truth) if space.blend_percents else truth.argmax(1)
+        return truth / truth.sum(1, keepdims=True), nearest(space, truth)
     indices = nearest(space, truth)
     exact = space.percent[indices] / 100
     right = (np.abs(truth - exact) <= TOLERANCE).all(1)
@@ -160,7 +160,9 @@ def _truth(space: LabelSpace, labels: Any, kind: str) -> tuple[np.ndarray, np.nd
 
 
 def nearest(space: LabelSpace, shares: np.ndarray) -> np.ndarray:
-    """`space.nearest` of each different row once, in parts that fit memory."""
+    """`space.nearest` of each different row once, in parts that fit memory; the largest share where nothing blends."""
+    if not space.blend_percents:
+        return shares.argmax(1)
     different, inverse = np.unique(shares, axis=0, return_inverse=True)
     step = max(1, 2**22 // space.percent.size)
     parts = [space.nearest(different[start : start + step]) for start in range(0, max(1, len(different)), step)]

@@ -24,7 +24,7 @@ from hf_blemo.rank_aware_fusion.configuration_rank_aware_fusion import RankAware
 from hf_blemo.rank_aware_fusion.decoding_rank_aware_fusion import output_probabilities
 from hf_blemo.rank_aware_fusion.label_space_rank_aware_fusion import LabelSpace, same_space
 from hf_blemo.rank_aware_fusion.modeling_rank_aware_fusion import RankAwareFusionModel
-from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import result_of_row
+from hf_blemo.rank_aware_fusion.pipeline_rank_aware_fusion import check_top_labels, result_of_row
 from hf_blemo.rank_aware_fusion.processing_rank_aware_fusion import RankAwareFusionProcessor
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def results(
             gives no finite probabilities for a clip; there are fewer valid labels than `top_labels`.
     """
     processor = members[0][1]
+    check_top_labels(top_labels, processor.label_space)
     batch = processor(samples, clips=clips)
     outputs = [model(**batch.to(model.device)) for model, _ in members]
     parts = [output_probabilities(output, clips) for output in outputs]

@@ -23,6 +23,11 @@ TOLERANCE = 1e-3
 Blend = list[dict[str, str | float]]
 
 
+def default_decoding(label_kind: str | None) -> str:
+    """How the processor of a kind of labels decodes unless told otherwise."""
+    return "soft" if label_kind == "soft" else "expected_score"
+
+
 class LabelSpace:
     """Names in order, the splits that a blend can have, and the names that never blend.
 

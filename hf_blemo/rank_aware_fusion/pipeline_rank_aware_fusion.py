@@ -69,6 +69,9 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
         if unknown:
             known = ", ".join(self.parameters)
             raise ValueError(f"{TASK}: unknown parameter {unknown[0]!r}, expected some of {known}")
+        # A processor of another family has no labels; `__init__` refuses it.
+        if kwargs.get("top_labels") is not None:
+            check_top_labels(kwargs["top_labels"], self.processor.label_space)
         return {}, {}, {name: value for name, value in kwargs.items() if value is not None}
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -152,6 +155,12 @@ class BlendedEmotionRecognitionPipeline(Pipeline):
         return results
 
 
+def check_top_labels(top_labels: int | None, space: LabelSpace) -> None:
+    """Refuses to list more labels than there are, before anything is computed."""
+    if top_labels is not None and not 0 < top_labels <= len(space):
+        raise ValueError(f"top_labels must be from 1 to {len(space)}, found {top_labels}")
+
+
 def result_of_row(
     values: Mapping[str, torch.Tensor],
     row: int,
@@ -190,8 +199,6 @@ def result_of_row(
                 "them): do not rely on the prediction"
             ]
     if top_labels is not None:
-        if not 0 < top_labels <= len(space):
-            raise ValueError(f"top_labels must be from 1 to {len(space)}, found {top_labels}")
         top, places = values["joint_probabilities"][row].float().topk(top_labels)
         result["labels"] = [
             {"blend": space.blend(place), "probability": value}

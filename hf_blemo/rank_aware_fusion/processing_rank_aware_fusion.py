@@ -16,7 +16,7 @@ from .decoding_rank_aware_fusion import (
     decode_thresholds,
     default_blend_share,
 )  # fmt: skip
-from .label_space_rank_aware_fusion import LABEL_KINDS, UNLABELLED, Blend, space_of
+from .label_space_rank_aware_fusion import LABEL_KINDS, UNLABELLED, Blend, default_decoding, space_of
 
 
 class _Batch(BatchFeature):
@@ -87,7 +87,7 @@ class RankAwareFusionProcessor(ProcessorMixin):
         self.unblended = list(self.label_space.unblended)
         self.label_kind = label_kind
         if decoding is None:
-            decoding = "soft" if label_kind == "soft" else "expected_score"
+            decoding = default_decoding(label_kind)
         if decoding not in DECODINGS:
             raise ValueError(f"decoding {decoding!r} is not one of {', '.join(DECODINGS)}")
         self.encoders = complete_encoders(encoders, encoder_order)

@@ -246,7 +246,7 @@ def test_other_parameters_and_models_are_refused(recognise, clips, tmp_path):
     with pytest.raises(ValueError, match="unknown parameter 'topk', expected some of decoding, alpha"):
         recognise(clips[0], topk=3)
     with pytest.raises(ValueError, match="top_labels must be from 1 to 36, found 0"):
-        recognise(clips[0], top_labels=0)
+        recognise({"unknown": np.ones((1, 2))}, top_labels=0)
     save_tiny_model("clip_rd", tmp_path)
     with pytest.raises(ValueError, match="model of rank-aware fusion with its processor, found a CLIPRDModel"):
         pipeline(TASK, model=str(tmp_path))
